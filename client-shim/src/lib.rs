@@ -1,1 +1,13 @@
+//! The Headstart shim: a containerd remote snapshotter whose layers are mounted lazily.
+//!
+//! In: a configuration. Out: a gRPC service for containerd on a unix socket, and one FUSE mount.
+//! Invariant: follow a read: `snapshotter -> layers -> presentation -> fuse -> cache -> fetch`; each uses only what is
+//! to its right. Lazy is an optimisation: whatever goes wrong before a mount ends in an ordinary pull.
+//! Not here: the formats (`headstart-layer-format`) and conversion (the server).
 
+pub mod cache;
+pub mod fetch;
+pub mod fuse;
+pub mod layers;
+pub mod presentation;
+pub mod snapshotter;

@@ -1,0 +1,2 @@
+//! fetch (owner LAZY).
+pub mod servers;

@@ -1,0 +1,1 @@
+//! presentation (owner LAZY).

@@ -1,0 +1,1 @@
+//! Snapshotter (owner SNAP).

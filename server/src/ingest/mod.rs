@@ -1,0 +1,3 @@
+//! Conversion (owner INGEST).
+pub mod config;
+pub use config::IngestConfig;

@@ -1,0 +1,3 @@
+//! Metrics (owner MIRROR).
+#[derive(Clone, Debug, Default)]
+pub struct Metrics;
