@@ -5,9 +5,12 @@
 //! to its right. Lazy is an optimisation: whatever goes wrong before a mount ends in an ordinary pull.
 //! Not here: the formats (`headstart-layer-format`) and conversion (the server).
 
+pub mod app;
 pub mod cache;
+pub mod config;
 pub mod fetch;
 pub mod fuse;
 pub mod layers;
 pub mod presentation;
+pub mod proto;
 pub mod snapshotter;

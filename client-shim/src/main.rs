@@ -1,1 +1,115 @@
-fn main() {}
+//! The `headstart-shim` program: command line, logging, signals.
+//!
+//! In: arguments, a config file, SIGTERM or SIGINT. Out: a running shim, an exit code. Invariant: a signal stops
+//! everything in order (containerd's calls, then the mounts) and exits with 0.
+//! Not here: anything a test would want to run in-process; that is `headstart_shim::app`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use headstart_shim::app;
+use headstart_shim::config::{Config, ConfigError, LogConfig, LogFormat};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// containerd snapshotter that starts containers before their image has arrived.
+///
+/// Serves containerd's snapshots API on a unix socket, as a proxy plugin named "headstart". Layers that a Headstart
+/// server has converted are mounted at once and their bytes fetched when read; every other layer is pulled the ordinary
+/// way into an overlay snapshot. Must run as root: it mounts filesystems and keeps files of any owner.
+///
+/// The configuration file (shim.toml) knows:
+///   root_dir     state and cache             (default /var/lib/headstart-shim)
+///   socket       where containerd connects   (default /run/headstart/shim.sock)
+///   servers      Headstart servers, in order (default ["http://127.0.0.1:5000"])
+///   [snapshotter] waiting and durability,  [lazy] layers and their cache,
+///   [fetch] how servers are asked,  [log] level and format ("text" or "json")
+/// An unknown key is an error.
+///
+/// containerd needs, in its config.toml:
+///   [proxy_plugins.headstart]
+///     type = "snapshot"
+///     address = "/run/headstart/shim.sock"
+///
+/// SIGTERM or SIGINT stops it cleanly. When a layer cannot start lazily, one log line with the key "lazy_declined" says
+/// why and containerd pulls it.
+#[derive(Parser, Debug)]
+#[command(version, verbatim_doc_comment, max_term_width = 100)]
+struct Args {
+    /// Configuration file (TOML); without it the defaults above apply
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Read the configuration, report the first error in it, and exit
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match start(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("headstart-shim: failed to {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum MainError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("accept log.level: {0}")]
+    LogLevel(#[from] tracing_subscriber::filter::ParseError),
+    #[error("start the runtime: {0}")]
+    Runtime(std::io::Error),
+    #[error("listen for signals: {0}")]
+    Signals(std::io::Error),
+    #[error(transparent)]
+    App(#[from] app::AppError),
+}
+
+fn start(args: &Args) -> Result<(), MainError> {
+    let config = Config::load(args.config.as_deref())?;
+    if args.check {
+        return Ok(());
+    }
+    start_logging(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(MainError::Runtime)?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        stop_on_signals(stop.clone()).map_err(MainError::Signals)?;
+        Ok(app::run(config, stop).await?)
+    })
+}
+
+fn start_logging(config: &LogConfig) -> Result<(), MainError> {
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(&config.level)?)
+        .with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// Cancels `stop` at the first SIGTERM or SIGINT.
+fn stop_on_signals(stop: CancellationToken) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        stop.cancel();
+    });
+    Ok(())
+}

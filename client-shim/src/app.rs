@@ -1,0 +1,132 @@
+//! Wires the shim together and runs it.
+//!
+//! In: a [`Config`], a token that says when to stop. Out: the gRPC service on its socket until then. Invariant: one shim
+//! per `root_dir` (a lock file), nothing is asked of any server before containerd asks something of us, and a node
+//! without FUSE still gets an ordinary snapshotter.
+//! Not here: the process around it (`main.rs`): tests run this in-process.
+
+use std::fs::{self, File, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::fetch::servers::{FetchError, Servers};
+use crate::layers::NodeLayers;
+use crate::proto::snapshots::snapshots_server::SnapshotsServer;
+use crate::snapshotter::engine::Engine;
+use crate::snapshotter::error::SnapshotError;
+use crate::snapshotter::lazy::{LazyLayers, NodeLazy};
+use crate::snapshotter::service::SnapshotService;
+
+/// How long calls in progress may go on after a stop; systemd kills after 90 s.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Why the shim does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error("{what} {path}: {source}")]
+    Path {
+        what: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("use {0}: another shim is running on it")]
+    InUse(PathBuf),
+    #[error("use the configured servers: {0}")]
+    Servers(#[from] FetchError),
+    #[error("load snapshots: {0}")]
+    Snapshots(#[from] SnapshotError),
+    #[error("serve containerd: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// Runs until `stop`.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AppError> {
+    let _lock = lock_root(&config.root_dir)?;
+    let servers = Servers::new(&config.servers, &config.fetch)?;
+    let enabled = config.snapshotter.lazy && !config.servers.is_empty();
+    let layers = match NodeLayers::open(&config.root_dir, &config.lazy, servers.clone()).await {
+        Ok(layers) => Some(layers),
+        Err(error) => {
+            tracing::error!(%error, "no lazy layers on this node; pulls are ordinary");
+            None
+        }
+    };
+    let backend = NodeLazy::new(servers, layers.clone(), enabled);
+    let served = serve(&config, backend, stop).await;
+    if let Some(layers) = layers {
+        layers.shutdown().await;
+    }
+    served
+}
+
+/// Serves the snapshotter with any lazy side until `stop`.
+pub async fn serve<B: LazyLayers>(config: &Config, backend: B, stop: CancellationToken) -> Result<(), AppError> {
+    let engine = Arc::new(Engine::open(&config.root_dir, &config.snapshotter, backend).await?);
+    let listener = bind(&config.socket)?;
+    tracing::info!(socket = %config.socket.display(), "ready");
+    let service = SnapshotsServer::new(SnapshotService::new(engine.clone()));
+    let server = tonic::transport::Server::builder()
+        .add_service(service)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.clone().cancelled_owned());
+    let drained = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN_MAX).await;
+    };
+    let served = tokio::select! {
+        served = server => served,
+        () = drained => Ok(()),
+    };
+    engine.shutdown().await;
+    // The next shim would remove it anyway; without it containerd fails at once instead of waiting.
+    let _ = fs::remove_file(&config.socket);
+    Ok(served?)
+}
+
+/// Two shims on one root would each lose what the other writes.
+fn lock_root(root: &Path) -> Result<File, AppError> {
+    make_dir(root)?;
+    let path = root.join("lock");
+    let file = File::create(&path).map_err(failed("create", &path))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(AppError::InUse(root.to_owned())),
+        Err(errno) => Err(failed("lock", &path)(errno.into())),
+    }
+}
+
+/// Listens on `socket`, in place of one that a killed shim left.
+fn bind(socket: &Path) -> Result<UnixListener, AppError> {
+    if let Some(dir) = socket.parent() {
+        make_dir(dir)?;
+    }
+    if UnixStream::connect(socket).is_ok() {
+        return Err(AppError::InUse(socket.to_owned()));
+    }
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("remove stale", socket)(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).map_err(failed("listen on", socket))?;
+    // Whoever may connect may mount: root alone.
+    fs::set_permissions(socket, Permissions::from_mode(0o600)).map_err(failed("protect", socket))?;
+    Ok(listener)
+}
+
+fn make_dir(dir: &Path) -> Result<(), AppError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(dir);
+    made.map_err(failed("create", dir))
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> AppError {
+    let path = path.to_owned();
+    move |source| AppError::Path { what, path, source }
+}

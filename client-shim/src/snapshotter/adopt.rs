@@ -1,0 +1,124 @@
+//! The lazy `Prepare`: a committed snapshot that containerd adopts instead of unpacking a layer.
+//!
+//! In: the identity of a layer, the parent's name. Out: a snapshot on record for containerd to find, or a [`Decline`].
+//! Invariant: when this says "adopt", containerd's walk for (chain ID, parent) finds a committed snapshot, now. Anything
+//! that goes wrong is a decline, and leaves no layer pinned.
+//! Not here: the ordinary `Prepare` that follows a decline ([`super::service`]).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use headstart_layer_format::ChainId;
+
+use super::decide::Decisions;
+use super::decline::{Decline, DeclineReason};
+use super::error::SnapshotError;
+use super::image::Target;
+use super::labels::{self, LayerIdentity};
+use super::lazy::LazyLayers;
+use super::pins::Pins;
+use super::record::{Labels, LazyLayer};
+use super::store::SnapshotStore;
+
+/// Another call is writing the very same snapshot: its two fsyncs are waited for, this often and this many times.
+const OTHER_CALL_POLL: Duration = Duration::from_millis(20);
+const OTHER_CALL_POLLS: u32 = 250;
+
+/// Everything a lazy `Prepare` works with.
+#[derive(Debug)]
+pub struct Adopter<B> {
+    pub store: Arc<SnapshotStore>,
+    pub pins: Pins<B>,
+    pub backend: Arc<B>,
+    pub decisions: Decisions,
+    pub present_timeout: Duration,
+}
+
+impl<B: LazyLayers> Adopter<B> {
+    /// Puts a committed snapshot for `identity` on `parent` on record, or says why not.
+    pub async fn adopt(&self, identity: &LayerIdentity, parent: &str, labels: &Labels) -> Result<(), Decline> {
+        let chain = identity.chain_id;
+        if self.store.adoptable(&chain, parent).is_some() {
+            return Ok(());
+        }
+        if let Some(reason) = self.backend.obstacle() {
+            return Err(Decline::new(reason, "layers cannot be lazy on this node"));
+        }
+        let below = self.parent_chain(parent)?;
+        let (manifest, target) = self.decisions.target(&*self.backend, identity, below.as_ref()).await?;
+        if parent.is_empty() && ChainId::bottom(target.diff_id) != chain {
+            return Err(Decline::new(
+                DeclineReason::Mismatch,
+                "a layer with layers below it was asked for without a parent",
+            ));
+        }
+        let adopted = self.commit(chain, &target, parent, labels).await;
+        if let Err(decline) = &adopted {
+            self.decisions.decline(manifest, decline.clone());
+        }
+        adopted
+    }
+
+    /// The parent's chain ID, if it has a parent and that tells.
+    fn parent_chain(&self, parent: &str) -> Result<Option<ChainId>, Decline> {
+        if parent.is_empty() {
+            return Ok(None);
+        }
+        // A parent that does not exist is the ordinary path's error to report.
+        let record = self.store.stat(parent);
+        let record = record.map_err(|e| Decline::new(DeclineReason::Mismatch, e))?;
+        Ok(record.chain_id())
+    }
+
+    async fn commit(&self, chain: ChainId, target: &Target, parent: &str, labels: &Labels) -> Result<(), Decline> {
+        let pin = self.pins.pin(&target.layer);
+        let deadline = Instant::now() + self.present_timeout;
+        let shown = self.pins.present(&pin, deadline).await;
+        let shown = shown.map_err(|e| Decline::new(DeclineReason::PresentFailed, e))?;
+        if shown.diff_id.is_some_and(|diff_id| diff_id != target.diff_id) {
+            return Err(Decline::new(
+                DeclineReason::Mismatch,
+                "the layer's TOC has another DiffID than the image's config",
+            ));
+        }
+        let mut labels = labels.clone();
+        labels.insert(labels::REMOTE.into(), labels::REMOTE_VALUE.into());
+        labels.insert(labels::HEADSTART_LAYER.into(), target.layer.to_string());
+        let lazy = LazyLayer {
+            layer: target.layer,
+            chain_id: chain,
+        };
+        let (store, parent_name) = (self.store.clone(), parent.to_owned());
+        // The pin goes into the task, which runs to its end even if containerd hangs up meanwhile.
+        let made = tokio::task::spawn_blocking(move || {
+            let made = store.create_lazy(&parent_name, labels, lazy);
+            if made.is_ok() {
+                pin.keep();
+            }
+            made
+        });
+        match made.await {
+            Ok(Ok(record)) => {
+                tracing::info!(chain = %chain, layer = %target.layer, name = record.name, "layer mounted lazily");
+                Ok(())
+            }
+            Ok(Err(SnapshotError::AlreadyExists(_))) => self.await_other(chain, parent).await,
+            Ok(Err(error)) => Err(Decline::new(DeclineReason::CommitFailed, error)),
+            Err(error) => Err(Decline::new(DeclineReason::CommitFailed, error)),
+        }
+    }
+
+    /// Two calls for one snapshot: the other one has its name; containerd may be told once its walk finds it.
+    async fn await_other(&self, chain: ChainId, parent: &str) -> Result<(), Decline> {
+        for _ in 0..OTHER_CALL_POLLS {
+            if self.store.adoptable(&chain, parent).is_some() {
+                return Ok(());
+            }
+            tokio::time::sleep(OTHER_CALL_POLL).await;
+        }
+        Err(Decline::new(
+            DeclineReason::CommitFailed,
+            "the name is taken by a snapshot that containerd would not adopt",
+        ))
+    }
+}

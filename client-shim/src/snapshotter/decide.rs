@@ -1,0 +1,181 @@
+//! Lazy or not: asked once per image, remembered for its other layers.
+//!
+//! In: a [`LayerIdentity`]. Out: the [`Target`] to present, or a [`Decline`]. Invariant: concurrent callers for one image
+//! share one question and one wait; after a decline the image's other layers do not wait again; every memory is bounded
+//! and fades.
+//! Not here: what an answer means ([`super::image`]), acting on it ([`super::adopt`]).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use headstart_layer_format::{BlobDigest, ChainId, api::ChainStatus};
+use moka::sync::Cache;
+use tokio::sync::OnceCell;
+
+use super::decline::{Decline, DeclineReason};
+use super::image::{LazyImage, Target};
+use super::labels::LayerIdentity;
+use super::lazy::{LazyError, LazyLayers};
+use crate::config::SnapshotterConfig;
+
+/// Images decided upon at one time: pulls in progress on one node are tens.
+const IMAGES_MAX: u64 = 512;
+/// Chains remembered as unknown: [`IMAGES_MAX`] images of 20 layers.
+const CHAINS_MAX: u64 = 10_240;
+/// A server learns of an image while it serves the manifest and the config, and containerd may come here a moment
+/// before it has written that down.
+const UNKNOWN_RETRY: Duration = Duration::from_millis(200);
+const UNKNOWN_RETRIES: u32 = 5;
+
+type Verdict = Result<Arc<LazyImage>, Decline>;
+
+/// A verdict, and when it was reached.
+#[derive(Debug)]
+struct Dated<T> {
+    value: T,
+    at: Instant,
+}
+
+impl<T> Dated<T> {
+    fn now(value: T) -> Self {
+        Self {
+            value,
+            at: Instant::now(),
+        }
+    }
+}
+
+type ImageCell = Arc<OnceCell<Dated<Verdict>>>;
+
+/// The decisions of this node.
+#[derive(Clone, Debug)]
+pub struct Decisions {
+    images: Cache<BlobDigest, ImageCell>,
+    /// Chains whose image could not even be found out. A chain above one of them is not asked for: a server that knows
+    /// an image knows all its chains.
+    chains: Cache<ChainId, Arc<Dated<Decline>>>,
+    wait_ms: u64,
+    no_server_memory: Duration,
+}
+
+impl Decisions {
+    pub fn new(config: &SnapshotterConfig) -> Self {
+        let idle = Duration::from_millis(config.decision_idle_ms);
+        Self {
+            images: Cache::builder().max_capacity(IMAGES_MAX).time_to_idle(idle).build(),
+            chains: Cache::builder().max_capacity(CHAINS_MAX).time_to_idle(idle).build(),
+            wait_ms: config.prepare_wait_ms,
+            no_server_memory: Duration::from_millis(config.no_server_memory_ms),
+        }
+    }
+
+    /// The layer to present for `identity` on a parent with chain ID `parent`, and its image's manifest.
+    pub async fn target<B: LazyLayers>(
+        &self,
+        backend: &B,
+        identity: &LayerIdentity,
+        parent: Option<&ChainId>,
+    ) -> Result<(BlobDigest, Target), Decline> {
+        let manifest = match identity.manifest.or_else(|| self.known_image(&identity.chain_id)) {
+            Some(manifest) => manifest,
+            None => self.image_of_chain(backend, &identity.chain_id, parent).await?,
+        };
+        let image = self.image(backend, &manifest).await?;
+        let target = image.target(&identity.chain_id, identity.layer.as_ref(), parent)?;
+        Ok((manifest, target))
+    }
+
+    /// Makes the image's other layers decline too.
+    pub fn decline(&self, manifest: BlobDigest, decline: Decline) {
+        let cell = OnceCell::new_with(Some(Dated::now(Err(decline))));
+        self.images.insert(manifest, Arc::new(cell));
+    }
+
+    /// An image decided to be lazy that contains `chain`.
+    fn known_image(&self, chain: &ChainId) -> Option<BlobDigest> {
+        let lazy =
+            |cell: &ImageCell| matches!(cell.get(), Some(Dated { value: Ok(image), .. }) if image.contains(chain));
+        let found = self.images.iter().find(|(_, cell)| lazy(cell));
+        found.map(|(manifest, _)| *manifest)
+    }
+
+    async fn image<B: LazyLayers>(&self, backend: &B, manifest: &BlobDigest) -> Verdict {
+        let stale = |cell: &ImageCell| match cell.get() {
+            Some(Dated { value: Err(d), at }) => self.is_over(d, *at),
+            _ => false,
+        };
+        if self.images.get(manifest).is_some_and(|cell| stale(&cell)) {
+            self.images.invalidate(manifest);
+        }
+        let cell = self.images.get_with(*manifest, ImageCell::default);
+        let verdict = cell.get_or_init(|| async {
+            let verdict = self.ask_image(backend, manifest).await;
+            Dated::now(verdict.map(Arc::new))
+        });
+        verdict.await.value.clone()
+    }
+
+    async fn ask_image<B: LazyLayers>(&self, backend: &B, manifest: &BlobDigest) -> Result<LazyImage, Decline> {
+        let status = retry_unknown(|| backend.image(manifest, self.wait_ms)).await;
+        let status = status.map_err(|e| Decline::new(DeclineReason::NoServer, e))?;
+        let unknown = || Decline::new(DeclineReason::UnknownImage, "no server has served this manifest");
+        LazyImage::from_status(manifest, &status.ok_or_else(unknown)?)
+    }
+
+    async fn image_of_chain<B: LazyLayers>(
+        &self,
+        backend: &B,
+        chain: &ChainId,
+        parent: Option<&ChainId>,
+    ) -> Result<BlobDigest, Decline> {
+        let answer = match [Some(chain), parent]
+            .into_iter()
+            .flatten()
+            .find_map(|c| self.declined(c))
+        {
+            Some(decline) => Err(decline),
+            None => ask_chain(backend, chain).await,
+        };
+        answer.map_err(|decline| {
+            self.chains.insert(*chain, Arc::new(Dated::now(decline.clone())));
+            decline
+        })
+    }
+
+    fn declined(&self, chain: &ChainId) -> Option<Decline> {
+        let dated = self.chains.get(chain)?;
+        (!self.is_over(&dated.value, dated.at)).then(|| dated.value.clone())
+    }
+
+    /// Servers come back, so that none answered is believed for a short time only.
+    fn is_over(&self, decline: &Decline, at: Instant) -> bool {
+        decline.reason == DeclineReason::NoServer && at.elapsed() >= self.no_server_memory
+    }
+}
+
+async fn ask_chain<B: LazyLayers>(backend: &B, chain: &ChainId) -> Result<BlobDigest, Decline> {
+    let status = retry_unknown(|| backend.chain(chain)).await;
+    let status: Option<ChainStatus> = status.map_err(|e| Decline::new(DeclineReason::NoServer, e))?;
+    let status = status.filter(|s| s.chain_id == *chain);
+    // Latest first: most likely the one whose manifest containerd has just fetched.
+    let image = status.and_then(|s| s.images.first().copied());
+    image.ok_or_else(|| {
+        Decline::new(
+            DeclineReason::UnknownImage,
+            "no server has served an image with this chain ID",
+        )
+    })
+}
+
+async fn retry_unknown<T, F>(mut ask: impl FnMut() -> F) -> Result<Option<T>, LazyError>
+where
+    F: Future<Output = Result<Option<T>, LazyError>>,
+{
+    for _ in 0..UNKNOWN_RETRIES {
+        if let Some(known) = ask().await? {
+            return Ok(Some(known));
+        }
+        tokio::time::sleep(UNKNOWN_RETRY).await;
+    }
+    ask().await
+}

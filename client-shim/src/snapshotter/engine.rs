@@ -1,0 +1,258 @@
+//! What each snapshot call does, without the wire.
+//!
+//! In: names and labels. Out: records, mounts. Invariant: file work runs on blocking threads; nothing but `prepare`,
+//! `view` and `mounts` waits for more than this node's disk.
+//! Not here: protobuf ([`super::service`]), the lazy decision ([`super::adopt`]).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::adopt::Adopter;
+use super::decide::Decisions;
+use super::decline::{Decline, DeclineReason};
+use super::error::SnapshotError;
+use super::filter::Filters;
+use super::labels::{self, LayerIdentity};
+use super::lazy::LazyLayers;
+use super::mounts::{OwnDirs, mounts};
+use super::overlay::OverlayOptions;
+use super::pins::Pins;
+use super::record::{Kind, Labels, Record, Usage};
+use super::store::SnapshotStore;
+use super::trash::Trash;
+use crate::config::SnapshotterConfig;
+use crate::proto::Mount;
+
+/// How long `Cleanup` waits for the files it deletes. It goes on without its caller.
+const CLEANUP_WAIT: Duration = Duration::from_secs(2);
+/// How long a stop waits for the release of layers.
+const RELEASE_WAIT: Duration = Duration::from_secs(5);
+
+/// What `prepare` came to.
+#[derive(Debug)]
+pub enum Prepared {
+    /// A writable snapshot.
+    Mounts(Vec<Mount>),
+    /// The layer is there, committed: containerd adopts it.
+    Adopted,
+}
+
+/// The snapshotter.
+#[derive(Debug)]
+pub struct Engine<B: LazyLayers> {
+    store: Arc<SnapshotStore>,
+    adopter: Adopter<B>,
+    overlay: OverlayOptions,
+    trash: Trash,
+    stop: CancellationToken,
+    present_timeout: Duration,
+}
+
+impl<B: LazyLayers> Engine<B> {
+    /// Loads the snapshots below `root`; asks nobody. Must be called on a runtime.
+    pub async fn open(root: &Path, config: &SnapshotterConfig, backend: B) -> Result<Self, SnapshotError> {
+        let (root, sync_on_commit) = (root.to_owned(), config.sync_on_commit);
+        let store = blocking(move || SnapshotStore::open(&root, sync_on_commit)).await?;
+        let store = Arc::new(store);
+        let backend = Arc::new(backend);
+        let pins = Pins::new(backend.clone(), Handle::current());
+        let stop = CancellationToken::new();
+        let engine = Self {
+            trash: Trash::new(store.clone(), stop.clone()),
+            adopter: Adopter {
+                store: store.clone(),
+                pins,
+                backend,
+                decisions: Decisions::new(config),
+                present_timeout: Duration::from_millis(config.present_timeout_ms),
+            },
+            store,
+            overlay: OverlayOptions::detect(),
+            stop,
+            present_timeout: Duration::from_millis(config.present_timeout_ms),
+        };
+        engine.trash.sweep();
+        engine.show_known();
+        Ok(engine)
+    }
+
+    /// Pins every lazy snapshot's layer and shows it again, in the background: a call that comes first does it itself.
+    fn show_known(&self) {
+        let lazy: Vec<_> = self
+            .store
+            .all()
+            .iter()
+            .filter_map(|r| Some((r.clone(), r.lazy.clone()?)))
+            .collect();
+        for (_, lazy) in &lazy {
+            self.adopter.pins.pin(&lazy.layer).keep();
+        }
+        let (pins, stop) = (self.adopter.pins.clone(), self.stop.clone());
+        tokio::task::spawn_blocking(move || {
+            for (record, lazy) in lazy {
+                if stop.is_cancelled() {
+                    return;
+                }
+                if let Err(error) = pins.present_known(&lazy.layer) {
+                    // The snapshot stays: the layer is tried again when a container needs it.
+                    tracing::error!(name = record.name, layer = %lazy.layer, %error, "lazy layer not available");
+                }
+            }
+        });
+    }
+
+    /// Makes a writable snapshot, or has the layer adopted that it would be for.
+    pub async fn prepare(&self, key: String, parent: String, labels: Labels) -> Result<Prepared, SnapshotError> {
+        if let Some(chain) = labels.get(labels::SNAPSHOT_REF) {
+            let identity = LayerIdentity::from_labels(&labels);
+            let adopted = match &identity {
+                Some(identity) => self.adopter.adopt(identity, &parent, &labels).await,
+                None => Err(Decline::new(DeclineReason::Malformed, "the label is not a chain ID")),
+            };
+            match adopted {
+                Ok(()) => return Ok(Prepared::Adopted),
+                Err(decline) => decline.log(chain, identity.as_ref()),
+            }
+        }
+        self.create(Kind::Active, key, parent, labels)
+            .await
+            .map(Prepared::Mounts)
+    }
+
+    /// Makes a read-only view.
+    pub async fn view(&self, key: String, parent: String, labels: Labels) -> Result<Vec<Mount>, SnapshotError> {
+        self.create(Kind::View, key, parent, labels).await
+    }
+
+    async fn create(
+        &self,
+        kind: Kind,
+        key: String,
+        parent: String,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        let lower = self.lower(&parent).await?;
+        let store = self.store.clone();
+        let like = lower.first().cloned();
+        let record = blocking(move || store.create(kind, &key, &parent, labels, like)).await?;
+        Ok(self.mounts_of(&record, &lower))
+    }
+
+    /// The mounts of a snapshot made before.
+    pub async fn mounts(&self, key: &str) -> Result<Vec<Mount>, SnapshotError> {
+        let record = self.store.stat(key)?;
+        if record.is_committed() {
+            return Err(SnapshotError::Precondition {
+                name: key.into(),
+                why: "is neither active nor a view",
+            });
+        }
+        let lower = self.lower(&record.parent).await?;
+        Ok(self.mounts_of(&record, &lower))
+    }
+
+    fn mounts_of(&self, record: &Record, lower: &[PathBuf]) -> Vec<Mount> {
+        let disk = self.store.disk();
+        let own = OwnDirs {
+            upper: disk.upper(record.id),
+            work: disk.work(record.id),
+        };
+        mounts(record.kind, &own, lower, &self.overlay)
+    }
+
+    /// Directories of a parent and those below it, top first. Shows lazy layers that are not shown yet.
+    async fn lower(&self, parent: &str) -> Result<Vec<PathBuf>, SnapshotError> {
+        let deadline = Instant::now() + self.present_timeout;
+        let mut dirs = Vec::new();
+        for record in self.store.ancestry(parent)? {
+            let Some(lazy) = &record.lazy else {
+                dirs.push(self.store.disk().upper(record.id));
+                continue;
+            };
+            let lowerdir = self.adopter.pins.lowerdir(&lazy.layer, deadline).await;
+            dirs.push(lowerdir.map_err(|error| {
+                tracing::error!(name = record.name, layer = %lazy.layer, %error, "lazy layer not available");
+                SnapshotError::LayerUnavailable {
+                    name: record.name.clone(),
+                    layer: lazy.layer.to_string(),
+                    why: error.to_string(),
+                }
+            })?);
+        }
+        Ok(dirs)
+    }
+
+    pub async fn commit(&self, key: String, name: String, labels: Labels) -> Result<(), SnapshotError> {
+        let store = self.store.clone();
+        blocking(move || store.commit(&key, &name, labels)).await
+    }
+
+    /// Removes a snapshot; its files and its layer go in the background.
+    pub async fn remove(&self, key: String) -> Result<(), SnapshotError> {
+        let (store, pins) = (self.store.clone(), self.adopter.pins.clone());
+        blocking(move || {
+            let record = store.remove(&key)?;
+            if let Some(lazy) = &record.lazy {
+                pins.unpin(&lazy.layer);
+            }
+            Ok(())
+        })
+        .await?;
+        self.trash.sweep();
+        Ok(())
+    }
+
+    pub fn stat(&self, key: &str) -> Result<Arc<Record>, SnapshotError> {
+        self.store.stat(key)
+    }
+
+    pub async fn update(&self, name: String, labels: Labels, paths: Vec<String>) -> Result<Arc<Record>, SnapshotError> {
+        let store = self.store.clone();
+        blocking(move || store.update(&name, &labels, &paths)).await
+    }
+
+    pub fn list(&self, filters: &[String]) -> Result<Vec<Arc<Record>>, SnapshotError> {
+        let filters = Filters::parse(filters)?;
+        let mut records = self.store.all();
+        records.retain(|record| filters.matches(record));
+        Ok(records)
+    }
+
+    pub async fn usage(&self, key: &str) -> Result<Usage, SnapshotError> {
+        let record = self.store.stat(key)?;
+        if let Some(lazy) = &record.lazy {
+            return Ok(self.adopter.backend.usage(&lazy.layer).unwrap_or_default());
+        }
+        let store = self.store.clone();
+        blocking(move || store.usage(&record)).await
+    }
+
+    /// Deletes what removed snapshots left, waiting a moment for it.
+    pub async fn cleanup(&self) {
+        let _ = tokio::time::timeout(CLEANUP_WAIT, self.trash.sweep()).await;
+    }
+
+    /// Ends background work.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.adopter.pins.finish(RELEASE_WAIT).await;
+    }
+}
+
+/// Runs file work on a thread that may block. It runs to its end even if the caller goes away.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, SnapshotError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_cancelled() => Err(SnapshotError::Stopping),
+        Err(error) => Err(SnapshotError::Io {
+            what: "finish file work",
+            source: std::io::Error::other(error),
+        }),
+    }
+}

@@ -1,0 +1,128 @@
+//! What the snapshotter needs of the lazy side of this crate, as a seam.
+//!
+//! In: digests and chain IDs. Out: what a server knows, and directories that show a layer. Invariant: `present_known`
+//! and `usage` never touch the network. A trait only because the contract tests stand in a double for it.
+//! Not here: the decisions ([`super::decide`]), the work (`crate::layers`, `crate::fetch`).
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use headstart_layer_format::{
+    BlobDigest, ChainId, DiffId,
+    api::{ChainStatus, ImageStatus},
+};
+
+use super::decline::DeclineReason;
+use super::record::Usage;
+use crate::fetch::servers::Servers;
+use crate::layers::{NodeLayers, Presented};
+
+/// Why the lazy side could not.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct LazyError(pub String);
+
+impl LazyError {
+    pub fn new(error: impl std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// A layer that can be a lower directory now.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub lowerdir: PathBuf,
+    /// The DiffID in the layer's TOC.
+    pub diff_id: Option<DiffId>,
+}
+
+/// The lazy side.
+pub trait LazyLayers: Send + Sync + 'static {
+    /// `Some`: nothing can be made lazy on this node now, and why.
+    fn obstacle(&self) -> Option<DeclineReason>;
+    /// `None`: no server knows it.
+    fn image(
+        &self,
+        manifest: &BlobDigest,
+        wait_ms: u64,
+    ) -> impl Future<Output = Result<Option<ImageStatus>, LazyError>> + Send;
+    /// `None`: no server knows it.
+    fn chain(&self, chain: &ChainId) -> impl Future<Output = Result<Option<ChainStatus>, LazyError>> + Send;
+    fn present(&self, layer: &BlobDigest, deadline: Instant) -> impl Future<Output = Result<Shown, LazyError>> + Send;
+    /// From this node's disk alone. May block for a short time.
+    fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError>;
+    /// Forgets a layer that no snapshot shows any more.
+    fn release(&self, layer: &BlobDigest) -> impl Future<Output = ()> + Send;
+    fn usage(&self, layer: &BlobDigest) -> Option<Usage>;
+}
+
+/// The real one.
+#[derive(Clone, Debug)]
+pub struct NodeLazy {
+    servers: Servers,
+    /// `None`: the FUSE mount could not be made; the shim then is an ordinary snapshotter.
+    layers: Option<NodeLayers>,
+    enabled: bool,
+}
+
+impl NodeLazy {
+    pub fn new(servers: Servers, layers: Option<NodeLayers>, enabled: bool) -> Self {
+        Self {
+            servers,
+            layers,
+            enabled,
+        }
+    }
+
+    fn layers(&self) -> Result<&NodeLayers, LazyError> {
+        self.layers
+            .as_ref()
+            .ok_or_else(|| LazyError::new("this node has no FUSE mount"))
+    }
+}
+
+fn shown(presented: Presented) -> Shown {
+    Shown {
+        lowerdir: presented.lowerdir,
+        diff_id: None,
+    }
+}
+
+impl LazyLayers for NodeLazy {
+    fn obstacle(&self) -> Option<DeclineReason> {
+        match (self.enabled, &self.layers) {
+            (false, _) => Some(DeclineReason::Disabled),
+            (true, None) => Some(DeclineReason::NoMount),
+            (true, Some(_)) => None,
+        }
+    }
+
+    async fn image(&self, manifest: &BlobDigest, wait_ms: u64) -> Result<Option<ImageStatus>, LazyError> {
+        self.servers.image(manifest, wait_ms).await.map_err(LazyError::new)
+    }
+
+    async fn chain(&self, chain: &ChainId) -> Result<Option<ChainStatus>, LazyError> {
+        self.servers.chain(chain).await.map_err(LazyError::new)
+    }
+
+    async fn present(&self, layer: &BlobDigest, deadline: Instant) -> Result<Shown, LazyError> {
+        let presented = self.layers()?.present(layer, deadline).await;
+        presented.map(shown).map_err(LazyError::new)
+    }
+
+    fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError> {
+        self.layers()?.present_known(layer).map(shown).map_err(LazyError::new)
+    }
+
+    async fn release(&self, layer: &BlobDigest) {
+        if let Some(layers) = &self.layers {
+            layers.release(layer).await;
+        }
+    }
+
+    fn usage(&self, layer: &BlobDigest) -> Option<Usage> {
+        let (size, inodes) = self.layers.as_ref()?.usage(layer)?;
+        Some(Usage { size, inodes })
+    }
+}

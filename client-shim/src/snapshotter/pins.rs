@@ -1,0 +1,195 @@
+//! Which layers are in use, and where each is shown.
+//!
+//! In: pins, one per lazy snapshot and one per `Prepare` in progress. Out: lower directories; the release of a layer
+//! whose last pin went. Invariant: a layer is released only while nobody has it pinned, and presenting and releasing the
+//! same layer never overlap.
+//! Not here: which snapshot shows which layer (its record says so).
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use headstart_layer_format::BlobDigest;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use super::lazy::{LazyError, LazyLayers, Shown};
+
+/// A backend honours its deadline; should it not, the call ends this much later.
+const DEADLINE_GRACE: Duration = Duration::from_secs(2);
+
+/// The layers in use.
+#[derive(Debug)]
+pub struct Pins<B> {
+    inner: Arc<Inner<B>>,
+}
+
+impl<B> Clone for Pins<B> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Inner<B> {
+    backend: Arc<B>,
+    layers: Mutex<HashMap<BlobDigest, Layer>>,
+    runtime: Handle,
+    releases: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct Layer {
+    pins: usize,
+    lowerdir: Option<PathBuf>,
+    /// Held while the layer is presented or released.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Keeps a layer from being released until dropped.
+#[derive(Debug)]
+pub struct Pin<B: LazyLayers> {
+    pins: Pins<B>,
+    layer: BlobDigest,
+    kept: bool,
+}
+
+impl<B: LazyLayers> Pin<B> {
+    /// From now on a snapshot's record holds this pin; [`Pins::unpin`] when it goes.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl<B: LazyLayers> Drop for Pin<B> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.pins.unpin(&self.layer);
+        }
+    }
+}
+
+impl<B: LazyLayers> Pins<B> {
+    /// Releases run on `runtime`.
+    pub fn new(backend: Arc<B>, runtime: Handle) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                backend,
+                layers: Mutex::default(),
+                runtime,
+                releases: TaskTracker::new(),
+            }),
+        }
+    }
+
+    fn layers(&self) -> MutexGuard<'_, HashMap<BlobDigest, Layer>> {
+        self.inner.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn pin(&self, layer: &BlobDigest) -> Pin<B> {
+        self.layers().entry(*layer).or_default().pins += 1;
+        Pin {
+            pins: self.clone(),
+            layer: *layer,
+            kept: false,
+        }
+    }
+
+    /// Takes back one pin. With the last one the layer is released, in the background.
+    pub fn unpin(&self, layer: &BlobDigest) {
+        let mut layers = self.layers();
+        let Some(entry) = layers.get_mut(layer) else { return };
+        entry.pins = entry.pins.saturating_sub(1);
+        if entry.pins > 0 {
+            return;
+        }
+        let (pins, layer, turn) = (self.clone(), *layer, entry.turn.clone());
+        drop(layers);
+        let release = async move {
+            let _turn = turn.lock().await;
+            if !pins.forget(&layer) {
+                return;
+            }
+            pins.inner.backend.release(&layer).await;
+            pins.drop_unused(&layer);
+        };
+        self.inner.releases.spawn_on(release, &self.inner.runtime);
+    }
+
+    /// Whether the layer is still unpinned; then it counts as not shown.
+    fn forget(&self, layer: &BlobDigest) -> bool {
+        match self.layers().get_mut(layer) {
+            Some(entry) if entry.pins == 0 => {
+                entry.lowerdir = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn drop_unused(&self, layer: &BlobDigest) {
+        let mut layers = self.layers();
+        // The turn of a pin that came meanwhile must stay the same lock.
+        if layers.get(layer).is_some_and(|entry| entry.pins == 0) {
+            layers.remove(layer);
+        }
+    }
+
+    fn turn(&self, layer: &BlobDigest) -> Arc<tokio::sync::Mutex<()>> {
+        self.layers().entry(*layer).or_default().turn.clone()
+    }
+
+    /// Presents a pinned layer, over the network if it is new to this node.
+    pub async fn present(&self, pin: &Pin<B>, deadline: Instant) -> Result<Shown, LazyError> {
+        self.present_in_turn(&pin.layer, deadline).await
+    }
+
+    async fn present_in_turn(&self, layer: &BlobDigest, deadline: Instant) -> Result<Shown, LazyError> {
+        let turn = self.turn(layer);
+        let work = async {
+            let _turn = turn.lock().await;
+            self.inner.backend.present(layer, deadline).await
+        };
+        let limit = deadline + DEADLINE_GRACE;
+        let shown = tokio::time::timeout_at(limit.into(), work)
+            .await
+            .map_err(|_| LazyError::new("presenting the layer took too long"))??;
+        self.remember(layer, &shown);
+        Ok(shown)
+    }
+
+    /// Presents a pinned layer from this node's disk. Blocks for a short time.
+    pub fn present_known(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError> {
+        let shown = self.inner.backend.present_known(layer)?;
+        self.remember(layer, &shown);
+        Ok(shown.lowerdir)
+    }
+
+    fn remember(&self, layer: &BlobDigest, shown: &Shown) {
+        if let Some(entry) = self.layers().get_mut(layer) {
+            entry.lowerdir = Some(shown.lowerdir.clone());
+        }
+    }
+
+    /// Where a snapshot's layer is shown. If it is not shown now, tries this node's disk, then the servers.
+    pub async fn lowerdir(&self, layer: &BlobDigest, deadline: Instant) -> Result<PathBuf, LazyError> {
+        if let Some(known) = self.layers().get(layer).and_then(|l| l.lowerdir.clone()) {
+            return Ok(known);
+        }
+        let (pins, digest) = (self.clone(), *layer);
+        let known = tokio::task::spawn_blocking(move || pins.present_known(&digest)).await;
+        match known.map_err(LazyError::new)? {
+            Ok(lowerdir) => Ok(lowerdir),
+            Err(_) => Ok(self.present_in_turn(layer, deadline).await?.lowerdir),
+        }
+    }
+
+    /// Waits for releases in progress.
+    pub async fn finish(&self, limit: Duration) {
+        self.inner.releases.close();
+        let _ = tokio::time::timeout(limit, self.inner.releases.wait()).await;
+    }
+}
