@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Installs, from Debian, what the tests and the demo run against: real containerd, runc, registries and image tools.
+# In: nothing. Out: the packages below, installed. Does nothing when they are there already. Needs root.
+#
+# Not here: the Rust toolchain (rustup or the machine's own), and anything from elsewhere than Debian.
+set -euo pipefail
+
+packages=(
+    containerd runc         # the runtime we snapshot for; its service is neither needed nor used
+    docker-registry         # a real upstream
+    skopeo buildah          # a second client; the image builder
+    debootstrap             # the demo image's base layer
+    fuse3 attr              # fusermount3 as a fallback; getfattr for people
+    python3 python3-pip     # the demo image's application layer
+    gcc libc6-dev make      # crates with C inside (zstd, TLS)
+    ca-certificates
+)
+
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if [ "$(id -u)" -ne 0 ]; then
+    echo "install-packages: not root, and these packages are missing: ${missing[*]}" >&2
+    exit 1
+fi
+echo "installing ${missing[*]}" >&2
+
+# A package that starts a service must not: the demo and the tests run their own, private processes.
+policy=/usr/sbin/policy-rc.d
+made_policy=
+if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+    made_policy=1
+fi
+trap '[ -z "$made_policy" ] || rm -f "$policy"' EXIT
+
+apt-get update -qq
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
