@@ -1,15 +1,60 @@
-//! The layers this node knows (owner LAZY).
-use crate::fetch::servers::Servers;
-use headstart_layer_format::BlobDigest;
-use std::{path::PathBuf, time::Instant};
-#[derive(Clone, Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LazyConfig {}
+//! All layers this node knows.
+//!
+//! In: layer digests, from the snapshotter. Out: lowerdirs. Invariant: a layer is presented once however many snapshots
+//! use it; what was presented before a restart is again after it, without a network; a layer's TOC describes that layer.
+//! Not here: snapshots, images and stacking (`snapshotter`); bytes (`cache`, `fetch`); trees (`presentation`).
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
+use std::time::{Duration, Instant};
+
+use headstart_layer_format::api::{LayerState, LayerStatus};
+use headstart_layer_format::limits::TOC_WAIT_MS_MAX;
+use headstart_layer_format::{BlobDigest, Toc};
+use tokio::runtime::Handle;
+use tokio::time::{sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+pub use crate::cache::LazyConfig;
+use crate::cache::dir::StoredLayer;
+use crate::cache::{CacheDir, CacheError, Layer};
+use crate::counters::Counters;
+use crate::fetch::FetchError;
+use crate::fetch::servers::{Servers, TocAnswer};
+use crate::presentation::{FuseTree, Presentation, PresentationError};
+
+/// The mount, below the root directory. Short: overlayfs has 4096 bytes for all lowerdirs of a mount.
+const MOUNT: &str = "mnt";
+const CACHE: &str = "cache";
+/// Pause before a server is asked again about a layer whose conversion failed, or that could not be reached.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Why a layer is not presented, named for the snapshotter's decision. Each text completes "failed to ...".
 #[derive(Debug, thiserror::Error)]
-#[error("layers")]
-pub struct LayersError;
-#[derive(Clone, Debug)]
-pub struct NodeLayers;
+pub enum LayersError {
+    /// No server knows it: an ordinary pull.
+    #[error("find the layer on any server")]
+    Unknown,
+    /// It will never have a TOC: an ordinary pull.
+    #[error("present the layer: the server refused to convert it ({0})")]
+    Refused(String),
+    /// Not in time: an ordinary pull, lazily perhaps the next time.
+    #[error("get the layer's TOC in time (it is {0})")]
+    NotReady(&'static str),
+    /// This node is full.
+    #[error("present another layer: this node has {0} already")]
+    Full(usize),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    Presentation(#[from] PresentationError),
+    #[error("finish work on the layer")]
+    Interrupted,
+}
+
 /// A layer whose tree can be used as an overlay lowerdir.
 #[derive(Clone, Debug)]
 pub struct Presented {
@@ -19,28 +64,319 @@ pub struct Presented {
     pub data_size: u64,
     pub entry_count: u64,
 }
-#[allow(unused_variables)]
+
+/// How the lazy half stands.
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    pub counters: Arc<Counters>,
+    pub layers: Vec<LayerProgress>,
+}
+
+/// How much of a layer is here.
+#[derive(Clone, Debug)]
+pub struct LayerProgress {
+    pub digest: BlobDigest,
+    pub slot: u32,
+    pub chunks_present: u32,
+    pub chunks: u32,
+    pub disk_bytes: u64,
+}
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct NodeLayers(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: LazyConfig,
+    servers: Servers,
+    runtime: Handle,
+    counters: Arc<Counters>,
+    /// `None` after the shutdown: the lock on the directory goes with it.
+    cache: RwLock<Option<CacheDir>>,
+    presentation: Box<dyn Presentation>,
+    known: RwLock<HashMap<BlobDigest, Known>>,
+    /// Held while a layer comes or goes.
+    changing: Mutex<HashMap<BlobDigest, Weak<tokio::sync::Mutex<()>>>>,
+    stop: CancellationToken,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    layer: Arc<Layer>,
+    lowerdir: PathBuf,
+}
+
 impl NodeLayers {
-    pub async fn open(
-        root_dir: &std::path::Path,
-        config: &LazyConfig,
+    /// Mounts the node's FUSE tree below `root_dir` and shows every layer the disk has. Needs no network.
+    pub async fn open(root_dir: &Path, config: &LazyConfig, servers: Servers) -> Result<NodeLayers, LayersError> {
+        let runtime = Handle::current();
+        let (root_dir, config) = (root_dir.to_owned(), config.clone());
+        let layers = tokio::task::spawn_blocking(move || Self::open_blocking(&root_dir, config, servers, runtime))
+            .await
+            .map_err(|_| LayersError::Interrupted)??;
+        tokio::spawn(flush_periodically(Arc::downgrade(&layers.0), layers.0.stop.clone()));
+        Ok(layers)
+    }
+
+    fn open_blocking(
+        root_dir: &Path,
+        config: LazyConfig,
         servers: Servers,
+        runtime: Handle,
     ) -> Result<NodeLayers, LayersError> {
-        unimplemented!()
+        let store = root_dir.join(CACHE);
+        // The lock first: it proves that a mount found below is nobody's.
+        let (cache, stored) = CacheDir::open(&store)?;
+        let counters = Arc::new(Counters::default());
+        let tree = FuseTree::mount(
+            &root_dir.join(MOUNT),
+            &store,
+            &config,
+            Arc::clone(&counters),
+            runtime.clone(),
+        )?;
+        let layers = NodeLayers(Arc::new(Inner {
+            config,
+            servers,
+            runtime,
+            counters,
+            cache: RwLock::new(Some(cache)),
+            presentation: Box::new(tree),
+            known: RwLock::default(),
+            changing: Mutex::default(),
+            stop: CancellationToken::new(),
+        }));
+        for layer in stored {
+            layers.0.show(layer)?;
+        }
+        Ok(layers)
     }
+
+    /// TOC from disk or a server; presents the tree; returns the lowerdir. Idempotent, cheap when known.
     pub async fn present(&self, layer: &BlobDigest, deadline: Instant) -> Result<Presented, LayersError> {
-        unimplemented!()
+        if let Ok(presented) = self.present_known(layer) {
+            return Ok(presented);
+        }
+        let work = async {
+            let lock = self.0.changing(layer);
+            let _changing = lock.lock().await;
+            if let Ok(presented) = self.present_known(layer) {
+                return Ok(presented);
+            }
+            self.0.room()?;
+            let (bytes, toc) = self.0.toc(layer, deadline).await?;
+            let inner = Arc::clone(&self.0);
+            tokio::task::spawn_blocking(move || inner.admit(toc, &bytes))
+                .await
+                .map_err(|_| LayersError::Interrupted)?
+        };
+        timeout_at(deadline.into(), work)
+            .await
+            .unwrap_or(Err(LayersError::NotReady("still on its way")))
     }
+
+    /// What this node has without asking anybody: used when snapshots are reloaded.
     pub fn present_known(&self, layer: &BlobDigest) -> Result<Presented, LayersError> {
-        unimplemented!()
+        self.0.known(layer).map(|k| k.presented()).ok_or(LayersError::Unknown)
     }
+
+    /// The last snapshot on it is gone: its tree, bytes and slot go too. A later `present` starts afresh.
     pub async fn release(&self, layer: &BlobDigest) {
-        unimplemented!()
+        let lock = self.0.changing(layer);
+        let _changing = lock.lock().await;
+        let (inner, layer) = (Arc::clone(&self.0), *layer);
+        if tokio::task::spawn_blocking(move || inner.drop_layer(&layer))
+            .await
+            .is_err()
+        {
+            tracing::warn!(%layer, "layer-release-failed");
+        }
     }
+
+    /// Bytes it takes on this node's disk, and inodes it shows.
     pub fn usage(&self, layer: &BlobDigest) -> Option<(u64, u64)> {
-        unimplemented!()
+        let known = self.0.known(layer)?;
+        let inodes = known.layer.toc().tree().inodes().len() as u64;
+        Some((known.layer.file().disk_bytes(), inodes))
     }
+
+    /// What is here, and what was done.
+    pub fn status(&self) -> NodeStatus {
+        let mut layers: Vec<LayerProgress> = self.0.all().iter().map(|k| progress(&k.layer)).collect();
+        layers.sort_by_key(|l| l.slot);
+        NodeStatus {
+            counters: Arc::clone(&self.0.counters),
+            layers,
+        }
+    }
+
+    /// Makes the cache durable, unmounts (lazily if the mount is in use), and frees the directory for a successor.
     pub async fn shutdown(&self) {
-        unimplemented!()
+        self.0.stop.cancel();
+        let inner = Arc::clone(&self.0);
+        let done = tokio::task::spawn_blocking(move || {
+            inner.presentation.close();
+            inner.flush();
+            inner.cache.write().unwrap_or_else(|p| p.into_inner()).take();
+        });
+        if done.await.is_err() {
+            tracing::warn!("lazy-shutdown-incomplete");
+        }
+    }
+}
+
+impl Inner {
+    fn known(&self, layer: &BlobDigest) -> Option<Known> {
+        self.known.read().unwrap_or_else(|p| p.into_inner()).get(layer).cloned()
+    }
+
+    fn all(&self) -> Vec<Known> {
+        let known = self.known.read().unwrap_or_else(|p| p.into_inner());
+        known.values().cloned().collect()
+    }
+
+    fn room(&self) -> Result<(), LayersError> {
+        let count = self.known.read().unwrap_or_else(|p| p.into_inner()).len();
+        match count < self.config.layers_max {
+            true => Ok(()),
+            false => Err(LayersError::Full(count)),
+        }
+    }
+
+    /// The lock of one layer. The table keeps only locks that somebody holds.
+    fn changing(&self, layer: &BlobDigest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.lock_changing();
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = locks.get(layer).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::default();
+        locks.insert(*layer, Arc::downgrade(&lock));
+        lock
+    }
+
+    fn lock_changing(&self) -> MutexGuard<'_, HashMap<BlobDigest, Weak<tokio::sync::Mutex<()>>>> {
+        self.changing.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    /// Asks the servers until there is a TOC, a definite no, or no time.
+    async fn toc(&self, layer: &BlobDigest, deadline: Instant) -> Result<(Vec<u8>, Arc<Toc>), LayersError> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let wait_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).min(TOC_WAIT_MS_MAX);
+            let retry = match self.servers.toc(layer, wait_ms).await {
+                Ok(TocAnswer::Ready { bytes, toc }) => return Ok((bytes, toc)),
+                Ok(TocAnswer::Unknown) => return Err(LayersError::Unknown),
+                Ok(TocAnswer::NotReady(status)) => not_ready(*status),
+                Err(e) => LayersError::Fetch(e),
+            };
+            let again = match &retry {
+                LayersError::NotReady(_) => true,
+                LayersError::Fetch(e) => e.is_transient(),
+                _ => false,
+            };
+            if !again || deadline.saturating_duration_since(Instant::now()) <= ASK_AGAIN {
+                return Err(retry);
+            }
+            sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// Stores and shows a new layer. Blocks.
+    fn admit(&self, toc: Arc<Toc>, encoded: &[u8]) -> Result<Presented, LayersError> {
+        let cache = self.cache.read().unwrap_or_else(|p| p.into_inner());
+        let cache = cache.as_ref().ok_or(LayersError::Interrupted)?;
+        let stored = cache.admit(toc, encoded)?;
+        self.show(stored)
+    }
+
+    fn show(&self, stored: StoredLayer) -> Result<Presented, LayersError> {
+        let layer = Arc::new(Layer::new(
+            stored,
+            &self.servers,
+            &self.config,
+            &self.counters,
+            &self.runtime,
+        ));
+        let lowerdir = self.presentation.present(Arc::clone(&layer))?;
+        let known = Known { layer, lowerdir };
+        let presented = known.presented();
+        let mut all = self.known.write().unwrap_or_else(|p| p.into_inner());
+        all.insert(presented.digest, known);
+        Ok(presented)
+    }
+
+    fn drop_layer(&self, layer: &BlobDigest) {
+        let known = self.known.write().unwrap_or_else(|p| p.into_inner()).remove(layer);
+        let Some(known) = known else {
+            return;
+        };
+        self.presentation.withdraw(&known.layer);
+        let cache = self.cache.read().unwrap_or_else(|p| p.into_inner());
+        if let Some(cache) = cache.as_ref()
+            && let Err(error) = cache.remove(known.layer.stored())
+        {
+            tracing::warn!(%layer, %error, "cache-layer-not-removed");
+        }
+    }
+
+    /// Makes every layer's new chunks durable. Blocks.
+    fn flush(&self) {
+        for known in self.all() {
+            if let Err(error) = known.layer.file().flush() {
+                tracing::warn!(layer = %known.layer.digest(), %error, "cache-flush-failed");
+            }
+        }
+    }
+}
+
+impl Known {
+    fn presented(&self) -> Presented {
+        Presented {
+            lowerdir: self.lowerdir.clone(),
+            digest: *self.layer.digest(),
+            slot: self.layer.slot(),
+            data_size: self.layer.toc().chunks().data_size(),
+            entry_count: self.layer.toc().tree().entries().len() as u64,
+        }
+    }
+}
+
+fn progress(layer: &Layer) -> LayerProgress {
+    LayerProgress {
+        digest: *layer.digest(),
+        slot: layer.slot(),
+        chunks_present: layer.file().chunk_count(),
+        chunks: layer.toc().chunks().len(),
+        disk_bytes: layer.file().disk_bytes(),
+    }
+}
+
+fn not_ready(status: LayerStatus) -> LayersError {
+    match status.state {
+        LayerState::Refused => LayersError::Refused(status.reason.unwrap_or_else(|| "no reason given".into())),
+        LayerState::Unknown => LayersError::Unknown,
+        LayerState::Queued => LayersError::NotReady("queued"),
+        LayerState::Converting => LayersError::NotReady("converting"),
+        LayerState::Failed => LayersError::NotReady("failing to convert"),
+        LayerState::Ready => LayersError::NotReady("ready, but withheld"),
+    }
+}
+
+async fn flush_periodically(layers: Weak<Inner>, stop: CancellationToken) {
+    loop {
+        let Some(interval) = layers.upgrade().map(|l| l.config.flush_interval()) else {
+            return;
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(interval) => {}
+        }
+        let Some(inner) = layers.upgrade() else {
+            return;
+        };
+        // A panic in there leaves chunks that are fetched again after a crash; the next round tries anew.
+        let _ = tokio::task::spawn_blocking(move || inner.flush()).await;
     }
 }

@@ -8,6 +8,7 @@
 pub mod app;
 pub mod cache;
 pub mod config;
+pub mod counters;
 pub mod fetch;
 pub mod fuse;
 pub mod layers;

@@ -1,2 +1,23 @@
-//! fetch (owner LAZY).
+//! Bytes from the servers: TOCs, image states and chunks.
+//!
+//! In: digests and chunk indices. Out: parsed answers, and [`verify::VerifiedChunk`]s handed to a [`ChunkSink`].
+//! Invariant: a chunk leaves this room only verified; every body, wait and queue is bounded; one fetch a chunk however
+//! many readers want it.
+//! Not here: where chunks are kept (`cache`), and what a reader wants ahead of its reads (`cache/reader.rs`).
+
+mod body;
+mod budget;
+pub mod config;
+mod data;
+pub mod error;
+mod health;
+mod run;
 pub mod servers;
+pub mod single_flight;
+pub mod verify;
+
+pub use config::FetchConfig;
+pub use error::FetchError;
+pub use servers::{Servers, TocAnswer};
+pub use single_flight::Flights;
+pub use verify::{ChunkSink, VerifiedChunk};

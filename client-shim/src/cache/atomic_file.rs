@@ -1,0 +1,32 @@
+//! Replacing a small file as one step.
+//!
+//! In: a directory, a name, bytes. Out: the file has either its old or its new bytes, whatever happens when.
+//! Invariant: new bytes are durable before the name points at them; the name is durable when `replace` returns.
+//! Not here: locking; callers have one writer a file.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.new"));
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, dir.join(name))?;
+    sync_dir(dir)
+}
+
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// The bytes of a file, an error if it has more than `size_max`.
+pub(super) fn read_bounded(path: &Path, size_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(size_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > size_max {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is over its limit"));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,50 @@
+//! How this node reads lazily.
+//!
+//! In: the `[lazy]` table of shim.toml. Out: [`LazyConfig`]. Invariant: every value has a default that works.
+//! Not here: bounds of single requests (`fetch/config.rs`).
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Bounds and habits of lazy layers.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LazyConfig {
+    /// How long a reader waits for bytes that are not here before it gets an I/O error.
+    pub demand_timeout_ms: u64,
+    /// Files up to this size are fetched whole when first touched.
+    pub small_file_bytes_max: u64,
+    /// How far ahead of a sequential reader of a larger file chunks are fetched.
+    pub readahead_bytes: u64,
+    /// Read-ahead of the kernel on the mount. The kernel's own default for FUSE is 128.
+    pub kernel_readahead_kib: u32,
+    /// How often chunks become durable; a crash loses (and fetches again) at most this much time's worth.
+    pub flush_interval_ms: u64,
+    /// Layers this node may know at once. Each costs its TOC in memory, some 100 bytes a file.
+    pub layers_max: usize,
+}
+
+impl Default for LazyConfig {
+    fn default() -> Self {
+        Self {
+            demand_timeout_ms: 10_000,
+            small_file_bytes_max: 1 << 20,
+            readahead_bytes: 2 << 20,
+            kernel_readahead_kib: 512,
+            flush_interval_ms: 2_000,
+            layers_max: 4096,
+        }
+    }
+}
+
+impl LazyConfig {
+    pub(crate) fn demand_timeout(&self) -> Duration {
+        Duration::from_millis(self.demand_timeout_ms)
+    }
+
+    pub(crate) fn flush_interval(&self) -> Duration {
+        // A zero interval would spin.
+        Duration::from_millis(self.flush_interval_ms.max(10))
+    }
+}

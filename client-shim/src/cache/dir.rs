@@ -1,0 +1,167 @@
+//! The cache directory: every layer this node keeps.
+//!
+//! In: TOCs of new layers. Out: [`StoredLayer`]s, also after a restart, without a network.
+//! Invariant: one process at a time (a lock); a layer is there completely or not at all; damaged or half-made layers are
+//! removed when the directory is opened, and fetched again when somebody wants them.
+//! Not here: who uses a layer (`layers.rs`), and how it is shown (`presentation`).
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use headstart_layer_format::{BlobDigest, Toc, TocDigest};
+
+use super::layer_file::LayerFile;
+use super::meta::Meta;
+use super::slots::Slots;
+use super::{atomic_file, toc_file};
+
+/// Prefix of directories on their way out.
+const TRASH: &str = "trash-";
+
+/// Each text completes "failed to ...".
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    #[error("lock the cache: another shim uses {0}")]
+    InUse(PathBuf),
+    #[error("use the cache at {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// A layer as the disk has it.
+#[derive(Clone, Debug)]
+pub struct StoredLayer {
+    pub digest: BlobDigest,
+    pub slot: u32,
+    pub toc: Arc<Toc>,
+    pub toc_digest: TocDigest,
+    pub file: Arc<LayerFile>,
+}
+
+#[derive(Debug)]
+pub struct CacheDir {
+    path: PathBuf,
+    slots: Slots,
+    _lock: File,
+}
+
+impl CacheDir {
+    /// Locks the directory, clears what is not whole, and lists what is.
+    pub fn open(path: &Path) -> Result<(Self, Vec<StoredLayer>), CacheError> {
+        let io = |source| CacheError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        std::fs::create_dir_all(path).map_err(io)?;
+        let lock = File::create(path.join("lock")).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(CacheError::InUse(path.to_owned())),
+            Err(TryLockError::Error(e)) => return Err(io(e)),
+        }
+        let mut layers = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            if !entry.file_type().map_err(io)?.is_dir() {
+                continue;
+            }
+            match load(&entry.path()) {
+                Some(layer) => layers.push(layer),
+                None => {
+                    tracing::info!(dir = %entry.path().display(), "cache-layer-dropped");
+                    std::fs::remove_dir_all(entry.path()).map_err(io)?;
+                }
+            }
+        }
+        layers.sort_by_key(|l| l.slot);
+        let used_max = layers.last().map_or(0, |l| l.slot);
+        let cache = Self {
+            path: path.to_owned(),
+            slots: Slots::open(path, used_max),
+            _lock: lock,
+        };
+        Ok((cache, layers))
+    }
+
+    /// Admits a layer: TOC, empty data file, slot. Replaces a layer of the same digest (the caller retired it).
+    pub fn admit(&self, toc: Arc<Toc>, encoded: &[u8]) -> Result<StoredLayer, CacheError> {
+        let digest = *toc.layer_digest();
+        let dir = self.layer_dir(&digest);
+        self.make(&dir, digest, toc, encoded)
+            .map_err(|source| CacheError::Io { path: dir, source })
+    }
+
+    fn make(&self, dir: &Path, digest: BlobDigest, toc: Arc<Toc>, encoded: &[u8]) -> io::Result<StoredLayer> {
+        self.discard(dir)?;
+        let slot = self.slots.take()?;
+        std::fs::create_dir(dir)?;
+        let toc_digest = Toc::digest(encoded);
+        toc_file::save(dir, encoded)?;
+        let file = LayerFile::open(dir, Arc::clone(&toc), toc_digest)?;
+        let meta = Meta {
+            version: Meta::VERSION,
+            layer: digest,
+            toc: toc_digest,
+            slot,
+        };
+        meta.save(dir)?;
+        atomic_file::sync_dir(&self.path)?;
+        Ok(StoredLayer {
+            digest,
+            slot,
+            toc,
+            toc_digest,
+            file: Arc::new(file),
+        })
+    }
+
+    /// Forgets a layer. Readers that still hold its file can go on reading what is in it.
+    pub fn remove(&self, layer: &StoredLayer) -> Result<(), CacheError> {
+        layer.file.retire();
+        let dir = self.layer_dir(&layer.digest);
+        self.discard(&dir)
+            .map_err(|source| CacheError::Io { path: dir, source })
+    }
+
+    /// Renames first: a crash leaves trash, which the next start clears, never half a layer.
+    fn discard(&self, dir: &Path) -> io::Result<()> {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let trash = self.path.join(format!("{TRASH}{name}"));
+        if trash.exists() {
+            std::fs::remove_dir_all(&trash)?;
+        }
+        match std::fs::rename(dir, &trash) {
+            Ok(()) => std::fs::remove_dir_all(&trash),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Hex alone: 64 digits for SHA-256 and 128 for SHA-512, so the algorithms do not meet.
+    fn layer_dir(&self, digest: &BlobDigest) -> PathBuf {
+        self.path.join(digest.hex())
+    }
+}
+
+fn load(dir: &Path) -> Option<StoredLayer> {
+    let meta = Meta::load(dir)?;
+    if dir.file_name()?.to_str()? != meta.layer.hex() {
+        return None;
+    }
+    let toc = toc_file::load(dir, &meta.toc, &meta.layer)?;
+    let file = match LayerFile::open(dir, Arc::clone(&toc), meta.toc) {
+        Ok(file) => file,
+        Err(e) => {
+            tracing::warn!(dir = %dir.display(), error = %e, "cache-layer-unreadable");
+            return None;
+        }
+    };
+    Some(StoredLayer {
+        digest: meta.layer,
+        slot: meta.slot,
+        toc,
+        toc_digest: meta.toc,
+        file: Arc::new(file),
+    })
+}

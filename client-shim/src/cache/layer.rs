@@ -1,0 +1,74 @@
+//! A layer as the rest of the node uses it: what it contains, and how to read it.
+//!
+//! In: a stored layer and the servers. Out: [`Layer`], the one thing a presentation is given.
+//! Invariant: TOC, file and reader belong together. Not here: the tree as the kernel sees it (`fuse`).
+
+use std::sync::Arc;
+
+use headstart_layer_format::{BlobDigest, Toc};
+use tokio::runtime::Handle;
+
+use super::config::LazyConfig;
+use super::dir::StoredLayer;
+use super::layer_file::LayerFile;
+use super::reader::LayerReader;
+use crate::counters::Counters;
+use crate::fetch::single_flight::LayerKey;
+use crate::fetch::{Flights, Servers};
+
+#[derive(Debug)]
+pub struct Layer {
+    stored: StoredLayer,
+    reader: LayerReader,
+}
+
+impl Layer {
+    pub fn new(
+        stored: StoredLayer,
+        servers: &Servers,
+        config: &LazyConfig,
+        counters: &Arc<Counters>,
+        runtime: &Handle,
+    ) -> Self {
+        let key = LayerKey {
+            layer: stored.digest,
+            toc: stored.toc_digest,
+        };
+        let sink: Arc<LayerFile> = Arc::clone(&stored.file);
+        let flights = Flights::new(
+            servers.clone(),
+            key,
+            Arc::clone(&stored.toc),
+            sink,
+            Arc::clone(counters),
+            runtime.clone(),
+        );
+        let reader = LayerReader::new(Arc::clone(&stored.file), flights, config);
+        Self { stored, reader }
+    }
+
+    pub fn digest(&self) -> &BlobDigest {
+        &self.stored.digest
+    }
+
+    /// Its short, never reused number on this node.
+    pub fn slot(&self) -> u32 {
+        self.stored.slot
+    }
+
+    pub fn toc(&self) -> &Toc {
+        &self.stored.toc
+    }
+
+    pub fn file(&self) -> &LayerFile {
+        &self.stored.file
+    }
+
+    pub fn reader(&self) -> &LayerReader {
+        &self.reader
+    }
+
+    pub(crate) fn stored(&self) -> &StoredLayer {
+        &self.stored
+    }
+}

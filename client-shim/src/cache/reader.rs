@@ -1,0 +1,103 @@
+//! Reading a layer's data space, whether the bytes are here or not.
+//!
+//! In: ranges. Out: bytes, after fetching the chunks that are missing. Invariant: bytes come only from verified chunks;
+//! a wait ends at its deadline. Not here: files, names (`fuse/tree_fs.rs` turns a file's bytes into ranges).
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use headstart_layer_format::{LayerOffset, LayerRange};
+
+use super::config::LazyConfig;
+use super::layer_file::LayerFile;
+use crate::fetch::{ChunkSink, FetchError, Flights};
+
+#[derive(Clone, Debug)]
+pub struct LayerReader {
+    file: Arc<LayerFile>,
+    flights: Flights,
+    demand_timeout: Duration,
+    small_file_bytes_max: u64,
+    readahead_bytes: u64,
+}
+
+impl LayerReader {
+    pub fn new(file: Arc<LayerFile>, flights: Flights, config: &LazyConfig) -> Self {
+        Self {
+            file,
+            flights,
+            demand_timeout: config.demand_timeout(),
+            small_file_bytes_max: config.small_file_bytes_max,
+            readahead_bytes: config.readahead_bytes,
+        }
+    }
+
+    /// Fills `out` from `range` if it is all here, else says false. Reads a local file: microseconds from the page
+    /// cache, a disk's latency otherwise; never the network.
+    pub fn read_cached(&self, range: LayerRange, out: &mut [u8]) -> io::Result<bool> {
+        self.file.read(range, out)
+    }
+
+    /// Fetches whatever is missing of `demand`, with what habit says to take along: the rest of a small body, the next
+    /// stretch of a large one that is read in order.
+    pub async fn fetch(&self, demand: &[LayerRange], bodies: &[LayerRange]) -> Result<(), FetchError> {
+        let deadline = Instant::now() + self.demand_timeout;
+        let chunks = self.indices(demand);
+        let along = self.along(demand, bodies);
+        self.flights.fetch(&chunks, &along, deadline).await
+    }
+
+    /// After a read that was all here: keeps a sequential reader's next stretch coming.
+    pub fn read_ahead(&self, demand: &[LayerRange], bodies: &[LayerRange]) {
+        if total(bodies) <= self.small_file_bytes_max {
+            return;
+        }
+        let ahead = self.ahead(demand, bodies);
+        // Half the window is refilled at once, so that runs stay long.
+        let middle = ahead.get(ahead.len() / 2);
+        if middle.is_some_and(|&i| !self.file.has(i)) {
+            self.flights.prefetch(&ahead, Instant::now() + self.demand_timeout);
+        }
+    }
+
+    fn along(&self, demand: &[LayerRange], bodies: &[LayerRange]) -> Vec<u32> {
+        if total(bodies) <= self.small_file_bytes_max {
+            self.indices(bodies)
+        } else {
+            self.ahead(demand, bodies)
+        }
+    }
+
+    /// Chunks behind `demand` in its body, if the chunk before it is here (so it was read in order, most likely).
+    fn ahead(&self, demand: &[LayerRange], bodies: &[LayerRange]) -> Vec<u32> {
+        let (Some(first), Some(last)) = (demand.first(), demand.last()) else {
+            return Vec::new();
+        };
+        let Some(body) = bodies.iter().find(|b| b.start <= last.start && last.end() <= b.end()) else {
+            return Vec::new();
+        };
+        let first_chunk = self.file.chunks().covering(*first).start;
+        let body_first = self.file.chunks().covering(*body).start;
+        if first_chunk <= body_first || !self.file.has(first_chunk - 1) {
+            return Vec::new();
+        }
+        let start = last.end();
+        let end = body.end().0.min(start.0.saturating_add(self.readahead_bytes));
+        self.indices(&[LayerRange {
+            start: LayerOffset(start.0),
+            len: end.saturating_sub(start.0),
+        }])
+    }
+
+    fn indices(&self, ranges: &[LayerRange]) -> Vec<u32> {
+        let mut out: Vec<u32> = ranges.iter().flat_map(|r| self.file.chunks().covering(*r)).collect();
+        out.sort_unstable();
+        out.dedup();
+        out
+    }
+}
+
+fn total(ranges: &[LayerRange]) -> u64 {
+    ranges.iter().fold(0, |sum, r| sum.saturating_add(r.len))
+}

@@ -1,0 +1,198 @@
+//! One run: a few chunks, fetched together, from whichever server has good bytes.
+//!
+//! In: a [`Claim`] on chunks, and a deadline. Out: each chunk is put into the sink, then its flight lands; or it fails.
+//! Invariant: every claimed flight ends, also when this task panics or is dropped (the claim's guard). A chunk that
+//! fails its check is asked again elsewhere and never reaches the sink.
+//! Not here: who waits (`fetch/single_flight.rs`), and the two request forms (`fetch/data.rs`).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use headstart_layer_format::toc::Chunk;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout_at};
+
+use super::data::Frame;
+use super::error::FetchError;
+use super::servers::Server;
+use super::single_flight::{Flight, Inner};
+use super::verify::VerifiedChunk;
+
+/// First pause between two rounds over the servers; doubles up to `retry_pause_ms_max`.
+const PAUSE: Duration = Duration::from_millis(25);
+/// Rounds in which servers answered, but none with good bytes, before a reader is told so. One more than a server that
+/// is just being restarted or repaired needs; waiting longer for a definite no is no use to anybody.
+const REFUSED_ROUNDS_MAX: u32 = 3;
+
+/// Flights of a run that have not ended.
+#[derive(Debug)]
+pub(super) struct Claim {
+    inner: Arc<Inner>,
+    open: Mutex<BTreeMap<u32, watch::Sender<Flight>>>,
+}
+
+impl Claim {
+    pub(super) fn new(inner: Arc<Inner>, flights: Vec<(u32, watch::Sender<Flight>)>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            open: Mutex::new(flights.into_iter().collect()),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, watch::Sender<Flight>>> {
+        self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn chunks(&self) -> Vec<Chunk> {
+        let table = self.inner.toc.chunks();
+        self.lock().keys().filter_map(|&i| table.chunk(i)).collect()
+    }
+
+    fn end(&self, index: u32, how: Flight) {
+        let sender = self.lock().remove(&index);
+        if let Some(sender) = sender {
+            self.inner.forget(index);
+            sender.send_replace(how);
+        }
+    }
+
+    fn fail(&self, error: &FetchError) {
+        let indices: Vec<u32> = self.lock().keys().copied().collect();
+        for index in indices {
+            self.end(index, Flight::Failed(error.clone()));
+        }
+    }
+
+    /// Checks a frame and keeps the chunk. Blocks: CPU and disk.
+    fn accept(&self, chunk: Chunk, frame: &Bytes) -> Result<(), FetchError> {
+        let verified = VerifiedChunk::open(chunk, frame)?;
+        self.inner
+            .sink
+            .put(verified)
+            .map_err(|e| FetchError::Disk(e.to_string()))?;
+        self.end(chunk.index, Flight::Landed);
+        Ok(())
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.fail(&FetchError::Deadline);
+    }
+}
+
+/// Fetches until every flight of the claim has landed, the servers have said no, or time is up.
+pub(super) async fn drive(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit>, cost: u64, deadline: Instant) {
+    let last_error = Mutex::new(FetchError::Deadline);
+    let work = async {
+        let _permit = match permit {
+            Some(permit) => Some(permit),
+            None => claim.inner.servers.budget().acquire(cost).await,
+        };
+        rounds(&claim, &last_error).await;
+    };
+    let _ = timeout_at(deadline.into(), work).await;
+    let left = claim.lock().len();
+    if left > 0 {
+        let error = last_error.lock().unwrap_or_else(|p| p.into_inner()).clone();
+        claim.inner.counters.failed_runs.add(1);
+        tracing::warn!(layer = %claim.inner.key.layer, chunks = left, error = %error, "chunk-fetch-failed");
+        claim.fail(&error);
+    }
+}
+
+async fn rounds(claim: &Arc<Claim>, last_error: &Mutex<FetchError>) {
+    let servers = &claim.inner.servers;
+    let pause_max = Duration::from_millis(servers.config().retry_pause_ms_max);
+    let mut pause = PAUSE;
+    let mut refused_rounds = 0;
+    loop {
+        let mut refused = true;
+        for server in servers.order() {
+            match from_server(claim, &server).await {
+                Ok(()) => return,
+                Err(e) => {
+                    refused &= !e.is_transient();
+                    let disk = matches!(e, FetchError::Disk(_));
+                    *last_error.lock().unwrap_or_else(|p| p.into_inner()) = e;
+                    if disk {
+                        return;
+                    }
+                }
+            }
+        }
+        if refused {
+            refused_rounds += 1;
+            if refused_rounds >= REFUSED_ROUNDS_MAX {
+                return;
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(pause_max);
+    }
+}
+
+/// Asks one server for what is still open: by Range, and if that gives wrong or no answers, by digest.
+async fn from_server(claim: &Arc<Claim>, server: &Server) -> Result<(), FetchError> {
+    let chunks = claim.chunks();
+    let neighbours = chunks.windows(2).all(|w| w[0].index + 1 == w[1].index);
+    if neighbours {
+        match attempt(claim, server, Ask::Range, chunks).await {
+            Ok(()) => return Ok(()),
+            Err(e @ (FetchError::Unreachable(_) | FetchError::Disk(_))) => return Err(e),
+            Err(_) => {}
+        }
+    }
+    attempt(claim, server, Ask::Digests, claim.chunks()).await
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Ask {
+    Range,
+    Digests,
+}
+
+async fn attempt(claim: &Arc<Claim>, server: &Server, ask: Ask, chunks: Vec<Chunk>) -> Result<(), FetchError> {
+    let inner = &claim.inner;
+    inner.counters.requests.add(1);
+    let mut frames = match ask {
+        Ask::Range => inner.servers.range_frames(server, &inner.key, chunks).await?,
+        Ask::Digests => inner.servers.listed_frames(server, chunks).await?,
+    };
+    // Checking runs beside receiving: a chunk lands as soon as its own frame is complete.
+    let mut checks = JoinSet::new();
+    let mut failure = None;
+    let received = loop {
+        match inner.servers.noting(server, frames.next().await) {
+            Ok(None) => break Ok(()),
+            Ok(Some((_, Frame::Missing))) => failure = Some(FetchError::Rejected { status: 404 }),
+            Ok(Some((chunk, Frame::Found(frame)))) => {
+                inner.counters.fetched_bytes.add(frame.len() as u64);
+                let claim = Arc::clone(claim);
+                checks.spawn_blocking(move || claim.accept(chunk, &frame));
+            }
+            Err(e) => break Err(e),
+        }
+    };
+    while let Some(check) = checks.join_next().await {
+        match check {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => {
+                if let FetchError::Corrupt(why) = &e {
+                    inner.counters.corrupt_chunks.add(1);
+                    server.health.failed();
+                    tracing::warn!(server = %server.base, layer = %inner.key.layer, %why, "chunk-corrupt");
+                }
+                failure = Some(e);
+            }
+            Err(_) => failure = Some(FetchError::Malformed("a frame broke its decoder")),
+        }
+    }
+    match failure {
+        Some(e) => Err(e),
+        None => received,
+    }
+}

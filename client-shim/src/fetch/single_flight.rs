@@ -1,0 +1,225 @@
+//! One fetch a chunk, however many readers.
+//!
+//! In: chunk indices that readers want. Out: nothing but the wait: afterwards the sink has the chunks.
+//! Invariant: a (layer, chunk) is in at most one run at a time; whoever wants it too waits for that run. A chunk leaves
+//! the table of flights only after the sink has it or its run has given up, so a reader finds it in one of the two.
+//! Not here: how a run gets its bytes (`fetch/run.rs`).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use headstart_layer_format::Toc;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::timeout_at;
+
+pub use super::data::LayerKey;
+use super::error::FetchError;
+use super::run::{self, Claim};
+use super::servers::Servers;
+use super::verify::ChunkSink;
+use crate::counters::Counters;
+
+/// How a flight stands.
+#[derive(Clone, Debug)]
+pub(super) enum Flight {
+    Running,
+    Landed,
+    Failed(FetchError),
+}
+
+/// The flights of one layer. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Flights(pub(super) Arc<Inner>);
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) servers: Servers,
+    pub(super) key: LayerKey,
+    pub(super) toc: Arc<Toc>,
+    pub(super) sink: Arc<dyn ChunkSink>,
+    pub(super) counters: Arc<Counters>,
+    runtime: Handle,
+    running: Mutex<HashMap<u32, watch::Receiver<Flight>>>,
+}
+
+/// A flight somebody waits for.
+struct Wait {
+    flight: watch::Receiver<Flight>,
+    /// Started by this call: its failure is this reader's answer.
+    own: bool,
+}
+
+impl Flights {
+    /// `runtime` drives the runs: they outlive the readers that started them.
+    pub fn new(
+        servers: Servers,
+        key: LayerKey,
+        toc: Arc<Toc>,
+        sink: Arc<dyn ChunkSink>,
+        counters: Arc<Counters>,
+        runtime: Handle,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            servers,
+            key,
+            toc,
+            sink,
+            counters,
+            runtime,
+            running: Mutex::default(),
+        }))
+    }
+
+    /// Returns when the sink has all of `demand`, or an error when that could not be had until `deadline`. Chunks of
+    /// `along` that are missing ride in the same runs, but nobody waits for them.
+    pub async fn fetch(&self, demand: &[u32], along: &[u32], deadline: Instant) -> Result<(), FetchError> {
+        let mut along = along;
+        loop {
+            let waits = self.join(demand, along, deadline);
+            along = &[];
+            let mut own_failure = None;
+            let mut others_failed = false;
+            for mut wait in waits {
+                match landed(&mut wait.flight, deadline).await {
+                    Ok(()) => {}
+                    Err(e) if wait.own => own_failure = Some(e),
+                    Err(e) if Instant::now() >= deadline => return Err(e),
+                    // That run was started earlier, by a reader whose time was up earlier.
+                    Err(_) => others_failed = true,
+                }
+            }
+            match own_failure {
+                Some(e) => return Err(e),
+                None if others_failed => continue,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Starts fetching what is missing of `wanted` if there is room for it now. Nobody waits, errors are dropped.
+    pub fn prefetch(&self, wanted: &[u32], deadline: Instant) {
+        let mut running = self.lock();
+        let missing = self.missing(&running, wanted);
+        for chunks in self.split(missing) {
+            let cost = self.cost(&chunks);
+            if let Some(permit) = self.0.servers.budget().try_acquire(cost) {
+                self.start(&mut running, &chunks, Some(permit), deadline);
+            }
+        }
+    }
+
+    /// Joins the flights of `demand`, starting those that are missing.
+    fn join(&self, demand: &[u32], along: &[u32], deadline: Instant) -> Vec<Wait> {
+        let mut running = self.lock();
+        let mut waits: Vec<Wait> = demand
+            .iter()
+            .filter_map(|i| running.get(i))
+            .map(|flight| Wait {
+                flight: flight.clone(),
+                own: false,
+            })
+            .collect();
+        let missing = self.missing(&running, demand);
+        if missing.is_empty() {
+            return waits;
+        }
+        let mut all = [&missing[..], &self.missing(&running, along)].concat();
+        all.sort_unstable();
+        all.dedup();
+        for chunks in self.split(all) {
+            self.start(&mut running, &chunks, None, deadline);
+        }
+        waits.extend(missing.iter().filter_map(|i| running.get(i)).map(|flight| Wait {
+            flight: flight.clone(),
+            own: true,
+        }));
+        waits
+    }
+
+    fn missing(&self, running: &HashMap<u32, watch::Receiver<Flight>>, wanted: &[u32]) -> Vec<u32> {
+        let mut missing: Vec<u32> = wanted
+            .iter()
+            .copied()
+            .filter(|i| !running.contains_key(i) && !self.0.sink.has(*i))
+            .collect();
+        missing.sort_unstable();
+        missing.dedup();
+        missing
+    }
+
+    /// Runs of neighbours, each at most `run_bytes_max` of frames (but one chunk at least).
+    fn split(&self, sorted: Vec<u32>) -> Vec<Vec<u32>> {
+        let bytes_max = self.0.servers.config().run_bytes_max;
+        let mut runs: Vec<Vec<u32>> = Vec::new();
+        let mut bytes = 0;
+        for index in sorted {
+            let frame_len = self.0.toc.chunks().chunk(index).map_or(0, |c| c.frame.len);
+            match runs.last_mut() {
+                Some(run) if run.last().is_some_and(|l| l + 1 == index) && bytes + frame_len <= bytes_max => {
+                    run.push(index);
+                    bytes += frame_len;
+                }
+                _ => {
+                    runs.push(vec![index]);
+                    bytes = frame_len;
+                }
+            }
+        }
+        runs
+    }
+
+    /// Memory a run may take: its frames, and what they decompress to.
+    fn cost(&self, chunks: &[u32]) -> u64 {
+        let chunk = |i: &u32| self.0.toc.chunks().chunk(*i);
+        chunks.iter().filter_map(chunk).map(|c| c.frame.len + c.range.len).sum()
+    }
+
+    fn start(
+        &self,
+        running: &mut HashMap<u32, watch::Receiver<Flight>>,
+        chunks: &[u32],
+        permit: Option<OwnedSemaphorePermit>,
+        deadline: Instant,
+    ) {
+        let mut senders = Vec::with_capacity(chunks.len());
+        for &index in chunks {
+            let (sender, receiver) = watch::channel(Flight::Running);
+            running.insert(index, receiver);
+            senders.push((index, sender));
+        }
+        let claim = Claim::new(Arc::clone(&self.0), senders);
+        let cost = self.cost(chunks);
+        self.0.runtime.spawn(run::drive(claim, permit, cost, deadline));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, watch::Receiver<Flight>>> {
+        self.0.lock()
+    }
+}
+
+impl Inner {
+    /// Ends flights: readers that come now look at the sink.
+    pub(super) fn forget(&self, index: u32) {
+        self.lock().remove(&index);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, watch::Receiver<Flight>>> {
+        self.running.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Waits for the end of a flight.
+async fn landed(flight: &mut watch::Receiver<Flight>, deadline: Instant) -> Result<(), FetchError> {
+    let ended = flight.wait_for(|f| !matches!(f, Flight::Running));
+    match timeout_at(deadline.into(), ended).await {
+        Err(_) => Err(FetchError::Deadline),
+        // The sender went away without a word; the run's guard says `Failed` first, so this is a bug's last resort.
+        Ok(Err(_)) => Err(FetchError::Deadline),
+        Ok(Ok(state)) => match &*state {
+            Flight::Failed(e) => Err(e.clone()),
+            Flight::Running | Flight::Landed => Ok(()),
+        },
+    }
+}

@@ -1,0 +1,108 @@
+//! The gate every chunk passes.
+//!
+//! In: a chunk's place in the TOC, and a frame from anywhere. Out: a [`VerifiedChunk`], the only way to its bytes.
+//! Invariant: a `VerifiedChunk` holds exactly the chunk's length of bytes, and their SHA-256 is the chunk's digest.
+//! Not here: trust in the TOC that names the digest (DESIGN section 6), and where the bytes go.
+
+use headstart_layer_format::ChunkDigest;
+use headstart_layer_format::toc::Chunk;
+
+/// Why a frame is not its chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Corrupt {
+    #[error("its frame does not decompress")]
+    Frame,
+    #[error("it has the wrong length")]
+    Length,
+    #[error("its digest differs")]
+    Digest,
+}
+
+/// Bytes of one chunk, checked.
+#[derive(Debug)]
+pub struct VerifiedChunk {
+    chunk: Chunk,
+    bytes: Vec<u8>,
+}
+
+impl VerifiedChunk {
+    /// Decompresses into exactly the space the TOC says, then compares the digest.
+    pub fn open(chunk: Chunk, frame: &[u8]) -> Result<Self, Corrupt> {
+        // Bounded by limits::CHUNK_SIZE_MAX, which ChunkTable checked; a frame that holds more is an error.
+        let raw_len = usize::try_from(chunk.range.len).map_err(|_| Corrupt::Length)?;
+        let bytes = zstd::bulk::decompress(frame, raw_len).map_err(|_| Corrupt::Frame)?;
+        if bytes.len() != raw_len {
+            return Err(Corrupt::Length);
+        }
+        if ChunkDigest::of(&bytes) != chunk.digest {
+            return Err(Corrupt::Digest);
+        }
+        Ok(Self { chunk, bytes })
+    }
+
+    /// Which chunk this is.
+    pub fn chunk(&self) -> &Chunk {
+        &self.chunk
+    }
+
+    /// Its bytes, uncompressed.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Where verified chunks of one layer go. The cache's file, or a test's double.
+pub trait ChunkSink: Send + Sync + std::fmt::Debug {
+    /// Whether readers can have the chunk already.
+    fn has(&self, index: u32) -> bool;
+    /// Keeps the chunk; once this returns, [`ChunkSink::has`] is true. Blocks on the disk.
+    fn put(&self, chunk: VerifiedChunk) -> std::io::Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use headstart_layer_format::toc::{ChunkEntry, ChunkTable};
+
+    use super::*;
+
+    fn chunk(raw: &[u8], frame: &[u8]) -> Chunk {
+        let table = ChunkTable::new(vec![ChunkEntry {
+            digest: ChunkDigest::of(raw),
+            raw_len: raw.len() as u32,
+            frame_len: frame.len() as u32,
+        }]);
+        table
+            .ok()
+            .and_then(|t| t.chunk(0))
+            .unwrap_or_else(|| panic!("a valid table"))
+    }
+
+    #[test]
+    fn only_the_right_bytes_pass() {
+        let raw = vec![7u8; 9000];
+        let frame = |b: &[u8]| zstd::bulk::compress(b, 1).unwrap_or_default();
+        let good = frame(&raw);
+        let at = chunk(&raw, &good);
+        assert_eq!(
+            VerifiedChunk::open(at, &good).map(|v| v.bytes().to_vec()),
+            Ok(raw.clone())
+        );
+
+        let mut other = raw.clone();
+        other[8999] ^= 1;
+        let mut flipped = good.clone();
+        flipped[0] ^= 0xff;
+        let cases = [
+            (frame(&other), Corrupt::Digest),
+            (frame(&raw[..8999]), Corrupt::Length),
+            (frame(&vec![7u8; 9001]), Corrupt::Frame),
+            (frame(&vec![0u8; 64 << 20]), Corrupt::Frame),
+            (good[..good.len() - 1].to_vec(), Corrupt::Frame),
+            (flipped, Corrupt::Frame),
+            (Vec::new(), Corrupt::Length),
+        ];
+        for (bytes, why) in cases {
+            assert_eq!(VerifiedChunk::open(at, &bytes).map(|_| ()), Err(why));
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Node ids: how the kernel names what it has looked up.
+//!
+//! In/out: a `u64` of the protocol. Invariant: an id is a pure function of (slot, inode); all names of an inode share it,
+//! which is what makes them hard links. Not here: whether the node exists.
+
+use headstart_layer_format::toc::InodeId;
+
+/// A node of the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Node {
+    /// The mount's root directory.
+    Root,
+    /// `layers/`.
+    Layers,
+    /// Something in a layer. Slots start at 1, so these ids never meet the two above.
+    File { slot: u32, inode: InodeId },
+}
+
+/// The protocol's number for the root (`FUSE_ROOT_ID`).
+const ROOT: u64 = 1;
+const LAYERS: u64 = 2;
+
+impl Node {
+    /// The root directory of a layer.
+    pub fn layer_root(slot: u32) -> Self {
+        Self::File {
+            slot,
+            inode: InodeId::ROOT,
+        }
+    }
+
+    pub fn id(self) -> u64 {
+        match self {
+            Self::Root => ROOT,
+            Self::Layers => LAYERS,
+            Self::File { slot, inode } => u64::from(slot) << 32 | u64::from(inode.0),
+        }
+    }
+
+    /// `None` for an id never given out.
+    pub fn from_id(id: u64) -> Option<Self> {
+        match (id, (id >> 32) as u32) {
+            (ROOT, _) => Some(Self::Root),
+            (LAYERS, _) => Some(Self::Layers),
+            (_, 0) => None,
+            (_, slot) => Some(Self::File {
+                slot,
+                inode: InodeId(id as u32),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_round_trip_and_are_distinct() {
+        let file = |slot, inode| Node::File {
+            slot,
+            inode: InodeId(inode),
+        };
+        let nodes = [
+            Node::Root,
+            Node::Layers,
+            file(1, 0),
+            file(1, 1),
+            file(u32::MAX, u32::MAX),
+        ];
+        for (i, a) in nodes.iter().enumerate() {
+            assert_eq!(Node::from_id(a.id()), Some(*a));
+            assert!(nodes[..i].iter().all(|b| b.id() != a.id()));
+        }
+        assert_eq!(Node::from_id(0), None);
+        assert_eq!(Node::from_id(3), None);
+    }
+}

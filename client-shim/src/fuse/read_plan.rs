@@ -1,0 +1,112 @@
+//! A read of a file, in terms of the layer's data space.
+//!
+//! In: a file's content, an offset and a length. Out: [`ReadPlan`]: ranges to read and where they go; zeros elsewhere.
+//! Invariant: the plan covers exactly the bytes the file has there; a hole is never a range, a range never a hole.
+//! Not here: fetching (the layer's reader), replies.
+
+use std::io;
+use std::sync::Arc;
+
+use headstart_layer_format::toc::{Content, InodeId, Kind};
+use headstart_layer_format::{LayerOffset, LayerRange};
+
+use crate::cache::Layer;
+use crate::fetch::FetchError;
+
+/// Most bytes one request may ask for; the kernel's own bound is 1 MiB (256 pages).
+pub const READ_SIZE_MAX: u32 = 1 << 20;
+
+#[derive(Debug)]
+pub struct ReadPlan {
+    layer: Arc<Layer>,
+    inode: InodeId,
+    len: usize,
+    /// Where in the answer, and from where in the data space; the same ranges twice, so that both can be sliced.
+    places: Vec<usize>,
+    ranges: Vec<LayerRange>,
+}
+
+/// Each text completes "failed to ...".
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("read the cache: {0}")]
+    Cache(#[from] io::Error),
+    #[error("read the cache: a chunk that was just stored is gone")]
+    Lost,
+}
+
+impl ReadPlan {
+    pub(super) fn new(layer: Arc<Layer>, inode: InodeId, content: &Content, offset: u64, size: u32) -> Self {
+        let size = u64::from(size.min(READ_SIZE_MAX));
+        let end = content.size().min(offset.saturating_add(size));
+        let len = end.saturating_sub(offset);
+        let extents = content.extents();
+        let first = extents.partition_point(|e| e.offset.0 + e.range.len <= offset);
+        let (mut places, mut ranges) = (Vec::new(), Vec::new());
+        for e in &extents[first..] {
+            if e.offset.0 >= end {
+                break;
+            }
+            let from = e.offset.0.max(offset);
+            let to = (e.offset.0 + e.range.len).min(end);
+            places.push((from - offset) as usize);
+            ranges.push(LayerRange {
+                start: LayerOffset(e.range.start.0 + (from - e.offset.0)),
+                len: to - from,
+            });
+        }
+        Self {
+            layer,
+            inode,
+            len: len as usize,
+            places,
+            ranges,
+        }
+    }
+
+    /// The bytes, if they are all here. Local file reads only.
+    pub fn read_cached(&self) -> io::Result<Option<Vec<u8>>> {
+        let mut out = vec![0; self.len];
+        for (place, range) in self.places.iter().zip(&self.ranges) {
+            let part = &mut out[*place..*place + range.len as usize];
+            if !self.layer.reader().read_cached(*range, part)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(out))
+    }
+
+    /// Keeps a sequential reader's next stretch coming; for a read that was a hit.
+    pub fn read_ahead(&self) {
+        if let Some(content) = self.content()
+            && let [only] = content.extents()
+        {
+            self.layer.reader().read_ahead(&self.ranges, &[only.range]);
+        }
+    }
+
+    /// The bytes, after fetching what is missing.
+    pub async fn read(self) -> Result<Vec<u8>, ReadError> {
+        let bodies: Vec<LayerRange> = match self.content() {
+            Some(content) => content.extents().iter().map(|e| e.range).collect(),
+            None => Vec::new(),
+        };
+        self.layer.reader().fetch(&self.ranges, &bodies).await?;
+        // The bytes were just written, so this is a copy from the page cache; still not for an async thread.
+        let read = tokio::task::spawn_blocking(move || self.read_cached()).await;
+        read.map_err(|_| ReadError::Lost)??.ok_or(ReadError::Lost)
+    }
+
+    pub fn layer(&self) -> &Layer {
+        &self.layer
+    }
+
+    fn content(&self) -> Option<&Content> {
+        match &self.layer.toc().tree().inode(self.inode)?.kind {
+            Kind::Regular(content) => Some(content),
+            _ => None,
+        }
+    }
+}

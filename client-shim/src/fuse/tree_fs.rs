@@ -1,0 +1,316 @@
+//! The tree of the mount: `layers/<slot>/...`, not tied to any binding.
+//!
+//! In: layers added and removed, and questions about nodes. Out: attributes, names, link targets, attributes values, and
+//! plans of reads. Invariant: answers depend only on the layers' TOCs; nothing here waits for anything.
+//! Not here: the kernel protocol (`fuse/kernel.rs`), bytes of files (`fuse/read_plan.rs`).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use headstart_layer_format::toc::{InodeId, Kind};
+
+use super::attr::{Attr, FileKind};
+use super::node_id::Node;
+use super::read_plan::ReadPlan;
+use super::shown::{OPAQUE_NAME, OPAQUE_VALUE, Shown, is_opaque, plain_xattrs};
+use crate::cache::Layer;
+
+/// Name of the directory of layers in the mount.
+pub const LAYERS_NAME: &str = "layers";
+
+/// Why there is no answer, named for the errno it becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FsError {
+    /// The layer was withdrawn, or the id never was one.
+    Stale,
+    NotADirectory,
+    IsADirectory,
+    /// The wrong kind of file for the question.
+    Invalid,
+    NoAttribute,
+    Io,
+}
+
+/// Answer to a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    Found(Attr),
+    /// There will never be such a name here.
+    Absent,
+    /// There may be one later: a layer not added yet.
+    AbsentNow,
+}
+
+/// One name of a directory.
+#[derive(Debug)]
+pub struct DirItem<'a> {
+    /// Where to go on after this one.
+    pub next: u64,
+    pub name: &'a [u8],
+    pub attr: Attr,
+}
+
+/// How full the mount is.
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    pub blocks: u64,
+    pub free: u64,
+    pub available: u64,
+    pub block_size: u32,
+    pub files: u64,
+}
+
+#[derive(Debug)]
+pub struct TreeFs {
+    layers: RwLock<BTreeMap<u32, Arc<Shown>>>,
+    store: PathBuf,
+}
+
+impl TreeFs {
+    /// `store` is the directory whose filesystem `space` speaks of.
+    pub fn new(store: &Path) -> Self {
+        Self {
+            layers: RwLock::default(),
+            store: store.to_owned(),
+        }
+    }
+
+    /// False when the slot is shown already.
+    pub fn add(&self, layer: Arc<Layer>) -> bool {
+        let slot = layer.slot();
+        if self.read_layers().contains_key(&slot) {
+            return false;
+        }
+        let shown = Arc::new(Shown::new(layer));
+        let mut layers = self.layers.write().unwrap_or_else(|p| p.into_inner());
+        layers.insert(slot, shown).is_none()
+    }
+
+    /// False when it was not shown.
+    pub fn remove(&self, slot: u32) -> bool {
+        let mut layers = self.layers.write().unwrap_or_else(|p| p.into_inner());
+        layers.remove(&slot).is_some()
+    }
+
+    pub fn lookup(&self, parent: Node, name: &[u8]) -> Result<Lookup, FsError> {
+        match name {
+            // Asked when a file handle (overlayfs keeps some) is turned back into a file.
+            b"." => return self.attr(parent).map(Lookup::Found),
+            b".." => return self.attr(self.parent(parent)?).map(Lookup::Found),
+            _ => {}
+        }
+        match parent {
+            Node::Root if name == LAYERS_NAME.as_bytes() => self.attr(Node::Layers).map(Lookup::Found),
+            Node::Root => Ok(Lookup::Absent),
+            Node::Layers => match slot_name(name) {
+                Some(slot) => match self.attr(Node::layer_root(slot)) {
+                    Ok(attr) => Ok(Lookup::Found(attr)),
+                    Err(_) => Ok(Lookup::AbsentNow),
+                },
+                None => Ok(Lookup::Absent),
+            },
+            Node::File { slot, inode } => {
+                let shown = self.shown(slot)?;
+                let dir = shown.directory(inode).ok_or(FsError::NotADirectory)?;
+                let Some(entry) = shown.tree().lookup(dir, name).and_then(|e| shown.tree().entry(e)) else {
+                    return Ok(Lookup::Absent);
+                };
+                attr_of(&shown, slot, entry.inode).map(Lookup::Found)
+            }
+        }
+    }
+
+    pub fn attr(&self, node: Node) -> Result<Attr, FsError> {
+        match node {
+            Node::Root => Ok(Attr::own_directory(node, 3)),
+            Node::Layers => {
+                let layers = u32::try_from(self.read_layers().len()).unwrap_or(u32::MAX);
+                Ok(Attr::own_directory(node, layers.saturating_add(2)))
+            }
+            Node::File { slot, inode } => attr_of(&*self.shown(slot)?, slot, inode),
+        }
+    }
+
+    /// Target of a symbolic link.
+    pub fn readlink(&self, node: Node) -> Result<Vec<u8>, FsError> {
+        let (shown, inode) = self.file(node).map_err(|_| FsError::Invalid)?;
+        match &shown.inode(inode).ok_or(FsError::Stale)?.kind {
+            Kind::Symlink { target } => Ok(target.to_vec()),
+            _ => Err(FsError::Invalid),
+        }
+    }
+
+    /// Calls `visit` with names from position `from` on, until it returns false.
+    pub fn read_dir(&self, node: Node, from: u64, visit: &mut dyn FnMut(DirItem<'_>) -> bool) -> Result<(), FsError> {
+        let own = self.attr(node)?;
+        if own.kind != FileKind::Directory {
+            return Err(FsError::NotADirectory);
+        }
+        let dots: [(&[u8], Node); 2] = [(b".", node), (b"..", self.parent(node)?)];
+        for (at, (name, node)) in dots.into_iter().enumerate().skip(from.min(2) as usize) {
+            let item = DirItem {
+                next: at as u64 + 1,
+                name,
+                attr: self.attr(node)?,
+            };
+            if !visit(item) {
+                return Ok(());
+            }
+        }
+        let from = from.max(2) - 2;
+        match node {
+            Node::Root if from == 0 => {
+                visit(DirItem {
+                    next: 3,
+                    name: LAYERS_NAME.as_bytes(),
+                    attr: self.attr(Node::Layers)?,
+                });
+                Ok(())
+            }
+            Node::Root => Ok(()),
+            Node::Layers => self.read_layers_dir(from, visit),
+            Node::File { slot, inode } => read_layer_dir(&*self.shown(slot)?, slot, inode, from, visit),
+        }
+    }
+
+    /// Positions are slots, so that a listing survives layers that come and go.
+    fn read_layers_dir(&self, from: u64, visit: &mut dyn FnMut(DirItem<'_>) -> bool) -> Result<(), FsError> {
+        let from = u32::try_from(from).unwrap_or(u32::MAX);
+        for (&slot, shown) in self.read_layers().range(from..) {
+            let name = slot.to_string();
+            let item = DirItem {
+                next: u64::from(slot) + 3,
+                name: name.as_bytes(),
+                attr: attr_of(shown, slot, InodeId::ROOT)?,
+            };
+            if !visit(item) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Value of an extended attribute.
+    pub fn xattr(&self, node: Node, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        let (shown, inode) = self.file(node).map_err(|_| FsError::NoAttribute)?;
+        let inode = shown.inode(inode).ok_or(FsError::Stale)?;
+        if name == OPAQUE_NAME && is_opaque(inode) {
+            return Ok(OPAQUE_VALUE.to_vec());
+        }
+        plain_xattrs(inode)
+            .find(|x| *x.name == *name)
+            .map(|x| x.value.to_vec())
+            .ok_or(FsError::NoAttribute)
+    }
+
+    /// Names of all extended attributes, each ended by a NUL, as `listxattr(2)` wants them.
+    pub fn xattr_names(&self, node: Node) -> Result<Vec<u8>, FsError> {
+        let Ok((shown, inode)) = self.file(node) else {
+            return Ok(Vec::new());
+        };
+        let inode = shown.inode(inode).ok_or(FsError::Stale)?;
+        let mut names = Vec::new();
+        let opaque = is_opaque(inode).then_some(OPAQUE_NAME);
+        for name in plain_xattrs(inode).map(|x| &*x.name).chain(opaque) {
+            names.extend_from_slice(name);
+            names.push(0);
+        }
+        Ok(names)
+    }
+
+    /// What a read of `size` bytes at `offset` has to do.
+    pub fn plan_read(&self, node: Node, offset: u64, size: u32) -> Result<ReadPlan, FsError> {
+        let (shown, inode) = self.file(node).map_err(|_| FsError::IsADirectory)?;
+        match &shown.inode(inode).ok_or(FsError::Stale)?.kind {
+            Kind::Regular(content) => Ok(ReadPlan::new(Arc::clone(&shown.layer), inode, content, offset, size)),
+            Kind::Directory { .. } => Err(FsError::IsADirectory),
+            _ => Err(FsError::Invalid),
+        }
+    }
+
+    /// Room where the chunks are kept, and how many inodes are shown.
+    pub fn space(&self) -> Result<Space, FsError> {
+        let fs = rustix::fs::statvfs(&self.store).map_err(|_| FsError::Io)?;
+        let files = self
+            .read_layers()
+            .values()
+            .map(|s| s.tree().inodes().len() as u64)
+            .sum();
+        Ok(Space {
+            blocks: fs.f_blocks,
+            free: fs.f_bfree,
+            available: fs.f_bavail,
+            block_size: u32::try_from(fs.f_frsize).unwrap_or(4096),
+            files,
+        })
+    }
+
+    fn parent(&self, node: Node) -> Result<Node, FsError> {
+        match node {
+            Node::Root | Node::Layers => Ok(Node::Root),
+            Node::File {
+                inode: InodeId::ROOT, ..
+            } => Ok(Node::Layers),
+            Node::File { slot, inode } => {
+                let parent = self.shown(slot)?.parent(inode).ok_or(FsError::NotADirectory)?;
+                Ok(Node::File { slot, inode: parent })
+            }
+        }
+    }
+
+    /// The layer and inode of a node that is in one; an error for the mount's own directories.
+    fn file(&self, node: Node) -> Result<(Arc<Shown>, InodeId), FsError> {
+        match node {
+            Node::Root | Node::Layers => Err(FsError::IsADirectory),
+            Node::File { slot, inode } => Ok((self.shown(slot)?, inode)),
+        }
+    }
+
+    fn shown(&self, slot: u32) -> Result<Arc<Shown>, FsError> {
+        self.read_layers().get(&slot).cloned().ok_or(FsError::Stale)
+    }
+
+    fn read_layers(&self) -> RwLockReadGuard<'_, BTreeMap<u32, Arc<Shown>>> {
+        self.layers.read().unwrap_or_else(|p| p.into_inner())
+    }
+}
+
+fn attr_of(shown: &Shown, slot: u32, id: InodeId) -> Result<Attr, FsError> {
+    let inode = shown.inode(id).ok_or(FsError::Stale)?;
+    Ok(Attr::of(Node::File { slot, inode: id }, inode, shown.nlink(id)))
+}
+
+fn read_layer_dir(
+    shown: &Shown,
+    slot: u32,
+    dir: InodeId,
+    from: u64,
+    visit: &mut dyn FnMut(DirItem<'_>) -> bool,
+) -> Result<(), FsError> {
+    let children = shown
+        .tree()
+        .children(shown.directory(dir).ok_or(FsError::NotADirectory)?);
+    let start = u64::from(children.start)
+        .saturating_add(from)
+        .min(u64::from(children.end));
+    let entries = &shown.tree().entries()[start as usize..children.end as usize];
+    for (at, entry) in entries.iter().enumerate() {
+        let item = DirItem {
+            next: from + at as u64 + 3,
+            name: &entry.name,
+            attr: attr_of(shown, slot, entry.inode)?,
+        };
+        if !visit(item) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A slot in plain decimal, and nothing else that parses as one (`+1`, `01`).
+fn slot_name(name: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(name).ok()?;
+    let slot: u32 = text.parse().ok()?;
+    (slot > 0 && slot.to_string() == text).then_some(slot)
+}

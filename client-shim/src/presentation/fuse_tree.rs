@@ -1,0 +1,73 @@
+//! Layers as directories of the node's one FUSE mount.
+//!
+//! In: layers. Out: `<mount>/layers/<slot>`. Invariant: one mount for the node; a slot is never shown as another layer.
+//! Not here: the protocol (`fuse/kernel.rs`) and the tree (`fuse/tree_fs.rs`).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::{Presentation, PresentationError};
+use crate::cache::{Layer, LazyConfig};
+use crate::counters::Counters;
+use crate::fuse::kernel::KernelFs;
+use crate::fuse::session::{FuseMount, detach_stale};
+use crate::fuse::tree_fs::{LAYERS_NAME, TreeFs};
+
+#[derive(Debug)]
+pub struct FuseTree {
+    tree: Arc<TreeFs>,
+    mount: FuseMount,
+    layers: PathBuf,
+}
+
+impl FuseTree {
+    /// Mounts at `path`, clearing what a killed predecessor left there. `store` is where chunks are kept: what `statfs`
+    /// speaks of.
+    pub fn mount(
+        path: &Path,
+        store: &Path,
+        config: &LazyConfig,
+        counters: Arc<Counters>,
+        runtime: Handle,
+    ) -> Result<Self, PresentationError> {
+        detach_stale(path).map_err(|source| PresentationError::Stale {
+            path: path.to_owned(),
+            source,
+        })?;
+        let tree = Arc::new(TreeFs::new(store));
+        let kernel = KernelFs::new(Arc::clone(&tree), counters, runtime);
+        let mount =
+            FuseMount::new(path, kernel, config.kernel_readahead_kib).map_err(|source| PresentationError::Mount {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(Self {
+            tree,
+            mount,
+            layers: path.join(LAYERS_NAME),
+        })
+    }
+}
+
+impl Presentation for FuseTree {
+    fn present(&self, layer: Arc<Layer>) -> Result<PathBuf, PresentationError> {
+        let path = self.layers.join(layer.slot().to_string());
+        if self.tree.add(layer) {
+            self.mount.layers_changed();
+        }
+        Ok(path)
+    }
+
+    fn withdraw(&self, layer: &Layer) {
+        if self.tree.remove(layer.slot()) {
+            self.mount.forget_slot(layer.slot());
+            self.mount.layers_changed();
+        }
+    }
+
+    fn close(&self) {
+        self.mount.close();
+    }
+}
