@@ -70,8 +70,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AppError
 
 /// Serves the snapshotter with any lazy side until `stop`.
 pub async fn serve<B: LazyLayers>(config: &Config, backend: B, stop: CancellationToken) -> Result<(), AppError> {
-    let engine = Arc::new(Engine::open(&config.root_dir, &config.snapshotter, backend).await?);
+    // First, so that whoever connects while snapshots are loaded waits instead of failing.
     let listener = bind(&config.socket)?;
+    let engine = Arc::new(Engine::open(&config.root_dir, &config.snapshotter, backend).await?);
     tracing::info!(socket = %config.socket.display(), "ready");
     let service = SnapshotsServer::new(SnapshotService::new(engine.clone()));
     let server = tonic::transport::Server::builder()

@@ -1,0 +1,190 @@
+//! A lazy side whose every answer is scripted and every call counted.
+//!
+//! In: images and faults. Out: a [`LazyLayers`]. Invariant: `present` makes a real directory, so that mounts of it work.
+//! Not here: the network, FUSE, chunks.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use headstart_layer_format::{
+    BlobDigest, ChainId, DiffId,
+    api::{ChainStatus, ImageStatus, LayerState, LayerStatus},
+};
+use headstart_shim::snapshotter::decline::DeclineReason;
+use headstart_shim::snapshotter::lazy::{LazyError, LazyLayers, Shown};
+use headstart_shim::snapshotter::record::Usage;
+
+#[derive(Clone, Debug)]
+pub struct FakeNode(Arc<Mutex<Script>>);
+
+#[derive(Debug, Default)]
+pub struct Script {
+    root: PathBuf,
+    pub images: HashMap<BlobDigest, ImageStatus>,
+    /// Answers of `image` take this long.
+    pub image_delay: Duration,
+    /// No server answers.
+    pub unreachable: bool,
+    /// `present` and `present_known` fail for these.
+    pub broken: HashSet<BlobDigest>,
+    pub obstacle: Option<DeclineReason>,
+    /// DiffIDs that TOCs claim, where it is not the image's.
+    pub toc_diff_ids: HashMap<BlobDigest, DiffId>,
+    pub shown: HashSet<BlobDigest>,
+    pub released: Vec<BlobDigest>,
+    pub image_calls: usize,
+    pub chain_calls: usize,
+    pub present_calls: usize,
+}
+
+/// An image of the script.
+#[derive(Clone, Debug)]
+pub struct FakeImage {
+    pub manifest: BlobDigest,
+    /// Bottom first.
+    pub layers: Vec<BlobDigest>,
+    pub chain: Vec<ChainId>,
+}
+
+impl FakeImage {
+    pub fn chain_text(&self, i: usize) -> String {
+        self.chain[i].to_string()
+    }
+}
+
+impl FakeNode {
+    pub fn new(root: &Path) -> Self {
+        let script = Script {
+            root: root.to_owned(),
+            ..Script::default()
+        };
+        Self(Arc::new(Mutex::new(script)))
+    }
+
+    pub fn script(&self) -> MutexGuard<'_, Script> {
+        self.0.lock().unwrap()
+    }
+
+    /// Adds an image whose layers are named by `layers` (equal names: equal layers).
+    pub fn add_image(&self, name: &str, layers: &[&str], state: LayerState) -> FakeImage {
+        let diff_ids: Vec<_> = layers.iter().map(|l| DiffId::of(l.as_bytes())).collect();
+        self.add_image_of(name, &diff_ids, layers, state)
+    }
+
+    pub fn add_image_of(&self, name: &str, diff_ids: &[DiffId], layers: &[&str], state: LayerState) -> FakeImage {
+        let digests: Vec<_> = layers
+            .iter()
+            .map(|l| BlobDigest::of(format!("gz {l}").as_bytes()))
+            .collect();
+        let status = |(digest, diff_id): (&BlobDigest, &DiffId)| LayerStatus {
+            digest: *digest,
+            state,
+            reason: None,
+            diff_id: Some(*diff_id),
+            chain_id: None,
+            media_type: None,
+            size: None,
+            converted: None,
+            toc: None,
+        };
+        let image = FakeImage {
+            manifest: BlobDigest::of(name.as_bytes()),
+            layers: digests.clone(),
+            chain: ChainId::chain(diff_ids),
+        };
+        let status = ImageStatus {
+            manifest_digest: image.manifest,
+            config_digest: BlobDigest::of(b"config"),
+            layers: digests.iter().zip(diff_ids).map(status).collect(),
+        };
+        self.script().images.insert(image.manifest, status);
+        image
+    }
+
+    pub fn set_state(&self, image: &FakeImage, layer: usize, state: LayerState) {
+        self.script().images.get_mut(&image.manifest).unwrap().layers[layer].state = state;
+    }
+
+    /// Where a layer is shown.
+    pub fn lowerdir(&self, layer: &BlobDigest) -> PathBuf {
+        self.script().root.join(&layer.hex()[..12])
+    }
+
+    fn show(&self, layer: &BlobDigest) -> Result<Shown, LazyError> {
+        let lowerdir = self.lowerdir(layer);
+        let mut script = self.script();
+        if script.broken.contains(layer) {
+            return Err(LazyError::new("scripted failure"));
+        }
+        std::fs::create_dir_all(&lowerdir).map_err(LazyError::new)?;
+        script.shown.insert(*layer);
+        Ok(Shown {
+            lowerdir,
+            diff_id: script.toc_diff_ids.get(layer).copied(),
+        })
+    }
+}
+
+impl LazyLayers for FakeNode {
+    fn obstacle(&self) -> Option<DeclineReason> {
+        self.script().obstacle
+    }
+
+    async fn image(&self, manifest: &BlobDigest, _wait_ms: u64) -> Result<Option<ImageStatus>, LazyError> {
+        let delay = {
+            let mut script = self.script();
+            script.image_calls += 1;
+            script.image_delay
+        };
+        tokio::time::sleep(delay).await;
+        let script = self.script();
+        if script.unreachable {
+            return Err(LazyError::new("scripted: nobody there"));
+        }
+        Ok(script.images.get(manifest).cloned())
+    }
+
+    async fn chain(&self, chain: &ChainId) -> Result<Option<ChainStatus>, LazyError> {
+        let mut script = self.script();
+        script.chain_calls += 1;
+        if script.unreachable {
+            return Err(LazyError::new("scripted: nobody there"));
+        }
+        let found = script.images.values().find_map(|image| {
+            let diff_ids: Vec<_> = image.layers.iter().map(|l| l.diff_id.unwrap()).collect();
+            let at = ChainId::chain(&diff_ids).iter().position(|c| c == chain)?;
+            Some(ChainStatus {
+                chain_id: *chain,
+                layer_digest: image.layers[at].digest,
+                diff_id: diff_ids[at],
+                images: vec![image.manifest_digest],
+            })
+        });
+        Ok(found)
+    }
+
+    async fn present(&self, layer: &BlobDigest, _deadline: Instant) -> Result<Shown, LazyError> {
+        self.script().present_calls += 1;
+        self.show(layer)
+    }
+
+    fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError> {
+        if !self.script().shown.contains(layer) {
+            return Err(LazyError::new("not on this node"));
+        }
+        self.show(layer)
+    }
+
+    async fn release(&self, layer: &BlobDigest) {
+        let mut script = self.script();
+        script.shown.remove(layer);
+        script.released.push(*layer);
+    }
+
+    fn usage(&self, layer: &BlobDigest) -> Option<Usage> {
+        let shown = self.script().shown.contains(layer);
+        shown.then_some(Usage { size: 4096, inodes: 7 })
+    }
+}
