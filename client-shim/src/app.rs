@@ -52,7 +52,6 @@ pub enum AppError {
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AppError> {
     let _lock = lock_root(&config.root_dir)?;
     let servers = Servers::new(&config.servers, &config.fetch)?;
-    let enabled = config.snapshotter.lazy && !config.servers.is_empty();
     let layers = match NodeLayers::open(&config.root_dir, &config.lazy, servers.clone()).await {
         Ok(layers) => Some(layers),
         Err(error) => {
@@ -60,7 +59,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AppError
             None
         }
     };
-    let backend = NodeLazy::new(servers, layers.clone(), enabled);
+    let backend = NodeLazy::new(servers, layers.clone(), config.snapshotter.lazy);
     let served = serve(&config, backend, stop).await;
     if let Some(layers) = layers {
         layers.shutdown().await;

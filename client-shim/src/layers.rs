@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use headstart_layer_format::api::{LayerState, LayerStatus};
 use headstart_layer_format::limits::TOC_WAIT_MS_MAX;
-use headstart_layer_format::{BlobDigest, Toc};
+use headstart_layer_format::{BlobDigest, DiffId, Toc};
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,7 @@ pub enum LayersError {
 pub struct Presented {
     pub lowerdir: PathBuf,
     pub digest: BlobDigest,
+    pub diff_id: DiffId,
     pub slot: u32,
     pub data_size: u64,
     pub entry_count: u64,
@@ -336,6 +337,7 @@ impl Known {
         Presented {
             lowerdir: self.lowerdir.clone(),
             digest: *self.layer.digest(),
+            diff_id: *self.layer.toc().diff_id(),
             slot: self.layer.slot(),
             data_size: self.layer.toc().chunks().data_size(),
             entry_count: self.layer.toc().tree().entries().len() as u64,

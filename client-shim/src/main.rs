@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use headstart_shim::app;
 use headstart_shim::config::{Config, ConfigError, LogConfig, LogFormat};
+use headstart_shim::fetch::servers::{FetchError, Servers};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -61,6 +62,8 @@ fn main() -> ExitCode {
 enum MainError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error("use the configured servers: {0}")]
+    Servers(#[from] FetchError),
     #[error("accept log.level: {0}")]
     LogLevel(#[from] tracing_subscriber::filter::ParseError),
     #[error("start the runtime: {0}")]
@@ -74,6 +77,7 @@ enum MainError {
 fn start(args: &Args) -> Result<(), MainError> {
     let config = Config::load(args.config.as_deref())?;
     if args.check {
+        Servers::new(&config.servers, &config.fetch)?;
         return Ok(());
     }
     start_logging(&config.log)?;

@@ -123,6 +123,24 @@ async fn lazy_snapshots_need_no_server_to_come_back() {
 }
 
 #[tokio::test]
+async fn a_layer_without_a_snapshot_is_released_at_start() {
+    let h = Harness::start().await;
+    let image = h.node.add_image("image", &["a", "b"], LayerState::Ready);
+    let chain = image.chain_text(0);
+    let prepared = h
+        .client
+        .prepare("x", "", &[("containerd.io/snapshot.ref", &chain)])
+        .await;
+    assert_eq!(code(prepared), Code::AlreadyExists);
+    // Killed after the removal of its snapshot, before the layer's release.
+    h.node.script().shown.insert(image.layers[1]);
+    let h = h.restart().await;
+    let node = h.node.clone();
+    eventually("the layer is released", || node.script().released == [image.layers[1]]).await;
+    h.client.prepare("c", &chain, &[]).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let h = Harness::start().await;
     let socket = h.config.socket.clone();

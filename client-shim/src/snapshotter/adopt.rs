@@ -75,7 +75,7 @@ impl<B: LazyLayers> Adopter<B> {
         let deadline = Instant::now() + self.present_timeout;
         let shown = self.pins.present(&pin, deadline).await;
         let shown = shown.map_err(|e| Decline::new(DeclineReason::PresentFailed, e))?;
-        if shown.diff_id.is_some_and(|diff_id| diff_id != target.diff_id) {
+        if shown.diff_id != target.diff_id {
             return Err(Decline::new(
                 DeclineReason::Mismatch,
                 "the layer's TOC has another DiffID than the image's config",

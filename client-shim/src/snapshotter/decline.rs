@@ -11,7 +11,7 @@ use super::labels::LayerIdentity;
 /// Value of the log field `lazy_declined`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeclineReason {
-    /// Switched off in the configuration, or no servers are configured.
+    /// Switched off in the configuration.
     Disabled,
     /// The node's FUSE mount could not be made.
     NoMount,

@@ -91,6 +91,11 @@ impl<B: LazyLayers> Engine<B> {
         for (_, lazy) in &lazy {
             self.adopter.pins.pin(&lazy.layer).keep();
         }
+        for layer in self.adopter.backend.known() {
+            // A kill between a snapshot's removal and its layer's release leaves one that nobody needs: its only pin
+            // goes at once, and with it the layer.
+            drop(self.adopter.pins.pin(&layer));
+        }
         let (pins, stop) = (self.adopter.pins.clone(), self.stop.clone());
         tokio::task::spawn_blocking(move || {
             for (record, lazy) in lazy {

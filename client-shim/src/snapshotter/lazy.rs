@@ -34,7 +34,7 @@ impl LazyError {
 pub struct Shown {
     pub lowerdir: PathBuf,
     /// The DiffID in the layer's TOC.
-    pub diff_id: Option<DiffId>,
+    pub diff_id: DiffId,
 }
 
 /// The lazy side.
@@ -52,6 +52,8 @@ pub trait LazyLayers: Send + Sync + 'static {
     fn present(&self, layer: &BlobDigest, deadline: Instant) -> impl Future<Output = Result<Shown, LazyError>> + Send;
     /// From this node's disk alone. May block for a short time.
     fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError>;
+    /// Layers this node keeps, in use or not.
+    fn known(&self) -> Vec<BlobDigest>;
     /// Forgets a layer that no snapshot shows any more.
     fn release(&self, layer: &BlobDigest) -> impl Future<Output = ()> + Send;
     fn usage(&self, layer: &BlobDigest) -> Option<Usage>;
@@ -85,7 +87,7 @@ impl NodeLazy {
 fn shown(presented: Presented) -> Shown {
     Shown {
         lowerdir: presented.lowerdir,
-        diff_id: None,
+        diff_id: presented.diff_id,
     }
 }
 
@@ -113,6 +115,11 @@ impl LazyLayers for NodeLazy {
 
     fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError> {
         self.layers()?.present_known(layer).map(shown).map_err(LazyError::new)
+    }
+
+    fn known(&self) -> Vec<BlobDigest> {
+        let status = self.layers.as_ref().map(NodeLayers::status);
+        status.into_iter().flat_map(|s| s.layers).map(|l| l.digest).collect()
     }
 
     async fn release(&self, layer: &BlobDigest) {

@@ -118,12 +118,13 @@ impl FakeNode {
         if script.broken.contains(layer) {
             return Err(LazyError::new("scripted failure"));
         }
+        let layers = script.images.values().flat_map(|i| &i.layers);
+        let of_image = layers.filter(|l| l.digest == *layer).find_map(|l| l.diff_id);
+        let claimed = script.toc_diff_ids.get(layer).copied().or(of_image);
+        let diff_id = claimed.ok_or_else(|| LazyError::new("not of any image"))?;
         std::fs::create_dir_all(&lowerdir).map_err(LazyError::new)?;
         script.shown.insert(*layer);
-        Ok(Shown {
-            lowerdir,
-            diff_id: script.toc_diff_ids.get(layer).copied(),
-        })
+        Ok(Shown { lowerdir, diff_id })
     }
 }
 
@@ -175,6 +176,10 @@ impl LazyLayers for FakeNode {
             return Err(LazyError::new("not on this node"));
         }
         self.show(layer)
+    }
+
+    fn known(&self) -> Vec<BlobDigest> {
+        self.script().shown.iter().copied().collect()
     }
 
     async fn release(&self, layer: &BlobDigest) {

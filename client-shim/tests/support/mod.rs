@@ -7,7 +7,6 @@
 
 pub mod fake;
 pub mod log;
-pub mod oci;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
