@@ -1,49 +1,154 @@
-//! Store (owner INGEST; originals.rs is MIRROR's).
+//! The store: packs are the truth, sled is the index over them. `STORE.md` has the layout and the crash argument.
+//!
+//! In: facts from served manifests, chunks and TOCs from conversions. Out: the same, verified, also after a crash, and
+//! also without the index. Invariant: what an answer says was once written to a pack whole; losing the index costs time.
+//! Everything here is synchronous. Facts cost a write into the page cache; publishing a layer syncs, so it belongs on a
+//! thread that may wait.
+//! Not here: original blobs (`originals.rs`), and who may see what (`read`).
+
 pub mod facts;
-use facts::*;
-use headstart_layer_format::{BlobDigest, ChainId, DiffId};
-use std::path::Path;
+mod index;
+mod keys;
+mod layers;
+mod learned;
+mod open;
+mod pack;
+mod packs;
+mod record;
+mod recover;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use headstart_layer_format::{ChunkDigest, TocError};
+
+use crate::metrics::Metrics;
+use index::Index;
+pub use index::IndexError;
+pub use layers::{CONVERTER_VERSION, LayerRecord};
+use packs::Packs;
+
+/// A pack is rolled at this size: large enough that few files are open, small enough to be copied as one object.
+pub const PACK_SIZE_MAX: u64 = 1 << 30;
+
 #[derive(Debug, thiserror::Error)]
-#[error("store")]
-pub struct StoreError;
+pub enum StoreError {
+    #[error("{what}: {source}")]
+    Io { what: &'static str, source: io::Error },
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    #[error("another process uses the store in {0}")]
+    Locked(PathBuf),
+    #[error("encode a record")]
+    Encode,
+    #[error("encode the TOC: {0}")]
+    Toc(TocError),
+    #[error("publish a layer: chunk {0} is not stored")]
+    MissingChunk(ChunkDigest),
+}
+
+impl From<io::Error> for StoreError {
+    fn from(source: io::Error) -> Self {
+        Self::Io {
+            what: "read a pack",
+            source,
+        }
+    }
+}
+
+impl StoreError {
+    /// For `map_err`: what was being done.
+    fn io(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// Cheap to clone; closed when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct Store;
-#[allow(unused_variables)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    packs: Packs,
+    index: Index,
+    /// Tells the committer thread to stop, by being dropped.
+    _committer: std::sync::mpsc::Sender<()>,
+    /// What opening found; reported when metrics are attached.
+    opened: OpenReport,
+    metrics: OnceLock<Metrics>,
+    /// Released last: fields are dropped in order.
+    _lock: std::fs::File,
+}
+
+/// What opening a store found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// The index was built anew from the packs.
+    pub index_rebuilt: bool,
+    /// Records found damaged while packs were scanned.
+    pub damaged_records: u64,
+    /// Bytes of torn tail that were cut.
+    pub cut_bytes: u64,
+}
+
 impl Store {
-    pub fn open(dir: &Path) -> Result<Store, StoreError> {
-        unimplemented!()
+    /// Opens or creates the store below `dir`. Rebuilds the index if it is missing, foreign or broken.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_with(dir, PACK_SIZE_MAX)
     }
-    pub fn record_manifest(&self, f: &ManifestFact) -> Result<(), StoreError> {
-        unimplemented!()
+
+    /// As [`Store::open`], with another size at which packs are rolled.
+    pub fn open_with(dir: &Path, pack_size_max: u64) -> Result<Self, StoreError> {
+        let inner = open::open(dir, pack_size_max)?;
+        Ok(Self { inner })
     }
-    pub fn manifest(&self, d: &BlobDigest) -> Result<Option<ManifestFact>, StoreError> {
-        unimplemented!()
+
+    /// Where damage and rebuilds are counted from now on; what opening found is counted at once.
+    pub fn observe(&self, metrics: Metrics) {
+        let opened = self.inner.opened;
+        if self.inner.metrics.set(metrics.clone()).is_err() {
+            return;
+        }
+        if opened.index_rebuilt {
+            metrics.index_rebuilt();
+        }
+        for _ in 0..opened.damaged_records {
+            metrics.corruption("record");
+        }
     }
-    pub fn record_config(&self, f: &ConfigFact) -> Result<(), StoreError> {
-        unimplemented!()
+
+    /// What opening found.
+    pub fn open_report(&self) -> OpenReport {
+        self.inner.opened
     }
-    pub fn diff_ids(&self, manifest: &BlobDigest) -> Result<Option<Vec<DiffId>>, StoreError> {
-        unimplemented!()
+
+    /// Makes everything appended so far durable and indexed.
+    pub fn commit(&self) -> Result<(), StoreError> {
+        self.inner.packs.commit(&self.inner.index)
     }
-    pub fn tag(&self, s: &Source, tag: &str) -> Result<Option<TagFact>, StoreError> {
-        unimplemented!()
-    }
-    pub fn confirm_tag(&self, s: &Source, tag: &str, t: &TagFact) -> Result<(), StoreError> {
-        unimplemented!()
-    }
-    pub fn is_member(&self, s: &Source, d: &BlobDigest) -> Result<bool, StoreError> {
-        unimplemented!()
-    }
-    pub fn add_member(&self, s: &Source, d: &BlobDigest) -> Result<(), StoreError> {
-        unimplemented!()
-    }
-    pub fn sources(&self, d: &BlobDigest) -> Result<Vec<Source>, StoreError> {
-        unimplemented!()
-    }
-    pub fn chain(&self, c: &ChainId) -> Result<Option<ChainFact>, StoreError> {
-        unimplemented!()
-    }
+
+    /// For a clean stop: commits, and flushes the index, so that the next opening replays nothing.
     pub fn flush(&self) -> Result<(), StoreError> {
-        unimplemented!()
+        self.commit()?;
+        Ok(self.inner.index.flush()?)
+    }
+}
+
+impl Inner {
+    fn count_corruption(&self, what: &'static str) {
+        if let Some(metrics) = self.metrics.get() {
+            metrics.corruption(what);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Err(error) = self.packs.commit(&self.index) {
+            tracing::error!(%error, "failed to commit the store while closing it");
+        }
     }
 }

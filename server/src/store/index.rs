@@ -1,0 +1,309 @@
+//! The index: sled, and nothing else knows that it is sled.
+//!
+//! In: rows. Out: rows. Invariant: every row can be rebuilt from the packs, so any doubt about the index (an error or a
+//! panic of sled, another version) ends in moving it aside and replaying; doubt at run time leaves a mark for the next
+//! opening. One tree, small values: a batch over it is atomic, and rows and progress cannot disagree.
+//! Not here: what is written to packs, and when ([`super::packs`]).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use headstart_layer_format::{BlobDigest, ChainId, ChunkDigest, DiffId, TocDigest};
+use serde::{Deserialize, Serialize};
+
+use super::facts::{Source, TagFact};
+use super::keys;
+use super::layers::LayerRecord;
+use super::pack::{Location, PackId};
+
+/// Changes when rows change shape; another version is rebuilt, never migrated.
+const INDEX_VERSION: u32 = 1;
+/// sled's page cache: rows are tens of bytes, so this holds the hot part of a million chunks.
+const CACHE_BYTES_MAX: u64 = 64 << 20;
+/// Exists when an operation failed: the next opening rebuilds.
+const SUSPECT: &str = "index.suspect";
+const DIR: &str = "index";
+const ASIDE: &str = "index.aside";
+
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    #[error("{what}: {source}")]
+    Sled { what: &'static str, source: sled::Error },
+    #[error("{0}: the index panicked")]
+    Panicked(&'static str),
+    #[error("{0}: a row does not parse")]
+    BadRow(&'static str),
+    #[error("the index knows records that no pack has")]
+    AheadOfPacks,
+    #[error("the index is marked as suspect")]
+    Suspect,
+    #[error("the index has version {0:?}")]
+    OtherVersion(Option<u32>),
+}
+
+#[derive(Debug)]
+pub struct Index {
+    db: sled::Db,
+    parent: PathBuf,
+}
+
+/// One layer that a chain ID was said to end in, and the manifests that said so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainRow {
+    pub layer: BlobDigest,
+    pub diff_id: DiffId,
+    pub manifests: Vec<BlobDigest>,
+}
+
+/// A tag, and when its fact was last written to a pack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagRow {
+    pub fact: TagFact,
+    pub packed_unix_secs: u64,
+}
+
+/// Rows that become visible together.
+#[derive(Debug, Default)]
+pub struct Batch(sled::Batch);
+
+impl Batch {
+    pub fn chunk(&mut self, digest: &ChunkDigest, at: &Location) {
+        self.0.insert(keys::chunk(digest), keys::location(at));
+    }
+
+    pub fn toc(&mut self, digest: &TocDigest, at: &Location) {
+        self.0.insert(keys::toc(digest), keys::location(at));
+    }
+
+    pub fn layer(&mut self, digest: &BlobDigest, record: &LayerRecord) -> Result<(), IndexError> {
+        let row = serde_json::to_vec(record).map_err(|_| IndexError::BadRow("write a layer"))?;
+        self.0.insert(keys::layer(digest), row);
+        Ok(())
+    }
+
+    /// Everything of `pack` below `end` has its rows.
+    pub fn progress(&mut self, pack: PackId, end: u64) {
+        self.0.insert(keys::progress(pack), &end.to_le_bytes());
+    }
+}
+
+impl Index {
+    /// Opens what is there; the caller rebuilds on any error.
+    pub fn open(parent: &Path) -> Result<Self, IndexError> {
+        if parent.join(SUSPECT).exists() {
+            return Err(IndexError::Suspect);
+        }
+        let index = Self::open_sled(parent)?;
+        let version = index
+            .get("read the version", keys::VERSION)?
+            .and_then(|v| v.as_ref().try_into().ok().map(u32::from_le_bytes));
+        if version != Some(INDEX_VERSION) {
+            return Err(IndexError::OtherVersion(version));
+        }
+        Ok(index)
+    }
+
+    /// Moves whatever is there aside (the last one is kept, for a look) and starts an empty index.
+    pub fn fresh(parent: &Path) -> std::io::Result<Result<Self, IndexError>> {
+        let (dir, aside) = (parent.join(DIR), parent.join(ASIDE));
+        if dir.exists() {
+            if aside.exists() {
+                std::fs::remove_dir_all(&aside)?;
+            }
+            std::fs::rename(&dir, &aside)?;
+        }
+        match std::fs::remove_file(parent.join(SUSPECT)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        Ok(Self::open_sled(parent))
+    }
+
+    fn open_sled(parent: &Path) -> Result<Self, IndexError> {
+        let config = sled::Config::new()
+            .path(parent.join(DIR))
+            .cache_capacity(CACHE_BYTES_MAX)
+            .mode(sled::Mode::HighThroughput);
+        let what = "open the index";
+        match catch_unwind(AssertUnwindSafe(|| config.open())) {
+            Ok(Ok(db)) => Ok(Self {
+                db,
+                parent: parent.to_owned(),
+            }),
+            Ok(Err(source)) => Err(IndexError::Sled { what, source }),
+            Err(_) => Err(IndexError::Panicked(what)),
+        }
+    }
+
+    /// Marks a rebuilt index as complete.
+    pub fn seal_version(&self) -> Result<(), IndexError> {
+        self.put(
+            "write the version",
+            keys::VERSION.to_vec(),
+            &INDEX_VERSION.to_le_bytes(),
+        )
+    }
+
+    fn guard<T>(&self, what: &'static str, op: impl FnOnce() -> sled::Result<T>) -> Result<T, IndexError> {
+        let error = match catch_unwind(AssertUnwindSafe(op)) {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(source)) => IndexError::Sled { what, source },
+            Err(_) => IndexError::Panicked(what),
+        };
+        self.mark_suspect(&error);
+        Err(error)
+    }
+
+    fn mark_suspect(&self, error: &IndexError) {
+        tracing::error!(%error, "index failed; it will be rebuilt at the next start");
+        if let Err(e) = std::fs::write(self.parent.join(SUSPECT), b"") {
+            tracing::error!(error = %e, "failed to mark the index as suspect");
+        }
+    }
+
+    fn get(&self, what: &'static str, key: &[u8]) -> Result<Option<sled::IVec>, IndexError> {
+        self.guard(what, || self.db.get(key))
+    }
+
+    fn put(&self, what: &'static str, key: Vec<u8>, value: &[u8]) -> Result<(), IndexError> {
+        self.guard(what, || self.db.insert(key, value)).map(drop)
+    }
+
+    fn get_json<T: for<'a> Deserialize<'a>>(&self, what: &'static str, key: &[u8]) -> Result<Option<T>, IndexError> {
+        let Some(row) = self.get(what, key)? else {
+            return Ok(None);
+        };
+        match serde_json::from_slice(&row) {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => Err(self.bad_row(what)),
+        }
+    }
+
+    fn put_json<T: Serialize>(&self, what: &'static str, key: Vec<u8>, value: &T) -> Result<(), IndexError> {
+        let bytes = serde_json::to_vec(value).map_err(|_| IndexError::BadRow(what))?;
+        self.put(what, key, &bytes)
+    }
+
+    fn bad_row(&self, what: &'static str) -> IndexError {
+        let error = IndexError::BadRow(what);
+        self.mark_suspect(&error);
+        error
+    }
+
+    fn get_location(&self, what: &'static str, key: &[u8]) -> Result<Option<Location>, IndexError> {
+        let Some(row) = self.get(what, key)? else {
+            return Ok(None);
+        };
+        keys::location_from(&row).map(Some).ok_or_else(|| self.bad_row(what))
+    }
+
+    pub fn apply(&self, batch: Batch) -> Result<(), IndexError> {
+        self.guard("write a batch", || self.db.apply_batch(batch.0))
+    }
+
+    /// To disk; slow.
+    pub fn flush(&self) -> Result<(), IndexError> {
+        self.guard("flush the index", || self.db.flush()).map(drop)
+    }
+
+    /// Up to where each pack is indexed.
+    pub fn progress(&self) -> Result<Vec<(PackId, u64)>, IndexError> {
+        let what = "read the progress";
+        let rows = self.guard(what, || {
+            self.db.scan_prefix([keys::PROGRESS]).collect::<sled::Result<Vec<_>>>()
+        })?;
+        rows.iter()
+            .map(|(k, v)| {
+                let pack = k.get(1..)?.try_into().ok().map(u32::from_be_bytes)?;
+                let end = v.as_ref().try_into().ok().map(u64::from_le_bytes)?;
+                Some((PackId(pack), end))
+            })
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| self.bad_row(what))
+    }
+
+    pub fn chunk(&self, d: &ChunkDigest) -> Result<Option<Location>, IndexError> {
+        self.get_location("look up a chunk", &keys::chunk(d))
+    }
+
+    /// Forgets a damaged chunk, unless it has been replaced meanwhile.
+    pub fn forget_chunk(&self, d: &ChunkDigest, at: &Location) -> Result<(), IndexError> {
+        if self.chunk(d)? == Some(*at) {
+            self.guard("forget a chunk", || self.db.remove(keys::chunk(d)))?;
+        }
+        Ok(())
+    }
+
+    pub fn toc(&self, d: &TocDigest) -> Result<Option<Location>, IndexError> {
+        self.get_location("look up a TOC", &keys::toc(d))
+    }
+
+    /// Forgets a damaged TOC, so that the next conversion writes it again.
+    pub fn forget_toc(&self, d: &TocDigest) -> Result<(), IndexError> {
+        self.guard("forget a TOC", || self.db.remove(keys::toc(d))).map(drop)
+    }
+
+    pub fn layer(&self, d: &BlobDigest) -> Result<Option<LayerRecord>, IndexError> {
+        self.get_json("look up a layer", &keys::layer(d))
+    }
+
+    pub fn manifest(&self, d: &BlobDigest) -> Result<Option<Location>, IndexError> {
+        self.get_location("look up a manifest", &keys::manifest(d))
+    }
+
+    pub fn set_manifest(&self, d: &BlobDigest, at: &Location) -> Result<(), IndexError> {
+        self.put("write a manifest", keys::manifest(d), &keys::location(at))
+    }
+
+    pub fn diff_ids(&self, manifest: &BlobDigest) -> Result<Option<Location>, IndexError> {
+        self.get_location("look up DiffIDs", &keys::diff_ids(manifest))
+    }
+
+    pub fn set_diff_ids(&self, manifest: &BlobDigest, at: &Location) -> Result<(), IndexError> {
+        self.put("write DiffIDs", keys::diff_ids(manifest), &keys::location(at))
+    }
+
+    pub fn tag(&self, s: &Source, tag: &str) -> Result<Option<TagRow>, IndexError> {
+        self.get_json("look up a tag", &keys::tag(s, tag))
+    }
+
+    pub fn set_tag(&self, s: &Source, tag: &str, row: &TagRow) -> Result<(), IndexError> {
+        self.put_json("write a tag", keys::tag(s, tag), row)
+    }
+
+    pub fn is_member(&self, s: &Source, d: &BlobDigest) -> Result<bool, IndexError> {
+        Ok(self.get("look up a member", &keys::member(s, d))?.is_some())
+    }
+
+    /// Membership is kept always, the way back (blob to source) for at most `sources_max` sources.
+    pub fn add_member(&self, s: &Source, d: &BlobDigest, sources_max: usize) -> Result<(), IndexError> {
+        self.put("write a member", keys::member(s, d), &[])?;
+        if self.sources(d, sources_max)?.len() < sources_max {
+            self.put("write a source", keys::source(d, s), &[])?;
+        }
+        Ok(())
+    }
+
+    pub fn sources(&self, d: &BlobDigest, max: usize) -> Result<Vec<Source>, IndexError> {
+        let (what, prefix) = ("list sources", keys::sources(d));
+        let rows = self.guard(what, || {
+            self.db
+                .scan_prefix(&prefix)
+                .keys()
+                .take(max)
+                .collect::<sled::Result<Vec<_>>>()
+        })?;
+        rows.iter()
+            .map(|k| keys::source_from(k.get(prefix.len()..)?))
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| self.bad_row(what))
+    }
+
+    pub fn chain(&self, c: &ChainId) -> Result<Vec<ChainRow>, IndexError> {
+        Ok(self.get_json("look up a chain", &keys::chain(c))?.unwrap_or_default())
+    }
+
+    pub fn set_chain(&self, c: &ChainId, rows: &[ChainRow]) -> Result<(), IndexError> {
+        self.put_json("write a chain", keys::chain(c), &rows)
+    }
+}

@@ -1,0 +1,147 @@
+//! Layers and chunks in the store: publishing, refusing, reading, and going back when something is damaged.
+//!
+//! In: chunk frames, encoded TOCs, refusals. Out: the same, verified. Invariant: a layer is `Ready` only after its
+//! chunks, then its TOC were synced and indexed; a damaged chunk or TOC is a miss, and the layer is unconverted again.
+//! Not here: making chunks and TOCs (`ingest`), the queue (`read/layers.rs`).
+
+use bytes::Bytes;
+use headstart_layer_format::api::TocSummary;
+use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, Toc};
+use serde::{Deserialize, Serialize};
+
+use super::pack::Location;
+use super::record::RecordKind;
+use super::{Store, StoreError};
+
+/// Changes when a conversion could come out better: older refusals are then forgotten.
+pub const CONVERTER_VERSION: u32 = 1;
+
+/// What became of a layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum LayerRecord {
+    Ready {
+        diff_id: DiffId,
+        toc: TocSummary,
+    },
+    Refused {
+        reason: String,
+        converter: u32,
+    },
+    /// Was ready; something of it is damaged.
+    Unconverted,
+}
+
+impl Store {
+    /// `None`: not converted (or to be converted again).
+    pub fn layer(&self, layer: &BlobDigest) -> Result<Option<LayerRecord>, StoreError> {
+        Ok(self.inner.index.layer(layer)?.filter(|r| match r {
+            LayerRecord::Ready { .. } => true,
+            LayerRecord::Refused { converter, .. } => *converter == CONVERTER_VERSION,
+            LayerRecord::Unconverted => false,
+        }))
+    }
+
+    /// Whether a chunk is stored (perhaps not yet synced), and its frame length.
+    pub fn chunk_frame_len(&self, digest: &ChunkDigest) -> Result<Option<u32>, StoreError> {
+        Ok(self.chunk_location(digest)?.map(|at| at.payload_len))
+    }
+
+    fn chunk_location(&self, digest: &ChunkDigest) -> Result<Option<Location>, StoreError> {
+        self.inner.packs.chunk(&self.inner.index, digest)
+    }
+
+    /// Stores a frame whose content has the digest (the caller just hashed it). Returns the frame length that counts
+    /// (that of the stored frame, when the chunk was there already), and whether it was new.
+    pub fn append_chunk(&self, digest: &ChunkDigest, raw_len: u32, frame: &[u8]) -> Result<(u32, bool), StoreError> {
+        let (at, new) = self
+            .inner
+            .packs
+            .append_chunk(&self.inner.index, digest, raw_len, frame)?;
+        Ok((at.payload_len, new))
+    }
+
+    /// The frame, verified against its record's CRC and key. A damaged one is forgotten and is a miss.
+    pub fn read_chunk(&self, digest: &ChunkDigest) -> Result<Option<Bytes>, StoreError> {
+        let Some(at) = self.chunk_location(digest)? else {
+            return Ok(None);
+        };
+        let frame = self.inner.packs.read(at, RecordKind::Chunk, digest.as_bytes());
+        if frame.is_none() {
+            self.inner.count_corruption("chunk");
+            tracing::error!(chunk = %digest, pack = at.pack.0, offset = at.offset, "a stored chunk is damaged");
+            self.inner.index.forget_chunk(digest, &at)?;
+        }
+        Ok(frame)
+    }
+
+    /// Publishes a converted layer: chunks synced and indexed, then the TOC, then `Ready`.
+    pub fn publish_layer(&self, layer: &BlobDigest, toc: &Toc) -> Result<TocSummary, StoreError> {
+        let encoded = toc.encode().map_err(StoreError::Toc)?;
+        self.commit()?;
+        for c in toc.chunks().entries() {
+            if self.inner.index.chunk(&c.digest)?.map(|at| at.payload_len) != Some(c.frame_len) {
+                return Err(StoreError::MissingChunk(c.digest));
+            }
+        }
+        let summary = TocSummary {
+            digest: Toc::digest(&encoded),
+            size: encoded.len() as u64,
+            data_size: toc.chunks().data_size(),
+            blob_size: toc.chunks().blob_size(),
+            chunk_count: u64::from(toc.chunks().len()),
+            entry_count: toc.tree().entries().len() as u64,
+        };
+        if self.inner.index.toc(&summary.digest)?.is_none() {
+            self.inner.packs.append_toc(&summary.digest, &encoded)?;
+            self.commit()?;
+        }
+        let ready = LayerRecord::Ready {
+            diff_id: *toc.diff_id(),
+            toc: summary.clone(),
+        };
+        self.record_layer(layer, &ready)?;
+        Ok(summary)
+    }
+
+    /// Records that a layer cannot be converted, for good.
+    pub fn refuse_layer(&self, layer: &BlobDigest, reason: &str) -> Result<(), StoreError> {
+        let reason = reason.to_owned();
+        let converter = CONVERTER_VERSION;
+        self.record_layer(layer, &LayerRecord::Refused { reason, converter })
+    }
+
+    /// A layer of which something is damaged: it will be converted again.
+    pub fn unconvert_layer(&self, layer: &BlobDigest, why: &str) -> Result<(), StoreError> {
+        if !matches!(self.inner.index.layer(layer)?, Some(LayerRecord::Ready { .. })) {
+            return Ok(());
+        }
+        tracing::error!(%layer, why, "a ready layer goes back to unconverted");
+        self.inner.count_corruption("layer");
+        self.record_layer(layer, &LayerRecord::Unconverted)
+    }
+
+    fn record_layer(&self, layer: &BlobDigest, record: &LayerRecord) -> Result<(), StoreError> {
+        self.inner.packs.append_layer(layer, record)?;
+        self.commit()
+    }
+
+    /// The encoded TOC of a ready layer, verified. A damaged one makes the layer unconverted.
+    pub fn toc(&self, layer: &BlobDigest) -> Result<Option<(TocSummary, Bytes)>, StoreError> {
+        let Some(LayerRecord::Ready { toc, .. }) = self.layer(layer)? else {
+            return Ok(None);
+        };
+        let bytes = match self.inner.index.toc(&toc.digest)? {
+            Some(at) => self.inner.packs.read(at, RecordKind::Toc, toc.digest.as_bytes()),
+            None => None,
+        };
+        match bytes {
+            Some(bytes) if Toc::digest(&bytes) == toc.digest => Ok(Some((toc, bytes))),
+            _ => {
+                self.inner.index.forget_toc(&toc.digest)?;
+                self.unconvert_layer(layer, "its TOC is damaged or missing")?;
+                Ok(None)
+            }
+        }
+    }
+}

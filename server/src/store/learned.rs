@@ -1,0 +1,223 @@
+//! What served manifests taught: tags, memberships, images, chain IDs.
+//!
+//! In: the facts of [`super::facts`]. Out: the same, by key. Invariant: a fact is appended before its rows are written,
+//! and replaying facts in order gives the same rows. A repeated fact is not appended again.
+//! Not here: layers and chunks ([`super::layers`]).
+
+use headstart_layer_format::limits::CHAIN_IMAGES_MAX;
+use headstart_layer_format::{BlobDigest, ChainId, DiffId};
+use serde::{Deserialize, Serialize};
+
+use super::facts::{ChainFact, ConfigFact, ManifestFact, Source, TagFact};
+use super::index::{ChainRow, Index, TagRow};
+use super::layers::LayerRecord;
+use super::pack::Location;
+use super::record::RecordKind;
+use super::{Store, StoreError};
+
+/// Sources kept for one blob: enough to fail over, and a base layer may be in thousands of repositories.
+const SOURCES_MAX: usize = 16;
+/// Layers that different images may claim for one chain ID; only one claim can be true.
+const CHAIN_CLAIMS_MAX: usize = 4;
+/// A tag's confirmation alone is written to a pack at most this often; losing it costs one revalidation.
+const TAG_PACKED_SECS: u64 = 3600;
+
+/// What a fact record holds.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Fact {
+    Manifest(ManifestFact),
+    Config {
+        manifest: BlobDigest,
+        layers: Vec<BlobDigest>,
+        diff_ids: Vec<DiffId>,
+    },
+    Tag {
+        source: Source,
+        tag: String,
+        fact: TagFact,
+    },
+    Member {
+        source: Source,
+        digest: BlobDigest,
+    },
+}
+
+/// Writes the rows of a fact; also how a replay writes them.
+pub(super) fn index_fact(index: &Index, fact: &Fact, at: Location) -> Result<(), StoreError> {
+    match fact {
+        Fact::Manifest(m) => {
+            for digest in m.members.iter().chain([&m.digest]) {
+                index.add_member(&m.source, digest, SOURCES_MAX)?;
+            }
+            index.set_manifest(&m.digest, &at)?;
+        }
+        Fact::Config {
+            manifest,
+            layers,
+            diff_ids,
+        } => {
+            let chains = ChainId::chain(diff_ids);
+            for ((layer, diff_id), chain) in layers.iter().zip(diff_ids).zip(&chains) {
+                claim_chain(index, chain, layer, diff_id, manifest)?;
+            }
+            index.set_diff_ids(manifest, &at)?;
+        }
+        Fact::Tag { source, tag, fact } => index.set_tag(
+            source,
+            tag,
+            &TagRow {
+                fact: fact.clone(),
+                packed_unix_secs: fact.confirmed_unix_secs,
+            },
+        )?,
+        Fact::Member { source, digest } => index.add_member(source, digest, SOURCES_MAX)?,
+    }
+    Ok(())
+}
+
+fn claim_chain(
+    index: &Index,
+    chain: &ChainId,
+    layer: &BlobDigest,
+    diff_id: &DiffId,
+    manifest: &BlobDigest,
+) -> Result<(), StoreError> {
+    let mut rows = index.chain(chain)?;
+    let known = rows.iter().position(|r| r.layer == *layer && r.diff_id == *diff_id);
+    let mut row = match known {
+        Some(at) => rows.remove(at),
+        None => ChainRow {
+            layer: *layer,
+            diff_id: *diff_id,
+            manifests: Vec::new(),
+        },
+    };
+    row.manifests.retain(|m| m != manifest);
+    row.manifests.insert(0, *manifest);
+    row.manifests.truncate(CHAIN_IMAGES_MAX);
+    rows.insert(0, row);
+    rows.truncate(CHAIN_CLAIMS_MAX);
+    Ok(index.set_chain(chain, &rows)?)
+}
+
+impl Store {
+    fn append_fact(&self, fact: &Fact) -> Result<(), StoreError> {
+        let payload = serde_json::to_vec(fact).map_err(|_| StoreError::Encode)?;
+        let inner = &self.inner;
+        inner
+            .packs
+            .append_fact(&payload, |at| index_fact(&inner.index, fact, at))
+    }
+
+    fn read_fact(&self, at: Option<Location>) -> Option<Fact> {
+        let payload = self.inner.packs.read(at?, RecordKind::Fact, &[]);
+        let fact = payload.and_then(|p| serde_json::from_slice(&p).ok());
+        if fact.is_none() {
+            // A miss: the manifest or config is read again and recorded anew.
+            self.inner.count_corruption("fact");
+            tracing::error!(?at, "a stored fact is damaged");
+        }
+        fact
+    }
+
+    /// Records a manifest that was verified and served, and its members.
+    pub fn record_manifest(&self, f: &ManifestFact) -> Result<(), StoreError> {
+        if self.manifest(&f.digest)?.as_ref() == Some(f) {
+            return Ok(());
+        }
+        self.append_fact(&Fact::Manifest(f.clone()))
+    }
+
+    /// The latest fact for a manifest.
+    pub fn manifest(&self, d: &BlobDigest) -> Result<Option<ManifestFact>, StoreError> {
+        match self.read_fact(self.inner.index.manifest(d)?) {
+            Some(Fact::Manifest(m)) if m.digest == *d => Ok(Some(m)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Records an image's DiffIDs, which also makes its chain IDs known. A config whose length does not fit the
+    /// manifest's layers says nothing and is dropped.
+    pub fn record_config(&self, f: &ConfigFact) -> Result<(), StoreError> {
+        let Some(image) = self.manifest(&f.manifest)?.and_then(|m| m.image) else {
+            return Ok(());
+        };
+        if image.layers.len() != f.diff_ids.len() || self.diff_ids(&f.manifest)?.as_ref() == Some(&f.diff_ids) {
+            return Ok(());
+        }
+        self.append_fact(&Fact::Config {
+            manifest: f.manifest,
+            layers: image.layers.iter().map(|l| l.digest).collect(),
+            diff_ids: f.diff_ids.clone(),
+        })
+    }
+
+    /// DiffIDs of an image's layers, bottom first, once its config has been read.
+    pub fn diff_ids(&self, manifest: &BlobDigest) -> Result<Option<Vec<DiffId>>, StoreError> {
+        match self.read_fact(self.inner.index.diff_ids(manifest)?) {
+            Some(Fact::Config {
+                manifest: m, diff_ids, ..
+            }) if m == *manifest => Ok(Some(diff_ids)),
+            _ => Ok(None),
+        }
+    }
+
+    pub fn tag(&self, s: &Source, tag: &str) -> Result<Option<TagFact>, StoreError> {
+        Ok(self.inner.index.tag(s, tag)?.map(|row| row.fact))
+    }
+
+    /// Records where a tag points, or that it still points there.
+    pub fn confirm_tag(&self, s: &Source, tag: &str, t: &TagFact) -> Result<(), StoreError> {
+        if let Some(mut row) = self.inner.index.tag(s, tag)? {
+            let same = (row.fact.digest, &row.fact.media_type, row.fact.size) == (t.digest, &t.media_type, t.size);
+            if same && t.confirmed_unix_secs.abs_diff(row.packed_unix_secs) < TAG_PACKED_SECS {
+                row.fact = t.clone();
+                return Ok(self.inner.index.set_tag(s, tag, &row)?);
+            }
+        }
+        self.append_fact(&Fact::Tag {
+            source: s.clone(),
+            tag: tag.to_owned(),
+            fact: t.clone(),
+        })
+    }
+
+    /// Whether a repository is known to hold a blob or manifest.
+    pub fn is_member(&self, s: &Source, d: &BlobDigest) -> Result<bool, StoreError> {
+        Ok(self.inner.index.is_member(s, d)?)
+    }
+
+    pub fn add_member(&self, s: &Source, d: &BlobDigest) -> Result<(), StoreError> {
+        if self.is_member(s, d)? {
+            return Ok(());
+        }
+        self.append_fact(&Fact::Member {
+            source: s.clone(),
+            digest: *d,
+        })
+    }
+
+    /// Where a blob may be fetched from; at most 16 sources.
+    pub fn sources(&self, d: &BlobDigest) -> Result<Vec<Source>, StoreError> {
+        Ok(self.inner.index.sources(d, SOURCES_MAX)?)
+    }
+
+    /// The layer at the top of a chain. Configs only claim DiffIDs; a claim that a conversion has disproved is skipped.
+    pub fn chain(&self, c: &ChainId) -> Result<Option<ChainFact>, StoreError> {
+        for row in self.inner.index.chain(c)? {
+            if let Some(LayerRecord::Ready { diff_id, .. }) = self.layer(&row.layer)?
+                && diff_id != row.diff_id
+            {
+                continue;
+            }
+            return Ok(Some(ChainFact {
+                chain_id: *c,
+                layer: row.layer,
+                diff_id: row.diff_id,
+                manifests: row.manifests,
+            }));
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,265 @@
+//! Opening a store: lock, find the packs, cut a torn tail, bring the index up to date or build it anew.
+//!
+//! In: a directory in whatever state a crash, a full disk or an operator left it. Out: a consistent store.
+//! Invariant: packs are only cut at the end of the last one; the index is never trusted over the packs.
+//! Not here: what rows a record makes ([`super::learned`], [`super::index`]).
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::index::{Batch, Index, IndexError};
+use super::layers::LayerRecord;
+use super::learned::{Fact, index_fact};
+use super::pack::{PACK_HEADER_LEN, Pack, PackId};
+use super::packs::Packs;
+use super::record::RecordKind;
+use super::recover::{Found, scan};
+use super::{Inner, OpenReport, StoreError, keys};
+
+/// A process that is just ending may still hold the lock.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// Facts wait at most this long for their sync.
+const COMMIT_PERIOD: Duration = Duration::from_secs(1);
+/// Rows a replay gathers into one batch.
+const REPLAY_BATCH: usize = 1000;
+/// A long rebuild reports this often.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
+
+pub(super) fn open(dir: &Path, pack_size_max: u64) -> Result<Arc<Inner>, StoreError> {
+    let packs_dir = dir.join("packs");
+    std::fs::create_dir_all(&packs_dir).map_err(StoreError::io("create the pack directory"))?;
+    let lock = lock(dir)?;
+    let mut report = OpenReport::default();
+    let packs = list_packs(&packs_dir, &mut report).map_err(StoreError::io("list the packs"))?;
+    let index = open_index(dir, &packs, &mut report)?;
+    let (current, end) = match packs.into_iter().next_back() {
+        Some((pack, len)) => (pack, len),
+        None => {
+            let pack = Pack::create(&packs_dir, PackId(1)).map_err(StoreError::io("create the first pack"))?;
+            (pack, PACK_HEADER_LEN)
+        }
+    };
+    let end = report_cut(&current, end, &index, &mut report)?;
+    let (committer, stop) = std::sync::mpsc::channel();
+    let inner = Arc::new(Inner {
+        packs: Packs::new(&packs_dir, pack_size_max, current, end),
+        index,
+        _committer: committer,
+        opened: report,
+        metrics: OnceLock::new(),
+        _lock: lock,
+    });
+    let weak = Arc::downgrade(&inner);
+    std::thread::Builder::new()
+        .name("store-commit".into())
+        .spawn(move || commit_periodically(&weak, &stop))
+        .map_err(StoreError::io("start the commit thread"))?;
+    Ok(inner)
+}
+
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join("store.lock"))
+        .map_err(StoreError::io("open the lock file"))?;
+    let give_up = Instant::now() + LOCK_WAIT;
+    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() > give_up {
+            return Err(StoreError::Locked(dir.to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(file)
+}
+
+/// Every readable pack with its length, in order. A last pack without a whole header is made anew.
+fn list_packs(dir: &Path, report: &mut OpenReport) -> io::Result<Vec<(Pack, u64)>> {
+    let mut ids: Vec<PackId> = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        ids.extend(entry?.file_name().to_str().and_then(PackId::from_file_name));
+    }
+    ids.sort();
+    let last = ids.last().copied();
+    let mut out = Vec::with_capacity(ids.len());
+    for id in ids {
+        match Pack::open(dir, id)? {
+            Some(pack) => {
+                let len = pack.file_len()?;
+                out.push((pack, len));
+            }
+            None if Some(id) == last && std::fs::metadata(id.path(dir))?.len() < PACK_HEADER_LEN => {
+                out.push((Pack::create(dir, id)?, PACK_HEADER_LEN));
+            }
+            None => {
+                report.damaged_records += 1;
+                tracing::error!(pack = id.0, "a pack has no valid header; nothing in it can be read");
+                if Some(id) == last {
+                    // Never append to it.
+                    out.push((Pack::create(dir, PackId(id.0 + 1))?, PACK_HEADER_LEN));
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+fn open_index(dir: &Path, packs: &[(Pack, u64)], report: &mut OpenReport) -> Result<Index, StoreError> {
+    let tried = Index::open(dir).and_then(|index| {
+        let progress: HashMap<PackId, u64> = index.progress()?.into_iter().collect();
+        let fits = |(pack, end): (&PackId, &u64)| packs.iter().any(|(p, len)| p.id == *pack && end <= len);
+        if !progress.iter().all(fits) {
+            return Err(IndexError::AheadOfPacks);
+        }
+        Ok((index, progress))
+    });
+    let reason = match tried {
+        Ok((index, progress)) => match replay(&index, packs, &progress, report) {
+            Ok(()) => return Ok(index),
+            Err(e @ StoreError::Index(_)) => e.to_string(),
+            Err(e) => return Err(e),
+        },
+        Err(e) => e.to_string(),
+    };
+    // An empty store has no index to rebuild.
+    report.index_rebuilt = packs.iter().any(|(_, len)| *len > PACK_HEADER_LEN);
+    report.damaged_records = 0;
+    if report.index_rebuilt {
+        tracing::warn!(reason, packs = packs.len(), "rebuilding the index from the packs");
+    }
+    let index = Index::fresh(dir).map_err(StoreError::io("move the index aside"))??;
+    replay(&index, packs, &HashMap::new(), report)?;
+    index.seal_version()?;
+    index.flush()?;
+    if report.index_rebuilt {
+        tracing::warn!("the index is rebuilt");
+    }
+    Ok(index)
+}
+
+/// Indexes everything above each pack's progress.
+fn replay(
+    index: &Index,
+    packs: &[(Pack, u64)],
+    progress: &HashMap<PackId, u64>,
+    report: &mut OpenReport,
+) -> Result<(), StoreError> {
+    let mut told = Instant::now();
+    for (at, (pack, len)) in packs.iter().enumerate() {
+        let from = progress.get(&pack.id).copied().unwrap_or(PACK_HEADER_LEN);
+        if from >= *len {
+            continue;
+        }
+        let unsealed = at + 1 == packs.len();
+        let mut rows = Rows::default();
+        let scanned = scan(pack, from, *len, unsealed, |found| {
+            if told.elapsed() > PROGRESS_PERIOD {
+                told = Instant::now();
+                tracing::info!(
+                    pack = pack.id.0,
+                    of = packs.len(),
+                    offset = found.location.offset,
+                    "reading packs"
+                );
+            }
+            rows.add(index, found)
+        })?;
+        rows.batch.progress(pack.id, scanned.end);
+        index.apply(rows.batch)?;
+        report.damaged_records += scanned.damaged;
+        if scanned.damaged > 0 {
+            tracing::error!(
+                pack = pack.id.0,
+                damaged = scanned.damaged,
+                "a pack has damaged records"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Cuts what follows the last intact record of the pack that will be appended to.
+fn report_cut(pack: &Pack, len: u64, index: &Index, report: &mut OpenReport) -> Result<u64, StoreError> {
+    let progress = index.progress()?;
+    let end = progress
+        .iter()
+        .find(|(id, _)| *id == pack.id)
+        .map_or(PACK_HEADER_LEN, |(_, end)| *end);
+    if end < len {
+        report.cut_bytes = len - end;
+        tracing::warn!(pack = pack.id.0, cut_bytes = report.cut_bytes, "cutting a torn tail");
+        pack.truncate(end).map_err(StoreError::io("cut a torn tail"))?;
+    }
+    Ok(end)
+}
+
+#[derive(Default)]
+struct Rows {
+    batch: Batch,
+    count: usize,
+}
+
+impl Rows {
+    fn add(&mut self, index: &Index, found: Found) -> Result<(), StoreError> {
+        let key = found.header.key.as_slice();
+        match found.header.kind {
+            RecordKind::Chunk => {
+                if let Ok(digest) = key.try_into() {
+                    let digest = headstart_layer_format::ChunkDigest::from_bytes(digest);
+                    self.batch.chunk(&digest, &found.location);
+                }
+            }
+            RecordKind::Toc => {
+                if let Ok(digest) = key.try_into() {
+                    let digest = headstart_layer_format::TocDigest::from_bytes(digest);
+                    self.batch.toc(&digest, &found.location);
+                }
+            }
+            RecordKind::LayerState => {
+                // `Ready` counts only if its TOC was replayed before it.
+                self.flush(index)?;
+                let record = serde_json::from_slice::<LayerRecord>(&found.payload).ok();
+                if let (Some(layer), Some(record)) = (keys::blob_from(key), record) {
+                    let whole = match &record {
+                        LayerRecord::Ready { toc, .. } => index.toc(&toc.digest)?.is_some(),
+                        LayerRecord::Refused { .. } | LayerRecord::Unconverted => true,
+                    };
+                    let record = if whole { record } else { LayerRecord::Unconverted };
+                    self.batch.layer(&layer, &record)?;
+                }
+            }
+            RecordKind::Fact => match serde_json::from_slice::<Fact>(&found.payload) {
+                Ok(fact) => index_fact(index, &fact, found.location)?,
+                Err(error) => tracing::warn!(%error, "a fact of another version is skipped"),
+            },
+        }
+        self.count += 1;
+        if self.count >= REPLAY_BATCH {
+            self.flush(index)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, index: &Index) -> Result<(), StoreError> {
+        self.count = 0;
+        Ok(index.apply(std::mem::take(&mut self.batch))?)
+    }
+}
+
+/// Ends when the store is dropped, which closes the channel.
+fn commit_periodically(store: &Weak<Inner>, stop: &Receiver<()>) {
+    while stop.recv_timeout(COMMIT_PERIOD) == Err(RecvTimeoutError::Timeout) {
+        let Some(inner) = store.upgrade() else { return };
+        if let Err(error) = inner.packs.commit(&inner.index) {
+            tracing::error!(%error, "failed to commit the store");
+        }
+    }
+}
