@@ -1,1 +1,10 @@
-//! The load driver and test library (owner LOAD; playground, cri and relay are DEMO's).
+//! Synthetic images, a scripted origin registry and a byte checker, for the tests of every crate; and the parts of the
+//! load driver.
+//!
+//! In: a seed, a script. Out: images with an oracle, a registry that records its calls, lists of differences.
+//! Invariant: deterministic from the seed, loopback only, and independent of the server and the shim: what is tested is
+//! never used to test.
+//! Not here: the command line (`main.rs`).
+
+pub mod corpus;
+pub mod origin;

@@ -1,0 +1,202 @@
+//! The origin's sockets: its own thread, its own runtime, two ports.
+//!
+//! In: "stop" and "restart". Out: connections served by [`super::answer`].
+//! Invariant: the ports stay the origin's while it is stopped (bound, not listening: connections are refused), so a
+//! restart is on the same port. The thread ends when the [`Control`] is dropped.
+//! Not here: anything about registries.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as std_mpsc;
+use std::task::{Context, Poll};
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::answer::answer;
+use super::body::ResetFlag;
+use super::calls::Listener;
+use super::state::State;
+
+pub(super) enum Command {
+    /// Refuse connections and cut those there are.
+    Stop(std_mpsc::Sender<io::Result<()>>),
+    Restart(std_mpsc::Sender<io::Result<()>>),
+}
+
+/// Dropping it ends the thread.
+pub(super) type Control = mpsc::UnboundedSender<Command>;
+
+/// Two bound sockets: registry and CDN.
+pub(super) struct Ports {
+    registry: SocketAddr,
+    cdn: SocketAddr,
+    sockets: Option<(TcpSocket, TcpSocket)>,
+}
+
+impl Ports {
+    pub(super) fn reserve() -> io::Result<Self> {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let sockets = (bound(any)?, bound(any)?);
+        Ok(Self {
+            registry: sockets.0.local_addr()?,
+            cdn: sockets.1.local_addr()?,
+            sockets: Some(sockets),
+        })
+    }
+
+    pub(super) fn registry(&self) -> SocketAddr {
+        self.registry
+    }
+
+    pub(super) fn cdn(&self) -> SocketAddr {
+        self.cdn
+    }
+
+    fn listen(&mut self) -> io::Result<(TcpListener, TcpListener)> {
+        let (registry, cdn) = match self.sockets.take() {
+            Some(sockets) => sockets,
+            None => (bound(self.registry)?, bound(self.cdn)?),
+        };
+        Ok((registry.listen(1024)?, cdn.listen(1024)?))
+    }
+
+    fn refuse(&mut self) -> io::Result<()> {
+        self.sockets = Some((bound(self.registry)?, bound(self.cdn)?));
+        Ok(())
+    }
+}
+
+fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// Serves until the control is dropped. Reports once whether it listens.
+pub(super) fn run(
+    state: Arc<State>,
+    mut ports: Ports,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    up: &std_mpsc::Sender<io::Result<()>>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            let _ = up.send(Err(e));
+            return;
+        }
+    };
+    runtime.block_on(async {
+        let mut serving = match ports.listen() {
+            Ok(listeners) => {
+                let _ = up.send(Ok(()));
+                Some(serve(&state, listeners))
+            }
+            Err(e) => {
+                let _ = up.send(Err(e));
+                return;
+            }
+        };
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Stop(done) => {
+                    if let Some(mut tasks) = serving.take() {
+                        tasks.shutdown().await;
+                    }
+                    let _ = done.send(ports.refuse());
+                }
+                Command::Restart(done) if serving.is_none() => {
+                    let _ = done.send(ports.listen().map(|l| serving = Some(serve(&state, l))));
+                }
+                Command::Restart(done) => {
+                    let _ = done.send(Ok(()));
+                }
+            }
+        }
+    });
+}
+
+/// One task a listener; each owns its connections.
+fn serve(state: &Arc<State>, (registry, cdn): (TcpListener, TcpListener)) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(accept(state.clone(), registry, Listener::Registry));
+    tasks.spawn(accept(state.clone(), cdn, Listener::Cdn));
+    tasks
+}
+
+async fn accept(state: Arc<State>, socket: TcpListener, listener: Listener) {
+    // Dropped with this task, and every connection with it.
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = socket.accept() => if let Ok((stream, _)) = accepted {
+                connections.spawn(connection(state.clone(), stream, listener));
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(state: Arc<State>, stream: TcpStream, listener: Listener) {
+    let _ = stream.set_nodelay(true);
+    let reset: ResetFlag = Arc::new(AtomicBool::new(false));
+    let io = TokioIo::new(Resettable {
+        stream,
+        reset: reset.clone(),
+    });
+    let service = tower::service_fn(move |request: http::Request<_>| {
+        answer(state.clone(), listener, request.map(axum::body::Body::new), reset.clone())
+    });
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new());
+    // An error here is a client that went away, or a fault at work.
+    let _ = server.serve_connection(io, TowerToHyperService::new(service)).await;
+}
+
+/// A stream that ends in a TCP reset when its flag is set.
+struct Resettable {
+    stream: TcpStream,
+    reset: ResetFlag,
+}
+
+impl Drop for Resettable {
+    fn drop(&mut self) {
+        if self.reset.load(Ordering::SeqCst) {
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
+impl AsyncRead for Resettable {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Resettable {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    /// A shutdown would send a FIN first.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.reset.load(Ordering::SeqCst) {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
