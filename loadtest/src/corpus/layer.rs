@@ -128,13 +128,15 @@ impl LayerBuilder {
 
     pub fn char_device(&mut self, path: impl AsRef<[u8]>, meta: Meta, major: u32, minor: u32) -> &mut Self {
         self.named(path.as_ref(), b'3', &meta, b"", (major, minor), b"");
-        self.oracle.put(path.as_ref(), OracleKind::CharDevice { major, minor }, meta);
+        self.oracle
+            .put(path.as_ref(), OracleKind::CharDevice { major, minor }, meta);
         self
     }
 
     pub fn block_device(&mut self, path: impl AsRef<[u8]>, meta: Meta, major: u32, minor: u32) -> &mut Self {
         self.named(path.as_ref(), b'4', &meta, b"", (major, minor), b"");
-        self.oracle.put(path.as_ref(), OracleKind::BlockDevice { major, minor }, meta);
+        self.oracle
+            .put(path.as_ref(), OracleKind::BlockDevice { major, minor }, meta);
         self
     }
 

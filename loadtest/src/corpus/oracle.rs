@@ -71,10 +71,20 @@ pub enum OracleKind {
         implied: bool,
     },
     /// Content as a reader sees it, holes filled with zeros.
-    File { content: Bytes },
-    Symlink { target: Vec<u8> },
-    CharDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
+    File {
+        content: Bytes,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
+    CharDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
     Fifo,
     /// `.wh.NAME`; listed under NAME.
     Whiteout,
@@ -158,7 +168,10 @@ impl OracleBuilder {
 
     pub(super) fn link(&mut self, path: &[u8], target: &[u8]) {
         self.imply_parents(path);
-        let node = *self.names.get(target).expect("a corpus links only to names it wrote before");
+        let node = *self
+            .names
+            .get(target)
+            .expect("a corpus links only to names it wrote before");
         self.point(path, node);
     }
 

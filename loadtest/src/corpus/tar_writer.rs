@@ -263,7 +263,11 @@ fn plain(dialect: Dialect, h: &Header<'_>, name: &[u8], prefix: &[u8]) -> [u8; B
     b[156] = h.typeflag;
     let link = &h.link[..h.link.len().min(100)];
     b[157..157 + link.len()].copy_from_slice(link);
-    b[257..265].copy_from_slice(if dialect == Dialect::Gnu { b"ustar  \0" } else { b"ustar\x0000" });
+    b[257..265].copy_from_slice(if dialect == Dialect::Gnu {
+        b"ustar  \0"
+    } else {
+        b"ustar\x0000"
+    });
     if matches!(h.typeflag, b'3' | b'4') {
         number(&mut b[329..337], i128::from(h.device.0));
         number(&mut b[337..345], i128::from(h.device.1));

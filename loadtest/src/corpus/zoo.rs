@@ -67,7 +67,10 @@ fn bulk(b: &mut LayerBuilder, rng: &mut Rng, dir: &str, count: usize) {
     b.dir(dir, Meta::mode(0o755));
     for i in 0..count {
         if i % 16 == 0 {
-            b.dir(format!("{dir}/d{}", i / 16), Meta::mode(0o755).mtime(1_600_000_000 + i as i64, 0));
+            b.dir(
+                format!("{dir}/d{}", i / 16),
+                Meta::mode(0o755).mtime(1_600_000_000 + i as i64, 0),
+            );
         }
         let len = match i % 8 {
             0 => 0,
@@ -77,7 +80,8 @@ fn bulk(b: &mut LayerBuilder, rng: &mut Rng, dir: &str, count: usize) {
             _ => rng.below(20_000) as usize,
         };
         let content = if i % 3 == 0 { rng.bytes(len) } else { rng.text(len) };
-        let meta = Meta::mode(if i % 5 == 0 { 0o755 } else { 0o644 }).mtime(1_500_000_000 + rng.below(1 << 27) as i64, 0);
+        let meta =
+            Meta::mode(if i % 5 == 0 { 0o755 } else { 0o644 }).mtime(1_500_000_000 + rng.below(1 << 27) as i64, 0);
         b.file(format!("{dir}/d{}/f{i}", i / 16), meta, content);
     }
 }
@@ -93,8 +97,15 @@ fn base(rng: &mut Rng, spec: &ZooSpec) -> SyntheticLayer {
     bulk(&mut b, rng, "usr/lib", spec.files);
     b.file("bin/su", Meta::mode(0o4755), rng.text(9000));
     b.file("bin/wall", Meta::mode(0o2755).owner(0, 5), rng.text(7000));
-    b.file("bin/ping", Meta::mode(0o755).xattr("security.capability", CAPABILITY), rng.text(6000));
-    b.dir("var/mail", Meta::mode(0o2775).owner(8, 8).xattr("user.purpose", "mail\n=\0x"));
+    b.file(
+        "bin/ping",
+        Meta::mode(0o755).xattr("security.capability", CAPABILITY),
+        rng.text(6000),
+    );
+    b.dir(
+        "var/mail",
+        Meta::mode(0o2775).owner(8, 8).xattr("user.purpose", "mail\n=\0x"),
+    );
     b.file(
         "etc/attributed",
         Meta::mode(0o600)
@@ -107,9 +118,17 @@ fn base(rng: &mut Rng, spec: &ZooSpec) -> SyntheticLayer {
     );
     b.file("etc/empty", Meta::mode(0o640).mtime(0, 0), "");
     b.file("etc/before-1970", Meta::default().mtime(-2, 500_000_000), "old");
-    b.file("etc/odd-owner", Meta::default().owner(3_000_000_000, 2_097_152), "big ids");
+    b.file(
+        "etc/odd-owner",
+        Meta::default().owner(3_000_000_000, 2_097_152),
+        "big ids",
+    );
     b.file("etc/nanos", Meta::default().mtime(1_712_345_678, 987_654_321), "ns");
-    b.symlink("etc/mtab", Meta::default().mtime(1_500_000_000, 5), "../proc/self/mounts");
+    b.symlink(
+        "etc/mtab",
+        Meta::default().mtime(1_500_000_000, 5),
+        "../proc/self/mounts",
+    );
     b.symlink("etc/dangling", Meta::default().owner(7, 7), "far-away-".repeat(17));
     b.fifo("var/fifo", Meta::mode(0o600));
     b.char_device("dev/null", Meta::mode(0o666), 1, 3);
@@ -142,7 +161,11 @@ fn changes(rng: &mut Rng, spec: &ZooSpec) -> SyntheticLayer {
     b.file(b"opt/\xff\xfe\x80", Meta::default(), "no text at all");
     b.file("opt/ünïcode ☃", Meta::default(), "utf-8 name");
     b.file("opt/new\nline \\ \"quote\"", Meta::default(), "odd ascii");
-    b.file("opt/owned", Meta::default().owner(4_000_000_000, 65534), "base-256 owner");
+    b.file(
+        "opt/owned",
+        Meta::default().owner(4_000_000_000, 65534),
+        "base-256 owner",
+    );
     // Written twice: the first content must not be seen, but keeps living under its other name.
     b.file("opt/twice", Meta::default(), rng.text(3000));
     b.hardlink("opt/first-of-twice", "opt/twice");
@@ -152,7 +175,11 @@ fn changes(rng: &mut Rng, spec: &ZooSpec) -> SyntheticLayer {
     b.symlink("opt/kind", Meta::default(), "twice");
     b.dir("opt/app", Meta::mode(0o711).mtime(1_655_555_555, 0));
     if let Some(form) = spec.sparse {
-        let data = [(0, rng.bytes(4096)), (1 << 20, rng.bytes(10_000)), (3 << 20, rng.bytes(512))];
+        let data = [
+            (0, rng.bytes(4096)),
+            (1 << 20, rng.bytes(10_000)),
+            (3 << 20, rng.bytes(512)),
+        ];
         b.sparse(form, "opt/sparse", Meta::default(), 4 << 20, &data);
         let many: Vec<(u64, Vec<u8>)> = (0..30).map(|i| (i * 16_384, rng.bytes(4096))).collect();
         b.sparse(form, "opt/sparse-many", Meta::default(), 30 * 16_384, &many);

@@ -16,9 +16,10 @@ use http::{HeaderMap, Method, header};
 use serde_json::json;
 
 use super::auth::{Auth, basic_header};
-use super::body::{ResetFlag, body};
+use super::body::body;
 use super::calls::{Call, Listener, Record};
 use super::fault::{self, Fault, Subject};
+use super::listen::Link;
 use super::state::State;
 
 /// What a request asks for.
@@ -56,7 +57,7 @@ pub(super) async fn answer(
     state: Arc<State>,
     listener: Listener,
     request: Request,
-    reset: ResetFlag,
+    link: Arc<Link>,
 ) -> Result<Response, Dropped> {
     // The origin reads no bodies.
     let (request, _) = request.into_parts();
@@ -74,7 +75,9 @@ pub(super) async fn answer(
         query: query.clone(),
         host: text(header::HOST),
         range: text(header::RANGE),
-        accept: accept.map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned()).collect(),
+        accept: accept
+            .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+            .collect(),
         authorization: text(header::AUTHORIZATION),
         digest: None,
         status: 0,
@@ -87,7 +90,7 @@ pub(super) async fn answer(
         headers: &request.headers,
         authorization: text(header::AUTHORIZATION),
         record: record.clone(),
-        reset,
+        link,
     };
     let response = match listener {
         Listener::Cdn => exchange.cdn(&path, query.as_deref()).await?,
@@ -108,7 +111,7 @@ struct Exchange<'a> {
     headers: &'a HeaderMap,
     authorization: Option<String>,
     record: Arc<Record>,
-    reset: ResetFlag,
+    link: Arc<Link>,
 }
 
 /// Content found, about to be sent.
@@ -212,7 +215,7 @@ impl Exchange<'_> {
             match f {
                 Fault::DelayHeaders(pause) => tokio::time::sleep(*pause).await,
                 Fault::ResetAtOnce => {
-                    self.reset.store(true, std::sync::atomic::Ordering::SeqCst);
+                    self.link.reset_at_end();
                     return Err(Dropped);
                 }
                 _ => {}
@@ -231,7 +234,9 @@ impl Exchange<'_> {
                 }
                 Some(response)
             }
-            Fault::Redirect { location } => Some(self.built(base(307).header(header::LOCATION, location), Body::empty())),
+            Fault::Redirect { location } => {
+                Some(self.built(base(307).header(header::LOCATION, location), Body::empty()))
+            }
             _ => None,
         })
     }
@@ -266,7 +271,9 @@ impl Exchange<'_> {
                 media_type = other;
             }
         }
-        builder = builder.header(header::CONTENT_TYPE, media_type).header(header::ETAG, etag);
+        builder = builder
+            .header(header::CONTENT_TYPE, media_type)
+            .header(header::ETAG, etag);
         if found.is_blob {
             builder = builder
                 .header(header::ACCEPT_RANGES, "bytes")
@@ -283,7 +290,7 @@ impl Exchange<'_> {
         if self.method == Method::HEAD {
             return self.built(builder, Body::empty());
         }
-        let body = body(found.bytes, range, faults, self.record.clone(), self.reset.clone());
+        let body = body(found.bytes, range, faults, self.record.clone(), self.link.clone());
         self.built(builder, body)
     }
 
@@ -301,7 +308,10 @@ impl Exchange<'_> {
             .map(percent_decoded)
             .collect();
         let token = self.state.give_token(&scopes.join(" "));
-        self.json(200, json!({ "token": token, "access_token": token, "expires_in": 300 }).to_string())
+        self.json(
+            200,
+            json!({ "token": token, "access_token": token, "expires_in": 300 }).to_string(),
+        )
     }
 
     fn tags(&self, repository: &str) -> Response {
@@ -312,7 +322,10 @@ impl Exchange<'_> {
     }
 
     fn redirect(&self, digest: &BlobDigest) -> Response {
-        self.built(base(307).header(header::LOCATION, self.state.cdn_url(digest)), Body::empty())
+        self.built(
+            base(307).header(header::LOCATION, self.state.cdn_url(digest)),
+            Body::empty(),
+        )
     }
 
     fn unauthorized(&self, repository: Option<&str>) -> Response {
@@ -379,7 +392,11 @@ fn range_of(value: &str, size: u64) -> Result<Option<Range<u64>>, Unsatisfiable>
         (Err(_), Ok(suffix)) if first.is_empty() => size.saturating_sub(suffix)..size,
         _ => return Ok(None),
     };
-    if range.start >= range.end { Err(Unsatisfiable) } else { Ok(Some(range)) }
+    if range.start >= range.end {
+        Err(Unsatisfiable)
+    } else {
+        Ok(Some(range))
+    }
 }
 
 fn percent_decoded(text: &str) -> String {
@@ -420,6 +437,9 @@ mod tests {
         assert_eq!(of("bytes=-0"), Err(()));
         assert_eq!(of("bytes=0-1,5-6"), Ok(None));
         assert_eq!(of("items=0-1"), Ok(None));
-        assert_eq!(percent_decoded("repository%3Aa%2Fb%3Apull+x%"), "repository:a/b:pull x%");
+        assert_eq!(
+            percent_decoded("repository%3Aa%2Fb%3Apull+x%"),
+            "repository:a/b:pull x%"
+        );
     }
 }

@@ -131,7 +131,10 @@ mod tests {
 
     #[test]
     fn basic_header_is_the_one_of_rfc_7617() {
-        assert_eq!(basic_header("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+        assert_eq!(
+            basic_header("Aladdin", "open sesame"),
+            "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
+        );
         assert_eq!(base64(b"a"), "YQ==");
         assert_eq!(base64(b"abcde"), "YWJjZGU=");
     }

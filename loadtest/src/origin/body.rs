@@ -6,7 +6,6 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -14,12 +13,10 @@ use bytes::Bytes;
 
 use super::calls::Record;
 use super::fault::{Fault, Gate};
+use super::listen::Link;
 
 /// Bytes handed over at once.
 const PIECE: u64 = 64 << 10;
-
-/// When set, dropping the connection resets it.
-pub(super) type ResetFlag = Arc<AtomicBool>;
 
 struct Sending {
     content: Bytes,
@@ -27,7 +24,7 @@ struct Sending {
     sent: u64,
     record: Arc<Record>,
     faults: Vec<Fault>,
-    reset: ResetFlag,
+    link: Arc<Link>,
 }
 
 /// The bytes of `range` of `content`.
@@ -36,7 +33,7 @@ pub(super) fn body(
     range: Range<u64>,
     faults: Vec<Fault>,
     record: Arc<Record>,
-    reset: ResetFlag,
+    link: Arc<Link>,
 ) -> Body {
     let content = spoilt(content, &faults);
     let sending = Sending {
@@ -45,7 +42,7 @@ pub(super) fn body(
         sent: 0,
         record,
         faults,
-        reset,
+        link,
     };
     Body::from_stream(futures_util::stream::try_unfold(sending, |mut s| async move {
         Ok::<_, io::Error>(s.next().await?.map(|piece| (piece, s)))
@@ -74,8 +71,10 @@ impl Sending {
         for fault in &self.faults {
             match fault {
                 Fault::Truncate { after } | Fault::Reset { after } if self.sent >= *after && *after < total => {
-                    let is_reset = matches!(fault, Fault::Reset { .. });
-                    self.reset.store(is_reset, Ordering::SeqCst);
+                    self.link.flushed().await;
+                    if let Fault::Reset { .. } = fault {
+                        self.link.reset_at_end();
+                    }
                     return Err(io::Error::other("the origin was told to break off here"));
                 }
                 Fault::Truncate { after } | Fault::Reset { after } => until = until.min(*after.max(&self.sent)),

@@ -18,11 +18,11 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::answer::answer;
-use super::body::ResetFlag;
 use super::calls::Listener;
 use super::state::State;
 
@@ -110,8 +110,8 @@ pub(super) fn run(
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Stop(done) => {
-                    if let Some(mut tasks) = serving.take() {
-                        tasks.shutdown().await;
+                    if let Some(serving) = serving.take() {
+                        serving.shutdown().await;
                     }
                     let _ = done.send(ports.refuse());
                 }
@@ -126,36 +126,54 @@ pub(super) fn run(
     });
 }
 
-/// One task a listener; each owns its connections.
-fn serve(state: &Arc<State>, (registry, cdn): (TcpListener, TcpListener)) -> JoinSet<()> {
-    let mut tasks = JoinSet::new();
-    tasks.spawn(accept(state.clone(), registry, Listener::Registry));
-    tasks.spawn(accept(state.clone(), cdn, Listener::Cdn));
-    tasks
+/// The listeners and their connections.
+struct Serving {
+    stop: CancellationToken,
+    tasks: TaskTracker,
 }
 
-async fn accept(state: Arc<State>, socket: TcpListener, listener: Listener) {
-    // Dropped with this task, and every connection with it.
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = socket.accept() => if let Ok((stream, _)) = accepted {
-                connections.spawn(connection(state.clone(), stream, listener));
-            },
-            Some(_) = connections.join_next() => {}
-        }
+impl Serving {
+    /// Returns when every socket is closed.
+    async fn shutdown(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
+}
+
+fn serve(state: &Arc<State>, (registry, cdn): (TcpListener, TcpListener)) -> Serving {
+    let serving = Serving {
+        stop: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    };
+    for (socket, listener) in [(registry, Listener::Registry), (cdn, Listener::Cdn)] {
+        let (state, stop, tasks) = (state.clone(), serving.stop.clone(), serving.tasks.clone());
+        serving.tasks.spawn(async move {
+            while let Some(accepted) = stop.run_until_cancelled(socket.accept()).await {
+                if let Ok((stream, _)) = accepted {
+                    let (state, stop) = (state.clone(), stop.clone());
+                    tasks.spawn(async move { stop.run_until_cancelled(connection(state, stream, listener)).await });
+                }
+            }
+        });
+    }
+    serving
 }
 
 async fn connection(state: Arc<State>, stream: TcpStream, listener: Listener) {
     let _ = stream.set_nodelay(true);
-    let reset: ResetFlag = Arc::new(AtomicBool::new(false));
-    let io = TokioIo::new(Resettable {
+    let link = Arc::new(Link::default());
+    let io = TokioIo::new(Linked {
         stream,
-        reset: reset.clone(),
+        link: link.clone(),
     });
     let service = tower::service_fn(move |request: http::Request<_>| {
-        answer(state.clone(), listener, request.map(axum::body::Body::new), reset.clone())
+        answer(
+            state.clone(),
+            listener,
+            request.map(axum::body::Body::new),
+            link.clone(),
+        )
     });
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new());
@@ -163,38 +181,63 @@ async fn connection(state: Arc<State>, stream: TcpStream, listener: Listener) {
     let _ = server.serve_connection(io, TowerToHyperService::new(service)).await;
 }
 
-/// A stream that ends in a TCP reset when its flag is set.
-struct Resettable {
-    stream: TcpStream,
-    reset: ResetFlag,
+/// What a body can do to the connection it is sent on.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    reset: AtomicBool,
+    flushes: watch::Sender<u64>,
 }
 
-impl Drop for Resettable {
+impl Link {
+    /// Ends the connection in a TCP reset when it is dropped.
+    pub(super) fn reset_at_end(&self) {
+        self.reset.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until the kernel has everything that was handed over so far: hyper flushes when a body has nothing to say,
+    /// and drops what it still holds when a body fails.
+    pub(super) async fn flushed(&self) {
+        // The sender lives in self, so waiting cannot fail.
+        let _ = self.flushes.subscribe().changed().await;
+    }
+}
+
+/// A stream with its [`Link`].
+struct Linked {
+    stream: TcpStream,
+    link: Arc<Link>,
+}
+
+impl Drop for Linked {
     fn drop(&mut self) {
-        if self.reset.load(Ordering::SeqCst) {
+        if self.link.reset.load(Ordering::SeqCst) {
             let _ = self.stream.set_zero_linger();
         }
     }
 }
 
-impl AsyncRead for Resettable {
+impl AsyncRead for Linked {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Resettable {
+impl AsyncWrite for Linked {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_ready() {
+            self.link.flushes.send_modify(|n| *n += 1);
+        }
+        flushed
     }
 
     /// A shutdown would send a FIN first.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.reset.load(Ordering::SeqCst) {
+        if self.link.reset.load(Ordering::SeqCst) {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.stream).poll_shutdown(cx)

@@ -108,7 +108,13 @@ impl Origin {
     }
 
     /// Adds a manifest of any media type, and points a tag at it.
-    pub fn add_manifest(&self, repository: &str, tag: Option<&str>, media_type: &str, bytes: impl Into<Bytes>) -> BlobDigest {
+    pub fn add_manifest(
+        &self,
+        repository: &str,
+        tag: Option<&str>,
+        media_type: &str,
+        bytes: impl Into<Bytes>,
+    ) -> BlobDigest {
         let bytes = bytes.into();
         let digest = BlobDigest::of(&bytes);
         self.add_manifest_as(repository, tag, media_type, digest, bytes);
@@ -240,7 +246,11 @@ impl Origin {
     pub async fn wait_for(&self, what: &str, mut enough: impl FnMut(&[Call]) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !enough(&self.calls()) {
-            assert!(Instant::now() < deadline, "the origin waited in vain for {what}: {:#?}", self.calls());
+            assert!(
+                Instant::now() < deadline,
+                "the origin waited in vain for {what}: {:#?}",
+                self.calls()
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -251,7 +261,9 @@ impl Origin {
 
     fn command(&self, make: impl FnOnce(std_mpsc::Sender<io::Result<()>>) -> Command) {
         let (done, is_done) = std_mpsc::channel();
-        self.control.send(make(done)).expect("the origin's thread lives as long as the origin");
+        self.control
+            .send(make(done))
+            .expect("the origin's thread lives as long as the origin");
         is_done
             .recv()
             .expect("the origin's thread lives as long as the origin")
