@@ -10,6 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
 use rustix::mount::{UnmountFlags, unmount};
@@ -19,6 +20,9 @@ use super::node_id::Node;
 
 /// Stale mounts stacked on one mount point; more than a few is not our doing.
 const STALE_MOUNTS_MAX: usize = 32;
+
+/// How long the thread of an unmounted, unused mount may take to notice. It is woken at once; this is for busy machines.
+const THREAD_END_WAIT: Duration = Duration::from_millis(500);
 
 /// What `mount` shows as the source.
 const SOURCE_NAME: &str = "headstart";
@@ -84,17 +88,22 @@ impl FuseMount {
     }
 
     /// Unmounts. If somebody still uses the mount it disappears from the tree now and ends with its last user, served
-    /// until this process exits. Blocks until then or until it is unmounted. Closing twice does nothing.
+    /// until this process exits. Blocks, for a bounded time. Closing twice does nothing.
     pub fn close(&self) {
         let Some(session) = self.lock().take() else {
             return;
         };
-        // On EBUSY the session's thread is let go, not joined.
-        if let Err(error) = session.umount_and_join() {
-            tracing::info!(path = %self.path.display(), %error, "mount-busy-detaching");
+        if unmount(&self.path, UnmountFlags::empty()).is_err() {
+            tracing::info!(path = %self.path.display(), "mount-busy-detaching");
             if let Err(error) = unmount(&self.path, UnmountFlags::DETACH) {
                 tracing::warn!(path = %self.path.display(), error = %io::Error::from(error), "unmount-failed");
             }
+        }
+        // An overlay has its own copy of the mount: the unmount succeeds, yet the thread must go on serving. So it is
+        // given a moment to end, then let go (dropping a session does not stop its thread).
+        let started = Instant::now();
+        while !session.guard.is_finished() && started.elapsed() < THREAD_END_WAIT {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 

@@ -1,0 +1,145 @@
+//! The cache on disk: what a restart keeps, and what damage does to it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use headstart_shim::cache::CacheError;
+use headstart_shim::layers::LayersError;
+
+use crate::mount::{compare, rich};
+use crate::support::node::lazy_config;
+use crate::support::{FakeServer, Item, LayerBuilder, Node, TestLayer, noise};
+
+fn layer_dir(root: &Path, layer: &TestLayer) -> PathBuf {
+    root.join("cache").join(layer.digest.hex())
+}
+
+#[test]
+fn a_restart_keeps_the_cache_and_needs_no_server() {
+    let mut server = FakeServer::start();
+    let layer = rich().build(64 << 10);
+    server.serve(&layer);
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let before = node.present(&layer.digest).unwrap();
+    compare(&layer, &before.lowerdir);
+    node.stop();
+    server.down();
+    let node = Node::open(root.path(), &[&server]);
+    let after = node.layers.present_known(&layer.digest).unwrap();
+    assert_eq!((before.slot, before.lowerdir), (after.slot, after.lowerdir.clone()));
+    compare(&layer, &after.lowerdir);
+    let progress = node.layers.status().layers;
+    assert_eq!(progress[0].chunks_present, progress[0].chunks);
+    assert_eq!(node.counters().requests.get(), 0);
+}
+
+#[test]
+fn one_shim_a_directory() {
+    let server = FakeServer::start();
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let second = Node::open_with(root.path(), &[server.url()], lazy_config());
+    assert!(matches!(second, Err(LayersError::Cache(CacheError::InUse(_)))));
+    assert!(
+        root.path().join("mnt/layers").is_dir(),
+        "the first one's mount is untouched"
+    );
+    node.stop();
+    Node::open(root.path(), &[&server]).stop();
+}
+
+/// {delete, truncate, cut to half, change a byte} x {each file}: a restart serves right bytes, fetching again what it must.
+#[test]
+fn no_damage_to_any_file_makes_wrong_bytes() {
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
+        ("delete", |p| fs::remove_file(p).unwrap()),
+        ("truncate", |p| {
+            fs::File::options().write(true).open(p).unwrap().set_len(0).unwrap()
+        }),
+        ("halve", |p| {
+            let file = fs::File::options().write(true).open(p).unwrap();
+            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        }),
+        ("change", |p| {
+            let mut bytes = fs::read(p).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x10;
+            fs::write(p, bytes).unwrap();
+        }),
+    ];
+    let server = FakeServer::start();
+    let layer = LayerBuilder::new()
+        .add("f", Item::file(noise(1, 200_000)))
+        .build(16 << 10);
+    server.serve(&layer);
+    let files = ["data", "bitmap", "toc", "layer", "../next_slot"];
+    for (what, damage) in damages {
+        for file in files {
+            // Bytes that change below us after they were verified are the disk's fault, and not looked for on each read.
+            if (what, file) == ("change", "data") {
+                continue;
+            }
+            let root = tempfile::tempdir().unwrap();
+            let node = Node::open(root.path(), &[&server]);
+            let slot = node.present(&layer.digest).unwrap().slot;
+            assert!(fs::read(node.show(&layer).join("f")).unwrap() == noise(1, 200_000));
+            node.stop();
+            damage(&layer_dir(root.path(), &layer).join(file));
+            let node = Node::open(root.path(), &[&server]);
+            let presented = node.present(&layer.digest).unwrap();
+            assert!(
+                fs::read(presented.lowerdir.join("f")).unwrap() == noise(1, 200_000),
+                "{what} {file}"
+            );
+            let lost_layer = matches!(file, "toc" | "layer");
+            assert_eq!(
+                presented.slot != slot,
+                lost_layer,
+                "{what} {file}: a slot is not used twice"
+            );
+            let fetched = node.counters().requests.get() > 0;
+            assert_eq!(fetched, file != "../next_slot", "{what} {file}");
+        }
+    }
+}
+
+#[test]
+fn a_released_layer_leaves_nothing_and_comes_back_in_another_slot() {
+    let server = FakeServer::start();
+    let layers: Vec<Arc<TestLayer>> = (0..2)
+        .map(|i| {
+            LayerBuilder::new()
+                .add("f", Item::file(noise(i, 30_000)))
+                .build(16 << 10)
+        })
+        .collect();
+    layers.iter().for_each(|l| server.serve(l));
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let mut slots = BTreeSet::new();
+    let first = node.present(&layers[0].digest).unwrap();
+    slots.insert(first.slot);
+    slots.insert(node.present(&layers[1].digest).unwrap().slot);
+    assert!(fs::read(first.lowerdir.join("f")).unwrap() == noise(0, 30_000));
+    let open = fs::File::open(first.lowerdir.join("f")).unwrap();
+    node.release(&layers[0].digest);
+    assert!(!first.lowerdir.exists());
+    assert!(!layer_dir(root.path(), &layers[0]).exists());
+    assert!(node.layers.present_known(&layers[0].digest).is_err());
+    assert!(node.layers.usage(&layers[0].digest).is_none());
+    assert_eq!(fs::read_dir(root.path().join("mnt/layers")).unwrap().count(), 1);
+    drop(open);
+    node.release(&layers[0].digest);
+    slots.insert(node.present(&layers[0].digest).unwrap().slot);
+    assert!(fs::read(node.show(&layers[0]).join("f")).unwrap() == noise(0, 30_000));
+    node.release(&layers[0].digest);
+    node.stop();
+    // The highest slot was given back before the restart; it is still not given out again.
+    let node = Node::open(root.path(), &[&server]);
+    slots.insert(node.present(&layers[0].digest).unwrap().slot);
+    assert_eq!(slots.len(), 4);
+}

@@ -1,0 +1,194 @@
+//! Servers that lie, break, stall and vanish: readers get the right bytes or an error, in bounded time, never else.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::support::node::DEMAND_TIMEOUT;
+use crate::support::{FakeServer, Fault, Item, LayerBuilder, Node, TestLayer, noise};
+
+/// What a test allows beyond the deadline of a read: a busy machine, and the retries of the kernel (a failed read-ahead
+/// is read again, page by page).
+const GRACE: Duration = Duration::from_secs(20);
+
+fn two_files() -> Arc<TestLayer> {
+    LayerBuilder::new()
+        .add("a", Item::file(noise(1, 50_000)))
+        .add("b", Item::file(noise(2, 50_000)))
+        .add("c", Item::file(noise(3, 50_000)))
+        .add("s", Item::new(crate::support::What::Symlink(b"a".to_vec())))
+        .build(16 << 10)
+}
+
+fn eio(path: &Path) {
+    let started = Instant::now();
+    let error = fs::read(path).map(|b| b.len()).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    assert!(started.elapsed() < DEMAND_TIMEOUT + GRACE);
+}
+
+fn reads(path: &Path, seed: u64) -> io::Result<bool> {
+    Ok(fs::read(path)? == noise(seed, 50_000))
+}
+
+#[test]
+fn no_fault_gives_a_reader_wrong_bytes_and_each_heals() {
+    let server = FakeServer::start();
+    let layer = two_files();
+    server.serve(&layer);
+    for fault in [
+        Fault::WrongBytes,
+        Fault::Truncate,
+        Fault::Stall,
+        Fault::Silence,
+        Fault::Status(500),
+        Fault::Status(403),
+        Fault::Missing,
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        let node = Node::open(root.path(), &[&server]);
+        let dir = node.show(&layer);
+        server.fault(fault);
+        eio(&dir.join("a"));
+        assert!(node.counters().read_errors.get() > 0, "{fault:?}");
+        if fault == Fault::WrongBytes {
+            assert!(node.counters().corrupt_chunks.get() > 0);
+        }
+        server.fault(Fault::None);
+        assert!(
+            reads(&dir.join("a"), 1).unwrap(),
+            "{fault:?}: the next read tries again"
+        );
+    }
+}
+
+#[test]
+fn a_server_without_our_layout_still_has_the_chunks() {
+    let server = FakeServer::start();
+    let layer = two_files();
+    server.serve(&layer);
+    for fault in [Fault::IgnoreRange, Fault::OtherToc] {
+        let root = tempfile::tempdir().unwrap();
+        let node = Node::open(root.path(), &[&server]);
+        let dir = node.show(&layer);
+        let before = server.list_requests();
+        server.fault(fault);
+        assert!(reads(&dir.join("a"), 1).unwrap(), "{fault:?}");
+        assert!(server.list_requests() > before, "asked by digest instead");
+        server.fault(Fault::None);
+    }
+}
+
+#[test]
+fn the_second_server_helps_whatever_is_wrong_with_the_first() {
+    let layer = two_files();
+    for fault in [
+        Fault::WrongBytes,
+        Fault::Truncate,
+        Fault::Stall,
+        Fault::Silence,
+        Fault::Status(503),
+        Fault::Status(404),
+    ] {
+        let (first, second) = (FakeServer::start(), FakeServer::start());
+        first.serve(&layer);
+        second.serve(&layer);
+        let root = tempfile::tempdir().unwrap();
+        let node = Node::open(root.path(), &[&first, &second]);
+        let dir = node.show(&layer);
+        assert_eq!(
+            (first.toc_requests(), second.toc_requests()),
+            (1, 0),
+            "in order of preference"
+        );
+        first.fault(fault);
+        assert!(reads(&dir.join("a"), 1).unwrap(), "{fault:?}");
+        assert!(second.chunk_requests() > 0);
+    }
+    let (mut first, second) = (FakeServer::start(), FakeServer::start());
+    first.down();
+    second.serve(&layer);
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&first, &second]);
+    assert!(reads(&node.show(&layer).join("a"), 1).unwrap());
+}
+
+#[test]
+fn without_a_server_what_was_read_stays_and_the_rest_fails_until_it_is_back() {
+    let mut server = FakeServer::start();
+    let layer = two_files();
+    server.serve(&layer);
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let dir = node.show(&layer);
+    assert!(reads(&dir.join("a"), 1).unwrap());
+    server.down();
+    // From our cache too, not only the kernel's.
+    rustix::fs::fadvise(
+        fs::File::open(dir.join("a")).unwrap(),
+        0,
+        None,
+        rustix::fs::Advice::DontNeed,
+    )
+    .unwrap();
+    assert!(reads(&dir.join("a"), 1).unwrap());
+    eio(&dir.join("b"));
+    assert!(fs::symlink_metadata(dir.join("b")).is_ok(), "metadata needs no server");
+    server.up();
+    assert!(reads(&dir.join("b"), 2).unwrap());
+    // A reader that waits while the server comes back gets its bytes, no error.
+    server.down();
+    let path = dir.join("c");
+    let reader = std::thread::spawn(move || reads(&path, 3));
+    std::thread::sleep(Duration::from_millis(500));
+    server.up();
+    assert!(reader.join().unwrap().unwrap());
+}
+
+#[test]
+fn a_stuck_read_holds_up_nobody_else() {
+    let server = FakeServer::start();
+    let layer = two_files();
+    server.serve(&layer);
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let dir = node.show(&layer);
+    assert!(reads(&dir.join("a"), 1).unwrap());
+    server.fault(Fault::Silence);
+    let stuck: Vec<_> = (0..8)
+        .map(|_| {
+            let path = dir.join("b");
+            std::thread::spawn(move || reads(&path, 2))
+        })
+        .collect();
+    while node.counters().read_misses.get() < 2 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // All of this is answered while "b" waits.
+    rustix::fs::fadvise(
+        fs::File::open(dir.join("a")).unwrap(),
+        0,
+        None,
+        rustix::fs::Advice::DontNeed,
+    )
+    .unwrap();
+    assert!(reads(&dir.join("a"), 1).unwrap());
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 4);
+    assert_eq!(fs::read_link(dir.join("s")).unwrap(), Path::new("a"));
+    assert!(!dir.join("absent").exists());
+    assert!(
+        stuck.iter().all(|s| !s.is_finished()),
+        "answered before the stuck ones were"
+    );
+    server.fault(Fault::None);
+    for reader in stuck {
+        // Either the retry found the healed server in time, or time was up.
+        match reader.join().unwrap() {
+            Ok(right) => assert!(right),
+            Err(e) => assert_eq!(e.raw_os_error(), Some(libc::EIO)),
+        }
+    }
+    assert!(reads(&dir.join("b"), 2).unwrap());
+}

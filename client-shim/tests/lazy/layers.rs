@@ -1,0 +1,128 @@
+//! Presenting layers: what the servers' answers lead to.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headstart_layer_format::BlobDigest;
+use headstart_layer_format::api::LayerState;
+use headstart_shim::fetch::FetchError;
+use headstart_shim::layers::{LayersError, LazyConfig};
+
+use crate::support::node::lazy_config;
+use crate::support::{FakeServer, Item, LayerBuilder, Node, TestLayer, noise};
+
+fn small(seed: u64) -> Arc<TestLayer> {
+    LayerBuilder::new().add("f", Item::file(noise(seed, 5_000))).build(8192)
+}
+
+#[test]
+fn a_conversion_is_waited_for_and_a_definite_no_is_not() {
+    let server = FakeServer::start();
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let layer = small(1);
+    assert!(matches!(node.present(&layer.digest), Err(LayersError::Unknown)));
+    server.serve(&layer);
+    server.states(&layer.digest, &[LayerState::Refused]);
+    match node.present(&layer.digest) {
+        Err(LayersError::Refused(why)) => assert_eq!(why, "because"),
+        other => panic!("{other:?}"),
+    }
+    server.states(
+        &layer.digest,
+        &[LayerState::Queued, LayerState::Converting, LayerState::Failed],
+    );
+    let presented = node.present(&layer.digest).unwrap();
+    assert!(fs::read(presented.lowerdir.join("f")).unwrap() == noise(1, 5_000));
+    assert_eq!(presented.entry_count, 2);
+    assert_eq!(presented.data_size, 8192);
+
+    let slow = small(2);
+    server.serve(&slow);
+    server.states(&slow.digest, &[LayerState::Converting; 1000]);
+    let late = node.present_within(&slow.digest, Duration::from_millis(600));
+    assert!(matches!(late, Err(LayersError::NotReady(_))), "{late:?}");
+}
+
+#[test]
+fn a_toc_that_is_damaged_or_of_another_layer_is_not_presented() {
+    let server = FakeServer::start();
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let (layer, other) = (small(1), small(2));
+    server.serve(&layer);
+    let mut cut = layer.encoded.clone();
+    cut.pop();
+    for lie in [other.encoded.clone(), cut, Vec::new(), b"HSTOC\r\n\x01".to_vec()] {
+        server.lie_about_tocs(lie);
+        let answer = node.present(&layer.digest);
+        assert!(
+            matches!(answer, Err(LayersError::Fetch(FetchError::Malformed(_)))),
+            "{answer:?}"
+        );
+    }
+    server.lie_about_tocs(layer.encoded.clone());
+    assert!(node.present(&layer.digest).is_ok());
+}
+
+#[test]
+fn many_callers_cause_one_request_and_get_one_slot() {
+    let server = FakeServer::start();
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let layer = small(1);
+    server.serve(&layer);
+    let calls: Vec<_> = (0..16)
+        .map(|_| {
+            let (layers, digest) = (node.layers.clone(), layer.digest);
+            async move {
+                let deadline = std::time::Instant::now() + Duration::from_secs(20);
+                layers.present(&digest, deadline).await.unwrap().slot
+            }
+        })
+        .collect();
+    let slots = node.block_on(async {
+        let tasks: Vec<_> = calls.into_iter().map(tokio::spawn).collect();
+        let mut slots = Vec::new();
+        for task in tasks {
+            slots.push(task.await.unwrap());
+        }
+        slots
+    });
+    assert!(slots.iter().all(|s| *s == slots[0]));
+    assert_eq!(server.toc_requests(), 1);
+}
+
+#[test]
+fn without_a_server_present_says_so_in_time() {
+    let mut server = FakeServer::start();
+    server.down();
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let digest = BlobDigest::of(b"whatever");
+    let answer = node.present_within(&digest, Duration::from_secs(1));
+    match answer {
+        Err(LayersError::Fetch(e)) => assert!(e.is_transient(), "{e}"),
+        Err(LayersError::NotReady(_)) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_full_node_declines() {
+    let server = FakeServer::start();
+    let root = tempfile::tempdir().unwrap();
+    let config = LazyConfig {
+        layers_max: 1,
+        ..lazy_config()
+    };
+    let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
+    let (one, two) = (small(1), small(2));
+    server.serve(&one);
+    server.serve(&two);
+    node.present(&one.digest).unwrap();
+    assert!(matches!(node.present(&two.digest), Err(LayersError::Full(1))));
+    node.release(&one.digest);
+    assert!(node.present(&two.digest).is_ok());
+}

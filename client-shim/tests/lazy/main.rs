@@ -1,0 +1,10 @@
+//! The lazy half of the node, from servers that misbehave to files in a real mount. Needs root and /dev/fuse.
+
+mod cache;
+mod faults;
+mod layers;
+mod mount;
+mod overlay;
+mod restart;
+mod support;
+mod tree;

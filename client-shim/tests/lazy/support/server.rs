@@ -1,0 +1,277 @@
+//! A Headstart server as far as a node sees it, which can be told to misbehave, be killed, and come back.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::stream;
+use headstart_layer_format::api::{ChunksRequest, LayerState, LayerStatus};
+use headstart_layer_format::chunk_stream::{ChunkHeader, ChunkStatus};
+use headstart_layer_format::{BlobDigest, Toc, routes};
+use tokio::runtime::Runtime;
+
+use super::TestLayer;
+
+/// What the server does wrong when asked for chunks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    None,
+    Status(u16),
+    /// Right lengths, wrong content: a valid frame of other bytes where the protocol allows it.
+    WrongBytes,
+    /// The connection breaks in the middle of the body.
+    Truncate,
+    /// Half of the body, then silence.
+    Stall,
+    /// Not even headers.
+    Silence,
+    /// 200 and the whole blob; by digest all is well.
+    IgnoreRange,
+    /// The headers name another TOC; by digest all is well.
+    OtherToc,
+    /// By digest too: chunks it has not got.
+    Missing,
+}
+
+#[derive(Debug)]
+struct Shared {
+    layers: Mutex<HashMap<BlobDigest, Arc<TestLayer>>>,
+    states: Mutex<HashMap<BlobDigest, Vec<LayerState>>>,
+    lying_toc: Mutex<Option<Vec<u8>>>,
+    fault: Mutex<Fault>,
+    latency: Mutex<Duration>,
+    ranges: Mutex<Vec<String>>,
+    toc_requests: AtomicUsize,
+    list_requests: AtomicUsize,
+}
+
+#[derive(Debug)]
+pub struct FakeServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    runtime: Option<Runtime>,
+}
+
+impl FakeServer {
+    pub fn start() -> Self {
+        let shared = Arc::new(Shared {
+            layers: Mutex::default(),
+            states: Mutex::default(),
+            lying_toc: Mutex::default(),
+            fault: Mutex::new(Fault::None),
+            latency: Mutex::new(Duration::ZERO),
+            ranges: Mutex::default(),
+            toc_requests: AtomicUsize::new(0),
+            list_requests: AtomicUsize::new(0),
+        });
+        let mut server = Self {
+            shared,
+            address: "127.0.0.1:0".parse().unwrap(),
+            runtime: None,
+        };
+        server.up();
+        server
+    }
+
+    /// Listens (again, on the same port).
+    pub fn up(&mut self) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(self.address)).unwrap();
+        self.address = listener.local_addr().unwrap();
+        let app = Router::new()
+            .route(routes::LAYER_TOC_TEMPLATE, get(toc))
+            .route(routes::LAYER_DATA_TEMPLATE, get(data))
+            .route(routes::CHUNKS, post(chunks))
+            .with_state(Arc::clone(&self.shared));
+        runtime.spawn(async move { axum::serve(listener, app).await });
+        self.runtime = Some(runtime);
+    }
+
+    /// Gone, with all its connections.
+    pub fn down(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(5));
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn serve(&self, layer: &Arc<TestLayer>) {
+        let mut layers = self.shared.layers.lock().unwrap();
+        layers.insert(layer.digest, Arc::clone(layer));
+    }
+
+    /// The next answers for this layer's TOC are these states; then it is ready.
+    pub fn states(&self, layer: &BlobDigest, states: &[LayerState]) {
+        self.shared.states.lock().unwrap().insert(*layer, states.to_vec());
+    }
+
+    /// Sends these bytes as every TOC, with the header they deserve.
+    pub fn lie_about_tocs(&self, bytes: Vec<u8>) {
+        *self.shared.lying_toc.lock().unwrap() = Some(bytes);
+    }
+
+    pub fn fault(&self, fault: Fault) {
+        *self.shared.fault.lock().unwrap() = fault;
+    }
+
+    pub fn latency(&self, latency: Duration) {
+        *self.shared.latency.lock().unwrap() = latency;
+    }
+
+    /// `Range` headers seen so far.
+    pub fn ranges(&self) -> Vec<String> {
+        self.shared.ranges.lock().unwrap().clone()
+    }
+
+    pub fn toc_requests(&self) -> usize {
+        self.shared.toc_requests.load(Ordering::SeqCst)
+    }
+
+    pub fn list_requests(&self) -> usize {
+        self.shared.list_requests.load(Ordering::SeqCst)
+    }
+
+    /// Requests for chunks, of both kinds.
+    pub fn chunk_requests(&self) -> usize {
+        self.ranges().len() + self.list_requests()
+    }
+}
+
+impl Drop for FakeServer {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+impl Shared {
+    fn layer(&self, digest: &str) -> Option<Arc<TestLayer>> {
+        self.layers.lock().unwrap().get(&digest.parse().ok()?).cloned()
+    }
+}
+
+async fn toc(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Response {
+    shared.toc_requests.fetch_add(1, Ordering::SeqCst);
+    let Some(layer) = shared.layer(&digest) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let state = {
+        let mut states = shared.states.lock().unwrap();
+        let next = states.entry(layer.digest).or_default();
+        if next.is_empty() {
+            LayerState::Ready
+        } else {
+            next.remove(0)
+        }
+    };
+    let status = match state {
+        LayerState::Ready => {
+            let lie = shared.lying_toc.lock().unwrap().clone();
+            let bytes = lie.unwrap_or_else(|| layer.encoded.clone());
+            return ([(routes::TOC_DIGEST_HEADER, Toc::digest(&bytes).to_string())], bytes).into_response();
+        }
+        LayerState::Refused => StatusCode::UNPROCESSABLE_ENTITY,
+        LayerState::Failed => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::ACCEPTED,
+    };
+    let body = LayerStatus {
+        digest: layer.digest,
+        state,
+        reason: Some("because".into()),
+        diff_id: None,
+        chain_id: None,
+        media_type: None,
+        size: None,
+        converted: None,
+        toc: None,
+    };
+    (status, axum::Json(body)).into_response()
+}
+
+async fn data(State(shared): State<Arc<Shared>>, Path(digest): Path<String>, headers: HeaderMap) -> Response {
+    let range = headers["range"].to_str().unwrap().to_owned();
+    shared.ranges.lock().unwrap().push(range.clone());
+    let Some(layer) = shared.layer(&digest) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let latency = *shared.latency.lock().unwrap();
+    tokio::time::sleep(latency).await;
+    let (start, end) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+    let (start, end): (usize, usize) = (start.parse().unwrap(), end.parse().unwrap());
+    let mut bytes = layer.blob[start..=end].to_vec();
+    let fault = *shared.fault.lock().unwrap();
+    let toc = match fault {
+        Fault::OtherToc => Toc::digest(b"another"),
+        _ => Toc::digest(&layer.encoded),
+    };
+    match fault {
+        Fault::WrongBytes => bytes.iter_mut().for_each(|b| *b ^= 0x55),
+        Fault::IgnoreRange => return layer.blob.clone().into_response(),
+        Fault::Missing => return StatusCode::NOT_FOUND.into_response(),
+        _ => {}
+    }
+    let content_range = format!("bytes {start}-{end}/{}", layer.blob.len());
+    let response = Response::builder()
+        .status(206)
+        .header("content-range", content_range)
+        .header(routes::TOC_DIGEST_HEADER, toc.to_string());
+    faulty(fault, response, bytes).await
+}
+
+async fn chunks(State(shared): State<Arc<Shared>>, axum::Json(ask): axum::Json<ChunksRequest>) -> Response {
+    shared.list_requests.fetch_add(1, Ordering::SeqCst);
+    let fault = *shared.fault.lock().unwrap();
+    let layers: Vec<_> = shared.layers.lock().unwrap().values().cloned().collect();
+    let mut out = Vec::new();
+    for digest in ask.chunks {
+        let found = layers.iter().find_map(|l| l.frames.get(&digest));
+        let frame = match (found, fault) {
+            (None, _) | (_, Fault::Missing) => None,
+            (Some((_, raw_len)), Fault::WrongBytes) => {
+                Some(zstd::bulk::compress(&vec![b'X'; *raw_len as usize], 1).unwrap())
+            }
+            (Some((frame, _)), _) => Some(frame.clone()),
+        };
+        let status = match &frame {
+            Some(frame) => ChunkStatus::Found {
+                frame_len: frame.len() as u32,
+            },
+            None => ChunkStatus::Missing,
+        };
+        out.extend_from_slice(&ChunkHeader { digest, status }.encode());
+        out.extend(frame.unwrap_or_default());
+    }
+    let response = Response::builder().header("content-type", routes::CHUNK_STREAM_MEDIA_TYPE);
+    faulty(fault, response, out).await
+}
+
+async fn faulty(fault: Fault, response: axum::http::response::Builder, bytes: Vec<u8>) -> Response {
+    let half = Bytes::copy_from_slice(&bytes[..bytes.len() / 2]);
+    let response = response.header("content-length", bytes.len());
+    let body = match fault {
+        Fault::Status(code) => return StatusCode::from_u16(code).unwrap().into_response(),
+        Fault::Silence => std::future::pending().await,
+        Fault::Truncate => Body::from_stream(stream::iter([Ok(half), Err(std::io::Error::other("cut"))])),
+        Fault::Stall => {
+            let first = stream::iter([Ok::<_, Infallible>(half)]);
+            Body::from_stream(futures_util::StreamExt::chain(first, stream::pending()))
+        }
+        _ => Body::from(bytes),
+    };
+    response.body(body).unwrap()
+}
