@@ -1,13 +1,117 @@
-//! Wiring (owner MIRROR).
+//! Wiring: the one file that knows every room.
+//!
+//! In: a [`Config`]. Out: an [`App`], and [`serve`], which runs it on a listener until told to stop.
+//! Invariant: opening needs no network: a server whose upstreams are down starts and serves what it has.
+//! Not here: signals and the command line (`main.rs`).
+
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
 use crate::{
+    config::Config,
+    http,
     metrics::Metrics,
-    read::{blobs::Blobs, layers::Layers},
-    store::Store,
+    read::{blobs::Blobs, layers::Layers, manifests::Manifests},
+    store::{Store, StoreError, originals::Originals},
+    upstream::{SetupError, Upstreams},
 };
+
+/// Why the server does not start or run.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error("open the data directory: {0}")]
+    DataDir(std::io::Error),
+    #[error("open the store: {0}")]
+    Store(StoreError),
+    #[error("flush the store: {0}")]
+    Flush(StoreError),
+    #[error("run a task: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// Everything that handlers use. Clones share it.
 #[derive(Clone, Debug)]
 pub struct App {
+    pub config: Arc<Config>,
+    pub metrics: Metrics,
+    pub upstreams: Upstreams,
+    pub originals: Originals,
     pub store: Store,
     pub blobs: Blobs,
     pub layers: Layers,
-    pub metrics: Metrics,
+    pub manifests: Manifests,
+    stopping: CancellationToken,
+}
+
+impl App {
+    /// Opens the data directory and wires the rooms.
+    pub async fn open(config: Config) -> Result<App, AppError> {
+        let metrics = Metrics::new();
+        let upstreams = Upstreams::new(&config, &metrics)?;
+        let data_dir = config.data_dir.clone();
+        // Opening may rebuild the index, which takes its time.
+        let opened = tokio::task::spawn_blocking(move || {
+            std::fs::create_dir_all(&data_dir).map_err(AppError::DataDir)?;
+            let originals = Originals::open(&data_dir).map_err(AppError::DataDir)?;
+            let store = Store::open(&data_dir).map_err(AppError::Store)?;
+            Ok::<_, AppError>((originals, store))
+        });
+        let (originals, store) = opened.await??;
+        let fetch = config.fetch.clone();
+        let blobs = Blobs::new(
+            originals.clone(),
+            store.clone(),
+            upstreams.clone(),
+            fetch.clone(),
+            metrics.clone(),
+        );
+        let layers = Layers::new(store.clone(), blobs.clone(), config.ingest.clone(), metrics.clone());
+        let manifests = Manifests::new(
+            originals.clone(),
+            store.clone(),
+            upstreams.clone(),
+            layers.clone(),
+            fetch,
+            metrics.clone(),
+        );
+        Ok(App {
+            config: Arc::new(config),
+            metrics,
+            upstreams,
+            originals,
+            store,
+            blobs,
+            layers,
+            manifests,
+            stopping: CancellationToken::new(),
+        })
+    }
+
+    /// Whether the server has been told to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
+    }
+}
+
+/// Serves until `stop`; then no new connections, running answers get their time, fetches end (and are resumed by the
+/// next process), the index is flushed.
+pub async fn serve(app: App, listener: TcpListener, stop: CancellationToken) -> Result<(), AppError> {
+    let stopping = app.stopping.clone();
+    let told = tokio::spawn(async move {
+        stop.cancelled().await;
+        stopping.cancel();
+    });
+    let router = http::router(app.clone());
+    http::serve::serve(listener, router, &app.config.http, app.stopping.clone()).await;
+    told.abort();
+    app.layers.shutdown().await;
+    app.blobs.shutdown().await;
+    let store = app.store.clone();
+    tokio::task::spawn_blocking(move || store.flush())
+        .await?
+        .map_err(AppError::Flush)
 }

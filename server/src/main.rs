@@ -1,1 +1,135 @@
-fn main() {}
+//! `headstart-server`: command line, logging, signals.
+//!
+//! In: `--config FILE`. Out: a running server; exit status 0 after a clean stop.
+//! Invariant: SIGTERM and SIGINT stop cleanly; a second one stops at once.
+//! Not here: anything a test could want to run in-process (that is `app.rs`).
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::Parser;
+use headstart_server::{
+    app::{self, App},
+    config::{Config, LogConfig, LogFormat},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Blocking tasks that still run when the runtime ends get this long; they hold nothing that is not synced.
+const RUNTIME_END: Duration = Duration::from_secs(2);
+
+const HELP: &str = "\
+A pull-through mirror for container registries. Point containerd, CRI-O, podman or Docker at it: image references,
+digests and signatures stay what they are. Every layer that passes is also made seekable, so that nodes with
+headstart-shim start containers before their image has arrived.
+
+Without --config it mirrors docker.io, ghcr.io, quay.io and registry.k8s.io on 127.0.0.1:5080 and keeps its data in
+/var/lib/headstart-server. A configuration looks like this; unknown keys are errors:
+
+    listen = \"0.0.0.0:5080\"
+    data_dir = \"/var/lib/headstart-server\"
+    default_upstream = \"docker.io\"          # for requests that name no upstream; optional
+
+    [[upstreams]]
+    name = \"docker.io\"                      # what clients call it: ?ns=docker.io, or /v2/docker.io/...
+    url = \"https://registry-1.docker.io\"
+
+    [[upstreams]]
+    name = \"registry.example.org\"
+    url = \"https://registry.example.org\"
+    token_hosts = [\"login.example.org\"]     # further hosts that may see the credentials
+    [upstreams.auth]
+    username = \"mirror\"
+    password_file = \"/etc/headstart/password\"
+
+containerd finds it by /etc/containerd/certs.d/_default/hosts.toml:
+
+    [host.\"http://127.0.0.1:5080\"]
+      capabilities = [\"pull\", \"resolve\"]
+
+Endpoints: /v2/ (OCI distribution), /headstart/v1/ (for headstart-shim), /healthz, /readyz, /metrics.
+Logs go to standard error; RUST_LOG overrides log.filter. SIGTERM stops cleanly.";
+
+/// A caching pull-through registry mirror that lets containers start before their image has arrived.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = HELP)]
+struct Arguments {
+    /// Configuration file (TOML). Without it, public registries are mirrored on 127.0.0.1:5080.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match Config::load(arguments.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return fail(&error),
+    };
+    log_to_stderr(&config.log);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    let result = runtime.block_on(run(config));
+    runtime.shutdown_timeout(RUNTIME_END);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error.as_ref()),
+    }
+}
+
+async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let stop = CancellationToken::new();
+    // Before anything that takes long, so that a stop during a rebuild of the index is one too.
+    stop_on_signal(stop.clone())?;
+    let listen = config.listen;
+    let app = tokio::select! {
+        app = App::open(config) => app?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|e| format!("listen on {listen}: {e}"))?;
+    tracing::info!(listen = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "ready");
+    app::serve(app, listener, stop).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn stop_on_signal(stop: CancellationToken) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stop.is_cancelled() {
+                std::process::exit(1);
+            }
+            tracing::info!("stopping; once more to stop at once");
+            stop.cancel();
+        }
+    });
+    Ok(())
+}
+
+fn log_to_stderr(config: &LogConfig) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&config.filter));
+    let output = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Human => output.init(),
+        LogFormat::Json => output.json().init(),
+    }
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("headstart-server: failed to {error}");
+    ExitCode::FAILURE
+}

@@ -1,3 +1,17 @@
-//! Reading: from disk, from a flight, or from upstream (owner MIRROR; layers, images, seekable are INGEST's).
+//! Reading: from disk, from a flight, or from upstream.
+//!
+//! In: a source and a tag or digest. Out: manifests, blobs, and the seekable form of layers.
+//! Invariant: whatever comes out was verified, or its end is withheld until it is.
+//! Not here: HTTP.
+
 pub mod blobs;
+mod blocking;
+mod coalesce;
+mod document;
+mod error;
+mod fetch;
+mod flight;
 pub mod layers;
+pub mod manifests;
+
+pub use error::ReadError;

@@ -7,11 +7,13 @@
 //! Not here: original blobs (`originals.rs`), and who may see what (`read`).
 
 pub mod facts;
+pub mod hasher;
 mod index;
 mod keys;
 mod layers;
 mod learned;
 mod open;
+pub mod originals;
 mod pack;
 mod packs;
 mod record;

@@ -1,0 +1,170 @@
+//! Errors as clients see them: the one place where an error becomes a response.
+//!
+//! In: what a room reports ([`ReadError`], [`UpstreamError`], [`StoreError`]). Out: a status and the JSON of the
+//! distribution specification, `{"errors":[{"code","message"}]}`.
+//! Invariant: a client is never challenged (401): container runtimes would answer with the user's secrets. What an
+//! upstream refuses is 403, what it lacks is 404, and its outages are 5xx, on all of which runtimes go to their next
+//! mirror.
+//! Not here: decisions what to try next.
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+
+use crate::{read::ReadError, store::StoreError, upstream::UpstreamError};
+
+/// Error codes of the distribution specification (and `UNAVAILABLE`, which distribution itself adds).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OciCode {
+    BlobUnknown,
+    ManifestUnknown,
+    ManifestInvalid,
+    NameUnknown,
+    NameInvalid,
+    TagInvalid,
+    DigestInvalid,
+    Denied,
+    Unsupported,
+    TooManyRequests,
+    Unavailable,
+}
+
+impl OciCode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BlobUnknown => "BLOB_UNKNOWN",
+            Self::ManifestUnknown => "MANIFEST_UNKNOWN",
+            Self::ManifestInvalid => "MANIFEST_INVALID",
+            Self::NameUnknown => "NAME_UNKNOWN",
+            Self::NameInvalid => "NAME_INVALID",
+            Self::TagInvalid => "TAG_INVALID",
+            Self::DigestInvalid => "DIGEST_INVALID",
+            Self::Denied => "DENIED",
+            Self::Unsupported => "UNSUPPORTED",
+            Self::TooManyRequests => "TOOMANYREQUESTS",
+            Self::Unavailable => "UNAVAILABLE",
+        }
+    }
+
+    /// The status that goes with the code unless the case says otherwise.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::BlobUnknown | Self::ManifestUnknown | Self::NameUnknown => StatusCode::NOT_FOUND,
+            Self::NameInvalid | Self::TagInvalid | Self::DigestInvalid => StatusCode::BAD_REQUEST,
+            Self::ManifestInvalid | Self::Unavailable => StatusCode::BAD_GATEWAY,
+            Self::Denied => StatusCode::FORBIDDEN,
+            Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+}
+
+/// An error on its way to a client.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub code: OciCode,
+    pub message: String,
+    pub retry_after_secs: Option<u64>,
+}
+
+/// What was asked for, which decides between the codes for "unknown".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Manifest,
+    Blob,
+}
+
+impl ApiError {
+    pub fn new(code: OciCode, message: impl Into<String>) -> Self {
+        Self {
+            status: code.status(),
+            code,
+            message: message.into(),
+            retry_after_secs: None,
+        }
+    }
+
+    pub fn with_status(mut self, status: StatusCode) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// A failed read of a manifest or blob.
+    pub fn from_read(asked: Asked, error: &ReadError) -> Self {
+        let message = error.to_string();
+        match error {
+            ReadError::Upstream(e) => Self::from_upstream(asked, e),
+            ReadError::Unknown => Self::unknown(asked, message),
+            ReadError::DigestMismatch | ReadError::Incomplete => Self::new(OciCode::Unavailable, message),
+            ReadError::BadManifest(_) | ReadError::TooLarge { .. } => Self::new(
+                match asked {
+                    Asked::Manifest => OciCode::ManifestInvalid,
+                    Asked::Blob => OciCode::Unavailable,
+                },
+                message,
+            ),
+            ReadError::Stopping => {
+                Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
+            }
+            ReadError::Disk(_) => {
+                Self::new(OciCode::Unavailable, message).with_status(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+        }
+    }
+
+    fn from_upstream(asked: Asked, error: &UpstreamError) -> Self {
+        let message = error.to_string();
+        match error {
+            UpstreamError::NotFound { name_unknown: true } => Self::new(OciCode::NameUnknown, message),
+            UpstreamError::NotFound { name_unknown: false } => Self::unknown(asked, message),
+            UpstreamError::Denied { .. } | UpstreamError::ForeignRealm => Self::new(OciCode::Denied, message),
+            UpstreamError::TooManyRequests { retry_after_secs } => Self {
+                retry_after_secs: *retry_after_secs,
+                ..Self::new(OciCode::TooManyRequests, message)
+            },
+            UpstreamError::Timeout => Self::new(OciCode::Unavailable, message).with_status(StatusCode::GATEWAY_TIMEOUT),
+            UpstreamError::Status(_) | UpstreamError::Unreachable(_) | UpstreamError::BadAnswer(_) => {
+                Self::new(OciCode::Unavailable, message)
+            }
+        }
+    }
+
+    fn unknown(asked: Asked, message: String) -> Self {
+        match asked {
+            Asked::Manifest => Self::new(OciCode::ManifestUnknown, message),
+            Asked::Blob => Self::new(OciCode::BlobUnknown, message),
+        }
+    }
+}
+
+/// Handlers of a route that asks for no particular thing.
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::new(OciCode::Unavailable, error.to_string()).with_status(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        if self.status.is_server_error() {
+            tracing::warn!(status = self.status.as_u16(), code = self.code.as_str(), error = %self.message, "request failed");
+        }
+        let body = serde_json::json!({
+            "errors": [{ "code": self.code.as_str(), "message": self.message, "detail": null }]
+        });
+        let mut response = Response::new(Body::from(body.to_string()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(secs) = self.retry_after_secs {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(secs));
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        response
+    }
+}

@@ -1,0 +1,109 @@
+//! Connections: accept, bound, drain.
+//!
+//! In: a listener and a router. Out: nothing, when told to stop and every answer is out or out of time.
+//! Invariant: the number of connections, the size and time of request heads, and the time an answer may stand still are
+//! bounded.
+//! Not here: routes.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::stall::WriteStall;
+use crate::config::HttpConfig;
+
+/// Header lines of a request; container clients send about ten.
+const HEADERS_MAX: usize = 64;
+
+/// Bytes of a request head, and of hyper's read buffer.
+const HEAD_SIZE_MAX: usize = 32 << 10;
+
+/// Requests at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 256;
+
+/// An idle HTTP/2 peer is asked for a sign of life this often.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Pause after a failed accept: it fails for want of file descriptors, and trying at once would only burn CPU.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `stop`, then drains.
+pub async fn serve(listener: TcpListener, router: Router, config: &HttpConfig, stop: CancellationToken) {
+    let builder = Arc::new(builder(config));
+    let connections = Arc::new(Semaphore::new(config.connections_max));
+    let draining = GracefulShutdown::new();
+    let write_timeout = Duration::from_millis(config.write_timeout_ms);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = accept(&listener, &connections) => accepted,
+        };
+        let Some((stream, permit)) = accepted else {
+            continue;
+        };
+        // Answers are written in large pieces; waiting to fill a packet only delays their ends.
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(router.clone());
+        let io = TokioIo::new(WriteStall::new(stream, write_timeout));
+        let connection = builder.serve_connection(io, service).into_owned();
+        let connection = draining.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error, "connection ended");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    let left = draining.count();
+    if tokio::time::timeout(Duration::from_millis(config.drain_timeout_ms), draining.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            connections = left,
+            "some answers were not out when the time to stop was up"
+        );
+    }
+}
+
+type Permit = tokio::sync::OwnedSemaphorePermit;
+
+async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Option<(tokio::net::TcpStream, Permit)> {
+    // A permit first: connections that we cannot serve stay in the kernel's backlog.
+    let permit = connections.clone().acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => Some((stream, permit)),
+        Err(error) => {
+            tracing::warn!(%error, "accept failed");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            None
+        }
+    }
+}
+
+fn builder(config: &HttpConfig) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(config.header_timeout_ms))
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_SIZE_MAX)
+        .half_close(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_SIZE_MAX as u32);
+    builder
+}

@@ -1,0 +1,200 @@
+//! What a manifest document says, as far as a mirror needs it.
+//!
+//! In: verified bytes and the media type they were served with. Out: the digests it names, and its layers if it is an
+//! image of tar layers.
+//! Invariant: a document that clients could read in two ways is refused (CVE-2021-41190): its `mediaType` must be the
+//! served one, and it lists either `manifests` or `layers`. Documents of other kinds are left alone; the bytes are
+//! never changed.
+//! Not here: fetching, and the facts' way to the store.
+
+use headstart_layer_format::{BlobDigest, limits::LAYERS_MAX};
+use serde::Deserialize;
+
+use crate::store::facts::{ImageFact, LayerFact};
+
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+/// Layers that are tars begin so. (Docker's foreign layers too; nothing is fetched from their URLs.)
+const TAR_LAYER_PREFIXES: [&str; 2] = [
+    "application/vnd.oci.image.layer.",
+    "application/vnd.docker.image.rootfs.",
+];
+
+/// What a document says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Document {
+    /// Config, layers, child manifests, in the order of the document.
+    pub members: Vec<BlobDigest>,
+    pub image: Option<ImageFact>,
+}
+
+/// The fields that matter; everything else is ignored. Descriptors with digests we do not know are left out.
+#[derive(Deserialize)]
+struct Fields {
+    #[serde(rename = "mediaType")]
+    media_type: Option<String>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    manifests: Option<Vec<Descriptor>>,
+    blobs: Option<Vec<Descriptor>>,
+    /// Docker's first schema.
+    #[serde(rename = "fsLayers")]
+    fs_layers: Option<Vec<FsLayer>>,
+}
+
+#[derive(Deserialize)]
+struct Descriptor {
+    #[serde(rename = "mediaType", default)]
+    media_type: String,
+    digest: Option<String>,
+    #[serde(default)]
+    size: u64,
+}
+
+#[derive(Deserialize)]
+struct FsLayer {
+    #[serde(rename = "blobSum")]
+    blob_sum: Option<String>,
+}
+
+impl Descriptor {
+    fn digest(&self) -> Option<BlobDigest> {
+        self.digest.as_deref()?.parse().ok()
+    }
+}
+
+/// Whether `media_type` is a type whose structure we know and insist on.
+fn is_known(media_type: &str) -> bool {
+    [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].contains(&media_type)
+}
+
+/// Reads a document. The error is a fragment that fits "the manifest is refused: ...".
+pub fn read(bytes: &[u8], media_type: &str) -> Result<Document, &'static str> {
+    let fields: Fields = match serde_json::from_slice(bytes) {
+        Ok(fields) => fields,
+        Err(_) if is_known(media_type) => return Err("it is not the JSON that its media type promises"),
+        Err(_) => return Ok(Document::default()),
+    };
+    if fields.media_type.as_deref().is_some_and(|inner| inner != media_type) {
+        return Err("its mediaType is not the Content-Type");
+    }
+    if fields.manifests.is_some() && fields.layers.is_some() {
+        return Err("it lists both manifests and layers");
+    }
+    if fields.manifests.is_some() && matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST) {
+        return Err("it lists manifests but is not an index");
+    }
+    if fields.layers.is_some() && matches!(media_type, OCI_INDEX | DOCKER_LIST) {
+        return Err("it lists layers but is an index");
+    }
+    let image = image(&fields, media_type);
+    let lists = [fields.layers, fields.manifests, fields.blobs];
+    let descriptors = fields.config.iter().chain(lists.iter().flatten().flatten());
+    let mut members: Vec<_> = descriptors.filter_map(Descriptor::digest).collect();
+    let sums = fields.fs_layers.iter().flatten().filter_map(|l| l.blob_sum.as_deref());
+    members.extend(sums.filter_map(|s| s.parse::<BlobDigest>().ok()));
+    // One entry a digest: images repeat their empty layer.
+    let mut seen = std::collections::HashSet::new();
+    members.retain(|digest| seen.insert(*digest));
+    Ok(Document { members, image })
+}
+
+/// The image, if every layer is a tar with a digest we know.
+fn image(fields: &Fields, media_type: &str) -> Option<ImageFact> {
+    if !matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST) {
+        return None;
+    }
+    let config = fields.config.as_ref()?;
+    let layers = fields.layers.as_ref()?;
+    if !matches!(config.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG)
+        || layers.is_empty()
+        || layers.len() > LAYERS_MAX
+    {
+        return None;
+    }
+    let layers = layers
+        .iter()
+        .map(|layer| {
+            let is_tar = TAR_LAYER_PREFIXES.iter().any(|p| layer.media_type.starts_with(p));
+            Some(LayerFact {
+                digest: layer.digest().filter(|_| is_tar)?,
+                media_type: layer.media_type.clone(),
+                size: layer.size,
+            })
+        })
+        .collect::<Option<Vec<_>>>()?;
+    Some(ImageFact {
+        config: config.digest()?,
+        layers,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn descriptor(media_type: &str, content: &str) -> serde_json::Value {
+        json!({ "mediaType": media_type, "digest": BlobDigest::of(content.as_bytes()).to_string(), "size": 5 })
+    }
+
+    fn read_json(value: &serde_json::Value, media_type: &str) -> Result<Document, &'static str> {
+        read(value.to_string().as_bytes(), media_type)
+    }
+
+    #[test]
+    fn images_have_their_layers_in_order_and_each_member_once() {
+        let layer = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(OCI_CONFIG, "c"),
+            "layers": [descriptor(layer, "a"), descriptor(layer, "b"), descriptor(layer, "a")],
+        });
+        let document = read_json(&manifest, OCI_MANIFEST).unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|s| BlobDigest::of(s.as_bytes()));
+        assert_eq!(document.members, [c, a, b]);
+        let image = document.image.unwrap();
+        assert_eq!(image.config, c);
+        assert_eq!(image.layers.iter().map(|l| l.digest).collect::<Vec<_>>(), [a, b, a]);
+    }
+
+    #[test]
+    fn attestations_and_artifacts_are_no_images_but_have_members() {
+        let attestation = json!({
+            "config": descriptor(OCI_CONFIG, "c"), "layers": [descriptor("application/vnd.in-toto+json", "a")],
+        });
+        let document = read_json(&attestation, OCI_MANIFEST).unwrap();
+        assert_eq!((document.members.len(), document.image), (2, None));
+    }
+
+    #[test]
+    fn ambiguous_documents_are_refused() {
+        let both = json!({ "manifests": [], "layers": [] });
+        let lying = json!({ "mediaType": OCI_INDEX, "manifests": [] });
+        let index = json!({ "manifests": [] });
+        for (document, served) in [
+            (&both, OCI_MANIFEST),
+            (&both, OCI_INDEX),
+            (&both, "application/x"),
+            (&lying, OCI_MANIFEST),
+            (&lying, "application/x"),
+            (&index, DOCKER_MANIFEST),
+        ] {
+            assert!(read_json(document, served).is_err(), "{document} as {served}");
+        }
+        assert!(read(b"\x1f\x8b", OCI_MANIFEST).is_err());
+    }
+
+    #[test]
+    fn unknown_kinds_are_left_alone() {
+        for bytes in [&b"\x00\xff not json"[..], b"[1,2]", b"{}", b"{\"layers\":7}"] {
+            assert_eq!(read(bytes, "application/vnd.example"), Ok(Document::default()));
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Why an upstream gave no answer that helps.
+//!
+//! In: transport errors and statuses. Out: [`UpstreamError`].
+//! Invariant: nothing in a message comes from a URL's query or user part, where signatures and secrets are.
+//! Not here: what a client is told (`http/error.rs`).
+
+use std::sync::Arc;
+
+/// Why an upstream gave no answer that helps.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("the upstream does not have it")]
+    NotFound {
+        /// The upstream said that even the repository does not exist.
+        name_unknown: bool,
+    },
+    #[error("the upstream refused access (status {status})")]
+    Denied { status: u16 },
+    #[error("the upstream asks for a token from a host that is not pinned for it")]
+    ForeignRealm,
+    #[error("the upstream limits our requests")]
+    TooManyRequests { retry_after_secs: Option<u64> },
+    #[error("the upstream answered with status {0}")]
+    Status(u16),
+    #[error("the upstream did not answer in time")]
+    Timeout,
+    #[error("the upstream cannot be reached: {0}")]
+    Unreachable(Arc<str>),
+    #[error("the upstream's answer makes no sense: {0}")]
+    BadAnswer(&'static str),
+}
+
+impl UpstreamError {
+    /// Whether the upstream is in trouble, so that something older may be served; as opposed to its saying no.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::TooManyRequests { .. } | Self::Timeout | Self::Unreachable(_) | Self::BadAnswer(_) => true,
+            Self::Status(status) => *status >= 500,
+            Self::NotFound { .. } | Self::Denied { .. } | Self::ForeignRealm => false,
+        }
+    }
+
+    /// Whether the same request may succeed in a moment.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Timeout | Self::Unreachable(_) => true,
+            Self::Status(status) => matches!(status, 500 | 502 | 503 | 504),
+            _ => false,
+        }
+    }
+}
+
+impl From<reqwest::Error> for UpstreamError {
+    fn from(error: reqwest::Error) -> Self {
+        if error.is_timeout() {
+            return Self::Timeout;
+        }
+        // The URL may carry a CDN's signature. The innermost cause says what happened ("connection refused").
+        let error = error.without_url();
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        Self::Unreachable(cause.to_string().into())
+    }
+}
