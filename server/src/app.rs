@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     http,
     metrics::Metrics,
-    read::{blobs::Blobs, layers::Layers, manifests::Manifests},
+    read::{blobs::Blobs, layers::Layers, manifests::Manifests, seekable::Seekable},
     store::{Store, StoreError, originals::Originals},
     upstream::{SetupError, Upstreams},
 };
@@ -44,6 +44,7 @@ pub struct App {
     pub blobs: Blobs,
     pub layers: Layers,
     pub manifests: Manifests,
+    pub seekable: Seekable,
     stopping: CancellationToken,
 }
 
@@ -78,6 +79,7 @@ impl App {
             fetch,
             metrics.clone(),
         );
+        let seekable = Seekable::new(store.clone());
         Ok(App {
             config: Arc::new(config),
             metrics,
@@ -87,6 +89,7 @@ impl App {
             blobs,
             layers,
             manifests,
+            seekable,
             stopping: CancellationToken::new(),
         })
     }

@@ -13,5 +13,6 @@ mod fetch;
 mod flight;
 pub mod layers;
 pub mod manifests;
+pub mod seekable;
 
 pub use error::ReadError;

@@ -185,7 +185,7 @@ pub fn token_url(realm: &Url, service: Option<&str>, scope: Option<&str>, reposi
 
 /// Body of a token answer.
 #[derive(Deserialize)]
-pub struct TokenAnswer {
+struct TokenAnswer {
     #[serde(default)]
     token: Option<String>,
     #[serde(default)]
@@ -199,6 +199,12 @@ pub struct TokenAnswer {
 pub struct Token {
     value: HeaderValue,
     use_until: Instant,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").finish_non_exhaustive()
+    }
 }
 
 impl Token {
