@@ -7,4 +7,7 @@
 //! Not here: the command line (`main.rs`).
 
 pub mod corpus;
+pub mod cri;
 pub mod origin;
+pub mod playground;
+pub mod relay;

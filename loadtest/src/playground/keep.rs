@@ -1,0 +1,52 @@
+//! A playground that stays up to look around in.
+//!
+//! In: a lab. Out: a proxy and two nodes, ordinary and lazy, both with the image pulled; and what to type.
+//! Invariant: runs until its future is dropped, and then leaves nothing.
+//! Not here: the signal that ends it ([`super::cli`]).
+
+use super::{Result, lab::Lab, node, node::Pulls, progress::Progress, recipe, tools};
+
+pub async fn run(lab: &Lab, progress: &Progress) -> Result<()> {
+    progress.step("playground: a proxy, an ordinary node and a lazy node");
+    let proxy = lab.proxy("proxy").await?;
+    let ordinary = lab.node("node-ordinary", Pulls::Ordinary, Some(&proxy)).await?;
+    ordinary.pull().await?;
+    let lazy = lab.node("node-lazy", Pulls::Lazy, Some(&proxy)).await?;
+    lazy.pull().await?;
+
+    let image = node::image_reference();
+    let command = recipe::COMMAND.join(" ");
+    let ctr = tools::find("ctr").unwrap_or_else(|| "ctr".into());
+    let ctr = |node: &node::Node| format!("{} -a {} -n k8s.io", ctr.display(), node.containerd.socket.display());
+    let lazy_shim = lazy
+        .shim
+        .as_ref()
+        .map(|s| s.socket.display().to_string())
+        .unwrap_or_default();
+    println!(
+        "\nThe playground is up. Everything it has is below {work}\n\n\
+         upstream registry  {upstream}\n\
+         server             {server}   (try {server}/metrics, {server}/headstart/v1/images/{manifest})\n\
+         lazy node          {lazy_socket}\n\
+         \x20 shim             {lazy_shim}\n\
+         ordinary node      {ordinary_socket}\n\
+         logs               {work}/log\n\n\
+         Start the container lazily:\n  {lazy_ctr} run --rm --snapshotter headstart {image} try1 {command}\n\
+         Look around in it:\n  {lazy_ctr} run --rm -t --snapshotter headstart {image} try2 bash\n\
+         The ordinary way:\n  {ordinary_ctr} run --rm --snapshotter overlayfs {image} try3 {command}\n\
+         Another client:\n  skopeo inspect --tls-verify=false docker://{address}/{image}\n\n\
+         Ctrl-C ends it and removes everything.",
+        work = lab.work.path().display(),
+        upstream = lab.upstream.url(),
+        server = proxy.proxy.url(),
+        address = proxy.proxy.address(),
+        manifest = lab.image.manifest,
+        lazy_socket = lazy.containerd.socket.display(),
+        ordinary_socket = ordinary.containerd.socket.display(),
+        lazy_ctr = ctr(&lazy),
+        ordinary_ctr = ctr(&ordinary),
+    );
+    progress.step("running; Ctrl-C ends it");
+    std::future::pending::<()>().await;
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! A node: a containerd, and the shim when it starts lazily.
+//!
+//! In: the registry hosts in order, the snapshotter. Out: pulls, image identities, containers, mounted images.
+//! Invariant: fresh state each time; containerd ends before its snapshotter.
+//! Not here: timing and counting ([`super::measure`]).
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use super::{
+    Result, command,
+    containerd::{Containerd, Snapshotter},
+    recipe,
+    shim::Shim,
+    workdir::WorkDir,
+};
+use crate::cri::ImageIdentity;
+
+/// The registry's name in image references. It is only a name: hosts.toml says where it is.
+pub const REGISTRY_NAME: &str = "demo.test";
+
+/// How the node gets images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pulls {
+    Ordinary,
+    /// With CRI's layer labels.
+    Lazy,
+    /// With containerd's default of telling the snapshotter nothing but chain IDs.
+    LazyByChainId,
+}
+
+/// Fields are dropped in order: containerd first.
+#[derive(Debug)]
+pub struct Node {
+    pub containerd: Containerd,
+    pub shim: Option<Shim>,
+    snapshotter: &'static str,
+    work: WorkDir,
+    name: String,
+}
+
+/// `demo.test/demo/python-app:v1`
+pub fn image_reference() -> String {
+    format!("{REGISTRY_NAME}/{}:{}", recipe::REPOSITORY, recipe::TAG)
+}
+
+/// One hosts.toml for every registry, with `hosts` in order: as the shipped one, and the demo's upstream after it.
+fn hosts_toml(hosts: &[String]) -> String {
+    let host = |url: &String| {
+        format!(
+            "[host.{}]\n  capabilities = [\"pull\", \"resolve\"]\n\n",
+            toml::Value::from(url.as_str())
+        )
+    };
+    hosts.iter().map(host).collect()
+}
+
+impl Node {
+    /// `hosts`: registry hosts in order of preference. `shim`: its binary and the server it asks, for lazy pulls.
+    pub async fn start(
+        work: &WorkDir,
+        name: &str,
+        pulls: Pulls,
+        hosts: &[String],
+        shim: (&Path, &str),
+    ) -> Result<Node> {
+        let hosts_dir = work.dir(format!("{name}.certs.d/_default"))?;
+        work.write(format!("{name}.certs.d/_default/hosts.toml"), &hosts_toml(hosts))?;
+        let hosts_dir = hosts_dir.parent().unwrap_or(&hosts_dir).to_owned();
+        let shim = match pulls {
+            Pulls::Ordinary => None,
+            _ => Some(Shim::start(work, &format!("{name}-shim"), shim.0, shim.1).await?),
+        };
+        let snapshotter = match &shim {
+            None => Snapshotter::Overlayfs,
+            Some(shim) => Snapshotter::Headstart {
+                socket: shim.socket.clone(),
+                annotations: pulls == Pulls::Lazy,
+            },
+        };
+        let containerd = Containerd::start(work, name, &snapshotter, &hosts_dir).await?;
+        let (snapshotter, work, name) = (snapshotter.name(), work.clone(), name.to_owned());
+        Ok(Node {
+            containerd,
+            shim,
+            snapshotter,
+            work,
+            name,
+        })
+    }
+
+    pub fn snapshotter(&self) -> &'static str {
+        self.snapshotter
+    }
+
+    pub fn work(&self) -> &WorkDir {
+        &self.work
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub async fn pull(&self) -> Result<String> {
+        Ok(self.containerd.cri.pull(&image_reference()).await?)
+    }
+
+    pub async fn identity(&self) -> Result<Option<ImageIdentity>> {
+        Ok(self.containerd.cri.image(&image_reference()).await?)
+    }
+
+    /// Runs `ctr ARGS` to its end and returns its output.
+    pub async fn ctr(&self, args: &[&str]) -> Result<String> {
+        let mut ctr = self.containerd.ctr();
+        ctr.args(args);
+        let output = command::run(&format!("{}-ctr", self.name), ctr, &self.work).await?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// Digest that the image's name points at in containerd's store.
+    pub async fn target_digest(&self) -> Result<Option<String>> {
+        let list = self.ctr(&["images", "list"]).await?;
+        let reference = image_reference();
+        let line = list.lines().find(|l| l.split_whitespace().next() == Some(&reference));
+        Ok(line
+            .and_then(|l| l.split_whitespace().find(|f| f.starts_with("sha256:")))
+            .map(str::to_owned))
+    }
+
+    /// The image's root file system, mounted read-only for as long as the guard lives.
+    pub async fn mount_image(&self) -> Result<MountedImage> {
+        let target = self.work.dir(format!("{}.rootfs", self.name))?;
+        let path = target.to_string_lossy().into_owned();
+        self.ctr(&[
+            "images",
+            "mount",
+            "--snapshotter",
+            self.snapshotter,
+            &image_reference(),
+            &path,
+        ])
+        .await?;
+        let mut undo = self.containerd.ctr();
+        undo.args(["images", "unmount", "--rm", "--snapshotter", self.snapshotter, &path]);
+        Ok(MountedImage {
+            path: target,
+            undo: Some(undo),
+        })
+    }
+}
+
+/// Unmounts, and removes the snapshot behind it, on drop.
+#[derive(Debug)]
+pub struct MountedImage {
+    pub path: PathBuf,
+    undo: Option<Command>,
+}
+
+impl Drop for MountedImage {
+    fn drop(&mut self) {
+        if let Some(undo) = self.undo.take() {
+            command::run_quietly(undo, Duration::from_secs(20));
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The upstream: Debian's docker-registry, on a loopback port, over a directory.
+//!
+//! In: a storage directory. Out: a running registry and its address.
+//! Invariant: its configuration names only this playground's paths; a registry over the image cache is read-only, so that
+//! any number of them may run at once.
+//! Not here: what is in the storage ([`super::image`]).
+
+use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
+
+use super::{Result, ports, process::Process, tools, workdir::WorkDir};
+
+/// It starts in well under a second; a loaded two-core machine may need much longer.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub struct Registry {
+    pub process: Process,
+    pub address: SocketAddr,
+}
+
+impl Registry {
+    pub async fn start(work: &WorkDir, name: &str, storage: &Path, read_only: bool) -> Result<Registry> {
+        let address = ports::free()?;
+        let config = format!(
+            "version: 0.1\n\
+             log: {{level: warn, accesslog: {{disabled: true}}}}\n\
+             storage:\n  filesystem: {{rootdirectory: {storage}}}\n  cache: {{blobdescriptor: inmemory}}\n  \
+             maintenance: {{readonly: {{enabled: {read_only}}}, uploadpurging: {{enabled: false}}}}\n\
+             http: {{addr: '{address}'}}\n",
+            // JSON strings are YAML strings.
+            storage = serde_json::Value::from(storage.to_string_lossy().into_owned()),
+        );
+        let config = work.write(format!("{name}.yml"), &config)?;
+        let mut command = Command::new(tools::find("docker-registry").unwrap_or_else(|| "docker-registry".into()));
+        // REGISTRY_* variables would override the file.
+        for (key, _) in std::env::vars_os().filter(|(k, _)| k.to_string_lossy().starts_with("REGISTRY_")) {
+            command.env_remove(key);
+        }
+        command.arg("serve").arg(config);
+        let mut process = Process::spawn(name, command, work, false)?;
+        process
+            .until_ready(START_TIMEOUT, || async { answers(address, "/v2/").await })
+            .await?;
+        Ok(Registry { process, address })
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+/// Whether `GET path` is answered with 200.
+pub async fn answers(address: SocketAddr, path: &str) -> bool {
+    let Ok(client) = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(2))
+        .build()
+    else {
+        return false;
+    };
+    client
+        .get(format!("http://{address}{path}"))
+        .send()
+        .await
+        .is_ok_and(|r| r.status().is_success())
+}

@@ -1,0 +1,81 @@
+//! The shim under test, as a process.
+//!
+//! In: its binary, a root directory, the servers it may ask. Out: a snapshotter on a unix socket.
+//! Invariant: it is stopped after its containerd and before its directory is unmounted and removed.
+//! Not here: containerd ([`super::containerd`]).
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use super::{Result, process::Process, workdir::WorkDir};
+
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub struct Shim {
+    pub process: Process,
+    pub socket: PathBuf,
+    pub root: PathBuf,
+}
+
+impl Shim {
+    pub async fn start(work: &WorkDir, name: &str, binary: &Path, server_url: &str) -> Result<Shim> {
+        let root = work.dir(format!("{name}.root"))?;
+        let socket = work.path().join(format!("{name}.sock"));
+        let quoted = |s: &str| toml::Value::from(s).to_string();
+        let config = format!(
+            "root_dir = {}\nsocket = {}\nservers = [{}]\n",
+            quoted(&root.to_string_lossy()),
+            quoted(&socket.to_string_lossy()),
+            quoted(server_url),
+        );
+        let config = work.write(format!("{name}.toml"), &config)?;
+        let mut command = Command::new(binary);
+        command.arg("--config").arg(config);
+        let mut process = Process::spawn(name, command, work, false)?;
+        let probe = socket.clone();
+        process
+            .until_ready(START_TIMEOUT, || {
+                let probe = probe.clone();
+                async move { tokio::net::UnixStream::connect(probe).await.is_ok() }
+            })
+            .await?;
+        Ok(Shim { process, socket, root })
+    }
+
+    /// What it has said so far.
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(self.process.log()).unwrap_or_default()
+    }
+
+    /// Bytes its files take on disk: cache files are sparse, so this is what was fetched, uncompressed. Mounts below are
+    /// not entered.
+    pub fn disk_bytes(&self) -> u64 {
+        let Ok(top) = fs::symlink_metadata(&self.root) else {
+            return 0;
+        };
+        let mut sum = 0;
+        let mut dirs = vec![self.root.clone()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                let Ok(meta) = fs::symlink_metadata(entry.path()) else {
+                    continue;
+                };
+                if meta.dev() != top.dev() {
+                    continue;
+                }
+                if meta.is_dir() {
+                    dirs.push(entry.path());
+                } else {
+                    sum += meta.blocks() * 512;
+                }
+            }
+        }
+        sum
+    }
+}

@@ -1,0 +1,11 @@
+//! End to end: real containerd, runc, docker-registry, skopeo and the built binaries, as root.
+//!
+//! In: Debian's tools (test.sh installs them), `target/*/headstart-{server,shim}`. Out: assertions.
+//! Invariant: one test at a time (they share two cores, and some count bytes); a missing tool fails, it never skips.
+//! Not here: what needs no containerd; the crates test that themselves.
+
+#[path = "e2e/support.rs"]
+mod support;
+
+#[path = "e2e/ordinary.rs"]
+mod ordinary;
