@@ -43,7 +43,7 @@ pub struct Config {
     pub root_dir: PathBuf,
     /// Where containerd's proxy plugin connects (gRPC over a unix socket).
     pub socket: PathBuf,
-    /// Headstart servers in order of preference, for example `http://10.0.0.1:5000`.
+    /// Headstart servers in order of preference, for example `http://10.0.0.1:5080`.
     pub servers: Vec<String>,
     pub snapshotter: SnapshotterConfig,
     pub lazy: LazyConfig,
@@ -56,7 +56,7 @@ impl Default for Config {
         Self {
             root_dir: "/var/lib/headstart-shim".into(),
             socket: "/run/headstart/shim.sock".into(),
-            servers: vec!["http://127.0.0.1:5000".into()],
+            servers: vec!["http://127.0.0.1:5080".into()],
             snapshotter: SnapshotterConfig::default(),
             lazy: LazyConfig::default(),
             fetch: FetchConfig::default(),

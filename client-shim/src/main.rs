@@ -24,7 +24,7 @@ use tracing_subscriber::EnvFilter;
 /// The configuration file (shim.toml) knows:
 ///   root_dir     state and cache             (default /var/lib/headstart-shim)
 ///   socket       where containerd connects   (default /run/headstart/shim.sock)
-///   servers      Headstart servers, in order (default ["http://127.0.0.1:5000"])
+///   servers      Headstart servers, in order (default ["http://127.0.0.1:5080"])
 ///   [snapshotter] waiting and durability,  [lazy] layers and their cache,
 ///   [fetch] how servers are asked,  [log] level and format ("text" or "json")
 /// An unknown key is an error.
