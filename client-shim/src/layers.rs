@@ -22,7 +22,7 @@ use crate::cache::{CacheDir, CacheError, Layer};
 use crate::counters::Counters;
 use crate::fetch::FetchError;
 use crate::fetch::servers::{Servers, TocAnswer};
-use crate::presentation::{FuseTree, Presentation, PresentationError};
+use crate::presentation::{FuseTree, Presentation, PresentationError, implied};
 
 /// The mount, below the root directory. Short: overlayfs has 4096 bytes for all lowerdirs of a mount.
 const MOUNT: &str = "mnt";
@@ -180,6 +180,14 @@ impl NodeLayers {
     /// What this node has without asking anybody: used when snapshots are reloaded.
     pub fn present_known(&self, layer: &BlobDigest) -> Result<Presented, LayersError> {
         self.0.known(layer).map(|k| k.presented()).ok_or(LayersError::Unknown)
+    }
+
+    /// A directory that would look otherwise than unpacked if these layers (bottom first, all presented) were stacked;
+    /// see [`crate::presentation::implied`]. `None` also for layers not presented.
+    pub fn implied_conflict(&self, stack: &[BlobDigest]) -> Option<String> {
+        let known: Vec<Known> = stack.iter().filter_map(|l| self.0.known(l)).collect();
+        let tocs: Vec<&Toc> = known.iter().map(|k| k.layer.toc()).collect();
+        implied::conflict(&tocs).map(|path| String::from_utf8_lossy(&path).into_owned())
     }
 
     /// The last snapshot on it is gone: its tree, bytes and slot go too. A later `present` starts afresh.

@@ -11,7 +11,8 @@ use serde::Deserialize;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LazyConfig {
-    /// How long a reader waits for bytes that are not here before it gets an I/O error.
+    /// How long a reader waits for bytes that are not here before it gets an I/O error. The kernel asks a second time when
+    /// its read-ahead failed, so a process may see the error after up to twice this.
     pub demand_timeout_ms: u64,
     /// Files up to this size are fetched whole when first touched.
     pub small_file_bytes_max: u64,

@@ -8,6 +8,7 @@
 //! as its device (DESIGN section 5): it needs the same two things of a layer, hence this seam.
 
 pub mod fuse_tree;
+pub mod implied;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use headstart_shim::fetch::FetchError;
 use headstart_shim::layers::{LayersError, LazyConfig};
 
 use crate::support::node::lazy_config;
-use crate::support::{FakeServer, Item, LayerBuilder, Node, TestLayer, noise};
+use crate::support::{FakeServer, Item, LayerBuilder, Node, TestLayer, What, noise};
 
 fn small(seed: u64) -> Arc<TestLayer> {
     LayerBuilder::new().add("f", Item::file(noise(seed, 5_000))).build(8192)
@@ -125,4 +125,40 @@ fn a_full_node_declines() {
     assert!(matches!(node.present(&two.digest), Err(LayersError::Full(1))));
     node.release(&one.digest);
     assert!(node.present(&two.digest).is_ok());
+}
+
+/// A layer without an entry for a directory must not change the owner that a lower layer gave it.
+#[test]
+fn a_stack_that_would_lose_a_directorys_owner_is_named() {
+    let base = LayerBuilder::new()
+        .add("usr", Item::dir())
+        .add("home/app", Item::dir().owner(1000, 1000).mode(0o700))
+        .build(4096);
+    let app = LayerBuilder::new().add("home/app/x", Item::file("x")).build(4096);
+    let tool = LayerBuilder::new().add("usr/bin/t", Item::file("t")).build(4096);
+    let whole = LayerBuilder::new()
+        .add("home/app", Item::dir().owner(1, 1))
+        .add("home/app/y", Item::file("y"))
+        .build(4096);
+    let hidden = LayerBuilder::new().add("home", Item::new(What::Whiteout)).build(4096);
+    let server = FakeServer::start();
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    for layer in [&base, &app, &tool, &whole, &hidden] {
+        server.serve(layer);
+        node.show(layer);
+    }
+    let conflict = |stack: &[&Arc<TestLayer>]| {
+        let stack: Vec<BlobDigest> = stack.iter().map(|l| l.digest).collect();
+        node.layers.implied_conflict(&stack)
+    };
+    assert_eq!(conflict(&[&base, &app]).as_deref(), Some("home/app"));
+    assert_eq!(conflict(&[&base, &tool, &app]).as_deref(), Some("home/app"));
+    assert_eq!(
+        conflict(&[&base, &hidden, &app]).as_deref(),
+        Some("home/app"),
+        "careful, not clever"
+    );
+    assert_eq!(conflict(&[&app, &base]), None);
+    assert_eq!(conflict(&[&base, &tool, &whole]), None);
 }

@@ -3,6 +3,7 @@
 mod cache;
 mod faults;
 mod layers;
+mod measure;
 mod mount;
 mod overlay;
 mod restart;
