@@ -177,7 +177,7 @@ fn changes(rng: &mut Rng, spec: &ZooSpec) -> SyntheticLayer {
     if let Some(form) = spec.sparse {
         let data = [
             (0, rng.bytes(4096)),
-            (1 << 20, rng.bytes(10_000)),
+            (1 << 20, rng.bytes(10_240)),
             (3 << 20, rng.bytes(512)),
         ];
         b.sparse(form, "opt/sparse", Meta::default(), 4 << 20, &data);
