@@ -136,9 +136,8 @@ impl Decisions {
             Some(decline) => Err(decline),
             None => ask_chain(backend, chain).await,
         };
-        answer.map_err(|decline| {
+        answer.inspect_err(|decline| {
             self.chains.insert(*chain, Arc::new(Dated::now(decline.clone())));
-            decline
         })
     }
 

@@ -5,8 +5,10 @@
 //! Not here: assertions.
 #![allow(dead_code, reason = "each test binary uses another part")]
 
+pub mod containerd;
 pub mod fake;
 pub mod log;
+pub mod oci;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
