@@ -5,6 +5,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use headstart_layer_format::api::LayerState;
 use headstart_shim::proto::snapshots::Kind;
 use support::containerd::{self, Containerd};
@@ -82,6 +84,13 @@ async fn an_ordinary_image_is_unpacked_run_and_collected() {
 
     // After a restart of the snapshotter containerd goes on with it.
     let h = h.restart().await;
+    // containerd dials again after a pause of its own.
+    let mut tries = 0;
+    while client.list(&[]).await.is_err() {
+        tries += 1;
+        assert!(tries < 300, "containerd never came back to the snapshotter");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     assert_eq!(
         run(&containerd, "third", "cat /greeting").await,
         "hello from a snapshot\n"
