@@ -84,17 +84,12 @@ impl Drop for Claim {
     }
 }
 
-/// Fetches until every flight of the claim has landed, the servers have said no, or time is up.
+/// Fetches until every flight of the claim has landed, the servers have said no, or time is up. With a permit given it is
+/// a prefetch: one round, so that a server in trouble is not kept busy with what nobody waits for (a reader who joined
+/// starts a run of his own).
 pub(super) async fn drive(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit>, cost: u64, deadline: Instant) {
     let last_error = Mutex::new(FetchError::Deadline);
-    let work = async {
-        let _permit = match permit {
-            Some(permit) => Some(permit),
-            None => claim.inner.servers.budget().acquire(cost).await,
-        };
-        rounds(&claim, &last_error).await;
-    };
-    let _ = timeout_at(deadline.into(), work).await;
+    let _ = timeout_at(deadline.into(), rounds(&claim, permit, cost, &last_error)).await;
     let left = claim.lock().len();
     if left > 0 {
         let error = last_error.lock().unwrap_or_else(|p| p.into_inner()).clone();
@@ -104,15 +99,28 @@ pub(super) async fn drive(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit
     }
 }
 
-async fn rounds(claim: &Arc<Claim>, last_error: &Mutex<FetchError>) {
+async fn rounds(
+    claim: &Arc<Claim>,
+    mut permit: Option<OwnedSemaphorePermit>,
+    cost: u64,
+    last_error: &Mutex<FetchError>,
+) {
     let servers = &claim.inner.servers;
+    let prefetch = permit.is_some();
     let pause_max = Duration::from_millis(servers.config().retry_pause_ms_max);
     let mut pause = PAUSE;
     let mut refused_rounds = 0;
     loop {
         let mut refused = true;
         for server in servers.order() {
-            match from_server(claim, &server).await {
+            // Held while bytes may flow only: a run that pauses leaves the memory to others.
+            let held = match permit.take() {
+                Some(permit) => Some(permit),
+                None => servers.budget().acquire(cost).await,
+            };
+            let outcome = from_server(claim, &server).await;
+            drop(held);
+            match outcome {
                 Ok(()) => return,
                 Err(e) => {
                     refused &= !e.is_transient();
@@ -123,6 +131,9 @@ async fn rounds(claim: &Arc<Claim>, last_error: &Mutex<FetchError>) {
                     }
                 }
             }
+        }
+        if prefetch {
+            return;
         }
         if refused {
             refused_rounds += 1;
