@@ -1,0 +1,96 @@
+//! Why a conversion ended without a TOC, sorted by what to do next.
+//!
+//! Invariant: [`Refusal`] is a property of the layer's (verified) bytes and is recorded for good; [`Failure`] says
+//! nothing about the layer, and a later request tries again. On their way through decoders both travel inside an
+//! [`io::Error`].
+//! Not here: states of layers (`read/layers.rs`).
+
+use std::io;
+
+use headstart_layer_format::TocError;
+
+use crate::store::StoreError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+/// The layer stays an ordinary blob.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("the layer is empty")]
+    Empty,
+    #[error("the layer does not decompress: {0}")]
+    Decompress(String),
+    #[error("the tar is malformed: {0}")]
+    Tar(&'static str),
+    #[error("the tar ends early")]
+    TarTruncated,
+    #[error("an entry of type {0:?} cannot be represented")]
+    EntryType(char),
+    #[error("a path in the tar cannot be unpacked: {0}")]
+    Path(&'static str),
+    #[error("the layer has more than {max} {what}")]
+    OverBudget { what: &'static str, max: u64 },
+    #[error(transparent)]
+    Toc(#[from] TocError),
+}
+
+/// Not the layer's fault, or not known to be.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("read the original: {0}")]
+    Read(io::Error),
+    #[error("read the original: its digest is wrong")]
+    DigestMismatch,
+    #[error("write to the store: {0}")]
+    Store(#[from] StoreError),
+    #[error("convert: the server is stopping")]
+    Cancelled,
+    #[error("convert within the time limit")]
+    TimedOut,
+    #[error("compress a chunk: {0}")]
+    Compress(io::Error),
+    #[error("convert: a worker thread ended")]
+    WorkerGone,
+}
+
+impl ConvertError {
+    /// For a `Read` that must hand it through a decoder.
+    pub fn into_io(self) -> io::Error {
+        io::Error::other(self)
+    }
+
+    /// The other way: what did not come from [`ConvertError::into_io`] is the decoder's own complaint.
+    pub fn from_io(error: io::Error) -> Self {
+        match error.downcast::<Self>() {
+            Ok(ours) => ours,
+            Err(theirs) => Refusal::Decompress(theirs.to_string()).into(),
+        }
+    }
+}
+
+impl From<TocError> for ConvertError {
+    fn from(error: TocError) -> Self {
+        Self::Refused(Refusal::Toc(error))
+    }
+}
+
+impl From<StoreError> for ConvertError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            // Over a limit of the format: a property of the layer.
+            StoreError::Toc(toc) => toc.into(),
+            other => Self::Failed(Failure::Store(other)),
+        }
+    }
+}
+
+/// Shorthand of the scanner.
+pub(super) fn malformed(what: &'static str) -> ConvertError {
+    Refusal::Tar(what).into()
+}

@@ -1,0 +1,343 @@
+//! The layer's file tree, entry by entry, as containerd's unpacker would leave it.
+//!
+//! In: members in tar order. Out: a canonical [`Tree`]. Invariant: the last entry of a path wins; a directory entry on a
+//! directory changes its metadata and keeps its children; a hard link shares its target's inode and, as `link` then
+//! `chown`, `chmod`, `utimes` would, changes that inode's metadata; parents that no entry names are implied. Whiteouts
+//! are kept as facts. What an unpacker would fail on is refused.
+//! Not here: bodies; a file's [`Content`] comes from the caller.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use headstart_layer_format::limits::{ENTRIES_MAX, PATH_LEN_MAX};
+use headstart_layer_format::toc::{Content, Entry, EntryId, Inode, InodeId, Kind, Mtime, Tree, Xattr};
+
+use super::error::{ConvertError, Refusal};
+use super::path::{Whiteout, components, whiteout};
+use super::tar_scan::{Member, MemberKind};
+
+/// Symlinks followed in one path before it counts as a loop, as in containerd's path resolution.
+const LINKS_MAX: usize = 255;
+
+type Children = BTreeMap<Box<[u8]>, usize>;
+
+#[derive(Debug)]
+struct Node {
+    parent: usize,
+    inode: usize,
+    /// Empty for what is not a directory.
+    children: Children,
+}
+
+/// Nodes that lose their name stay in `nodes` without one; their number is bounded by that of the members.
+#[derive(Debug)]
+pub struct TreeBuilder {
+    nodes: Vec<Node>,
+    inodes: Vec<Inode>,
+    nodes_max: u64,
+}
+
+const ROOT: usize = 0;
+
+fn implied_directory() -> Inode {
+    Inode {
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: Mtime::default(),
+        xattrs: Vec::new(),
+        kind: Kind::Directory {
+            opaque: false,
+            implied: true,
+        },
+    }
+}
+
+impl TreeBuilder {
+    /// `entries_max` bounds members and implied directories together.
+    pub fn new(entries_max: u64) -> Self {
+        Self {
+            nodes: vec![Node {
+                parent: ROOT,
+                inode: 0,
+                children: Children::new(),
+            }],
+            inodes: vec![implied_directory()],
+            nodes_max: entries_max.min(ENTRIES_MAX),
+        }
+    }
+
+    /// Applies a member. `content` is a file's, and ignored for everything else.
+    pub fn add(&mut self, member: &Member, content: Content) -> Result<(), ConvertError> {
+        let parts = components(&member.path)?;
+        let Some((&base, above)) = parts.split_last() else {
+            return self.add_root(member);
+        };
+        if above.iter().any(|p| whiteout(p) == Whiteout::Bookkeeping) {
+            return Ok(());
+        }
+        match whiteout(base) {
+            Whiteout::Bookkeeping => Ok(()),
+            Whiteout::Opaque => {
+                let dir = self.make_dir(above)?;
+                let inode = self.nodes[dir].inode;
+                if let Kind::Directory { opaque, .. } = &mut self.inodes[inode].kind {
+                    *opaque = true;
+                }
+                Ok(())
+            }
+            Whiteout::Of(name) => self.add_whiteout(member, above, name),
+            Whiteout::No => self.add_named(member, above, base, content),
+        }
+    }
+
+    /// `./` gives the root's metadata; containerd ignores anything else that resolves to the root.
+    fn add_root(&mut self, member: &Member) -> Result<(), ConvertError> {
+        if member.kind == MemberKind::Directory {
+            self.update(0, member)?;
+        }
+        Ok(())
+    }
+
+    fn add_whiteout(&mut self, member: &Member, above: &[&[u8]], name: &[u8]) -> Result<(), ConvertError> {
+        if matches!(name, b"" | b"." | b"..") {
+            return Err(Refusal::Path("a whiteout of no name").into());
+        }
+        let dir = self.make_dir(above)?;
+        if let Some(&old) = self.nodes[dir].children.get(name)
+            && self.inodes[self.nodes[old].inode].kind != Kind::Whiteout
+        {
+            // Unpackers disagree: some fail, some hide the entry, some do not.
+            return Err(Refusal::Path("a whiteout of an entry of the same layer").into());
+        }
+        let inode = self.new_inode(member, Kind::Whiteout)?;
+        self.insert(dir, name, inode)
+    }
+
+    fn add_named(
+        &mut self,
+        member: &Member,
+        above: &[&[u8]],
+        base: &[u8],
+        content: Content,
+    ) -> Result<(), ConvertError> {
+        let dir = self.make_dir(above)?;
+        let old = self.nodes[dir].children.get(base).copied();
+        let kind = match &member.kind {
+            MemberKind::Directory => match old {
+                Some(node) if self.is_dir(node) => return self.update(self.nodes[node].inode, member),
+                _ => Kind::Directory {
+                    opaque: false,
+                    implied: false,
+                },
+            },
+            MemberKind::HardLink { target } => {
+                // The old name goes first, so a link to itself has no target.
+                self.nodes[dir].children.remove(base);
+                let inode = self.link_target(target)?;
+                self.update(inode, member)?;
+                return self.insert(dir, base, inode);
+            }
+            MemberKind::File { .. } => Kind::Regular(content),
+            MemberKind::Symlink { target } => symlink(target)?,
+            MemberKind::CharDevice { major, minor } => Kind::CharDevice {
+                major: device_number(*major)?,
+                minor: device_number(*minor)?,
+            },
+            MemberKind::BlockDevice { major, minor } => Kind::BlockDevice {
+                major: device_number(*major)?,
+                minor: device_number(*minor)?,
+            },
+            MemberKind::Fifo => Kind::Fifo,
+        };
+        let inode = self.new_inode(member, kind)?;
+        self.insert(dir, base, inode)
+    }
+
+    fn is_dir(&self, node: usize) -> bool {
+        matches!(self.inodes[self.nodes[node].inode].kind, Kind::Directory { .. })
+    }
+
+    /// Gives `base` in `dir` a new node, whatever was there.
+    fn insert(&mut self, dir: usize, base: &[u8], inode: usize) -> Result<(), ConvertError> {
+        let node = self.new_node(dir, inode)?;
+        self.nodes[dir].children.insert(base.into(), node);
+        Ok(())
+    }
+
+    fn new_node(&mut self, parent: usize, inode: usize) -> Result<usize, ConvertError> {
+        if self.nodes.len() as u64 >= self.nodes_max {
+            let what = "entries";
+            return Err(Refusal::OverBudget {
+                what,
+                max: self.nodes_max,
+            }
+            .into());
+        }
+        self.nodes.push(Node {
+            parent,
+            inode,
+            children: Children::new(),
+        });
+        Ok(self.nodes.len() - 1)
+    }
+
+    fn new_inode(&mut self, member: &Member, kind: Kind) -> Result<usize, ConvertError> {
+        let mut inode = implied_directory();
+        inode.kind = kind;
+        apply_metadata(&mut inode, member)?;
+        self.inodes.push(inode);
+        Ok(self.inodes.len() - 1)
+    }
+
+    /// New metadata for an inode that stays; extended attributes are added to those it has.
+    fn update(&mut self, inode: usize, member: &Member) -> Result<(), ConvertError> {
+        apply_metadata(&mut self.inodes[inode], member)
+    }
+
+    /// The directory at `path`, made where missing. Symlinks of this layer are followed, never out of the root.
+    fn make_dir(&mut self, path: &[&[u8]]) -> Result<usize, ConvertError> {
+        self.walk(path, true)?
+            .ok_or_else(|| Refusal::Path("a parent is missing").into())
+    }
+
+    /// `None`: some component is missing and was not to be made.
+    fn walk(&mut self, path: &[&[u8]], make: bool) -> Result<Option<usize>, ConvertError> {
+        let mut at = ROOT;
+        // The usual way: nothing but directories.
+        let mut rest = path.iter();
+        let mut todo: VecDeque<Box<[u8]>> = VecDeque::new();
+        let mut links = 0;
+        loop {
+            let next: Box<[u8]> = match todo.pop_front() {
+                Some(part) => part,
+                None => match rest.next() {
+                    Some(&part) => part.into(),
+                    None => return Ok(Some(at)),
+                },
+            };
+            match &*next {
+                b"" | b"." => continue,
+                b".." => {
+                    at = self.nodes[at].parent;
+                    continue;
+                }
+                _ => {}
+            }
+            let Some(&child) = self.nodes[at].children.get(&next) else {
+                if !make {
+                    return Ok(None);
+                }
+                self.inodes.push(implied_directory());
+                let node = self.new_node(at, self.inodes.len() - 1)?;
+                self.nodes[at].children.insert(next, node);
+                at = node;
+                continue;
+            };
+            match &self.inodes[self.nodes[child].inode].kind {
+                Kind::Directory { .. } => at = child,
+                Kind::Symlink { target } => {
+                    links += 1;
+                    if links > LINKS_MAX || todo.len() > PATH_LEN_MAX {
+                        return Err(Refusal::Path("too many symlinks in it").into());
+                    }
+                    if target.starts_with(b"/") {
+                        at = ROOT;
+                    }
+                    for part in target.split(|&b| b == b'/').rev() {
+                        todo.push_front(part.into());
+                    }
+                }
+                _ => return Err(Refusal::Path("a parent is not a directory").into()),
+            }
+        }
+    }
+
+    fn link_target(&mut self, target: &[u8]) -> Result<usize, ConvertError> {
+        let missing = || ConvertError::from(Refusal::Path("a hard link's target is missing"));
+        let parts = components(target)?;
+        let (&base, above) = parts.split_last().ok_or_else(missing)?;
+        let dir = self.walk(above, false)?.ok_or_else(missing)?;
+        let node = *self.nodes[dir].children.get(base).ok_or_else(missing)?;
+        let inode = self.nodes[node].inode;
+        match self.inodes[inode].kind {
+            Kind::Directory { .. } | Kind::Whiteout => Err(Refusal::Path("a hard link to a directory").into()),
+            _ => Ok(inode),
+        }
+    }
+
+    /// Numbers entries breadth-first, inodes by first use.
+    pub fn finish(mut self) -> Result<Tree, ConvertError> {
+        let mut entries = vec![Entry {
+            parent: EntryId::ROOT,
+            name: Box::default(),
+            inode: InodeId::ROOT,
+        }];
+        let mut numbers: Vec<Option<u32>> = vec![None; self.inodes.len()];
+        numbers[0] = Some(0);
+        let mut order = vec![0usize];
+        let mut queue: VecDeque<(usize, u32)> = VecDeque::from([(ROOT, 0)]);
+        while let Some((node, id)) = queue.pop_front() {
+            for (name, child) in std::mem::take(&mut self.nodes[node].children) {
+                let inode = self.nodes[child].inode;
+                let number = *numbers[inode].get_or_insert_with(|| {
+                    order.push(inode);
+                    (order.len() - 1) as u32
+                });
+                if !self.nodes[child].children.is_empty() {
+                    queue.push_back((child, entries.len() as u32));
+                }
+                entries.push(Entry {
+                    parent: EntryId(id),
+                    name,
+                    inode: InodeId(number),
+                });
+            }
+        }
+        let mut inodes: Vec<Option<Inode>> = self.inodes.into_iter().map(Some).collect();
+        let inodes = order.into_iter().filter_map(|old| inodes[old].take()).collect();
+        Ok(Tree::new(entries, inodes)?)
+    }
+}
+
+fn symlink(target: &[u8]) -> Result<Kind, Refusal> {
+    if target.is_empty() {
+        return Err(Refusal::Path("a symlink without a target"));
+    }
+    Ok(Kind::Symlink { target: target.into() })
+}
+
+fn device_number(n: u64) -> Result<u32, Refusal> {
+    u32::try_from(n).map_err(|_| Refusal::Tar("a device number is too large"))
+}
+
+fn apply_metadata(inode: &mut Inode, member: &Member) -> Result<(), ConvertError> {
+    let id = |n: u64| u32::try_from(n).map_err(|_| Refusal::Tar("an owner is too large"));
+    (inode.uid, inode.gid) = (id(member.uid)?, id(member.gid)?);
+    // The kernel gives every symlink 0777, and `chmod` does not follow to it.
+    inode.mode = match inode.kind {
+        Kind::Symlink { .. } => 0o777,
+        _ => (member.mode & 0o7777) as u16,
+    };
+    inode.mtime = bound_time(member.mtime);
+    for (name, value) in &member.xattrs {
+        let at = inode.xattrs.binary_search_by(|x| (*x.name).cmp(name));
+        let xattr = Xattr {
+            name: name.as_slice().into(),
+            value: value.as_slice().into(),
+        };
+        match at {
+            Ok(at) => inode.xattrs[at] = xattr,
+            Err(at) => inode.xattrs.insert(at, xattr),
+        }
+    }
+    if let Kind::Directory { implied, .. } = &mut inode.kind {
+        *implied = false;
+    }
+    Ok(())
+}
+
+/// Unpackers set times before 1970, or that 63 bits of nanoseconds cannot hold, to 1970.
+fn bound_time(t: Mtime) -> Mtime {
+    let fits = t.secs >= 0 && i128::from(t.secs) * 1_000_000_000 + i128::from(t.nanos) <= i128::from(i64::MAX);
+    if fits { t } else { Mtime::default() }
+}
