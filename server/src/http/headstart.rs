@@ -1,4 +1,303 @@
-//! /headstart/v1 (owner INGEST).
-pub fn routes() -> axum::Router<crate::app::App> {
-    axum::Router::new()
+//! `/headstart/v1`: what nodes ask. `FORMAT.md` has the shapes, units and errors.
+//!
+//! In: digests, ranges, lists of chunks. Out: image states, TOCs, chunk frames.
+//! Invariant: every wait is bounded by the server, every body by a limit; a layer that is not ready is told apart from one
+//! that never will be (202, 422, 503), so a node knows whether to come back.
+//! Not here: where bytes come from (`read/`), range arithmetic (`range.rs`), bodies (`body.rs`).
+
+use std::time::Duration;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use headstart_layer_format::{
+    BlobDigest, ChainId, DigestError, Toc,
+    api::{ChainStatus, ChunksRequest, LayerState, LayerStatus},
+    limits::{CHUNK_REQUEST_MAX, TOC_WAIT_MS_MAX},
+    routes,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    body::{Representation, ranged_response},
+    error::{ApiError, OciCode},
+};
+use crate::{app::App, metrics::route, read::images::image_status};
+
+/// A digest in the JSON of `POST chunks` takes 74 bytes with its quotes and comma; the rest is slack for white space.
+const CHUNKS_BODY_SIZE_MAX: usize = CHUNK_REQUEST_MAX * 96 + 1024;
+/// What a node is told to wait before it asks again about a conversion.
+const RETRY_AFTER_SECS: u64 = 1;
+/// Bytes under a digest never change.
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+
+/// The routes, for [`super`] to merge.
+pub fn routes() -> Router<App> {
+    Router::new()
+        .route(routes::IMAGE_TEMPLATE, get(image))
+        .route(routes::LAYER_TOC_TEMPLATE, get(toc))
+        .route(routes::LAYER_DATA_TEMPLATE, get(data))
+        .route(
+            routes::CHUNKS,
+            post(chunks).layer(DefaultBodyLimit::max(CHUNKS_BODY_SIZE_MAX)),
+        )
+        .route(routes::CHAIN_TEMPLATE, get(chain))
+}
+
+/// `?wait_ms=`, cut to what the server grants.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Wait {
+    wait_ms: u64,
+}
+
+impl Wait {
+    fn duration(&self) -> Duration {
+        Duration::from_millis(self.wait_ms.min(TOC_WAIT_MS_MAX))
+    }
+}
+
+async fn image(
+    State(app): State<App>,
+    Path(manifest): Path<String>,
+    Query(wait): Query<Wait>,
+) -> Result<Response, ApiError> {
+    let manifest: BlobDigest = digest(&manifest)?;
+    let status = image_status(&app.store, &app.layers, &manifest, wait.duration()).await?;
+    let status = status.ok_or_else(|| {
+        ApiError::new(
+            OciCode::ManifestUnknown,
+            format!("no image manifest {manifest} was served here"),
+        )
+    })?;
+    Ok(json(StatusCode::OK, &status))
+}
+
+async fn chain(State(app): State<App>, Path(chain): Path<String>) -> Result<Response, ApiError> {
+    let chain: ChainId = digest(&chain)?;
+    let fact = app.store.chain(&chain)?.ok_or_else(|| {
+        ApiError::new(
+            OciCode::ManifestUnknown,
+            format!("no image with chain ID {chain} was served here"),
+        )
+    })?;
+    let status = ChainStatus {
+        chain_id: fact.chain_id,
+        layer_digest: fact.layer,
+        diff_id: fact.diff_id,
+        images: fact.manifests,
+    };
+    Ok(json(StatusCode::OK, &status))
+}
+
+async fn toc(
+    State(app): State<App>,
+    method: Method,
+    headers: HeaderMap,
+    Path(layer): Path<String>,
+    Query(wait): Query<Wait>,
+) -> Result<Response, ApiError> {
+    let layer: BlobDigest = digest(&layer)?;
+    if let Some(not_ready) = not_ready(&app, &layer, wait.duration()).await? {
+        return Ok(not_ready);
+    }
+    let store = app.store.clone();
+    let as_json = wants_json(&headers);
+    let read = blocking(move || {
+        let Some((summary, bytes)) = store.toc(&layer)? else {
+            return Ok(None);
+        };
+        let bytes = if as_json { json_view(&bytes)? } else { bytes };
+        Ok(Some((summary, bytes)))
+    });
+    // Damaged between the two looks: it is being converted again.
+    let Some((summary, bytes)) = read.await? else {
+        return Ok(retry_later());
+    };
+    let digest_text = summary.digest.to_string();
+    let mut rep = Representation {
+        size: bytes.len() as u64,
+        etag: quoted(&if as_json {
+            format!("{digest_text}.json")
+        } else {
+            digest_text.clone()
+        }),
+        content_type: HeaderValue::from_static(if as_json {
+            "application/json"
+        } else {
+            routes::TOC_MEDIA_TYPE
+        }),
+        headers: immutable(&digest_text),
+        route: route::TOC,
+    };
+    rep.headers.insert(header::VARY, HeaderValue::from_static("accept"));
+    Ok(ranged_response(&method, &headers, &rep, &app.metrics, move |range| {
+        let part = bytes.slice(range.start as usize..range.end as usize);
+        futures_util::stream::iter([Ok::<_, std::convert::Infallible>(part)])
+    }))
+}
+
+async fn data(
+    State(app): State<App>,
+    method: Method,
+    headers: HeaderMap,
+    Path(layer): Path<String>,
+    Query(wait): Query<Wait>,
+) -> Result<Response, ApiError> {
+    let layer: BlobDigest = digest(&layer)?;
+    if let Some(not_ready) = not_ready(&app, &layer, wait.duration()).await? {
+        return Ok(not_ready);
+    }
+    let seekable = app.seekable.clone();
+    let opened = blocking(move || Ok(seekable.open(&layer)?)).await?;
+    let Some(opened) = opened else { return Ok(retry_later()) };
+    let digest_text = opened.summary.digest.to_string();
+    let rep = Representation {
+        size: opened.summary.blob_size,
+        etag: quoted(&digest_text),
+        content_type: HeaderValue::from_static(routes::SEEKABLE_BLOB_MEDIA_TYPE),
+        headers: immutable(&digest_text),
+        route: route::DATA,
+    };
+    let seekable = app.seekable.clone();
+    Ok(ranged_response(&method, &headers, &rep, &app.metrics, move |range| {
+        seekable.stream(&opened, range)
+    }))
+}
+
+async fn chunks(
+    State(app): State<App>,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+) -> Result<Response, ApiError> {
+    let bad = |status, message: String| ApiError::new(OciCode::Unsupported, message).with_status(status);
+    let body = body.map_err(|e| bad(e.status(), format!("read the list of chunks: {e}")))?;
+    let request: ChunksRequest = serde_json::from_slice(&body)
+        .map_err(|e| bad(StatusCode::BAD_REQUEST, format!("parse the list of chunks: {e}")))?;
+    if request.chunks.len() > CHUNK_REQUEST_MAX {
+        let message = format!(
+            "{} chunks asked for, over the limit of {CHUNK_REQUEST_MAX}",
+            request.chunks.len()
+        );
+        return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
+    let metrics = app.metrics.clone();
+    let stream = futures_util::StreamExt::inspect(app.seekable.chunks(request.chunks), move |part| {
+        if let Ok(part) = part {
+            metrics.served(route::CHUNKS, part.len() as u64);
+        }
+    });
+    let mut response = Response::new(Body::from_stream(stream));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(routes::CHUNK_STREAM_MEDIA_TYPE),
+    );
+    Ok(response)
+}
+
+/// The answer for a layer that is not ready after the wait; `None` when it is.
+async fn not_ready(app: &App, layer: &BlobDigest, wait: Duration) -> Result<Option<Response>, ApiError> {
+    let status = app.layers.settle(layer, wait).await?;
+    let status = status.ok_or_else(|| {
+        ApiError::new(
+            OciCode::BlobUnknown,
+            format!("layer {layer} is in no manifest served here"),
+        )
+    })?;
+    Ok(not_ready_response(&status))
+}
+
+fn not_ready_response(status: &LayerStatus) -> Option<Response> {
+    let (code, again) = match status.state {
+        LayerState::Ready => return None,
+        LayerState::Refused => (StatusCode::UNPROCESSABLE_ENTITY, false),
+        LayerState::Failed => (StatusCode::SERVICE_UNAVAILABLE, true),
+        LayerState::Unknown | LayerState::Queued | LayerState::Converting => (StatusCode::ACCEPTED, true),
+    };
+    let mut response = json(code, status);
+    if again {
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS));
+    }
+    Some(response)
+}
+
+fn retry_later() -> Response {
+    let mut error = ApiError::new(OciCode::Unavailable, "the layer is being converted again");
+    error.status = StatusCode::SERVICE_UNAVAILABLE;
+    error.retry_after_secs = Some(RETRY_AFTER_SECS);
+    error.into_response()
+}
+
+fn digest<T: std::str::FromStr<Err = DigestError>>(text: &str) -> Result<T, ApiError> {
+    text.parse()
+        .map_err(|e: DigestError| ApiError::new(OciCode::DigestInvalid, e.to_string()))
+}
+
+/// JSON only when it is asked for by name and the binary form is not.
+fn wants_json(headers: &HeaderMap) -> bool {
+    let accepts = |media_type: &str| {
+        headers
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .flat_map(|v| v.split(','))
+            .any(|v| {
+                v.split(';')
+                    .next()
+                    .is_some_and(|t| t.trim().eq_ignore_ascii_case(media_type))
+            })
+    };
+    accepts("application/json") && !accepts(routes::TOC_MEDIA_TYPE)
+}
+
+fn json_view(encoded: &[u8]) -> Result<Bytes, ApiError> {
+    let unreadable = |e: String| {
+        ApiError::new(OciCode::Unavailable, format!("show the TOC: {e}")).with_status(StatusCode::INTERNAL_SERVER_ERROR)
+    };
+    let toc = Toc::decode(encoded).map_err(|e| unreadable(e.to_string()))?;
+    serde_json::to_vec(&toc.view())
+        .map(Bytes::from)
+        .map_err(|e| unreadable(e.to_string()))
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    let bytes = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = Response::new(Body::from(bytes));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn immutable(toc_digest: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::from_str(toc_digest) {
+        headers.insert(HeaderName::from_static(routes::TOC_DIGEST_HEADER), value);
+    }
+    headers.insert(header::CACHE_CONTROL, IMMUTABLE);
+    headers
+}
+
+fn quoted(text: &str) -> HeaderValue {
+    HeaderValue::from_str(&format!("\"{text}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+}
+
+/// Store reads on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => {
+            Err(ApiError::new(OciCode::Unavailable, error.to_string()).with_status(StatusCode::INTERNAL_SERVER_ERROR))
+        }
+    }
 }

@@ -1,21 +1,255 @@
-//! Conversion queue and state (owner INGEST).
-use crate::{
-    ingest::IngestConfig,
-    metrics::Metrics,
-    read::blobs::Blobs,
-    store::{Store, facts::ManifestFact},
-};
+//! Layers and their conversion: what state one is in, and getting it to ready.
+//!
+//! In: served manifests, and requests for layers. Out: [`LayerStatus`]. Invariant: nobody waits without a limit, and
+//! nothing that is ready, refused or under way is queued again. What a restart forgets (queued, converting, failed) is
+//! simply unconverted; the next request queues it.
+//! Not here: the workers ([`super::conversion`]), the conversion itself (`ingest`). Whether an image may use a layer
+//! (media type, DiffID) is the image's question: see `read/images.rs`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use headstart_layer_format::api::{LayerState, LayerStatus};
+use headstart_layer_format::{BlobDigest, DiffId};
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::blobs::Blobs;
+use super::conversion::{Job, Queue};
+use crate::ingest::IngestConfig;
+use crate::metrics::Metrics;
+use crate::store::facts::{ConfigFact, ImageFact, ManifestFact};
+use crate::store::{LayerRecord, Store, StoreError};
+
+/// Image configs are some kilobytes; the history of a huge one some hundred.
+const CONFIG_SIZE_MAX: u64 = 8 << 20;
+/// Served manifests whose config has not been read yet; further ones are looked at when they are served again.
+const MANIFESTS_MAX: usize = 1024;
+/// Configs read at the same time.
+const CONFIG_READS_MAX: usize = 8;
+
+/// Layer media types whose content is a tar that we may fetch. Foreign and non-distributable ones come from elsewhere.
+const TAR_LAYERS: [&str; 6] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
+];
+
+/// Whether a descriptor of this type names a layer that can be converted. The format itself is told by its bytes.
+pub fn is_tar_layer(media_type: &str) -> bool {
+    TAR_LAYERS.contains(&media_type)
+}
+
+/// Clones share one queue; the workers end when the last is dropped.
 #[derive(Clone, Debug)]
-pub struct Layers;
-#[allow(unused_variables)]
+pub struct Layers {
+    queue: Arc<Queue>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    blobs: Blobs,
+    manifests: Arc<Semaphore>,
+    config_reads: Semaphore,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// The part of an image config that is read.
+#[derive(Deserialize)]
+struct ImageConfig {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<DiffId>,
+}
+
 impl Layers {
+    /// Starts the workers. To be called on a Tokio runtime, which they use to open blobs.
     pub fn new(store: Store, blobs: Blobs, config: IngestConfig, metrics: Metrics) -> Layers {
-        unimplemented!()
+        store.observe(metrics.clone());
+        let queue = Queue::start(store.clone(), blobs.clone(), config, metrics);
+        Layers {
+            queue: Arc::new(queue),
+            inner: Arc::new(Inner {
+                store,
+                blobs,
+                manifests: Arc::new(Semaphore::new(MANIFESTS_MAX)),
+                config_reads: Semaphore::new(CONFIG_READS_MAX),
+                tasks: TaskTracker::new(),
+                stop: CancellationToken::new(),
+            }),
+        }
     }
+
+    /// A manifest was verified, recorded and is being served: queue its layers, learn its DiffIDs. Does not block.
     pub fn manifest_served(&self, fact: ManifestFact) {
-        unimplemented!()
+        let Some(image) = fact.image.clone() else { return };
+        if self.inner.stop.is_cancelled() {
+            return;
+        }
+        let Ok(permit) = Arc::clone(&self.inner.manifests).try_acquire_owned() else {
+            tracing::warn!(manifest = %fact.digest, "too many new manifests; its layers are converted when asked for");
+            return;
+        };
+        let layers = self.clone();
+        let stop = self.inner.stop.clone();
+        self.inner.tasks.spawn(stop.run_until_cancelled_owned(async move {
+            let _permit = permit;
+            layers.queue_image(&fact, &image).await;
+            if let Err(reason) = layers.learn_config(&fact, &image).await {
+                tracing::warn!(manifest = %fact.digest, reason, "failed to learn DiffIDs from the image config");
+            }
+        }));
     }
+
+    async fn queue_image(&self, fact: &ManifestFact, image: &ImageFact) {
+        for layer in image.layers.iter().filter(|l| is_tar_layer(&l.media_type)) {
+            let job = Job {
+                layer: layer.digest,
+                source: Some(fact.source.clone()),
+                size: Some(layer.size),
+            };
+            let layers = self.clone();
+            let queued = tokio::task::spawn_blocking(move || layers.ensure(job)).await;
+            if let Ok(Err(error)) = queued {
+                tracing::error!(%error, layer = %layer.digest, "failed to queue a layer");
+            }
+        }
+    }
+
+    async fn learn_config(&self, fact: &ManifestFact, image: &ImageFact) -> Result<(), String> {
+        let (store, manifest) = (self.inner.store.clone(), fact.digest);
+        let known = tokio::task::spawn_blocking(move || store.diff_ids(&manifest)).await;
+        if known.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?.is_some() {
+            return Ok(());
+        }
+        let _permit = self.inner.config_reads.acquire().await.map_err(|e| e.to_string())?;
+        let bytes = self
+            .inner
+            .blobs
+            .read_small(&fact.source, &image.config, CONFIG_SIZE_MAX)
+            .await;
+        let bytes = bytes.map_err(|e| e.to_string())?;
+        let config: ImageConfig = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+        if config.rootfs.diff_ids.len() != image.layers.len() {
+            return Err("it lists another number of layers than the manifest".into());
+        }
+        let learnt = ConfigFact {
+            manifest: fact.digest,
+            diff_ids: config.rootfs.diff_ids,
+        };
+        let store = self.inner.store.clone();
+        let recorded = tokio::task::spawn_blocking(move || store.record_config(&learnt)).await;
+        recorded.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+    }
+
+    /// State now, without starting anything. `None`: nothing recorded, and no source to fetch it from. Blocks briefly.
+    pub fn status(&self, layer: &BlobDigest) -> Result<Option<LayerStatus>, StoreError> {
+        // The queue first: a conversion publishes before it leaves the queue, so one of the two knows.
+        if let Some(status) = self.queue.status(layer) {
+            return Ok(Some(status));
+        }
+        let mut status = unknown(layer);
+        match self.inner.store.layer(layer)? {
+            Some(LayerRecord::Ready { diff_id, toc }) => {
+                status.state = LayerState::Ready;
+                status.diff_id = Some(diff_id);
+                status.toc = Some(toc);
+            }
+            Some(LayerRecord::Refused { reason, .. }) => {
+                status.state = LayerState::Refused;
+                status.reason = Some(reason);
+            }
+            Some(LayerRecord::Unconverted) | None => {
+                if let Some(failed) = self.queue.failed(layer) {
+                    return Ok(Some(failed));
+                }
+                if self.inner.store.sources(layer)?.is_empty() {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(status))
+    }
+
+    /// Queues a layer unless it is settled, under way, or failed a moment ago; its state afterwards.
+    fn ensure(&self, job: Job) -> Result<Option<LayerStatus>, StoreError> {
+        let layer = job.layer;
+        match self.status(&layer)? {
+            None if job.source.is_none() => Ok(None),
+            Some(status)
+                if status.state != LayerState::Unknown
+                    && !(status.state == LayerState::Failed && self.queue.may_retry(&layer)) =>
+            {
+                Ok(Some(status))
+            }
+            _ => Ok(Some(self.queue.push(job))),
+        }
+    }
+
+    /// Queues the layer when it is unconverted and a source is recorded, waits until it is ready, refused or failed or
+    /// `wait` is over, and returns the state then.
+    pub async fn settle(&self, layer: &BlobDigest, wait: Duration) -> Result<Option<LayerStatus>, StoreError> {
+        let deadline = Instant::now() + wait;
+        let mut changed = self.queue.changes();
+        loop {
+            changed.mark_unchanged();
+            let layers = self.clone();
+            let job = Job {
+                layer: *layer,
+                source: None,
+                size: None,
+            };
+            let now = tokio::task::spawn_blocking(move || layers.ensure(job)).await;
+            let status = match now {
+                Ok(status) => status?,
+                // The runtime is ending.
+                Err(_) => return Ok(None),
+            };
+            let under_way = status
+                .as_ref()
+                .is_some_and(|s| matches!(s.state, LayerState::Queued | LayerState::Converting));
+            if !under_way || Instant::now() >= deadline {
+                return Ok(status);
+            }
+            let next = tokio::time::timeout_at(deadline, changed.changed()).await;
+            if matches!(next, Ok(Err(_))) {
+                return Ok(status);
+            }
+        }
+    }
+
+    /// Ends running conversions (what they stored so far is reused) and waits a little for their threads.
     pub async fn shutdown(&self) {
-        unimplemented!()
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        self.queue.shutdown().await;
+    }
+}
+
+/// A status that says nothing.
+pub(super) fn unknown(layer: &BlobDigest) -> LayerStatus {
+    LayerStatus {
+        digest: *layer,
+        state: LayerState::Unknown,
+        reason: None,
+        diff_id: None,
+        chain_id: None,
+        media_type: None,
+        size: None,
+        converted: None,
+        toc: None,
     }
 }

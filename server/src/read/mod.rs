@@ -7,10 +7,12 @@
 pub mod blobs;
 mod blocking;
 mod coalesce;
+mod conversion;
 mod document;
 mod error;
 mod fetch;
 mod flight;
+pub mod images;
 pub mod layers;
 pub mod manifests;
 pub mod seekable;

@@ -1,0 +1,359 @@
+//! The conversion queue: a bounded list, a few threads, and who failed lately.
+//!
+//! In: [`Job`]s. Out: conversions run one a thread, in order; changes of state announced.
+//! Invariant: a layer is in the queue at most once; a refusal is recorded for good, a failure only here, with a pause
+//! that grows; every conversion's time, CPU time and bytes are logged and counted.
+//! Not here: whether a layer should be queued ([`super::layers`]).
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use headstart_layer_format::BlobDigest;
+use headstart_layer_format::api::{LayerState, LayerStatus};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+
+use super::blobs::{Blob, Blobs};
+use super::layers::unknown;
+use crate::ingest::{ConvertError, Failure, IngestConfig, Progress, convert};
+use crate::metrics::Metrics;
+use crate::store::facts::Source;
+use crate::store::{Store, StoreError};
+
+/// Sources tried for one conversion.
+const SOURCES_TRIED_MAX: usize = 4;
+/// Failures remembered; with more, those whose pause is over are forgotten, then all.
+const FAILURES_MAX: usize = 4096;
+/// The pause after a failure doubles at most this often.
+const DOUBLINGS_MAX: u32 = 6;
+/// A stop waits this long for threads that may hang in a read; they end with their fetch.
+const STOP_WAIT: Duration = Duration::from_secs(3);
+
+/// A layer to convert.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub layer: BlobDigest,
+    /// Tried first; the recorded sources follow.
+    pub source: Option<Source>,
+    /// Size of the blob, if a manifest said so.
+    pub size: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Queue {
+    shared: Arc<Shared>,
+    /// Closed when the last worker has ended.
+    ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    blobs: Blobs,
+    config: IngestConfig,
+    metrics: Metrics,
+    runtime: Handle,
+    state: Mutex<State>,
+    work: Condvar,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Job>,
+    /// Waiting and running.
+    known: HashMap<BlobDigest, Known>,
+    failed: HashMap<BlobDigest, Failed>,
+    stopping: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    size: Option<u64>,
+    running: Option<Arc<Progress>>,
+}
+
+#[derive(Clone, Debug)]
+struct Failed {
+    reason: String,
+    tries: u32,
+    retry_at: Instant,
+}
+
+impl Queue {
+    pub fn start(store: Store, blobs: Blobs, config: IngestConfig, metrics: Metrics) -> Self {
+        let workers = config.workers.max(1);
+        let shared = Arc::new(Shared {
+            store,
+            blobs,
+            config,
+            metrics,
+            runtime: Handle::current(),
+            state: Mutex::default(),
+            work: Condvar::new(),
+            changed: watch::Sender::new(()),
+        });
+        let (alive, ended) = mpsc::channel(1);
+        for i in 0..workers {
+            let (shared, alive) = (Arc::clone(&shared), alive.clone());
+            let spawned = std::thread::Builder::new().name(format!("convert-{i}")).spawn(move || {
+                let _alive = alive;
+                shared.run();
+            });
+            if let Err(error) = spawned {
+                tracing::error!(%error, "failed to start a conversion thread");
+            }
+        }
+        Self {
+            shared,
+            ended: tokio::sync::Mutex::new(ended),
+        }
+    }
+
+    /// Sees every change of any layer's state.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.shared.changed.subscribe()
+    }
+
+    /// Queued or converting, or not here.
+    pub fn status(&self, layer: &BlobDigest) -> Option<LayerStatus> {
+        self.shared.state().known.get(layer).map(|known| known.status(layer))
+    }
+
+    /// The last failure, if there is one.
+    pub fn failed(&self, layer: &BlobDigest) -> Option<LayerStatus> {
+        let failed = self.shared.state().failed.get(layer).cloned()?;
+        Some(LayerStatus {
+            state: LayerState::Failed,
+            reason: Some(failed.reason),
+            ..unknown(layer)
+        })
+    }
+
+    /// Whether the pause after a failure is over.
+    pub fn may_retry(&self, layer: &BlobDigest) -> bool {
+        let state = self.shared.state();
+        state.failed.get(layer).is_none_or(|f| f.retry_at <= Instant::now())
+    }
+
+    /// Queues the job unless its layer is in the queue, the queue is full or stopping; its state then.
+    pub fn push(&self, job: Job) -> LayerStatus {
+        let mut state = self.shared.state();
+        if let Some(known) = state.known.get(&job.layer) {
+            return known.status(&job.layer);
+        }
+        if state.stopping || state.waiting.len() >= self.shared.config.queue_max {
+            return unknown(&job.layer);
+        }
+        let known = Known {
+            size: job.size,
+            running: None,
+        };
+        let status = known.status(&job.layer);
+        state.known.insert(job.layer, known);
+        state.waiting.push_back(job);
+        drop(state);
+        self.shared.work.notify_one();
+        status
+    }
+
+    fn stop(&self) {
+        let mut state = self.shared.state();
+        state.stopping = true;
+        state.waiting.clear();
+        state.known.retain(|_, known| known.running.is_some());
+        for known in state.known.values() {
+            known.running.iter().for_each(|progress| progress.cancel());
+        }
+        drop(state);
+        self.shared.work.notify_all();
+        self.shared.changed.send_replace(());
+    }
+
+    pub async fn shutdown(&self) {
+        self.stop();
+        let mut ended = self.ended.lock().await;
+        // Nothing is ever sent: this returns when every worker has dropped its end.
+        let _ = tokio::time::timeout(STOP_WAIT, ended.recv()).await;
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Known {
+    fn status(&self, layer: &BlobDigest) -> LayerStatus {
+        let converted = self.running.as_ref().map(|p| p.compressed.load(Ordering::Relaxed));
+        LayerStatus {
+            state: if converted.is_some() {
+                LayerState::Converting
+            } else {
+                LayerState::Queued
+            },
+            size: self.size,
+            converted,
+            ..unknown(layer)
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        while let Some((job, progress)) = self.next() {
+            let layer = job.layer;
+            let started = Instant::now();
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.convert(job, &progress)))
+                .unwrap_or_else(|_| Outcome::Failed("convert: it panicked".into()));
+            self.report(&layer, &outcome, started.elapsed(), &progress);
+            let mut state = self.state();
+            state.known.remove(&layer);
+            match outcome {
+                Outcome::Failed(reason) => self.remember_failure(&mut state, layer, reason),
+                _ => drop(state.failed.remove(&layer)),
+            }
+            drop(state);
+            self.changed.send_replace(());
+        }
+    }
+
+    fn next(&self) -> Option<(Job, Arc<Progress>)> {
+        let mut state = self.state();
+        loop {
+            if state.stopping {
+                return None;
+            }
+            if let Some(job) = state.waiting.pop_front() {
+                let progress = Arc::new(Progress::new(Duration::from_millis(self.config.time_max_ms)));
+                let known = Known {
+                    size: job.size,
+                    running: Some(Arc::clone(&progress)),
+                };
+                state.known.insert(job.layer, known);
+                return Some((job, progress));
+            }
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn convert(&self, job: Job, progress: &Progress) -> Outcome {
+        match self.store.layer(&job.layer) {
+            Ok(None) => {}
+            // Settled since it was queued.
+            Ok(Some(_)) => return Outcome::Settled,
+            Err(e) => return Outcome::Failed(e.to_string()),
+        }
+        let blob = match self.open(&job) {
+            Ok(blob) => blob,
+            Err(reason) => return Outcome::Failed(reason),
+        };
+        if let Some(known) = self.state().known.get_mut(&job.layer) {
+            known.size = Some(blob.size());
+        }
+        let outcome = convert(blob.blocking_reader(), &job.layer, &self.store, &self.config, progress);
+        match outcome {
+            Ok(_) => Outcome::Ready,
+            Err(ConvertError::Refused(refusal)) => {
+                let reason = refusal.to_string();
+                match self.store.refuse_layer(&job.layer, &reason) {
+                    Ok(()) => Outcome::Refused(reason),
+                    Err(e) => Outcome::Failed(e.to_string()),
+                }
+            }
+            Err(ConvertError::Failed(failure)) => {
+                if matches!(failure, Failure::DigestMismatch) {
+                    // It was read from a disk that lies; the next try fetches it again.
+                    let forgotten = self.runtime.block_on(self.blobs.forget_damaged(&job.layer));
+                    if let Err(error) = forgotten {
+                        tracing::error!(%error, layer = %job.layer, "failed to forget a damaged original");
+                    }
+                }
+                Outcome::Failed(failure.to_string())
+            }
+        }
+    }
+
+    fn open(&self, job: &Job) -> Result<Blob, String> {
+        let recorded = self.store.sources(&job.layer).map_err(|e: StoreError| e.to_string())?;
+        let mut sources: Vec<Source> = job.source.iter().cloned().collect();
+        sources.extend(recorded.into_iter().filter(|s| job.source.as_ref() != Some(s)));
+        let mut reason = "read the original: no source is known".to_owned();
+        for source in sources.iter().take(SOURCES_TRIED_MAX) {
+            match self.runtime.block_on(self.blobs.open(source, &job.layer)) {
+                Ok(blob) => return Ok(blob),
+                Err(error) => reason = format!("read the original: {error}"),
+            }
+        }
+        Err(reason)
+    }
+
+    fn remember_failure(&self, state: &mut State, layer: BlobDigest, reason: String) {
+        let now = Instant::now();
+        if state.failed.len() >= FAILURES_MAX {
+            state.failed.retain(|_, f| f.retry_at > now);
+        }
+        if state.failed.len() >= FAILURES_MAX {
+            state.failed.clear();
+        }
+        let tries = state.failed.get(&layer).map_or(0, |f| f.tries);
+        let pause_ms = self.config.retry_after_ms << tries.min(DOUBLINGS_MAX);
+        let failed = Failed {
+            reason,
+            tries: tries + 1,
+            retry_at: now + Duration::from_millis(pause_ms),
+        };
+        state.failed.insert(layer, failed);
+    }
+
+    fn report(&self, layer: &BlobDigest, outcome: &Outcome, wall: Duration, progress: &Progress) {
+        let (name, reason) = match outcome {
+            Outcome::Settled => return,
+            Outcome::Ready => ("ready", ""),
+            Outcome::Refused(reason) => ("refused", reason.as_str()),
+            Outcome::Failed(reason) => ("failed", reason.as_str()),
+        };
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let bytes = [
+            ("compressed", read(&progress.compressed)),
+            ("tar", read(&progress.tar)),
+            ("new_chunks", read(&progress.new_chunks)),
+            ("reused_chunks", read(&progress.reused_chunks)),
+        ];
+        self.metrics.ingest_layer(name);
+        self.metrics
+            .ingest_seconds(wall.as_secs_f64(), progress.cpu().as_secs_f64());
+        for (kind, n) in bytes {
+            self.metrics.ingest_bytes(kind, n);
+        }
+        tracing::info!(
+            %layer,
+            outcome = name,
+            reason,
+            wall_ms = wall.as_millis() as u64,
+            cpu_ms = progress.cpu().as_millis() as u64,
+            compressed_bytes = bytes[0].1,
+            tar_bytes = bytes[1].1,
+            new_chunk_bytes = bytes[2].1,
+            reused_chunk_bytes = bytes[3].1,
+            "a conversion ended"
+        );
+    }
+}
+
+#[derive(Debug)]
+enum Outcome {
+    /// Nothing was left to do.
+    Settled,
+    Ready,
+    Refused(String),
+    Failed(String),
+}

@@ -1,0 +1,78 @@
+//! An image as a node asks about it: the state of every layer, in one answer.
+//!
+//! In: a manifest digest. Out: [`ImageStatus`], after a bounded wait. Invariant: layers come in the manifest's order with
+//! the DiffIDs of its config, so a node can match them to chain IDs without reading the config itself. What is wrong
+//! with a layer only in this image's eyes (a media type that is no tar, another DiffID than the config claims) refuses it
+//! here and nowhere else: a lying image must not spoil an honest one's layer.
+//! Not here: conversion ([`super::layers`]); who may ask (a later step).
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use headstart_layer_format::{
+    BlobDigest, ChainId, DiffId,
+    api::{ImageStatus, LayerState, LayerStatus},
+    limits::LAYERS_MAX,
+};
+
+use super::layers::{Layers, is_tar_layer, unknown};
+use crate::store::{
+    Store, StoreError,
+    facts::{ImageFact, LayerFact},
+};
+
+/// State of an image that this server has served; `None` for anything else.
+pub async fn image_status(
+    store: &Store,
+    layers: &Layers,
+    manifest: &BlobDigest,
+    wait: Duration,
+) -> Result<Option<ImageStatus>, StoreError> {
+    let deadline = Instant::now() + wait;
+    let Some(ImageFact { config, layers: facts }) = store.manifest(manifest)?.and_then(|fact| fact.image) else {
+        return Ok(None);
+    };
+    if facts.len() > LAYERS_MAX {
+        return Ok(None);
+    }
+    let wait = deadline.saturating_duration_since(Instant::now());
+    let settled = join_all(facts.iter().map(|fact| settle(layers, fact, wait))).await;
+    let mut statuses = settled.into_iter().collect::<Result<Vec<_>, _>>()?;
+    // Asked for after the wait: the config is read while the first layers convert.
+    let diff_ids = match store.diff_ids(manifest)? {
+        Some(ids) if ids.len() == statuses.len() => Some(ids),
+        _ => statuses.iter().map(|s| s.diff_id).collect::<Option<Vec<DiffId>>>(),
+    };
+    if let Some(ids) = diff_ids {
+        for ((status, chain_id), diff_id) in statuses.iter_mut().zip(ChainId::chain(&ids)).zip(ids) {
+            if status.diff_id.is_some_and(|found| found != diff_id) {
+                refuse(status, "the image config names another DiffID");
+            }
+            status.diff_id = Some(diff_id);
+            status.chain_id = Some(chain_id);
+        }
+    }
+    Ok(Some(ImageStatus {
+        manifest_digest: *manifest,
+        config_digest: config,
+        layers: statuses,
+    }))
+}
+
+async fn settle(layers: &Layers, fact: &LayerFact, wait: Duration) -> Result<LayerStatus, StoreError> {
+    let mut status = unknown(&fact.digest);
+    if !is_tar_layer(&fact.media_type) {
+        refuse(&mut status, "its media type is not that of a tar layer");
+    } else if let Some(settled) = layers.settle(&fact.digest, wait).await? {
+        status = settled;
+    }
+    status.media_type = Some(fact.media_type.clone());
+    status.size = Some(fact.size);
+    Ok(status)
+}
+
+fn refuse(status: &mut LayerStatus, reason: &str) {
+    status.state = LayerState::Refused;
+    status.reason = Some(reason.to_owned());
+    status.toc = None;
+}
