@@ -201,7 +201,7 @@ async fn usage_is_what_the_snapshot_itself_allocates() {
     c.commit("base", "a", &[]).await.unwrap();
     let (committed, inodes) = c.usage("base").await.unwrap();
     assert_eq!(inodes, 2);
-    assert!(committed >= 1 << 20 && committed < 2 << 20, "{size} {committed}");
+    assert!((1 << 20..2 << 20).contains(&committed), "{size} {committed}");
     c.prepare("b", "base", &[]).await.unwrap();
     assert_eq!(c.usage("b").await.unwrap().1, 1, "parents do not count");
 }

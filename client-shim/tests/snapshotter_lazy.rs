@@ -67,8 +67,7 @@ async fn pull(h: &Harness, image: &FakeImage, cri: bool) -> Vec<Result<String, S
 }
 
 fn calls(h: &Harness) -> (usize, usize) {
-    let script = h.node.script();
-    (script.image_calls, script.chain_calls)
+    h.node.questions()
 }
 
 #[tokio::test]
@@ -125,6 +124,27 @@ async fn one_layer_that_is_not_ready_declines_the_whole_image_once() {
             let mounts = h.client.prepare("container", &top, &[]).await.unwrap();
             assert_eq!(option(&mounts, "lowerdir").unwrap().split(':').count(), 3);
         }
+    }
+}
+
+#[tokio::test]
+async fn a_new_pull_asks_again() {
+    for cri in [true, false] {
+        let h = Harness::start().await;
+        let image = h.node.add_image("image", &["a", "b"], LayerState::Ready);
+        h.node.set_state(&image, 1, LayerState::Converting);
+        for name in pull(&h, &image, cri).await.into_iter().rev() {
+            h.client.remove(&name.unwrap_err()).await.unwrap();
+        }
+        h.node.set_state(&image, 1, LayerState::Ready);
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        // Not the bottom layer: still the old pull, as far as anyone can tell.
+        let base = format!("ns/0/{}", image.chain_text(0));
+        h.client.prepare("x", "", &[]).await.unwrap();
+        h.client.commit(&base, "x", &[]).await.unwrap();
+        assert!(pull_layer(&h, &image, 1, &base, cri).await.is_err());
+        // The bottom layer is asked for once in a pull: this is a new one.
+        assert!(pull(&h, &image, cri).await.iter().all(|n| n.is_ok()));
     }
 }
 

@@ -26,6 +26,9 @@ const CHAINS_MAX: u64 = 10_240;
 /// before it has written that down.
 const UNKNOWN_RETRY: Duration = Duration::from_millis(200);
 const UNKNOWN_RETRIES: u32 = 5;
+/// A pull prepares its bottom layer once. So when one is asked for this long after a decline, it is for a new pull, and
+/// the server may know better by now; concurrent pulls of one image are closer together.
+const NEW_PULL: Duration = Duration::from_secs(1);
 
 type Verdict = Result<Arc<LazyImage>, Decline>;
 
@@ -80,7 +83,7 @@ impl Decisions {
             Some(manifest) => manifest,
             None => self.image_of_chain(backend, &identity.chain_id, parent).await?,
         };
-        let image = self.image(backend, &manifest).await?;
+        let image = self.image(backend, &manifest, parent.is_none()).await?;
         let target = image.target(&identity.chain_id, identity.layer.as_ref(), parent)?;
         Ok((manifest, target))
     }
@@ -99,9 +102,9 @@ impl Decisions {
         found.map(|(manifest, _)| *manifest)
     }
 
-    async fn image<B: LazyLayers>(&self, backend: &B, manifest: &BlobDigest) -> Verdict {
+    async fn image<B: LazyLayers>(&self, backend: &B, manifest: &BlobDigest, bottom: bool) -> Verdict {
         let stale = |cell: &ImageCell| match cell.get() {
-            Some(Dated { value: Err(d), at }) => self.is_over(d, *at),
+            Some(Dated { value: Err(d), at }) => self.is_over(d, *at, bottom),
             _ => false,
         };
         if self.images.get(manifest).is_some_and(|cell| stale(&cell)) {
@@ -131,7 +134,7 @@ impl Decisions {
         let answer = match [Some(chain), parent]
             .into_iter()
             .flatten()
-            .find_map(|c| self.declined(c))
+            .find_map(|c| self.declined(c, parent.is_none()))
         {
             Some(decline) => Err(decline),
             None => ask_chain(backend, chain).await,
@@ -141,14 +144,19 @@ impl Decisions {
         })
     }
 
-    fn declined(&self, chain: &ChainId) -> Option<Decline> {
+    fn declined(&self, chain: &ChainId, bottom: bool) -> Option<Decline> {
         let dated = self.chains.get(chain)?;
-        (!self.is_over(&dated.value, dated.at)).then(|| dated.value.clone())
+        (!self.is_over(&dated.value, dated.at, bottom)).then(|| dated.value.clone())
     }
 
-    /// Servers come back, so that none answered is believed for a short time only.
-    fn is_over(&self, decline: &Decline, at: Instant) -> bool {
-        decline.reason == DeclineReason::NoServer && at.elapsed() >= self.no_server_memory
+    /// Whether a decline is to be believed no longer. Servers come back, so that none answered holds for a short time;
+    /// every other decline holds for the pull that met it. `bottom`: the layer has none below it.
+    fn is_over(&self, decline: &Decline, at: Instant, bottom: bool) -> bool {
+        let age = at.elapsed();
+        match decline.reason {
+            DeclineReason::NoServer => age >= self.no_server_memory,
+            _ => bottom && age >= NEW_PULL,
+        }
     }
 }
 

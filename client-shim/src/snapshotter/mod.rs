@@ -1,8 +1,8 @@
 //! containerd's snapshotter contract: ordinary overlay snapshots, and committed ones whose layer is mounted lazily.
 //!
-//! In: gRPC calls. Out: mounts for containerd to perform, small files of state. Invariant: a snapshot that a call reported is on disk;
-//! only `Prepare`, `View` and `Mounts` ever wait for a network, each for a bounded time; a layer that cannot be lazy is
-//! unpacked by containerd as with any other snapshotter.
+//! In: gRPC calls. Out: mounts for containerd to perform, small files of state. Invariant: a snapshot that a call
+//! reported is on disk; only `Prepare`, `View` and `Mounts` ever wait for a network, each for a bounded time; a layer that
+//! cannot be lazy is unpacked by containerd as with any other snapshotter.
 //! Not here: showing a layer's files (`crate::layers` and what it uses).
 //!
 //! The way of a call: `service` (wire, async) -> `engine` (what the call means) -> `adopt` for lazy layers (`decide` asks

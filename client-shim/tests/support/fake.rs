@@ -67,6 +67,12 @@ impl FakeNode {
         self.0.lock().unwrap()
     }
 
+    /// Calls of `image` and of `chain` so far.
+    pub fn questions(&self) -> (usize, usize) {
+        let script = self.script();
+        (script.image_calls, script.chain_calls)
+    }
+
     /// Adds an image whose layers are named by `layers` (equal names: equal layers).
     pub fn add_image(&self, name: &str, layers: &[&str], state: LayerState) -> FakeImage {
         let diff_ids: Vec<_> = layers.iter().map(|l| DiffId::of(l.as_bytes())).collect();
