@@ -6,6 +6,7 @@ mod layers;
 mod measure;
 mod mount;
 mod overlay;
+mod real_server;
 mod restart;
 mod support;
 mod tree;
