@@ -12,3 +12,4 @@ pub mod cri;
 pub mod origin;
 pub mod playground;
 pub mod relay;
+pub mod storm;

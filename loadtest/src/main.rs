@@ -1,38 +1,14 @@
-//! `headstart-loadtest`: the command line.
+//! `headstart-loadtest`: the load driver and the playground.
 //!
-//! In: arguments. Out: the exit status of a subcommand.
-//! Invariant: nothing but parsing and dispatch happens here.
-//! Not here: the work of the subcommands (the library).
+//! In: the command line. Out: an exit code. Not here: everything else ([`cli`] and the library).
+
+mod cli;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use headstart_loadtest::playground;
-
-/// Drives Headstart: the demo with a real container, and simulated nodes.
-#[derive(Debug, Parser)]
-#[command(name = "headstart-loadtest", version)]
-struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Start a real container by ordinary pulls and lazily, and compare.
-    Playground(playground::cli::PlaygroundArgs),
-}
+use clap::Parser;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match Args::parse().command {
-        Command::Playground(args) => match playground::cli::run(args).await {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => ExitCode::from(playground::cli::INTERRUPTED),
-            Err(error) => {
-                eprintln!("headstart-loadtest: failed to {error}");
-                ExitCode::FAILURE
-            }
-        },
-    }
+    cli::Cli::parse().run().await
 }

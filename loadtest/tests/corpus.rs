@@ -161,7 +161,8 @@ fn every_kind_of_difference_is_reported() {
     let same = layer(|_| {});
     let differences = |change| compare_trees(&same, &layer(change), &Overlook::nothing()).unwrap();
     assert!(differences(|_| {}).is_empty());
-    let cases: [(&str, fn(&mut LayerBuilder)); 9] = [
+    type Change = fn(&mut LayerBuilder);
+    let cases: [(&str, Change); 9] = [
         ("mode", |b| _ = b.file("d/g", Meta::mode(0o600), "content")),
         ("owner", |b| _ = b.file("d/g", Meta::default().owner(1, 0), "content")),
         ("mtime", |b| {

@@ -9,5 +9,5 @@ mod stream;
 mod tree;
 
 pub use compare::{Differences, Field, Overlook, compare_directories, compare_trees};
-pub use stream::{ByteChecker, CheckError, check_reader};
+pub use stream::{ByteChecker, CheckError, WrongDigest, check_reader};
 pub use tree::{Content, FileTree, Marks, Node, NodeKind};

@@ -12,16 +12,21 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    #[error("the bytes have digest {found}, not {expected} ({len} bytes{})", at(.first_difference))]
-    Digest {
-        expected: BlobDigest,
-        found: BlobDigest,
-        len: u64,
-        /// Offset of the first wrong, missing or surplus byte, when the expectation is known.
-        first_difference: Option<u64>,
-    },
+    #[error(transparent)]
+    Digest(Box<WrongDigest>),
     #[error("reading after {len} good bytes: {source}")]
     Read { len: u64, source: std::io::Error },
+}
+
+/// The bytes are others than the digest says.
+#[derive(Debug, thiserror::Error)]
+#[error("the bytes have digest {found}, not {expected} ({len} bytes{})", at(.first_difference))]
+pub struct WrongDigest {
+    pub expected: BlobDigest,
+    pub found: BlobDigest,
+    pub len: u64,
+    /// Offset of the first wrong, missing or surplus byte, when the expectation is known.
+    pub first_difference: Option<u64>,
 }
 
 fn at(first_difference: &Option<u64>) -> String {
@@ -97,12 +102,12 @@ impl ByteChecker {
             return Ok(self.len);
         }
         let is_short = self.expectation.is_some_and(|right| self.len < right.len() as u64);
-        Err(CheckError::Digest {
+        Err(CheckError::Digest(Box::new(WrongDigest {
             expected: self.expected,
             found,
             len: self.len,
             first_difference: self.first_difference.or(is_short.then_some(self.len)),
-        })
+        })))
     }
 }
 
@@ -134,7 +139,7 @@ mod tests {
         let digest = BlobDigest::of(&right);
         let offset = |bytes: &[u8]| match check_reader(bytes, ByteChecker::new(digest).expecting(right.clone())) {
             Ok(len) => Ok(len),
-            Err(CheckError::Digest { first_difference, .. }) => Err(first_difference),
+            Err(CheckError::Digest(wrong)) => Err(wrong.first_difference),
             Err(other) => panic!("{other}"),
         };
         assert_eq!(offset(b"0123456789"), Ok(10));
