@@ -7,5 +7,15 @@
 #[path = "e2e/support.rs"]
 mod support;
 
+#[path = "e2e/clients.rs"]
+mod clients;
+#[path = "e2e/crash.rs"]
+mod crash;
+#[path = "e2e/lazy.rs"]
+mod lazy;
 #[path = "e2e/ordinary.rs"]
 mod ordinary;
+#[path = "e2e/proxy_down.rs"]
+mod proxy_down;
+#[path = "e2e/shipped_hosts.rs"]
+mod shipped_hosts;

@@ -108,7 +108,7 @@ impl<'a> Container<'a> {
         ctr.args(["tasks", "exec", "--exec-id", exec_id]);
         ctr.arg("--fifo-dir").arg(self.node.containerd.dir.join("fifo"));
         ctr.arg(&self.id).args(args);
-        let output = command::run(&format!("{}-exec", self.node.name()), ctr, self.node.work()).await?;
+        let output = command::run(&format!("{}-exec-{exec_id}", self.node.name()), ctr, self.node.work()).await?;
         Ok(String::from_utf8_lossy(&output).into_owned())
     }
 

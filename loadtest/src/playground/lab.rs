@@ -24,6 +24,10 @@ use super::{
 };
 use crate::relay::{LinkShape, Relay};
 
+/// What buildah may push: an image manifest of either family.
+const MANIFEST_TYPES: &str =
+    "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
+
 /// The image as the upstream has it.
 #[derive(Clone, Debug)]
 pub struct ImageFacts {
@@ -103,6 +107,17 @@ impl Lab {
         })
     }
 
+    /// Asks the proxy for the image's manifest, as a first pull does, which makes it convert the layers; waits for none.
+    pub async fn announce(&self, proxy: &RelayedProxy) -> Result<()> {
+        let path = format!("/v2/{}/manifests/{}?ns={REGISTRY_NAME}", recipe::REPOSITORY, recipe::TAG);
+        let (status, body) = proxy.proxy.get(&path, MANIFEST_TYPES).await?;
+        if !status.is_success() || BlobDigest::of(&body) != self.image.manifest {
+            let why = format!("{status}: {}", String::from_utf8_lossy(&body));
+            return Err(PlaygroundError::unexpected("read the demo image's manifest through the server", why));
+        }
+        Ok(())
+    }
+
     /// A node on empty state. Its registry hosts are the proxy, if any, and then the upstream.
     pub async fn node(&self, name: &str, pulls: Pulls, proxy: Option<&RelayedProxy>) -> Result<Node> {
         let mut hosts: Vec<String> = proxy.iter().map(|p| p.mirror_link.url()).collect();
@@ -127,10 +142,9 @@ async fn image_facts(upstream: &Registry) -> Result<ImageFacts> {
     let failed = |e: reqwest::Error| PlaygroundError::unexpected("read the demo image's manifest", e);
     let url = format!("{}/v2/{}/manifests/{}", upstream.url(), recipe::REPOSITORY, recipe::TAG);
     let client = reqwest::Client::builder().no_proxy().build().map_err(failed)?;
-    let accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
     let answer = client
         .get(url)
-        .header(http::header::ACCEPT, accept)
+        .header(http::header::ACCEPT, MANIFEST_TYPES)
         .send()
         .await
         .map_err(failed)?;

@@ -121,6 +121,14 @@ impl Proxy {
         ))
     }
 
+    /// `GET` of any path, whatever the status; for tests and warming.
+    pub async fn get(&self, path: &str, accept: &str) -> Result<(http::StatusCode, bytes::Bytes)> {
+        let failed = |e: reqwest::Error| PlaygroundError::unexpected(format!("get {path} from the server"), e);
+        let request = self.http.get(format!("{}{path}", self.url())).header(http::header::ACCEPT, accept);
+        let answer = request.send().await.map_err(failed)?;
+        Ok((answer.status(), answer.bytes().await.map_err(failed)?))
+    }
+
     /// What the server knows of an image; `None` when it has not seen it.
     pub async fn image(&self, manifest: &BlobDigest, wait_ms: u64) -> Result<Option<ImageStatus>> {
         let url = format!(
