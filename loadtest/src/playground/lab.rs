@@ -109,11 +109,18 @@ impl Lab {
 
     /// Asks the proxy for the image's manifest, as a first pull does, which makes it convert the layers; waits for none.
     pub async fn announce(&self, proxy: &RelayedProxy) -> Result<()> {
-        let path = format!("/v2/{}/manifests/{}?ns={REGISTRY_NAME}", recipe::REPOSITORY, recipe::TAG);
+        let path = format!(
+            "/v2/{}/manifests/{}?ns={REGISTRY_NAME}",
+            recipe::REPOSITORY,
+            recipe::TAG
+        );
         let (status, body) = proxy.proxy.get(&path, MANIFEST_TYPES).await?;
         if !status.is_success() || BlobDigest::of(&body) != self.image.manifest {
             let why = format!("{status}: {}", String::from_utf8_lossy(&body));
-            return Err(PlaygroundError::unexpected("read the demo image's manifest through the server", why));
+            return Err(PlaygroundError::unexpected(
+                "read the demo image's manifest through the server",
+                why,
+            ));
         }
         Ok(())
     }

@@ -124,7 +124,10 @@ impl Proxy {
     /// `GET` of any path, whatever the status; for tests and warming.
     pub async fn get(&self, path: &str, accept: &str) -> Result<(http::StatusCode, bytes::Bytes)> {
         let failed = |e: reqwest::Error| PlaygroundError::unexpected(format!("get {path} from the server"), e);
-        let request = self.http.get(format!("{}{path}", self.url())).header(http::header::ACCEPT, accept);
+        let request = self
+            .http
+            .get(format!("{}{path}", self.url()))
+            .header(http::header::ACCEPT, accept);
         let answer = request.send().await.map_err(failed)?;
         Ok((answer.status(), answer.bytes().await.map_err(failed)?))
     }

@@ -6,11 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headstart_layer_format::{
-    BlobDigest, ChunkDigest, DiffId, Toc,
-    api::LayerState,
-    routes,
-};
+use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, Toc, api::LayerState, routes};
 use headstart_loadtest::playground::lab::{Lab, RelayedProxy};
 
 use crate::support::{wait_until_ready, with_lab};
@@ -26,7 +22,11 @@ async fn verified(lab: &Lab, proxy: &RelayedProxy) -> BTreeMap<String, (BlobDige
         assert!(code.is_success(), "{path}: {code}");
         assert_eq!((blob.len() as u64, BlobDigest::of(&blob)), (*size, *digest));
 
-        let (code, toc_bytes) = proxy.proxy.get(&routes::layer_toc(digest), routes::TOC_MEDIA_TYPE).await.unwrap();
+        let (code, toc_bytes) = proxy
+            .proxy
+            .get(&routes::layer_toc(digest), routes::TOC_MEDIA_TYPE)
+            .await
+            .unwrap();
         assert!(code.is_success(), "toc of {digest}: {code}");
         let toc = Toc::decode(&toc_bytes).unwrap();
         assert_eq!(toc.layer_digest(), digest);
@@ -34,7 +34,11 @@ async fn verified(lab: &Lab, proxy: &RelayedProxy) -> BTreeMap<String, (BlobDige
 
         let (code, data) = proxy.proxy.get(&routes::layer_data(digest), "*/*").await.unwrap();
         assert!(code.is_success(), "data of {digest}: {code}");
-        assert_eq!(rebuilt_diff_id(&toc, &data), *toc.diff_id(), "tar rebuilt from skeleton and chunks of {digest}");
+        assert_eq!(
+            rebuilt_diff_id(&toc, &data),
+            *toc.diff_id(),
+            "tar rebuilt from skeleton and chunks of {digest}"
+        );
         all.insert(digest.to_string(), (BlobDigest::of(&toc_bytes), BlobDigest::of(&data)));
     }
     assert_eq!(all.len(), lab.image.layers.len());
@@ -53,7 +57,9 @@ fn rebuilt_diff_id(toc: &Toc, blob: &[u8]) -> DiffId {
     }
     let mut tar = Vec::with_capacity(toc.skeleton().tar_size() as usize);
     toc.skeleton()
-        .write_tar(&mut tar, |range, out| out.write_all(&space[range.start.0 as usize..][..range.len as usize]))
+        .write_tar(&mut tar, |range, out| {
+            out.write_all(&space[range.start.0 as usize..][..range.len as usize])
+        })
         .unwrap();
     DiffId::of(&tar)
 }
@@ -81,7 +87,10 @@ fn server_killed_in_the_middle_of_an_ingest_and_the_index_deleted_every_byte_is_
         let after = verified(lab, &proxy).await;
         assert_eq!(before, after);
         let refetched = lab.proxy_link.traffic().down_bytes - upstream_before;
-        assert!(refetched < lab.image.compressed_bytes() / 10, "{refetched} bytes were fetched again");
+        assert!(
+            refetched < lab.image.compressed_bytes() / 10,
+            "{refetched} bytes were fetched again"
+        );
     });
 }
 

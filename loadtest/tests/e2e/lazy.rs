@@ -19,11 +19,17 @@ const SHARE_MAX: f64 = 0.6;
 const CONFIG_BYTES_MAX: u64 = 64 << 10;
 
 async fn assert_same_image(lazy: &Node, ordinary: &Node) {
-    let (a, b) = (lazy.identity().await.unwrap().unwrap(), ordinary.identity().await.unwrap().unwrap());
+    let (a, b) = (
+        lazy.identity().await.unwrap().unwrap(),
+        ordinary.identity().await.unwrap().unwrap(),
+    );
     assert_eq!(a.id, b.id);
     assert_eq!(a.repo_tags, b.repo_tags);
     assert_eq!(a.repo_digests, b.repo_digests);
-    assert_eq!(lazy.target_digest().await.unwrap(), ordinary.target_digest().await.unwrap());
+    assert_eq!(
+        lazy.target_digest().await.unwrap(),
+        ordinary.target_digest().await.unwrap()
+    );
 }
 
 #[test]
@@ -41,29 +47,44 @@ fn a_container_starts_lazily_with_labels_and_is_identical_to_an_ordinary_one() {
 
         // Not downloaded whole: neither by the wire nor by the server's own account.
         let compressed = lab.image.compressed_bytes();
-        assert!((start.proxy_bytes as f64) < compressed as f64 * SHARE_MAX, "{start:?} of {compressed}");
+        assert!(
+            (start.proxy_bytes as f64) < compressed as f64 * SHARE_MAX,
+            "{start:?} of {compressed}"
+        );
         assert!(start.layer_bytes > 0, "{start:?}");
         let served = proxy.proxy.counters().await.unwrap();
         let blobs = ["route=\"blobs\""];
         let name = "headstart_served_bytes_total";
         let blob_bytes = served.sum(name, &blobs) - served_before.sum(name, &blobs);
-        assert!(blob_bytes < CONFIG_BYTES_MAX as f64, "{blob_bytes} bytes of blobs were served");
+        assert!(
+            blob_bytes < CONFIG_BYTES_MAX as f64,
+            "{blob_bytes} bytes of blobs were served"
+        );
         let content = lazy.ctr(&["content", "list", "--quiet"]).await.unwrap();
         for (digest, _) in &lab.image.layers {
-            assert!(!content.contains(&digest.to_string()), "the node has layer {digest} whole");
+            assert!(
+                !content.contains(&digest.to_string()),
+                "the node has layer {digest} whole"
+            );
         }
 
         assert_same_image(&lazy, &ordinary).await;
 
         let (a, b) = (lazy.mount_image().await.unwrap(), ordinary.mount_image().await.unwrap());
         let (left, right) = (a.path.clone(), b.path.clone());
-        let differences =
-            tokio::task::spawn_blocking(move || compare_directories(&left, &right, &Overlook::nothing()))
-                .await
-                .unwrap()
-                .unwrap();
-        assert!(differences.is_empty(), "lazy (left) against ordinary (right): {differences}");
-        assert!(differences.compared > 3_000, "only {} paths were compared", differences.compared);
+        let differences = tokio::task::spawn_blocking(move || compare_directories(&left, &right, &Overlook::nothing()))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(
+            differences.is_empty(),
+            "lazy (left) against ordinary (right): {differences}"
+        );
+        assert!(
+            differences.compared > 3_000,
+            "only {} paths were compared",
+            differences.compared
+        );
     });
 }
 
@@ -91,16 +112,30 @@ fn writes_deletes_and_renames_work_and_chain_ids_alone_are_enough() {
         let lazy = lab.node("node-c", Pulls::LazyByChainId, Some(&proxy)).await.unwrap();
         let start = measure::start(lab, &lazy, Some(&proxy)).await.unwrap();
         assert_eq!(declines(&lazy), Vec::<String>::new());
-        assert!((start.proxy_bytes as f64) < lab.image.compressed_bytes() as f64 * SHARE_MAX, "{start:?}");
+        assert!(
+            (start.proxy_bytes as f64) < lab.image.compressed_bytes() as f64 * SHARE_MAX,
+            "{start:?}"
+        );
         let identity = lazy.identity().await.unwrap().unwrap();
         assert_eq!(identity.id, lab.image.config.to_string());
-        assert_eq!(lazy.target_digest().await.unwrap().unwrap(), lab.image.manifest.to_string());
+        assert_eq!(
+            lazy.target_digest().await.unwrap().unwrap(),
+            lab.image.manifest.to_string()
+        );
 
-        let output = Container::start(&lazy, "writes", &["sh", "-c", WRITES]).unwrap().output().await.unwrap();
+        let output = Container::start(&lazy, "writes", &["sh", "-c", WRITES])
+            .unwrap()
+            .output()
+            .await
+            .unwrap();
         assert_eq!(output.trim(), "READY");
         // A second container of the same image sees none of it.
         let check = "test -e /etc/debian_version && test -e /etc/issue && test ! -e /fresh && cat /srv/team/file";
-        let output = Container::start(&lazy, "clean", &["sh", "-c", check]).unwrap().output().await.unwrap();
+        let output = Container::start(&lazy, "clean", &["sh", "-c", check])
+            .unwrap()
+            .output()
+            .await
+            .unwrap();
         assert_eq!(output.trim(), "shared");
     });
 }
@@ -115,8 +150,14 @@ fn a_first_pull_may_be_lazy_or_ordinary_but_always_starts() {
         // The upstream was asked for each byte once, whichever way it went: config and manifests are the little more.
         let compressed = lab.image.compressed_bytes();
         assert!(start.upstream_bytes >= compressed, "{start:?}");
-        assert!(start.upstream_bytes < compressed + compressed / 10, "{start:?} of {compressed}");
+        assert!(
+            start.upstream_bytes < compressed + compressed / 10,
+            "{start:?} of {compressed}"
+        );
         let status = proxy.proxy.image(&lab.image.manifest, 0).await.unwrap().unwrap();
-        assert!(status.layers.iter().all(|l| l.state == LayerState::Ready), "{status:#?}");
+        assert!(
+            status.layers.iter().all(|l| l.state == LayerState::Ready),
+            "{status:#?}"
+        );
     });
 }

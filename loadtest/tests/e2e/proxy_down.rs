@@ -27,7 +27,10 @@ fn proxy_stopped_before_the_pull_the_container_starts_from_the_next_host() {
         assert!(!lines.is_empty(), "no line says why the pull was not lazy");
         assert!(lines.len() <= lab.image.layers.len(), "{lines:#?}");
         assert!(lines.iter().all(|l| l.contains("no_server")), "{lines:#?}");
-        assert_eq!(node.target_digest().await.unwrap().unwrap(), lab.image.manifest.to_string());
+        assert_eq!(
+            node.target_digest().await.unwrap().unwrap(),
+            lab.image.manifest.to_string()
+        );
     });
 }
 
@@ -39,15 +42,25 @@ const READ: &str = "/usr/bin/bash";
 const EIO_WITHIN: Duration = Duration::from_secs(90);
 
 async fn sha256(container: &Container<'_>, exec: &str, file: &str) -> Result<String, String> {
-    let output = container.exec(exec, &["sha256sum", file]).await.map_err(|e| e.to_string())?;
+    let output = container
+        .exec(exec, &["sha256sum", file])
+        .await
+        .map_err(|e| e.to_string())?;
     Ok(output.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
 /// What the files must hash to, from the registry's own bytes.
 async fn expected(node: &Node) -> Vec<String> {
     let args: Vec<&str> = ["sha256sum", READ].into_iter().chain(UNREAD).collect();
-    let output = Container::start(node, "expected", &args).unwrap().output().await.unwrap();
-    output.lines().map(|l| l.split_whitespace().next().unwrap().to_owned()).collect()
+    let output = Container::start(node, "expected", &args)
+        .unwrap()
+        .output()
+        .await
+        .unwrap();
+    output
+        .lines()
+        .map(|l| l.split_whitespace().next().unwrap().to_owned())
+        .collect()
 }
 
 #[test]
@@ -70,12 +83,20 @@ fn proxy_stopped_after_the_start_read_files_stay_and_unread_ones_fail_and_come_b
 
         proxy.proxy.stop();
         measure::drop_page_cache();
-        assert_eq!(sha256(&container, "e2", READ).await.unwrap(), expected[0], "a file that was read before");
+        assert_eq!(
+            sha256(&container, "e2", READ).await.unwrap(),
+            expected[0],
+            "a file that was read before"
+        );
         for (i, file) in UNREAD.iter().enumerate() {
             let begun = Instant::now();
             let error = sha256(&container, &format!("e3{i}"), file).await.unwrap_err();
             assert!(error.contains("Input/output error"), "{file}: {error}");
-            assert!(begun.elapsed() < EIO_WITHIN, "{file} took {:?} to fail", begun.elapsed());
+            assert!(
+                begun.elapsed() < EIO_WITHIN,
+                "{file} took {:?} to fail",
+                begun.elapsed()
+            );
         }
 
         proxy.proxy.restart().await.unwrap();

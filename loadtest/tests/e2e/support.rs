@@ -65,5 +65,8 @@ pub async fn wait_until_ready(lab: &Lab, proxy: &RelayedProxy) {
 /// The shim's log lines about layers it would not mount lazily.
 pub fn declines(node: &Node) -> Vec<String> {
     let log = node.shim.as_ref().map(|s| s.log_text()).unwrap_or_default();
-    log.lines().filter(|l| l.contains("lazy_declined")).map(str::to_owned).collect()
+    log.lines()
+        .filter(|l| l.contains("lazy_declined"))
+        .map(str::to_owned)
+        .collect()
 }
