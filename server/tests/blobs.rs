@@ -1,0 +1,242 @@
+//! Blobs through a running server: one fetch with many readers, broken and lying upstreams, restarts.
+
+mod support;
+
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, future::join_all};
+use headstart_layer_format::BlobDigest;
+use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
+use support::{REPOSITORY, Server, noise};
+
+const MIB: usize = 1 << 20;
+
+/// Runs what must end well before any time-out of the test harness.
+async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work)
+        .await
+        .expect("it ends")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn eight_cold_clients_cause_one_fetch_and_each_begins_before_it_ends() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let content = noise(64 * MIB, 1);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    let gate = origin.hold(Target::Digest(digest), 32 * MIB as u64);
+    let server = Server::start(&origin, dir.path()).await;
+
+    let begun = join_all((0..8).map(|_| async {
+        let response = server.get(&server.blob_url(&digest)).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.content_length(), Some(64 * MIB as u64));
+        let mut body = response.bytes_stream();
+        let first = body.next().await.unwrap().unwrap();
+        assert!(!first.is_empty());
+        (first, body)
+    }));
+    // The gate is closed: these first bytes are here while half of the blob is not.
+    let begun = soon(begun).await;
+    gate.open();
+    let ended = join_all(begun.into_iter().map(|(first, mut body)| async move {
+        let mut bytes = first.to_vec();
+        while let Some(piece) = body.next().await {
+            bytes.extend_from_slice(&piece.unwrap());
+        }
+        bytes
+    }));
+    for bytes in soon(ended).await {
+        assert!(bytes == content, "every client gets the blob");
+    }
+    assert_eq!(origin.gets(&digest).len(), 1);
+    assert_eq!(origin.bytes_sent(&digest), 64 * MIB as u64);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_stops_nothing() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let digest = origin.add_blob(REPOSITORY, noise(4 * MIB, 2));
+    let gate = origin.hold(Target::Digest(digest), MIB as u64);
+    let server = Server::start(&origin, dir.path()).await;
+    let mut body = server.get(&server.blob_url(&digest)).await.bytes_stream();
+    soon(body.next()).await.unwrap().unwrap();
+    drop(body);
+    gate.open();
+    origin
+        .wait_for("the whole blob", |calls| calls.iter().any(|c| c.complete))
+        .await;
+    let (status, bytes) = soon(server.fetch(&server.blob_url(&digest))).await;
+    assert_eq!((status, BlobDigest::of(&bytes.unwrap())), (200, digest));
+    assert_eq!(origin.gets(&digest).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_a_broken_answer_and_leave_nothing_behind() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    for (size, at) in [(3 * MIB, 5), (3 * MIB, 3 * MIB - 1), (1000, 999)] {
+        let digest = origin.add_blob(REPOSITORY, noise(size, size as u64 + at as u64));
+        origin.once(Target::Digest(digest), Fault::WrongByte { at: at as u64 });
+        let server = Server::start(&origin, dir.path()).await;
+        let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
+        assert!(body.is_err(), "the answer is not complete");
+        assert!(server.app.originals.get(&digest).unwrap().is_none());
+        assert!(!server.app.originals.partial_path(&digest).exists());
+        assert!(
+            server
+                .app
+                .metrics
+                .render()
+                .contains("headstart_corruption_total{what=\"upstream_blob\"} 1")
+        );
+
+        let (status, bytes) = soon(server.fetch(&server.blob_url(&digest))).await;
+        assert_eq!((status, BlobDigest::of(&bytes.unwrap())), (200, digest));
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_in_the_middle_of_a_wrong_blob_is_not_completed_either() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let digest = origin.add_blob(REPOSITORY, noise(2 * MIB, 3));
+    origin.once(Target::Digest(digest), Fault::WrongByte { at: 100 });
+    let server = Server::start(&origin, dir.path()).await;
+    let request = server
+        .http
+        .get(server.blob_url(&digest))
+        .header("range", "bytes=50-500000");
+    let response = soon(request.send()).await.unwrap();
+    assert_eq!(response.status(), 206);
+    assert!(soon(response.bytes()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_breaks_off_is_resumed_where_it_was() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let content = noise(4 * MIB, 4);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    origin.once(Target::Digest(digest), Fault::Truncate { after: MIB as u64 });
+    origin.once(Target::Digest(digest), Fault::Reset { after: 2 * MIB as u64 });
+    let server = Server::start(&origin, dir.path()).await;
+    let (status, bytes) = soon(server.fetch(&server.blob_url(&digest))).await;
+    assert_eq!(status, 200);
+    assert!(bytes.unwrap() == content);
+    let ranges: Vec<_> = origin.gets(&digest).into_iter().map(|c| c.range).collect();
+    assert_eq!(ranges[0], None);
+    assert!(ranges[1..].iter().all(Option::is_some), "{ranges:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_ignores_ranges_is_read_again_up_to_where_we_were() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let content = noise(2 * MIB, 5);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    origin.once(Target::Digest(digest), Fault::Truncate { after: MIB as u64 });
+    origin.always(Target::Digest(digest), Fault::IgnoreRange);
+    let server = Server::start(&origin, dir.path()).await;
+    let (status, bytes) = soon(server.fetch(&server.blob_url(&digest))).await;
+    assert_eq!(status, 200);
+    assert!(bytes.unwrap() == content);
+    assert_eq!(origin.gets(&digest).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stops_in_the_middle_resumes_after_its_restart() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let content = noise(4 * MIB, 6);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    let gate = origin.hold(Target::Digest(digest), 2 * MIB as u64);
+    let server = Server::start(&origin, dir.path()).await;
+    let mut body = server.get(&server.blob_url(&digest)).await.bytes_stream();
+    let mut seen = 0;
+    while seen < MIB {
+        seen += soon(body.next()).await.unwrap().unwrap().len();
+    }
+    soon(server.stop()).await;
+    origin.clear_faults();
+    gate.open();
+    let kept = std::fs::metadata(
+        headstart_server::store::originals::Originals::open(dir.path())
+            .unwrap()
+            .partial_path(&digest),
+    );
+    let kept = kept.unwrap().len();
+    assert!(kept >= MIB as u64);
+    origin.clear_calls();
+
+    let server = Server::start(&origin, dir.path()).await;
+    let (status, bytes) = soon(server.fetch(&server.blob_url(&digest))).await;
+    assert_eq!(status, 200);
+    assert!(bytes.unwrap() == content);
+    assert_eq!(origin.bytes_sent(&digest), 4 * MIB as u64 - kept);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_that_is_wrong_costs_one_try() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let content = noise(MIB, 7);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    let server = Server::start(&origin, dir.path()).await;
+    server
+        .app
+        .originals
+        .partial(&digest)
+        .unwrap()
+        .append(&noise(MIB / 2, 8))
+        .unwrap();
+    let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
+    assert!(body.is_err());
+    let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
+    assert!(body.unwrap() == content);
+    // A whole one that was not renamed yet needs no byte of the upstream.
+    let other = noise(MIB, 9);
+    let digest = origin.add_blob(REPOSITORY, other.clone());
+    server.app.originals.partial(&digest).unwrap().append(&other).unwrap();
+    let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
+    assert!(body.unwrap() == other);
+    assert_eq!(origin.bytes_sent(&digest), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sizes_that_the_upstream_does_not_tell_and_redirects_work() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let server = Server::start(&origin, dir.path()).await;
+    let content = noise(MIB, 10);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    origin.once(Target::Digest(digest), Fault::NoLength);
+    let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
+    assert!(body.unwrap() == content);
+
+    origin.redirect_blobs(true);
+    let content = noise(MIB, 11);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
+    assert!(body.unwrap() == content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_of_one_repository_is_not_given_to_another() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let server = Server::start(&origin, dir.path()).await;
+    let digest = origin.add_blob("team/secret", noise(1000, 12));
+    origin.add_blob(REPOSITORY, noise(10, 13));
+    let secret = server.url(&format!("team/secret/blobs/{digest}"));
+    assert_eq!(soon(server.fetch(&secret)).await.0, 200);
+    assert_eq!(
+        soon(server.error(&server.blob_url(&digest))).await,
+        (404, "BLOB_UNKNOWN".into())
+    );
+    let head = server.http.head(server.blob_url(&digest)).send().await.unwrap();
+    assert_eq!(head.status(), 404);
+    // Once the other repository has it too, one HEAD is enough.
+    origin.add_blob(REPOSITORY, noise(1000, 12));
+    origin.clear_calls();
+    assert_eq!(soon(server.fetch(&server.blob_url(&digest))).await.0, 200);
+    assert_eq!(
+        origin.calls().iter().map(|c| c.method.as_str()).collect::<Vec<_>>(),
+        ["HEAD"]
+    );
+    assert_eq!(soon(server.fetch(&server.blob_url(&digest))).await.0, 200);
+    assert_eq!(origin.calls().len(), 1);
+}
