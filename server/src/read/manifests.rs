@@ -164,8 +164,8 @@ impl Inner {
             .await
         {
             Ok(head) => Some(head),
-            // Some registries have no HEAD.
-            Err(UpstreamError::Status(400..=499)) => None,
+            // Some registries have no HEAD; and a HEAD cannot say whether tag or repository is unknown.
+            Err(UpstreamError::Status(400..=499) | UpstreamError::NotFound { .. }) => None,
             Err(error) => return Err(error.into()),
         };
         if let Some(digest) = head.and_then(|head| head.digest) {
