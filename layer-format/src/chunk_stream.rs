@@ -40,6 +40,8 @@ pub enum ChunkHeaderError {
     Reserved,
     #[error("a chunk frame of {0} bytes is over the limit")]
     FrameTooLarge(u32),
+    #[error("a found chunk announces no frame")]
+    FoundWithoutFrame,
     #[error("a missing chunk announces a frame")]
     MissingWithFrame,
 }
@@ -69,6 +71,7 @@ impl ChunkHeader {
         let frame_len = u32::from_le_bytes([bytes[36], bytes[37], bytes[38], bytes[39]]);
         let status = match bytes[32] {
             FOUND if frame_len > FRAME_SIZE_MAX => return Err(ChunkHeaderError::FrameTooLarge(frame_len)),
+            FOUND if frame_len == 0 => return Err(ChunkHeaderError::FoundWithoutFrame),
             FOUND => ChunkStatus::Found { frame_len },
             MISSING if frame_len != 0 => return Err(ChunkHeaderError::MissingWithFrame),
             MISSING => ChunkStatus::Missing,
@@ -105,6 +108,7 @@ mod tests {
         assert_eq!(with(32, 9), Err(ChunkHeaderError::UnknownStatus(9)));
         assert_eq!(with(34, 1), Err(ChunkHeaderError::Reserved));
         assert_eq!(with(32, MISSING), Err(ChunkHeaderError::MissingWithFrame));
+        assert_eq!(with(36, 0), Err(ChunkHeaderError::FoundWithoutFrame));
         assert!(matches!(with(39, 0xff), Err(ChunkHeaderError::FrameTooLarge(_))));
     }
 }

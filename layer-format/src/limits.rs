@@ -30,6 +30,16 @@ pub const ENTRIES_MAX: u64 = 2_000_000;
 /// Extents of all files in one layer: one a file, more only for sparse files.
 pub const EXTENTS_MAX: u64 = 2 * ENTRIES_MAX;
 
+/// Extended attributes of all inodes in one layer: one a file (security labels), and as many again.
+pub const XATTRS_MAX: u64 = 2 * ENTRIES_MAX;
+
+/// Bodies in one tar: a path may be written several times, so there can be more bodies than entries.
+pub const BODIES_MAX: u64 = 2 * ENTRIES_MAX;
+
+/// Bytes of all paths of one layer, written out: 250 a path at [`ENTRIES_MAX`]. Without it, deep nesting makes a small
+/// TOC say gigabytes of paths, and the JSON view writes them.
+pub const PATHS_LEN_MAX: u64 = 512 << 20;
+
 /// Bytes of the data space of one layer: 1 TiB, far above any registry's blob limit.
 pub const DATA_SIZE_MAX: u64 = 1 << 40;
 

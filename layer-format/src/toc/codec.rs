@@ -12,7 +12,8 @@ use super::tree::{Content, Entry, EntryId, Extent, Inode, InodeId, Kind, Mtime, 
 use super::{Toc, TocError, within};
 use crate::digest::{BlobDigest, ChunkDigest, DiffId};
 use crate::limits::{
-    META_SIZE_MAX, NAME_LEN_MAX, PATH_LEN_MAX, SKELETON_SIZE_MAX, XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX,
+    BODIES_MAX, CHUNKS_MAX, ENTRIES_MAX, EXTENTS_MAX, META_SIZE_MAX, NAME_LEN_MAX, PATH_LEN_MAX, SKELETON_SIZE_MAX,
+    TOC_SIZE_MAX, XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX, XATTRS_MAX,
 };
 use crate::offset::{FileOffset, LayerOffset, LayerRange};
 
@@ -25,8 +26,9 @@ pub const TOC_VERSION: u8 = 1;
 const HEADER_LEN: usize = 40;
 /// zstd level of the metadata: 19 is 6% smaller and 20 times slower on a 67,000-entry layer.
 const META_LEVEL: i32 = 6;
-/// Largest zstd window accepted (128 MiB), as the zstd command's own default.
-pub(super) const WINDOW_LOG_MAX: u32 = 27;
+/// Largest zstd window accepted (8 MiB): what RFC 8878 (3.1.1.1.2) asks of every decoder, and more than our levels use.
+/// A decoder reserves the window before it has seen a byte of content.
+pub(super) const WINDOW_LOG_MAX: u32 = 23;
 
 const DIRECTORY: u8 = 1;
 const REGULAR: u8 = 2;
@@ -35,6 +37,14 @@ const CHAR_DEVICE: u8 = 4;
 const BLOCK_DEVICE: u8 = 5;
 const FIFO: u8 = 6;
 const WHITEOUT: u8 = 7;
+
+/// The fewest bytes that one element takes.
+const INODE_LEN_MIN: usize = 7;
+const ENTRY_LEN_MIN: usize = 4;
+const CHUNK_LEN_MIN: usize = 34;
+const BODY_LEN_MIN: usize = 2;
+const XATTR_LEN_MIN: usize = 3;
+const EXTENT_LEN_MIN: usize = 3;
 
 const OPAQUE: u64 = 1;
 const IMPLIED: u64 = 2;
@@ -57,6 +67,7 @@ pub(super) fn encode(toc: &Toc) -> Result<Vec<u8>, TocError> {
     }
     out.extend_from_slice(&frame);
     out.extend_from_slice(skeleton.frame());
+    within("size", out.len() as u64, TOC_SIZE_MAX)?;
     Ok(out)
 }
 
@@ -89,12 +100,17 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Toc, TocError> {
 /// Grows with the bytes that really come out, so a lying `size` reserves nothing.
 fn inflate_meta(frame: &[u8], size: u64) -> Result<Vec<u8>, TocError> {
     let bad = |_| TocError::BadFrame("metadata");
-    let mut decoder = zstd::stream::read::Decoder::with_buffer(frame).map_err(bad)?;
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(frame)
+        .map_err(bad)?
+        .single_frame();
     decoder.window_log_max(WINDOW_LOG_MAX).map_err(bad)?;
     let mut meta = Vec::new();
-    decoder.take(size + 1).read_to_end(&mut meta).map_err(bad)?;
+    decoder.by_ref().take(size + 1).read_to_end(&mut meta).map_err(bad)?;
     if meta.len() as u64 != size {
         return Err(TocError::BadFrame("metadata"));
+    }
+    if !decoder.finish().is_empty() {
+        return Err(TocError::TrailingBytes("metadata frame"));
     }
     Ok(meta)
 }
@@ -175,30 +191,33 @@ fn encode_inode(w: &mut Writer, inode: &Inode) {
 }
 
 fn decode_meta(meta: &[u8], skeleton_size: u64, skeleton: &[u8]) -> Result<Toc, TocError> {
-    let mut r = Reader(meta);
+    let mut r = Reader {
+        rest: meta,
+        extents_left: EXTENTS_MAX,
+        xattrs_left: XATTRS_MAX,
+    };
     let layer_digest = match r.byte()? {
         0 => BlobDigest::Sha256(r.array()?),
         1 => BlobDigest::Sha512(r.array()?),
         _ => return Err(TocError::Malformed("unknown digest algorithm")),
     };
     let diff_id = DiffId::from_bytes(r.array()?);
-    // The second argument is the least an element takes, so a count cannot reserve more than is there.
-    let inodes = r.list(7, decode_inode)?;
+    let inodes = r.list("inode count", ENTRIES_MAX, INODE_LEN_MIN, decode_inode)?;
     let entries = decode_entries(&mut r)?;
-    let chunks = r.list(34, |r| {
+    let chunks = r.list("chunk count", CHUNKS_MAX, CHUNK_LEN_MIN, |r| {
         Ok(ChunkEntry {
             digest: ChunkDigest::from_bytes(r.array()?),
             raw_len: r.u32()?,
             frame_len: r.u32()?,
         })
     })?;
-    let bodies = r.list(2, |r| {
+    let bodies = r.list("body count", BODIES_MAX, BODY_LEN_MIN, |r| {
         Ok(Body {
             literal_len: r.varint()?,
             len: r.varint()?,
         })
     })?;
-    if !r.0.is_empty() {
+    if !r.rest.is_empty() {
         return Err(TocError::TrailingBytes("metadata"));
     }
     Toc::new(
@@ -211,18 +230,17 @@ fn decode_meta(meta: &[u8], skeleton_size: u64, skeleton: &[u8]) -> Result<Toc, 
 }
 
 fn decode_entries(r: &mut Reader<'_>) -> Result<Vec<Entry>, TocError> {
-    let count = r.count(3)?;
-    if count == 0 {
-        return Err(TocError::Malformed("no root entry"));
-    }
-    let mut entries = Vec::with_capacity(count);
+    // The root is counted and takes no bytes.
+    let others = r.varint()?.checked_sub(1).ok_or(TocError::Malformed("no root entry"))?;
+    let others = r.count(others, "entry count", ENTRIES_MAX - 1, ENTRY_LEN_MIN)?;
+    let mut entries = Vec::with_capacity(others + 1);
     entries.push(Entry {
         parent: EntryId::ROOT,
         name: Box::default(),
         inode: InodeId::ROOT,
     });
     let mut parent = 0u32;
-    for _ in 1..count {
+    for _ in 0..others {
         parent = parent
             .checked_add(r.u32()?)
             .ok_or(TocError::Malformed("parent overflows"))?;
@@ -244,12 +262,14 @@ fn decode_inode(r: &mut Reader<'_>) -> Result<Inode, TocError> {
         secs: unzigzag(r.varint()?),
         nanos: r.u32()?,
     };
-    let xattrs = r.list(2, |r| {
+    let xattrs_left = r.xattrs_left;
+    let xattrs = r.list("xattr count", xattrs_left, XATTR_LEN_MIN, |r| {
         Ok(Xattr {
             name: r.bytes("xattr name length", XATTR_NAME_LEN_MAX)?,
             value: r.bytes("xattr value length", XATTR_VALUE_LEN_MAX)?,
         })
     })?;
+    r.xattrs_left -= xattrs.len() as u64;
     let kind = match tag {
         DIRECTORY => match r.varint()? {
             flags if flags & !(OPAQUE | IMPLIED) == 0 => Kind::Directory {
@@ -286,7 +306,8 @@ fn decode_inode(r: &mut Reader<'_>) -> Result<Inode, TocError> {
 
 fn decode_content(r: &mut Reader<'_>) -> Result<Content, TocError> {
     let size = r.varint()?;
-    let extents = r.list(3, |r| {
+    let extents_left = r.extents_left;
+    let extents = r.list("extent count", extents_left, EXTENT_LEN_MIN, |r| {
         let offset = FileOffset(r.varint()?);
         Ok(Extent {
             offset,
@@ -330,12 +351,17 @@ impl Writer {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+/// Bytes not read yet, and how many of the things that every inode may have are still allowed.
+struct Reader<'a> {
+    rest: &'a [u8],
+    extents_left: u64,
+    xattrs_left: u64,
+}
 
 impl Reader<'_> {
     fn take(&mut self, len: usize) -> Result<&[u8], TocError> {
-        let (head, tail) = self.0.split_at_checked(len).ok_or(TocError::Truncated)?;
-        self.0 = tail;
+        let (head, tail) = self.rest.split_at_checked(len).ok_or(TocError::Truncated)?;
+        self.rest = tail;
         Ok(head)
     }
 
@@ -378,11 +404,11 @@ impl Reader<'_> {
         Ok(self.take(len as usize)?.into())
     }
 
-    /// A count of elements that take at least `least` bytes each.
-    fn count(&mut self, least: usize) -> Result<usize, TocError> {
-        let count = self.varint()?;
-        // The root entry is counted and takes no bytes, hence the one more.
-        if count > (self.0.len() / least) as u64 + 1 {
+    /// A count within its limit, of elements that take at least `least` bytes each: so a count that lies reserves no
+    /// more than a small multiple of the bytes that are there.
+    fn count(&mut self, count: u64, what: &'static str, max: u64, least: usize) -> Result<usize, TocError> {
+        within(what, count, max)?;
+        if count > (self.rest.len() / least) as u64 {
             return Err(TocError::Truncated);
         }
         Ok(count as usize)
@@ -390,10 +416,13 @@ impl Reader<'_> {
 
     fn list<T>(
         &mut self,
+        what: &'static str,
+        max: u64,
         least: usize,
         mut one: impl FnMut(&mut Self) -> Result<T, TocError>,
     ) -> Result<Vec<T>, TocError> {
-        let count = self.count(least)?;
+        let count = self.varint()?;
+        let count = self.count(count, what, max, least)?;
         let mut out = Vec::with_capacity(count);
         for _ in 0..count {
             out.push(one(self)?);

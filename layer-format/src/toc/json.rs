@@ -79,6 +79,8 @@ pub struct ExtentView {
 #[derive(Debug, Serialize)]
 pub struct XattrView {
     pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name_hex: Option<String>,
     pub value_hex: String,
 }
 
@@ -144,9 +146,13 @@ impl Toc {
             xattrs: inode
                 .xattrs
                 .iter()
-                .map(|x| XattrView {
-                    name: text(&x.name).0,
-                    value_hex: hex(&x.value),
+                .map(|x| {
+                    let (name, name_hex) = text(&x.name);
+                    XattrView {
+                        name,
+                        name_hex,
+                        value_hex: hex(&x.value),
+                    }
                 })
                 .collect(),
         };

@@ -74,7 +74,10 @@ impl Toc {
         }
         for inode in tree.inodes() {
             if let Kind::Regular(content) = &inode.kind
-                && content.extents().iter().any(|e| e.range.end().0 > chunks.data_size())
+                && content.extents().iter().any(|e| {
+                    let end = e.range.start.0.checked_add(e.range.len);
+                    end.is_none_or(|end| end > chunks.data_size())
+                })
             {
                 return Err(TocError::Malformed("a file extent lies outside the data space"));
             }

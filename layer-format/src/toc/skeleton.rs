@@ -8,7 +8,7 @@
 use std::io::{self, Read, Write};
 
 use super::{TocError, within};
-use crate::limits::{BODY_ALIGN, DATA_SIZE_MAX, ENTRIES_MAX, SKELETON_SIZE_MAX};
+use crate::limits::{BODIES_MAX, BODY_ALIGN, DATA_SIZE_MAX, SKELETON_SIZE_MAX};
 use crate::offset::{LayerOffset, LayerRange};
 
 /// zstd level of the skeleton: headers compress about 20:1 at any level, so the fastest useful one.
@@ -43,8 +43,7 @@ impl Skeleton {
     /// `frame` is a zstd frame of `size` bytes; whether it really is shows when it is read.
     pub fn from_parts(bodies: Vec<Body>, size: u64, frame: Vec<u8>) -> Result<Self, TocError> {
         within("skeleton size", size, SKELETON_SIZE_MAX)?;
-        // A path may be written several times, so there can be more bodies than entries; still bounded.
-        within("body count", bodies.len() as u64, 2 * ENTRIES_MAX)?;
+        within("body count", bodies.len() as u64, BODIES_MAX)?;
         let (mut literals, mut data) = (0u64, LayerOffset(0));
         for b in &bodies {
             if b.len == 0 {

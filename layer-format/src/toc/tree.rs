@@ -10,8 +10,8 @@ use std::ops::Range;
 
 use super::{TocError, within};
 use crate::limits::{
-    DATA_SIZE_MAX, DEPTH_MAX, ENTRIES_MAX, EXTENTS_MAX, NAME_LEN_MAX, PATH_LEN_MAX, XATTR_NAME_LEN_MAX,
-    XATTR_VALUE_LEN_MAX, XATTRS_LEN_MAX,
+    DATA_SIZE_MAX, DEPTH_MAX, ENTRIES_MAX, EXTENTS_MAX, NAME_LEN_MAX, PATH_LEN_MAX, PATHS_LEN_MAX, XATTR_NAME_LEN_MAX,
+    XATTR_VALUE_LEN_MAX, XATTRS_LEN_MAX, XATTRS_MAX,
 };
 use crate::offset::{FileOffset, LayerRange};
 
@@ -176,6 +176,8 @@ impl Tree {
         for inode in &inodes {
             check_inode(inode)?;
         }
+        let xattrs = inodes.iter().map(|i| i.xattrs.len() as u64).sum();
+        within("xattr count", xattrs, XATTRS_MAX)?;
         let extents: u64 = inodes
             .iter()
             .map(|i| match &i.kind {
@@ -306,6 +308,7 @@ fn check_entries(entries: &[Entry], inodes: &[Inode]) -> Result<Vec<u32>, TocErr
     // (depth, length of the path) of every entry so far.
     let mut shape: Vec<(u16, u16)> = Vec::with_capacity(entries.len());
     shape.push((0, 0));
+    let mut paths_len = 0;
     let mut previous: Option<&Entry> = None;
     for (at, e) in entries.iter().enumerate().skip(1) {
         let parent = e.parent.0 as usize;
@@ -324,6 +327,7 @@ fn check_entries(entries: &[Entry], inodes: &[Inode]) -> Result<Vec<u32>, TocErr
             PATH_LEN_MAX as u64 + 1,
         )?;
         shape.push((depth + 1, path_len as u16));
+        paths_len = within("length of all paths", paths_len + path_len, PATHS_LEN_MAX)?;
         match e.inode.0.cmp(&used) {
             std::cmp::Ordering::Greater => return Err(TocError::Malformed("inodes are not numbered by first use")),
             std::cmp::Ordering::Equal => used += 1,
