@@ -5,9 +5,9 @@
 //! sockets. Fields are dropped in order, the work directory last.
 //! Not here: measuring ([`super::measure`]).
 
-use std::{collections::BTreeSet, path::Path};
+use std::path::Path;
 
-use headstart_layer_format::BlobDigest;
+use headstart_layer_format::{BlobDigest, ChainId, DiffId};
 
 use super::{
     PlaygroundError, Result,
@@ -35,11 +35,18 @@ pub struct ImageFacts {
     pub config: BlobDigest,
     /// Digest and compressed size, bottom first.
     pub layers: Vec<(BlobDigest, u64)>,
+    /// Of the uncompressed layers, as the image config has them.
+    pub diff_ids: Vec<DiffId>,
 }
 
 impl ImageFacts {
     pub fn compressed_bytes(&self) -> u64 {
         self.layers.iter().map(|(_, size)| size).sum()
+    }
+
+    /// Names the snapshot of the whole image; an image without layers does not get here.
+    pub fn chain(&self) -> Option<ChainId> {
+        ChainId::chain(&self.diff_ids).pop()
     }
 }
 
@@ -134,7 +141,7 @@ impl Lab {
     }
 }
 
-/// Reads the image's manifest from the upstream.
+/// Reads the image's manifest and config from the upstream.
 async fn image_facts(upstream: &Registry) -> Result<ImageFacts> {
     #[derive(serde::Deserialize)]
     struct Descriptor {
@@ -146,8 +153,36 @@ async fn image_facts(upstream: &Registry) -> Result<ImageFacts> {
         config: Descriptor,
         layers: Vec<Descriptor>,
     }
-    let failed = |e: reqwest::Error| PlaygroundError::unexpected("read the demo image's manifest", e);
-    let url = format!("{}/v2/{}/manifests/{}", upstream.url(), recipe::REPOSITORY, recipe::TAG);
+    #[derive(serde::Deserialize)]
+    struct RootFs {
+        diff_ids: Vec<DiffId>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Config {
+        rootfs: RootFs,
+    }
+    let malformed = |e: serde_json::Error| PlaygroundError::unexpected("read the demo image", e);
+    let body = fetch(upstream, &format!("manifests/{}", recipe::TAG)).await?;
+    let manifest: Manifest = serde_json::from_slice(&body).map_err(malformed)?;
+    let config: Config = serde_json::from_slice(&fetch(upstream, &format!("blobs/{}", manifest.config.digest)).await?)
+        .map_err(malformed)?;
+    let layers: Vec<_> = manifest.layers.into_iter().map(|l| (l.digest, l.size)).collect();
+    let diff_ids = config.rootfs.diff_ids;
+    if layers.len() < 3 || layers.len() != diff_ids.len() {
+        let why = format!("it has {} layers and {} DiffIDs", layers.len(), diff_ids.len());
+        return Err(PlaygroundError::unexpected("build an image of several layers", why));
+    }
+    Ok(ImageFacts {
+        manifest: BlobDigest::of(&body),
+        config: manifest.config.digest,
+        layers,
+        diff_ids,
+    })
+}
+
+async fn fetch(upstream: &Registry, what: &str) -> Result<bytes::Bytes> {
+    let failed = |e: reqwest::Error| PlaygroundError::unexpected(format!("read {what} from the upstream"), e);
+    let url = format!("{}/v2/{}/{what}", upstream.url(), recipe::REPOSITORY);
     let client = reqwest::Client::builder().no_proxy().build().map_err(failed)?;
     let answer = client
         .get(url)
@@ -155,25 +190,5 @@ async fn image_facts(upstream: &Registry) -> Result<ImageFacts> {
         .send()
         .await
         .map_err(failed)?;
-    let body = answer
-        .error_for_status()
-        .map_err(failed)?
-        .bytes()
-        .await
-        .map_err(failed)?;
-    let manifest: Manifest =
-        serde_json::from_slice(&body).map_err(|e| PlaygroundError::unexpected("read the demo image's manifest", e))?;
-    let layers: Vec<_> = manifest.layers.into_iter().map(|l| (l.digest, l.size)).collect();
-    let distinct: BTreeSet<String> = layers.iter().map(|(d, _)| d.to_string()).collect();
-    if distinct.len() < 3 {
-        return Err(PlaygroundError::unexpected(
-            "build an image of several layers",
-            format!("it has {distinct:?}"),
-        ));
-    }
-    Ok(ImageFacts {
-        manifest: BlobDigest::of(&body),
-        config: manifest.config.digest,
-        layers,
-    })
+    answer.error_for_status().map_err(failed)?.bytes().await.map_err(failed)
 }

@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use headstart_layer_format::ChainId;
+
 use super::{
     Result, command,
     containerd::{Containerd, Snapshotter},
@@ -21,6 +23,9 @@ use crate::cri::ImageIdentity;
 
 /// The registry's name in image references. It is only a name: hosts.toml says where it is.
 pub const REGISTRY_NAME: &str = "demo.test";
+
+/// Key of the snapshot behind a mounted view; one a node at a time.
+const VIEW_KEY: &str = "headstart-view";
 
 /// How the node gets images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,39 +135,56 @@ impl Node {
             .map(str::to_owned))
     }
 
-    /// The image's root file system, mounted read-only for as long as the guard lives.
-    pub async fn mount_image(&self) -> Result<MountedImage> {
+    /// The snapshot of `chain`, mounted read-only for as long as the guard lives. (`ctr images mount` of 1.6 unpacks
+    /// for its default snapshotter whatever it is told, so it is no help.)
+    pub async fn mount_view(&self, chain: &ChainId) -> Result<MountedView> {
         let target = self.work.dir(format!("{}.rootfs", self.name))?;
         let path = target.to_string_lossy().into_owned();
         self.ctr(&[
-            "images",
-            "mount",
+            "snapshots",
             "--snapshotter",
             self.snapshotter,
-            &image_reference(),
-            &path,
+            "view",
+            VIEW_KEY,
+            &chain.to_string(),
         ])
         .await?;
-        let mut undo = self.containerd.ctr();
-        undo.args(["images", "unmount", "--rm", "--snapshotter", self.snapshotter, &path]);
-        Ok(MountedImage {
+        let mut remove = self.containerd.ctr();
+        remove.args(["snapshots", "--snapshotter", self.snapshotter, "remove", VIEW_KEY]);
+        let view = MountedView {
             path: target,
-            undo: Some(undo),
-        })
+            remove: Some(remove),
+        };
+        // It prints the mount command for a shell.
+        let script = self
+            .ctr(&[
+                "snapshots",
+                "--snapshotter",
+                self.snapshotter,
+                "mounts",
+                &path,
+                VIEW_KEY,
+            ])
+            .await?;
+        let mut mount = Command::new("sh");
+        mount.args(["-ec", &script]);
+        command::run(&format!("{}-mount", self.name), mount, &self.work).await?;
+        Ok(view)
     }
 }
 
 /// Unmounts, and removes the snapshot behind it, on drop.
 #[derive(Debug)]
-pub struct MountedImage {
+pub struct MountedView {
     pub path: PathBuf,
-    undo: Option<Command>,
+    remove: Option<Command>,
 }
 
-impl Drop for MountedImage {
+impl Drop for MountedView {
     fn drop(&mut self) {
-        if let Some(undo) = self.undo.take() {
-            command::run_quietly(undo, Duration::from_secs(20));
+        let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::NOFOLLOW);
+        if let Some(remove) = self.remove.take() {
+            command::run_quietly(remove, Duration::from_secs(20));
         }
     }
 }

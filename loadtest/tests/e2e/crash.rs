@@ -16,7 +16,7 @@ use crate::support::{wait_until_ready, with_lab};
 async fn verified(lab: &Lab, proxy: &RelayedProxy) -> BTreeMap<String, (BlobDigest, BlobDigest)> {
     let status = proxy.proxy.image(&lab.image.manifest, 0).await.unwrap().unwrap();
     let mut all = BTreeMap::new();
-    for (layer, (digest, size)) in status.layers.iter().zip(&lab.image.layers) {
+    for ((layer, (digest, size)), diff_id) in status.layers.iter().zip(&lab.image.layers).zip(&lab.image.diff_ids) {
         let path = format!("/v2/demo/python-app/blobs/{digest}?ns=demo.test");
         let (code, blob) = proxy.proxy.get(&path, "*/*").await.unwrap();
         assert!(code.is_success(), "{path}: {code}");
@@ -30,7 +30,7 @@ async fn verified(lab: &Lab, proxy: &RelayedProxy) -> BTreeMap<String, (BlobDige
         assert!(code.is_success(), "toc of {digest}: {code}");
         let toc = Toc::decode(&toc_bytes).unwrap();
         assert_eq!(toc.layer_digest(), digest);
-        assert_eq!(Some(toc.diff_id()), layer.diff_id.as_ref());
+        assert_eq!((toc.diff_id(), layer.diff_id.as_ref()), (diff_id, Some(diff_id)));
 
         let (code, data) = proxy.proxy.get(&routes::layer_data(digest), "*/*").await.unwrap();
         assert!(code.is_success(), "data of {digest}: {code}");
