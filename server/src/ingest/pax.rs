@@ -100,8 +100,11 @@ impl Pax {
     }
 }
 
-/// One `LEN KEY=VALUE\n`, and what follows it.
-fn record(data: &[u8]) -> Result<(&[u8], &[u8], &[u8]), ConvertError> {
+/// Key, value, and what follows the record.
+type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+/// One `LEN KEY=VALUE\n`.
+fn record(data: &[u8]) -> Result<Record<'_>, ConvertError> {
     let bad = || malformed("a PAX record");
     let space = data.iter().take(21).position(|&b| b == b' ').ok_or_else(bad)?;
     let len = usize::try_from(decimal(&data[..space])?).map_err(|_| bad())?;
