@@ -387,7 +387,8 @@ fn range_of(value: &str, size: u64) -> Result<Option<Range<u64>>, Unsatisfiable>
         return Ok(None);
     };
     let range = match (first.parse::<u64>(), last.parse::<u64>()) {
-        (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(size),
+        // `500-0` too is 416, as Go's file server says.
+        (Ok(first), Ok(last)) => first..last.saturating_add(1).min(size),
         (Ok(first), Err(_)) if last.is_empty() => first..size,
         (Err(_), Ok(suffix)) if first.is_empty() => size.saturating_sub(suffix)..size,
         _ => return Ok(None),
@@ -435,6 +436,7 @@ mod tests {
         assert_eq!(of("bytes=1000-5000"), Ok(Some(1000..2000)));
         assert_eq!(of("bytes=2000-"), Err(()));
         assert_eq!(of("bytes=-0"), Err(()));
+        assert_eq!(of("bytes=500-0"), Err(()));
         assert_eq!(of("bytes=0-1,5-6"), Ok(None));
         assert_eq!(of("items=0-1"), Ok(None));
         assert_eq!(
