@@ -12,7 +12,7 @@ pub fn tar_header(path: &[u8], typeflag: u8, mode: u32, size: u64, link: &[u8]) 
     let mut b = [0; 512];
     b[..path.len()].copy_from_slice(path);
     b[100..108].copy_from_slice(format!("{mode:07o}\0").as_bytes());
-    b[108..124].copy_from_slice(&[b"0000000\0"; 2].concat());
+    b[108..124].copy_from_slice(&b"0000000\0".repeat(2));
     b[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
     b[136..148].copy_from_slice(format!("{:011o}\0", 1_700_000_000).as_bytes());
     b[156] = typeflag;
