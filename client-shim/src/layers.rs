@@ -184,10 +184,10 @@ impl NodeLayers {
 
     /// A directory that would look otherwise than unpacked if these layers (bottom first, all presented) were stacked;
     /// see [`crate::presentation::implied`]. `None` also for layers not presented.
-    pub fn implied_conflict(&self, stack: &[BlobDigest]) -> Option<String> {
+    pub fn implied_conflict(&self, stack: &[BlobDigest], over_unpacked: bool) -> Option<String> {
         let known: Vec<Known> = stack.iter().filter_map(|l| self.0.known(l)).collect();
         let tocs: Vec<&Toc> = known.iter().map(|k| k.layer.toc()).collect();
-        implied::conflict(&tocs).map(|path| String::from_utf8_lossy(&path).into_owned())
+        implied::conflict(&tocs, over_unpacked).map(|path| String::from_utf8_lossy(&path).into_owned())
     }
 
     /// The last snapshot on it is gone: its tree, bytes and slot go too. A later `present` starts afresh.

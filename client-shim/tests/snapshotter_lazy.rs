@@ -254,6 +254,21 @@ async fn a_layer_that_cannot_be_mounted_declines_the_rest() {
 }
 
 #[tokio::test]
+async fn a_layer_that_would_look_different_from_an_unpacked_one_is_declined() {
+    let log = Log::capture();
+    let h = Harness::start().await;
+    let image = h.node.add_image("implied", &["base", "app"], LayerState::Ready);
+    h.node.script().implied.insert(image.layers[1]);
+    let pulled = pull(&h, &image, true).await;
+    assert_eq!(
+        pulled.iter().filter(|l| l.is_ok()).count(),
+        1,
+        "the base is lazy, the layer on it is not"
+    );
+    assert_eq!(log.declines(), ["implied_directory"]);
+}
+
+#[tokio::test]
 async fn a_node_that_cannot_is_an_ordinary_snapshotter() {
     for reason in [DeclineReason::Disabled, DeclineReason::NoMount] {
         let log = Log::capture();

@@ -12,8 +12,9 @@
 use headstart_layer_format::Toc;
 use headstart_layer_format::toc::{EntryId, Inode, Kind};
 
-/// Path of such a directory. `stack`: bottom layer first.
-pub fn conflict(stack: &[&Toc]) -> Option<Vec<u8>> {
+/// Path of such a directory. `stack`: bottom layer first. `over_unpacked`: below the stack are layers without a TOC, in
+/// which any directory may be.
+pub fn conflict(stack: &[&Toc], over_unpacked: bool) -> Option<Vec<u8>> {
     stack.iter().enumerate().find_map(|(at, upper)| {
         let tree = upper.tree();
         tree.entries().iter().enumerate().find_map(|(entry, e)| {
@@ -22,9 +23,12 @@ pub fn conflict(stack: &[&Toc]) -> Option<Vec<u8>> {
                 return None;
             }
             let path = tree.path(EntryId(u32::try_from(entry).ok()?));
-            described_below(&stack[..at], &path)
-                .is_some_and(|below| !is_plain(below))
-                .then_some(path)
+            let differs = match described_below(&stack[..at], &path) {
+                Some(below) => !is_plain(below),
+                // The root's attributes are the snapshotter's own matter: it copies them from below.
+                None => over_unpacked && !path.is_empty(),
+            };
+            differs.then_some(path)
         })
     })
 }

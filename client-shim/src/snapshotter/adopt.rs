@@ -70,6 +70,28 @@ impl<B: LazyLayers> Adopter<B> {
         Ok(record.chain_id())
     }
 
+    /// Declines a layer that would look different from an unpacked one on this parent.
+    fn check_implied(&self, target: &Target, parent: &str) -> Result<(), Decline> {
+        let below = self.store.ancestry(parent);
+        let below = below.map_err(|e| Decline::new(DeclineReason::Mismatch, e))?;
+        let over_unpacked = below.iter().any(|record| record.lazy.is_none());
+        let mut stack = vec![target.layer];
+        stack.extend(
+            below
+                .iter()
+                .map_while(|record| record.lazy.as_ref())
+                .map(|lazy| lazy.layer),
+        );
+        stack.reverse();
+        match self.backend.implied_conflict(&stack, over_unpacked) {
+            None => Ok(()),
+            Some(path) => Err(Decline::new(
+                DeclineReason::ImpliedDirectory,
+                format_args!("the layer has no entry for directory {path:?}, which a layer below has"),
+            )),
+        }
+    }
+
     async fn commit(&self, chain: ChainId, target: &Target, parent: &str, labels: &Labels) -> Result<(), Decline> {
         let pin = self.pins.pin(&target.layer);
         let deadline = Instant::now() + self.present_timeout;
@@ -81,6 +103,7 @@ impl<B: LazyLayers> Adopter<B> {
                 "the layer's TOC has another DiffID than the image's config",
             ));
         }
+        self.check_implied(target, parent)?;
         let mut labels = labels.clone();
         labels.insert(labels::REMOTE.into(), labels::REMOTE_VALUE.into());
         labels.insert(labels::HEADSTART_LAYER.into(), target.layer.to_string());

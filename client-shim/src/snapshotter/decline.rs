@@ -31,6 +31,8 @@ pub enum DeclineReason {
     Malformed,
     /// The layer is ready but could not be mounted in time.
     PresentFailed,
+    /// The layer writes below a directory it has no entry for, whose attributes only unpacking would keep.
+    ImpliedDirectory,
     /// The snapshot could not be recorded.
     CommitFailed,
 }
@@ -48,6 +50,7 @@ impl DeclineReason {
             Self::Mismatch => "mismatch",
             Self::Malformed => "malformed",
             Self::PresentFailed => "present_failed",
+            Self::ImpliedDirectory => "implied_directory",
             Self::CommitFailed => "commit_failed",
         }
     }

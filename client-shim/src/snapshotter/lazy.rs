@@ -50,6 +50,9 @@ pub trait LazyLayers: Send + Sync + 'static {
     /// `None`: no server knows it.
     fn chain(&self, chain: &ChainId) -> impl Future<Output = Result<Option<ChainStatus>, LazyError>> + Send;
     fn present(&self, layer: &BlobDigest, deadline: Instant) -> impl Future<Output = Result<Shown, LazyError>> + Send;
+    /// A directory that `stack` (bottom layer first, all presented), shown layer by layer, would give other attributes
+    /// than unpacking does. `over_unpacked`: below the stack are ordinary snapshots.
+    fn implied_conflict(&self, stack: &[BlobDigest], over_unpacked: bool) -> Option<String>;
     /// From this node's disk alone. May block for a short time.
     fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError>;
     /// Layers this node keeps, in use or not.
@@ -111,6 +114,10 @@ impl LazyLayers for NodeLazy {
     async fn present(&self, layer: &BlobDigest, deadline: Instant) -> Result<Shown, LazyError> {
         let presented = self.layers()?.present(layer, deadline).await;
         presented.map(shown).map_err(LazyError::new)
+    }
+
+    fn implied_conflict(&self, stack: &[BlobDigest], over_unpacked: bool) -> Option<String> {
+        self.layers.as_ref()?.implied_conflict(stack, over_unpacked)
     }
 
     fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError> {

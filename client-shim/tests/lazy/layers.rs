@@ -144,13 +144,14 @@ fn a_stack_that_would_lose_a_directorys_owner_is_named() {
     let server = FakeServer::start();
     let root = tempfile::tempdir().unwrap();
     let node = Node::open(root.path(), &[&server]);
-    for layer in [&base, &app, &tool, &whole, &hidden] {
+    let plain = LayerBuilder::new().add("usr", Item::dir()).build(4096);
+    for layer in [&base, &app, &tool, &whole, &hidden, &plain] {
         server.serve(layer);
         node.show(layer);
     }
     let conflict = |stack: &[&Arc<TestLayer>]| {
         let stack: Vec<BlobDigest> = stack.iter().map(|l| l.digest).collect();
-        node.layers.implied_conflict(&stack)
+        node.layers.implied_conflict(&stack, false)
     };
     assert_eq!(conflict(&[&base, &app]).as_deref(), Some("home/app"));
     assert_eq!(conflict(&[&base, &tool, &app]).as_deref(), Some("home/app"));
@@ -161,4 +162,8 @@ fn a_stack_that_would_lose_a_directorys_owner_is_named() {
     );
     assert_eq!(conflict(&[&app, &base]), None);
     assert_eq!(conflict(&[&base, &tool, &whole]), None);
+    // Over a snapshot without a TOC any directory may be described; the layer's own entries are safe.
+    let over_unpacked = |layer: &Arc<TestLayer>| node.layers.implied_conflict(&[layer.digest], true);
+    assert_eq!(over_unpacked(&app).as_deref(), Some("home"));
+    assert_eq!(over_unpacked(&plain), None);
 }

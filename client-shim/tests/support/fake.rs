@@ -30,6 +30,8 @@ pub struct Script {
     /// `present` and `present_known` fail for these.
     pub broken: HashSet<BlobDigest>,
     pub obstacle: Option<DeclineReason>,
+    /// Layers that write below a directory they have no entry for, and that some layer below them describes.
+    pub implied: HashSet<BlobDigest>,
     /// DiffIDs that TOCs claim, where it is not the image's.
     pub toc_diff_ids: HashMap<BlobDigest, DiffId>,
     pub shown: HashSet<BlobDigest>,
@@ -175,6 +177,12 @@ impl LazyLayers for FakeNode {
     async fn present(&self, layer: &BlobDigest, _deadline: Instant) -> Result<Shown, LazyError> {
         self.script().present_calls += 1;
         self.show(layer)
+    }
+
+    fn implied_conflict(&self, stack: &[BlobDigest], over_unpacked: bool) -> Option<String> {
+        let top = stack.last()?;
+        let hit = self.script().implied.contains(top) && (stack.len() > 1 || over_unpacked);
+        hit.then(|| "home/app".to_owned())
     }
 
     fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError> {
