@@ -4,7 +4,7 @@
 //! Invariant: SIGTERM and SIGINT stop cleanly; a second one stops at once.
 //! Not here: anything a test could want to run in-process (that is `app.rs`).
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use headstart_server::{
@@ -122,6 +122,7 @@ fn log_to_stderr(config: &LogConfig) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&config.filter));
     let output = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match config.format {
         LogFormat::Human => output.init(),
