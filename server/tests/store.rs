@@ -192,6 +192,10 @@ fn everything_survives_reopening_and_the_loss_of_the_index() {
     let store = open(dir.path());
     let (fact, diff_ids) = record_everything(&store);
     assert_everything(&store, &fact, &diff_ids);
+    assert!(
+        !dir.path().join("index.aside").exists(),
+        "a new store distrusts nothing"
+    );
     drop(store);
     let store = open(dir.path());
     assert!(!store.open_report().index_rebuilt);

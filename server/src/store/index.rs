@@ -35,6 +35,8 @@ pub enum IndexError {
     BadRow(&'static str),
     #[error("the index knows records that no pack has")]
     AheadOfPacks,
+    #[error("there is no index")]
+    Missing,
     #[error("the index is marked as suspect")]
     Suspect,
     #[error("the index has version {0:?}")]
@@ -92,6 +94,9 @@ impl Index {
     pub fn open(parent: &Path) -> Result<Self, IndexError> {
         if parent.join(SUSPECT).exists() {
             return Err(IndexError::Suspect);
+        }
+        if !parent.join(DIR).exists() {
+            return Err(IndexError::Missing);
         }
         let index = Self::open_sled(parent)?;
         let version = index
