@@ -77,3 +77,41 @@ async fn a_storm_without_nodes_is_refused() {
         .is_err()
     );
 }
+
+/// The binary: settings from the file, flags over them, JSON beside the table, failures in the exit status.
+#[tokio::test]
+async fn the_program_reports_and_fails_as_documented() {
+    let image = SyntheticImage::tiny(13);
+    let origin = Origin::with_image("a/b", "v1", &image);
+    let dir = tempfile::tempdir().unwrap();
+    let (file, json) = (dir.path().join("storm.toml"), dir.path().join("report.json"));
+    let text = format!(
+        "[storm]\nserver = {:?}\nrepository = \"a/b\"\nnodes = 99\n",
+        origin.url()
+    );
+    std::fs::write(&file, text).unwrap();
+    let run = async |image: &str, more: &[&str]| {
+        let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_headstart-loadtest"));
+        program.args(["storm", "--nodes", "2", "--image", image]).args(more);
+        program
+            .arg("--config")
+            .arg(&file)
+            .arg("--json")
+            .arg(&json)
+            .kill_on_drop(true);
+        program.output().await.unwrap()
+    };
+    let good = run("a/b:v1", &["--rounds", "2"]).await;
+    assert!(good.status.success(), "{good:?}");
+    assert!(String::from_utf8_lossy(&good.stdout).contains("whole image"));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!((&report["image"]["count"], &report["errors"]), (&4.into(), &0.into()));
+    let bad = run("a/b:gone", &[]).await;
+    assert_eq!(bad.status.code(), Some(1), "{bad:?}");
+    std::fs::write(&file, "[storm]\nnodez = 1\n").unwrap();
+    let typo = run("a/b:v1", &[]).await;
+    assert!(
+        !typo.status.success() && String::from_utf8_lossy(&typo.stderr).contains("nodez"),
+        "{typo:?}"
+    );
+}
