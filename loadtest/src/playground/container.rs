@@ -17,8 +17,8 @@ use super::{PlaygroundError, Result, command, node, node::Node, process::Process
 
 /// Lines kept while nobody reads them.
 const LINES_MAX: usize = 4096;
-/// Each step of removing a container.
-const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Each step of removing a container; what does not happen in time happens when the node is taken down.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
 pub struct Container<'a> {
@@ -122,7 +122,7 @@ impl<'a> Container<'a> {
 impl Drop for Container<'_> {
     fn drop(&mut self) {
         // `ctr run --rm` has removed everything when it ended by itself.
-        if self.process.ended().is_some_and(|s| s.success()) {
+        if self.process.ended().is_some() {
             return;
         }
         command::run_quietly(
@@ -130,7 +130,7 @@ impl Drop for Container<'_> {
             REMOVE_TIMEOUT,
         );
         command::run_quietly(self.ctr(&["tasks", "delete", "--force"]), REMOVE_TIMEOUT);
-        self.process.stop();
+        self.process.kill();
         command::run_quietly(self.ctr(&["containers", "delete"]), REMOVE_TIMEOUT);
         command::run_quietly(
             self.ctr(&["snapshots", "--snapshotter", self.node.snapshotter(), "delete"]),

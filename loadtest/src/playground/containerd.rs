@@ -50,10 +50,11 @@ impl Containerd {
     /// Starts it in `NAME` below the work directory; `hosts` holds the registry hosts directory's files.
     pub async fn start(work: &WorkDir, name: &str, snapshotter: &Snapshotter, hosts_dir: &Path) -> Result<Containerd> {
         let dir = work.dir(name)?;
+        let tmp = work.dir(format!("{name}/tmp"))?;
         let socket = dir.join("c.sock");
         let config = work.write(format!("{name}.toml"), &config(&dir, &socket, snapshotter, hosts_dir))?;
         let mut command = Command::new(tools::find("containerd").unwrap_or_else(|| "containerd".into()));
-        command.arg("--config").arg(config).env_remove("CONTAINERD_ADDRESS");
+        command.arg("--config").arg(config).env("TMPDIR", tmp).env_remove("CONTAINERD_ADDRESS");
         // Registry traffic is loopback: an HTTP proxy of the machine must not see it.
         for variable in [
             "http_proxy",
@@ -90,6 +91,8 @@ impl Containerd {
     /// `ctr` in CRI's namespace.
     pub fn ctr(&self) -> Command {
         let mut ctr = Command::new(tools::find("ctr").unwrap_or_else(|| "ctr".into()));
+        // It mounts root file systems in the temporary directory to read a user's name; killed, it leaves them there.
+        ctr.env("TMPDIR", self.dir.join("tmp"));
         ctr.arg("--address").arg(&self.socket).args(["--namespace", "k8s.io"]);
         ctr
     }

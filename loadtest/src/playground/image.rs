@@ -31,6 +31,10 @@ pub async fn storage(site: &Site, work: &WorkDir, progress: &Progress) -> Result
     build.base(work, progress).await?;
     build.application(work, progress).await?;
     let storage = build.image(work, progress).await?;
+    // On disk before it is measured: only clean pages can be dropped from the page cache.
+    if let Ok(dir) = File::open(&storage) {
+        let _ = rustix::fs::syncfs(&dir);
+    }
     // An image of an older recipe is of no use any more.
     for old in fs::read_dir(&site.cache_dir).into_iter().flatten().flatten() {
         if old.file_name().to_string_lossy().starts_with("registry-") {

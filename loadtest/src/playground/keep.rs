@@ -17,7 +17,7 @@ pub async fn run(lab: &Lab, progress: &Progress) -> Result<()> {
     let image = node::image_reference();
     let command = recipe::COMMAND.join(" ");
     let ctr = tools::find("ctr").unwrap_or_else(|| "ctr".into());
-    let ctr = |node: &node::Node| format!("{} -a {} -n k8s.io", ctr.display(), node.containerd.socket.display());
+    let (lazy_run, ordinary_run) = (lazy.run_script()?, ordinary.run_script()?);
     let lazy_shim = lazy
         .shim
         .as_ref()
@@ -31,9 +31,10 @@ pub async fn run(lab: &Lab, progress: &Progress) -> Result<()> {
          \x20 shim             {lazy_shim}\n\
          ordinary node      {ordinary_socket}\n\
          logs               {work}/log\n\n\
-         Start the container lazily:\n  {lazy_ctr} run --rm --snapshotter headstart {image} try1 {command}\n\
-         Look around in it:\n  {lazy_ctr} run --rm -t --snapshotter headstart {image} try2 bash\n\
-         The ordinary way:\n  {ordinary_ctr} run --rm --snapshotter overlayfs {image} try3 {command}\n\
+         Start the container lazily:\n  sh {lazy_run} {image} try1 {command}\n\
+         Look around in it:\n  sh {lazy_run} -t {image} try2 bash\n\
+         The ordinary way:\n  sh {ordinary_run} {image} try3 {command}\n\
+         What the lazy node's containerd knows:\n  {ctr} -a {lazy_socket} -n k8s.io snapshots --snapshotter headstart tree\n\
          Another client:\n  skopeo inspect --tls-verify=false docker://{address}/{image}\n\n\
          Ctrl-C ends it and removes everything.",
         work = lab.work.path().display(),
@@ -43,8 +44,9 @@ pub async fn run(lab: &Lab, progress: &Progress) -> Result<()> {
         manifest = lab.image.manifest,
         lazy_socket = lazy.containerd.socket.display(),
         ordinary_socket = ordinary.containerd.socket.display(),
-        lazy_ctr = ctr(&lazy),
-        ordinary_ctr = ctr(&ordinary),
+        lazy_run = lazy_run.display(),
+        ordinary_run = ordinary_run.display(),
+        ctr = ctr.display(),
     );
     progress.step("running; Ctrl-C ends it");
     std::future::pending::<()>().await;

@@ -37,9 +37,9 @@ pub struct Start {
     pub unpacked_bytes: Option<u64>,
 }
 
-/// Makes everything be read from disk again, where the kernel lets us.
+/// Makes what is on disk be read from there again, where the kernel lets us. Without a `sync(2)` before it: that waits for
+/// everybody's writes, cannot be interrupted, and what the starts read was synced when it was made.
 pub fn drop_page_cache() -> bool {
-    rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
 

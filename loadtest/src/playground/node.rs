@@ -109,6 +109,17 @@ impl Node {
         &self.name
     }
 
+    /// A script that runs a container: `sh SCRIPT [-t] IMAGE ID COMMAND...`; for people.
+    pub fn run_script(&self) -> Result<PathBuf> {
+        let mut ctr = self.containerd.ctr();
+        ctr.args(["run", "--rm", "--snapshotter", self.snapshotter, "--fifo-dir"])
+            .arg(self.containerd.dir.join("fifo"));
+        ctr.arg("--runc-root").arg(self.containerd.dir.join("runc"));
+        // Debug output of a command is quoted for a shell as far as our paths need it.
+        self.work
+            .write(format!("{}.run", self.name), &format!("{ctr:?} \"$@\"\n"))
+    }
+
     pub async fn pull(&self) -> Result<String> {
         Ok(self.containerd.cri.pull(&image_reference()).await?)
     }
@@ -184,7 +195,7 @@ impl Drop for MountedView {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::NOFOLLOW);
         if let Some(remove) = self.remove.take() {
-            command::run_quietly(remove, Duration::from_secs(20));
+            command::run_quietly(remove, Duration::from_secs(5));
         }
     }
 }

@@ -21,8 +21,10 @@ use super::{PlaygroundError, Result, workdir::WorkDir};
 
 /// How often a wait looks. Short, because it adds to measured times.
 const POLL: Duration = Duration::from_millis(5);
-/// How long a process may take to stop on SIGTERM.
-const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How long a process may take to stop on SIGTERM when its clean stop matters: longer than the server drains.
+const STOP_GRACE: Duration = Duration::from_secs(20);
+/// The same on drop: what it would still save is thrown away with the work directory, and somebody pressed Ctrl-C.
+const DROP_GRACE: Duration = Duration::from_secs(2);
 /// How much of a log an error message shows.
 const TAIL_BYTES: u64 = 1500;
 
@@ -124,7 +126,7 @@ impl Process {
 
     /// A clean stop: SIGTERM, then SIGKILL when that is not enough. Returns the status.
     pub fn stop(&mut self) -> Option<ExitStatus> {
-        self.end(Some(Signal::TERM))
+        self.end(Some(STOP_GRACE))
     }
 
     /// SIGKILL at once: a crash.
@@ -132,13 +134,14 @@ impl Process {
         self.end(None)
     }
 
-    fn end(&mut self, polite: Option<Signal>) -> Option<ExitStatus> {
+    /// SIGTERM and the grace, if any; then SIGKILL to the group.
+    fn end(&mut self, grace: Option<Duration>) -> Option<ExitStatus> {
         if let Some(group) = Pid::from_raw(self.pid() as i32) {
             if self.ended().is_none()
-                && let Some(signal) = polite
+                && let Some(grace) = grace
             {
-                let _ = kill_process(group, signal);
-                let deadline = Instant::now() + STOP_GRACE;
+                let _ = kill_process(group, Signal::TERM);
+                let deadline = Instant::now() + grace;
                 while self.ended().is_none() && Instant::now() < deadline {
                     std::thread::sleep(POLL);
                 }
@@ -157,7 +160,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.status.is_none() {
-            self.stop();
+            self.end(Some(DROP_GRACE));
         }
         let _ = fs::remove_file(&self.pid_file);
     }
