@@ -54,7 +54,11 @@ impl Containerd {
         let socket = dir.join("c.sock");
         let config = work.write(format!("{name}.toml"), &config(&dir, &socket, snapshotter, hosts_dir))?;
         let mut command = Command::new(tools::find("containerd").unwrap_or_else(|| "containerd".into()));
-        command.arg("--config").arg(config).env("TMPDIR", tmp).env_remove("CONTAINERD_ADDRESS");
+        command
+            .arg("--config")
+            .arg(config)
+            .env("TMPDIR", tmp)
+            .env_remove("CONTAINERD_ADDRESS");
         // Registry traffic is loopback: an HTTP proxy of the machine must not see it.
         for variable in [
             "http_proxy",
