@@ -76,7 +76,9 @@ fn end_recorded(pids: &Path) {
 /// Ends the per-container shims that containerd started for a containerd below `work`, with their containers, and removes
 /// their sockets, which containerd keeps in one place for the whole machine.
 pub fn end_container_shims(work: &Path) {
-    for pid in container_shims(work) {
+    let shims = container_shims(work);
+    for (pid, _) in &shims {
+        let pid = *pid;
         for child in descendants(pid) {
             let _ = kill_process(child, Signal::KILL);
         }
@@ -89,23 +91,42 @@ pub fn end_container_shims(work: &Path) {
     for address in shim_addresses(work) {
         let _ = fs::remove_file(address);
     }
+    remove_cgroups(&shims.into_iter().map(|(_, id)| id).collect::<Vec<_>>());
 }
 
-/// Processes `containerd-shim... -address BELOW-WORK ...`.
-fn container_shims(work: &Path) -> Vec<Pid> {
-    let ours = |cmdline: &[u8]| {
+/// Removes the control groups of containers that ended by SIGKILL with their shims, so that nobody else did. Removing a
+/// group that is in use fails, which makes trying harmless.
+fn remove_cgroups(containers: &[String]) {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    // One hierarchy for each controller (v1), or one for all (v2).
+    let hierarchies = fs::read_dir(&root)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path())
+        .chain([root.clone()]);
+    for namespace in hierarchies.map(|h| h.join("k8s.io")).filter(|n| n.is_dir()) {
+        for id in containers {
+            let _ = fs::remove_dir(namespace.join(id));
+        }
+        let _ = fs::remove_dir(namespace);
+    }
+}
+
+/// Processes `containerd-shim... -address BELOW-WORK ...`, with their containers' names.
+fn container_shims(work: &Path) -> Vec<(Pid, String)> {
+    let id_of_ours = |cmdline: &[u8]| -> Option<String> {
         let args: Vec<&OsStr> = cmdline.split(|b| *b == 0).map(OsStr::from_bytes).collect();
-        let is_shim = args
-            .first()
-            .is_some_and(|a| a.as_bytes().windows(15).any(|w| w == b"containerd-shim"));
-        is_shim
-            && args
-                .windows(2)
-                .any(|a| a[0] == "-address" && Path::new(a[1]).starts_with(work))
+        let is_shim = args.first()?.as_bytes().windows(15).any(|w| w == b"containerd-shim");
+        let option = |name: &str| args.windows(2).find(|a| a[0] == name).map(|a| a[1]);
+        let ours = is_shim && Path::new(option("-address")?).starts_with(work);
+        ours.then(|| option("-id").unwrap_or_default().to_string_lossy().into_owned())
     };
     processes()
-        .filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| ours(&c)))
-        .filter_map(Pid::from_raw)
+        .filter_map(|pid| {
+            let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            Some((Pid::from_raw(pid)?, id_of_ours(&cmdline)?))
+        })
         .collect()
 }
 
