@@ -233,15 +233,19 @@ impl Blobs {
         let inner = self.0.clone();
         // The semaphore is never closed.
         let _permit = inner.permits.clone().acquire_owned().await;
-        // A fetch that ended between the caller's look and this one has left an original; looking again finds it.
-        let started = if inner.originals.path(&digest).exists() {
-            Err(ReadError::Incomplete)
-        } else {
-            tokio::select! {
+        let here = {
+            let inner = inner.clone();
+            blocking(move || Ok(inner.originals.path(&digest).exists()))
+        };
+        let started = match here.await {
+            // A fetch that ended between the caller's look and this one has left an original; looking again finds it.
+            Ok(true) => Err(ReadError::Incomplete),
+            Ok(false) => tokio::select! {
                 biased;
                 () = inner.stop.cancelled() => Err(ReadError::Stopping),
                 started = fetch.start() => started,
-            }
+            },
+            Err(error) => Err(error),
         };
         match started {
             Ok((flight, run)) => {
@@ -254,12 +258,24 @@ impl Blobs {
                 if let Err(error) = recorded {
                     tracing::warn!(%digest, %error, "membership is not recorded");
                 }
-                self.flights().remove(&digest);
+                self.leave(&digest, &publish);
             }
             Err(error) => {
-                self.flights().remove(&digest);
+                self.leave(&digest, &publish);
                 publish.send_replace(Some(Err(error)));
             }
+        }
+    }
+
+    /// Takes a fetch that has ended off the list, unless another has taken its place there: a flight that has failed
+    /// is replaced at once, while its own fetch is still on its way out.
+    fn leave(&self, digest: &BlobDigest, ended: &watch::Sender<Option<Result<Arc<Flight>, ReadError>>>) {
+        let mut flights = self.flights();
+        if flights
+            .get(digest)
+            .is_some_and(|slot| slot.ready.same_channel(&ended.subscribe()))
+        {
+            flights.remove(digest);
         }
     }
 
@@ -378,5 +394,52 @@ impl Read for BlockingReader {
         }
         self.range.start += n as u64;
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, UpstreamConfig};
+
+    fn source() -> Source {
+        Source {
+            upstream: "u".into(),
+            repository: "r".into(),
+        }
+    }
+
+    /// A flight with wrong bytes fails its readers before its fetch has left the list. A reader that comes at that
+    /// moment starts a new fetch; the old one, on leaving, took the *new* one off the list, so a third reader started
+    /// another beside it: two writers of one partial file, each hashing only what it wrote itself.
+    #[tokio::test]
+    async fn a_fetch_that_ends_does_not_take_its_successor_off_the_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            upstreams: vec![UpstreamConfig::new("u", "http://127.0.0.1:1")],
+            default_upstream: None,
+            ..Config::default()
+        };
+        let metrics = Metrics::new();
+        let blobs = Blobs::new(
+            Originals::open(dir.path()).unwrap(),
+            Store::open(dir.path()).unwrap(),
+            Upstreams::new(&config, &metrics).unwrap(),
+            config.fetch.clone(),
+            metrics,
+        );
+        let digest = BlobDigest::of(b"x");
+        let add = || {
+            let (publish, ready) = watch::channel(None);
+            let source = source();
+            blobs.flights().insert(digest, Slot { source, ready });
+            publish
+        };
+        let old = add();
+        let new = add();
+        blobs.leave(&digest, &old);
+        assert!(blobs.flights().contains_key(&digest));
+        blobs.leave(&digest, &new);
+        assert!(blobs.flights().is_empty());
     }
 }
