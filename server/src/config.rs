@@ -26,6 +26,9 @@ const PUBLIC_UPSTREAMS: [(&str, &str); 4] = [
 /// A configuration file has at most this many bytes; a larger one is the wrong file.
 const CONFIG_SIZE_MAX: u64 = 1 << 20;
 
+/// Half of Tokio's threads for blocking work: a fetch keeps one to its end, and every other read of the disk needs one.
+const FETCHES_MAX: usize = 256;
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -113,7 +116,7 @@ pub struct HttpConfig {
     pub connections_max: usize,
     /// Requests whose answer has not begun yet; further ones get 503.
     pub requests_max: usize,
-    /// A connection that has not sent a whole request head after this is closed.
+    /// A connection that has not sent a whole request head after this is closed; a body gets as long again.
     pub header_timeout_ms: u64,
     /// A client that takes no byte of an answer for this long is cut off.
     pub write_timeout_ms: u64,
@@ -144,7 +147,7 @@ pub struct FetchConfig {
     pub idle_timeout_ms: u64,
     /// Tries of one blob in a row that bring no new byte.
     pub tries_max: u32,
-    /// Blobs fetched from upstreams at once; further ones wait.
+    /// Blobs fetched from upstreams at once, each with a thread that writes; further ones wait. At most 256.
     pub blobs_max: usize,
     /// Largest blob that is fetched.
     pub blob_size_max: u64,
@@ -249,6 +252,9 @@ impl Config {
         if self.http.connections_max == 0 || self.http.requests_max == 0 || self.fetch.blobs_max == 0 {
             return bad("connections_max, requests_max and blobs_max must be at least 1");
         }
+        if self.fetch.blobs_max > FETCHES_MAX {
+            return bad("blobs_max must be at most 256");
+        }
         if self.fetch.tries_max == 0 {
             return bad("tries_max must be at least 1");
         }
@@ -286,6 +292,7 @@ mod tests {
         for bad in [
             "listn = \"x\"",
             "[http]\nfoo = 1",
+            "[fetch]\nblobs_max = 257",
             "[[upstreams]]\nname=\"a\"\nurl=\"b\"\npassword=\"c\"",
         ] {
             assert!(Config::parse(bad).is_err(), "{bad}");

@@ -456,3 +456,24 @@ async fn too_many_requests_says_when_to_come_back() {
     assert_eq!(error_of(response).await, (429, "TOOMANYREQUESTS".into()));
     assert_eq!(server.fetch(&server.blob_url(&digest)).await.0, 200);
 }
+
+/// Only the *head* of a request had a time. A client that promised a body and never sent it held one of the permits for
+/// requests; as many such clients as there are permits shut everybody out.
+#[tokio::test]
+async fn a_request_body_that_never_comes_is_given_up() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let mut config = support::config(&origin, dir.path());
+    config.http.requests_max = 1;
+    config.http.header_timeout_ms = 500;
+    let server = Server::with(config).await;
+    let mut slow = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    slow.write_all(b"POST /headstart/v1/chunks HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        .await
+        .unwrap();
+    let mut head = [0; 12];
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(20), slow.read_exact(&mut head));
+    answer.await.expect("an answer comes").unwrap();
+    assert_eq!(&head, b"HTTP/1.1 408");
+    assert_eq!(server.get(&server.url("")).await.status(), 200);
+}

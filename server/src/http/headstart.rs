@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::{
     Router,
     body::Body,
-    extract::{DefaultBodyLimit, Path, Query, State},
+    extract::{DefaultBodyLimit, FromRequest as _, Path, Query, Request, State},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     body::{Representation, ranged_response},
-    error::{ApiError, OciCode},
+    error::{ApiError, Asked, OciCode},
 };
 use crate::{app::App, metrics::route, read::images::image_status};
 
@@ -69,7 +69,8 @@ async fn image(
     Query(wait): Query<Wait>,
 ) -> Result<Response, ApiError> {
     let manifest: BlobDigest = digest(&manifest)?;
-    let status = image_status(&app.store, &app.layers, &manifest, wait.duration()).await?;
+    let status = image_status(&app.store, &app.layers, &manifest, wait.duration()).await;
+    let status = status.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
     let status = status.ok_or_else(|| {
         ApiError::new(
             OciCode::ManifestUnknown,
@@ -81,7 +82,8 @@ async fn image(
 
 async fn chain(State(app): State<App>, Path(chain): Path<String>) -> Result<Response, ApiError> {
     let chain: ChainId = digest(&chain)?;
-    let fact = app.store.chain(&chain)?.ok_or_else(|| {
+    let store = app.store.clone();
+    let fact = blocking(move || Ok(store.chain(&chain)?)).await?.ok_or_else(|| {
         ApiError::new(
             OciCode::ManifestUnknown,
             format!("no image with chain ID {chain} was served here"),
@@ -171,12 +173,14 @@ async fn data(
     }))
 }
 
-async fn chunks(
-    State(app): State<App>,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
-) -> Result<Response, ApiError> {
+async fn chunks(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
     let bad = |status, message: String| ApiError::new(OciCode::Unsupported, message).with_status(status);
-    let body = body.map_err(|e| bad(e.status(), format!("read the list of chunks: {e}")))?;
+    // hyper bounds the time of the head alone, and a request whose answer has not begun holds one of a few permits.
+    let time_max = Duration::from_millis(app.config.http.header_timeout_ms);
+    let body = tokio::time::timeout(time_max, Bytes::from_request(request, &())).await;
+    let body = body
+        .map_err(|_| bad(StatusCode::REQUEST_TIMEOUT, "read the list of chunks in time".into()))?
+        .map_err(|e| bad(e.status(), format!("read the list of chunks: {e}")))?;
     let request: ChunksRequest = serde_json::from_slice(&body)
         .map_err(|e| bad(StatusCode::BAD_REQUEST, format!("parse the list of chunks: {e}")))?;
     if request.chunks.len() > CHUNK_REQUEST_MAX {

@@ -15,7 +15,11 @@ use headstart_layer_format::{
     limits::LAYERS_MAX,
 };
 
-use super::layers::{Layers, is_tar_layer, unknown};
+use super::{
+    blocking::blocking,
+    error::ReadError,
+    layers::{Layers, is_tar_layer, unknown},
+};
 use crate::store::{
     Store, StoreError,
     facts::{ImageFact, LayerFact},
@@ -27,9 +31,11 @@ pub async fn image_status(
     layers: &Layers,
     manifest: &BlobDigest,
     wait: Duration,
-) -> Result<Option<ImageStatus>, StoreError> {
+) -> Result<Option<ImageStatus>, ReadError> {
     let deadline = Instant::now() + wait;
-    let Some(ImageFact { config, layers: facts }) = store.manifest(manifest)?.and_then(|fact| fact.image) else {
+    let (reader, digest) = (store.clone(), *manifest);
+    let fact = blocking(move || Ok(reader.manifest(&digest)?)).await?;
+    let Some(ImageFact { config, layers: facts }) = fact.and_then(|fact| fact.image) else {
         return Ok(None);
     };
     if facts.len() > LAYERS_MAX {
@@ -39,7 +45,8 @@ pub async fn image_status(
     let settled = join_all(facts.iter().map(|fact| settle(layers, fact, wait))).await;
     let mut statuses = settled.into_iter().collect::<Result<Vec<_>, _>>()?;
     // Asked for after the wait: the config is read while the first layers convert.
-    let diff_ids = match store.diff_ids(manifest)? {
+    let (reader, digest) = (store.clone(), *manifest);
+    let diff_ids = match blocking(move || Ok(reader.diff_ids(&digest)?)).await? {
         Some(ids) if ids.len() == statuses.len() => Some(ids),
         _ => statuses.iter().map(|s| s.diff_id).collect::<Option<Vec<DiffId>>>(),
     };
