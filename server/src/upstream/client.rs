@@ -34,6 +34,10 @@ const HOPS_MAX: usize = 5;
 /// Requests that fail for want of an answer are sent once more, after this.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
+/// A body that is read into memory gets this many times the time of a head. The time-out between two pieces alone would
+/// let an upstream that sends a byte now and then hold every client of a tag for ever.
+const SMALL_BODY_TIMES: u32 = 3;
+
 /// Error and token bodies beyond this are not read.
 const SMALL_BODY_MAX: usize = 64 << 10;
 
@@ -176,7 +180,8 @@ impl Upstream {
         let digest = content_digest(response.headers())?;
         let media_type = media_type(response.headers());
         let size_max = usize::try_from(size_max).unwrap_or(usize::MAX);
-        let bytes = read_bounded(response, size_max)
+        let bytes = self
+            .read_bounded(response, size_max)
             .await?
             .ok_or(UpstreamError::BadAnswer("the manifest is over the size limit"))?;
         self.metrics.upstream_bytes(&self.name, bytes.len() as u64);
@@ -211,7 +216,7 @@ impl Upstream {
                     _ => Err(UpstreamError::Status(416)),
                 };
             }
-            r => accept_status(r).await?,
+            r => self.accept_status(r).await?,
         };
         let (start, size) = match response.status() {
             StatusCode::PARTIAL_CONTENT => match content_range(response.headers()) {
@@ -247,7 +252,7 @@ impl Upstream {
     ) -> Result<Response, UpstreamError> {
         let once = || async {
             let response = self.exchange(&method, repository, &url, &headers).await?;
-            accept_status(response).await
+            self.accept_status(response).await
         };
         match once().await {
             // A time-out has already used up the client's patience.
@@ -344,9 +349,9 @@ impl Upstream {
                     status: response.status().as_u16(),
                 });
             }
-            _ => accept_status(response).await?,
+            _ => self.accept_status(response).await?,
         };
-        let body = read_bounded(response, SMALL_BODY_MAX).await?;
+        let body = self.read_bounded(response, SMALL_BODY_MAX).await?;
         body.and_then(|body| Token::from_answer(&body, asked))
             .ok_or(UpstreamError::BadAnswer("no token in the token answer"))
     }
@@ -407,6 +412,39 @@ impl Upstream {
         self.metrics.upstream_request(&self.name, label, status);
         answer
     }
+
+    /// Sorts statuses. The body of a 404 is read for its code.
+    async fn accept_status(&self, response: Response) -> Result<Response, UpstreamError> {
+        match response.status().as_u16() {
+            200 | 206 => Ok(response),
+            404 => {
+                let body = self.read_bounded(response, SMALL_BODY_MAX).await.ok().flatten();
+                let name_unknown = body.is_some_and(|b| b.windows(14).any(|w| w == b"\"NAME_UNKNOWN\""));
+                Err(UpstreamError::NotFound { name_unknown })
+            }
+            status @ (401 | 403) => Err(UpstreamError::Denied { status }),
+            429 => Err(UpstreamError::TooManyRequests {
+                retry_after_secs: retry_after(response.headers()),
+            }),
+            status => Err(UpstreamError::Status(status)),
+        }
+    }
+
+    /// The whole body, or `None` if it is longer than `size_max`.
+    async fn read_bounded(&self, mut response: Response, size_max: usize) -> Result<Option<Bytes>, UpstreamError> {
+        let read = async {
+            let mut out = BytesMut::new();
+            while let Some(chunk) = response.chunk().await? {
+                if out.len() + chunk.len() > size_max {
+                    return Ok(None);
+                }
+                out.extend_from_slice(&chunk);
+            }
+            Ok(Some(out.freeze()))
+        };
+        let time_max = self.header_timeout.saturating_mul(SMALL_BODY_TIMES);
+        timeout(time_max, read).await.unwrap_or(Err(UpstreamError::Timeout))
+    }
 }
 
 /// Scheme, host and port.
@@ -437,23 +475,6 @@ fn accept_headers(accept: &[HeaderValue]) -> HeaderMap {
         headers.insert(header::ACCEPT, HeaderValue::from_static(ACCEPT_DEFAULT));
     }
     headers
-}
-
-/// Sorts statuses. The body of a 404 is read for its code.
-async fn accept_status(response: Response) -> Result<Response, UpstreamError> {
-    match response.status().as_u16() {
-        200 | 206 => Ok(response),
-        404 => {
-            let body = read_bounded(response, SMALL_BODY_MAX).await.ok().flatten();
-            let name_unknown = body.is_some_and(|b| b.windows(14).any(|w| w == b"\"NAME_UNKNOWN\""));
-            Err(UpstreamError::NotFound { name_unknown })
-        }
-        status @ (401 | 403) => Err(UpstreamError::Denied { status }),
-        429 => Err(UpstreamError::TooManyRequests {
-            retry_after_secs: retry_after(response.headers()),
-        }),
-        status => Err(UpstreamError::Status(status)),
-    }
 }
 
 /// Seconds only; the date form is rare and needs a clock we share with the upstream.
@@ -493,18 +514,6 @@ fn content_range(headers: &HeaderMap) -> Option<(Option<u64>, Option<u64>)> {
     (first <= last && to_the_end).then_some((Some(first), size))
 }
 
-/// The whole body, or `None` if it is longer than `size_max`.
-async fn read_bounded(mut response: Response, size_max: usize) -> Result<Option<Bytes>, UpstreamError> {
-    let mut out = BytesMut::new();
-    while let Some(chunk) = response.chunk().await? {
-        if out.len() + chunk.len() > size_max {
-            return Ok(None);
-        }
-        out.extend_from_slice(&chunk);
-    }
-    Ok(Some(out.freeze()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -531,6 +540,35 @@ mod tests {
         ] {
             assert!(!may(bad), "{bad}");
         }
+    }
+
+    /// Only the pause between two pieces was bounded, so a manifest that came a byte at a time held its clients, who
+    /// share one request, as long as the upstream liked.
+    #[tokio::test]
+    async fn a_body_that_drips_is_given_up() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _request = stream.read(&mut [0; 4096]).await.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+                .await
+                .unwrap();
+            while stream.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        let fetch = FetchConfig {
+            header_timeout_ms: 500,
+            ..FetchConfig::default()
+        };
+        let upstream = Upstream::new(&UpstreamConfig::new("u", url), "u", &fetch, Metrics::new()).unwrap();
+        let reference = "t".parse().unwrap();
+        let answer = upstream.manifest("r", &reference, &[], 1 << 20);
+        let answer = timeout(Duration::from_secs(20), answer).await.expect("it ends");
+        assert_eq!(answer.unwrap_err(), UpstreamError::Timeout);
     }
 
     #[test]
