@@ -386,6 +386,36 @@ fn a_late_or_cancelled_conversion_fails_and_says_nothing_about_the_layer() {
     assert_eq!(room.store.layer(&layer.digest).unwrap(), None);
 }
 
+/// The time was looked at only when compressed bytes were read. A small blob is read at once, and what it inflates to
+/// may be hours of work: a million paths, each through a maze of symlinks.
+#[test]
+fn time_is_up_also_while_few_compressed_bytes_make_much_work() {
+    struct CancelAtTheEnd<'a>(&'a [u8], &'a Progress);
+    impl Read for CancelAtTheEnd<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let n = self.0.read(buf)?;
+            if self.0.is_empty() {
+                self.1.cancel();
+            }
+            Ok(n)
+        }
+    }
+    let room = room();
+    let mut b = LayerBuilder::new(Dialect::Gnu);
+    b.file("zeros", Meta::default(), vec![0; 16 << 20]);
+    let zeros = b.finish(Compression::Gzip);
+    assert!(zeros.blob.len() < 64 << 10, "it is read at once");
+    let progress = progress();
+    let reader = CancelAtTheEnd(&zeros.blob, &progress);
+    let outcome = convert(reader, &zeros.digest, &room.store, &IngestConfig::default(), &progress);
+    assert!(matches!(outcome, Err(ConvertError::Failed(Failure::Cancelled))));
+    let scanned = progress.tar.load(Ordering::Relaxed);
+    assert!(
+        scanned < 1 << 20,
+        "{scanned} bytes were scanned after the end was asked for"
+    );
+}
+
 fn header<'a>(path: &'a str, typeflag: u8, meta: &'a Meta, size: u64, link: &'a str) -> Header<'a> {
     Header {
         path: path.as_bytes(),
@@ -556,6 +586,48 @@ fn the_size_of_pax_wins_and_malformed_pax_is_refused() {
     ] {
         refusal(room.convert_tar(&with_pax(bad)));
     }
+}
+
+/// Where Go's reader, which containerd has, and others part ways over what an extended header applies to. Go drops what
+/// was said before a *global* header, takes the name in sparse records only when they describe a sparse file, and fails
+/// on such records of a directory. We kept the first, took the second, and ignored the third: another tree than the
+/// ordinary pull's.
+#[test]
+fn extended_headers_apply_to_what_gos_reader_applies_them_to() {
+    let room = room();
+    let meta = Meta::default();
+    let tar = |members: &[(u8, &[u8])]| {
+        let mut w = TarWriter::new();
+        for &(typeflag, body) in members {
+            w.entry(
+                Dialect::Ustar,
+                &header("plain", typeflag, &meta, body.len() as u64, ""),
+                body,
+            );
+        }
+        w.finish()
+    };
+    let (path, comment) = (pax_record(b"path", b"other"), pax_record(b"comment", b"c"));
+    for before in [(b'x', &path[..]), (b'L', b"other\0")] {
+        let why = refusal(room.convert_tar(&tar(&[before, (b'g', &comment), (b'0', b"x")])));
+        assert!(why.contains("before a global one"), "{why}");
+    }
+    let toc = room.convert_tar(&tar(&[(b'g', &comment), (b'x', &path), (b'0', b"x")]));
+    assert_eq!(paths(&toc.unwrap()), ["other"]);
+
+    let name = pax_record(b"GNU.sparse.name", b"other");
+    let toc = room.convert_tar(&tar(&[(b'x', &name), (b'0', b"x")]));
+    assert_eq!(paths(&toc.unwrap()), ["plain"]);
+    let map = [
+        &name[..],
+        &pax_record(b"GNU.sparse.map", b"0,1"),
+        &pax_record(b"GNU.sparse.size", b"1"),
+    ]
+    .concat();
+    let toc = room.convert_tar(&tar(&[(b'x', &map), (b'0', b"x")]));
+    assert_eq!(paths(&toc.unwrap()), ["other"]);
+    let why = refusal(room.convert_tar(&tar(&[(b'x', &map), (b'5', b"")])));
+    assert!(why.contains("not a file"), "{why}");
 }
 
 #[test]

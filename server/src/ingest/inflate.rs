@@ -7,44 +7,35 @@
 //! Not here: what is in the tar.
 
 use std::io::{self, BufReader, Cursor, Read};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use headstart_layer_format::{BlobDigest, DiffId};
-use sha2::{Digest as _, Sha256, Sha512};
+use sha2::{Digest as _, Sha256};
 
 use super::error::{ConvertError, Failure, Refusal};
 use super::progress::Progress;
+use crate::store::hasher::BlobHasher;
 
 /// zlib-rs does 625 MB/s with buffers of this size, and half of it with 32 KiB.
 const BUFFER: usize = 256 << 10;
 /// Largest zstd window accepted: 128 MiB, as the zstd command and containerd's decoder do.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
-#[derive(Debug)]
-enum Hasher {
-    Sha256(Sha256),
-    Sha512(Sha512),
-}
-
 /// The compressed blob, hashed as it is read.
 #[derive(Debug)]
 pub struct Original<'a, R> {
     input: R,
     expected: BlobDigest,
-    hasher: Hasher,
+    hasher: BlobHasher,
     progress: &'a Progress,
 }
 
 impl<'a, R: Read> Original<'a, R> {
     pub fn new(input: R, expected: BlobDigest, progress: &'a Progress) -> Self {
-        let hasher = match expected {
-            BlobDigest::Sha256(_) => Hasher::Sha256(Sha256::new()),
-            BlobDigest::Sha512(_) => Hasher::Sha512(Sha512::new()),
-        };
         Self {
             input,
             expected,
-            hasher,
+            hasher: BlobHasher::of(&expected),
             progress,
         }
     }
@@ -52,12 +43,7 @@ impl<'a, R: Read> Original<'a, R> {
     /// Reads what is left and compares the digest.
     pub fn finish(mut self) -> Result<(), ConvertError> {
         io::copy(&mut self, &mut io::sink()).map_err(ConvertError::from_io)?;
-        let right = match (self.hasher, &self.expected) {
-            (Hasher::Sha256(h), BlobDigest::Sha256(d)) => h.finalize().as_slice() == d,
-            (Hasher::Sha512(h), BlobDigest::Sha512(d)) => h.finalize().as_slice() == d,
-            _ => false,
-        };
-        if right {
+        if self.hasher.finish() == self.expected {
             Ok(())
         } else {
             Err(Failure::DigestMismatch.into())
@@ -65,14 +51,20 @@ impl<'a, R: Read> Original<'a, R> {
     }
 }
 
+/// Not cancelled, and not out of time. Asked on both sides of the decoder: few compressed bytes may make much work.
+fn go_on(progress: &Progress) -> io::Result<()> {
+    if progress.is_cancelled() {
+        return Err(ConvertError::from(Failure::Cancelled).into_io());
+    }
+    if progress.is_late() {
+        return Err(ConvertError::from(Failure::TimedOut).into_io());
+    }
+    Ok(())
+}
+
 impl<R: Read> Read for Original<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.progress.is_cancelled() {
-            return Err(ConvertError::from(Failure::Cancelled).into_io());
-        }
-        if self.progress.is_late() {
-            return Err(ConvertError::from(Failure::TimedOut).into_io());
-        }
+        go_on(self.progress)?;
         let n = loop {
             match self.input.read(buf) {
                 Ok(n) => break n,
@@ -80,10 +72,7 @@ impl<R: Read> Read for Original<'_, R> {
                 Err(e) => return Err(ConvertError::from(Failure::Read(e)).into_io()),
             }
         };
-        match &mut self.hasher {
-            Hasher::Sha256(h) => h.update(&buf[..n]),
-            Hasher::Sha512(h) => h.update(&buf[..n]),
-        }
+        self.hasher.update(&buf[..n]);
         self.progress.compressed.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
     }
@@ -128,7 +117,7 @@ pub struct TarStream<'a> {
     hasher: Sha256,
     size: u64,
     budget: TarBudget,
-    compressed: &'a AtomicU64,
+    progress: &'a Progress,
 }
 
 impl std::fmt::Debug for TarStream<'_> {
@@ -138,14 +127,14 @@ impl std::fmt::Debug for TarStream<'_> {
 }
 
 impl<'a> TarStream<'a> {
-    /// `compressed` counts what the decoder has consumed.
-    pub fn new(input: Box<dyn Read + 'a>, budget: TarBudget, compressed: &'a AtomicU64) -> Self {
+    /// `progress` counts what the decoder has consumed.
+    pub fn new(input: Box<dyn Read + 'a>, budget: TarBudget, progress: &'a Progress) -> Self {
         Self {
             input,
             hasher: Sha256::new(),
             size: 0,
             budget,
-            compressed,
+            progress,
         }
     }
 
@@ -168,7 +157,11 @@ impl<'a> TarStream<'a> {
             let what = "uncompressed bytes";
             return Err(Refusal::OverBudget { what, max: bytes_max });
         }
-        let allowed = self.compressed.load(Ordering::Relaxed).saturating_mul(ratio_max);
+        let allowed = self
+            .progress
+            .compressed
+            .load(Ordering::Relaxed)
+            .saturating_mul(ratio_max);
         if self.size > ratio_floor_bytes && self.size > allowed {
             let what = "uncompressed bytes for each compressed one";
             return Err(Refusal::OverBudget { what, max: ratio_max });
@@ -179,6 +172,7 @@ impl<'a> TarStream<'a> {
 
 impl Read for TarStream<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        go_on(self.progress)?;
         let n = self.input.read(buf)?;
         self.hasher.update(&buf[..n]);
         self.size += n as u64;

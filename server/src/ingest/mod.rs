@@ -73,7 +73,7 @@ fn take_apart<R: Read>(
         ratio_max: config.ratio_max,
         ratio_floor_bytes: config.ratio_floor_bytes,
     };
-    let mut tar = TarStream::new(inflate(original)?, budget, &progress.compressed);
+    let mut tar = TarStream::new(inflate(original)?, budget, progress);
     std::thread::scope(|scope| {
         let pool = ChunkPool::start(scope, config.compress_threads, config.zstd_level, store, progress);
         let mut assembler = Assembler::new(config, pool)?;

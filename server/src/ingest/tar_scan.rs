@@ -60,6 +60,12 @@ struct Pending {
     long_link: Option<Vec<u8>>,
 }
 
+impl Pending {
+    fn is_some(&self) -> bool {
+        self.pax.is_some() || self.long_name.is_some() || self.long_link.is_some()
+    }
+}
+
 pub fn scan<S: Sink>(input: impl Read, sink: &mut S) -> Result<(), ConvertError> {
     let mut scan = Scan {
         input: BufReader::with_capacity(BUFFER, input),
@@ -70,6 +76,8 @@ pub fn scan<S: Sink>(input: impl Read, sink: &mut S) -> Result<(), ConvertError>
         let header = Header::parse(&block)?;
         match header.typeflag {
             b'x' => pending.pax = Some(Pax::parse(&scan.special(&header)?)?),
+            // Go's reader hands a global header out as an entry, and what was said before it is lost; others keep it.
+            b'g' if pending.is_some() => return Err(malformed("an extended header before a global one")),
             b'g' => Pax::check(&scan.special(&header)?)?,
             b'L' => pending.long_name = Some(text(&scan.special(&header)?).to_vec()),
             b'K' => pending.long_link = Some(text(&scan.special(&header)?).to_vec()),
@@ -148,10 +156,11 @@ impl<R: Read, S: Sink> Scan<'_, R, S> {
                 if header.typeflag == 0 && path.ends_with(b"/") {
                     kind = Some(MemberKind::Directory);
                 } else {
-                    if let Some(name) = &pax.sparse.name {
+                    let (sparse, stored) = self.pax_map(&pax.sparse, size)?;
+                    // The name in sparse records counts only if they describe a sparse file.
+                    if let (Some(name), Some(_)) = (&pax.sparse.name, &sparse) {
                         path.clone_from(name);
                     }
-                    let (sparse, stored) = self.pax_map(&pax.sparse, size)?;
                     (kind, body_len) = (Some(MemberKind::File { sparse }), stored);
                 }
             }
@@ -169,6 +178,9 @@ impl<R: Read, S: Sink> Scan<'_, R, S> {
             _ => {}
         }
         let kind = kind.ok_or(Refusal::EntryType(char::from(header.typeflag)))?;
+        if !matches!(kind, MemberKind::File { .. }) && pax_form(&pax.sparse)? != PaxSparseForm::NotSparse {
+            return Err(malformed("sparse records of what is not a file"));
+        }
         self.sink.member(Member {
             path,
             kind,
