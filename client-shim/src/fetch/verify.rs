@@ -2,7 +2,7 @@
 //!
 //! In: a chunk's place in the TOC, and a frame from anywhere. Out: a [`VerifiedChunk`], the only way to its bytes.
 //! Invariant: a `VerifiedChunk` holds exactly the chunk's length of bytes, and their SHA-256 is the chunk's digest.
-//! Not here: trust in the TOC that names the digest (DESIGN section 6), and where the bytes go.
+//! Not here: trust in the TOC that names the digest (ARCHITECTURE.md, "What is deliberately absent"), and where the bytes go.
 
 use headstart_layer_format::ChunkDigest;
 use headstart_layer_format::toc::Chunk;

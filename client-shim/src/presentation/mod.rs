@@ -5,7 +5,7 @@
 //! Not here: stacking layers (`snapshotter`), fetching (`cache`, `fetch`).
 //!
 //! One implementation so far, [`fuse_tree::FuseTree`]. The second is an EROFS image of the TOC's tree with the data space
-//! as its device (DESIGN section 5): it needs the same two things of a layer, hence this seam.
+//! as its device: it needs the same two things of a layer, hence this seam.
 
 pub mod fuse_tree;
 pub mod implied;

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use headstart_layer_format::limits::{ENTRIES_MAX, PATH_LEN_MAX};
+use headstart_layer_format::limits::{ENTRIES_MAX, EXTENTS_MAX, META_SIZE_MAX, PATH_LEN_MAX};
 use headstart_layer_format::toc::{Content, Entry, EntryId, Inode, InodeId, Kind, Mtime, Tree, Xattr};
 
 use super::error::{ConvertError, Refusal};
@@ -34,6 +34,9 @@ pub struct TreeBuilder {
     nodes: Vec<Node>,
     inodes: Vec<Inode>,
     nodes_max: u64,
+    /// Bytes of names, targets and attributes that may still come, of entries that are replaced later as well.
+    bytes_left: u64,
+    extents_left: u64,
 }
 
 const ROOT: usize = 0;
@@ -63,12 +66,15 @@ impl TreeBuilder {
             }],
             inodes: vec![implied_directory()],
             nodes_max: entries_max.min(ENTRIES_MAX),
+            bytes_left: META_SIZE_MAX,
+            extents_left: EXTENTS_MAX,
         }
     }
 
     /// Applies a member. `content` is a file's, and ignored for everything else.
     pub fn add(&mut self, member: &Member, content: Content) -> Result<(), ConvertError> {
         let parts = components(&member.path)?;
+        self.spend(member, &parts, &content)?;
         let Some((&base, above)) = parts.split_last() else {
             return self.add_root(member);
         };
@@ -88,6 +94,23 @@ impl TreeBuilder {
             Whiteout::Of(name) => self.add_whiteout(member, above, name),
             Whiteout::No => self.add_named(member, above, base, content),
         }
+    }
+
+    /// What is kept of a member is counted as it comes: the format's bounds are checked when the tree is whole, and by
+    /// then a tar of a few megabytes may have been inflated to gigabytes of attributes.
+    fn spend(&mut self, member: &Member, parts: &[&[u8]], content: &Content) -> Result<(), Refusal> {
+        let target = match &member.kind {
+            MemberKind::Symlink { target } => target.len(),
+            _ => 0,
+        };
+        let name = parts.last().map_or(0, |n| n.len());
+        let xattrs: usize = member.xattrs.iter().map(|(n, v)| n.len() + v.len()).sum();
+        let over = |what, max| Refusal::OverBudget { what, max };
+        let left = self.bytes_left.checked_sub((name + target + xattrs) as u64);
+        self.bytes_left = left.ok_or_else(|| over("bytes of names and attributes", META_SIZE_MAX))?;
+        let left = self.extents_left.checked_sub(content.extents().len() as u64);
+        self.extents_left = left.ok_or_else(|| over("extents of files", EXTENTS_MAX))?;
+        Ok(())
     }
 
     /// `./` gives the root's metadata; containerd ignores anything else that resolves to the root.
@@ -340,4 +363,44 @@ fn apply_metadata(inode: &mut Inode, member: &Member) -> Result<(), ConvertError
 fn bound_time(t: Mtime) -> Mtime {
     let fits = t.secs >= 0 && i128::from(t.secs) * 1_000_000_000 + i128::from(t.nanos) <= i128::from(i64::MAX);
     if fits { t } else { Mtime::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use headstart_layer_format::offset::{LayerOffset, LayerRange};
+
+    use super::*;
+
+    fn file(xattr_len: usize) -> Member {
+        Member {
+            path: b"f".to_vec(),
+            kind: MemberKind::File { sparse: None },
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: Mtime::default(),
+            xattrs: vec![(b"user.x".to_vec(), vec![0; xattr_len])],
+            body_len: 0,
+        }
+    }
+
+    /// One name, written over and over: the tree stays small, but what it has replaced is still in memory.
+    #[test]
+    fn what_members_leave_in_memory_is_bounded_before_the_tree_is_whole() {
+        let mut tree = TreeBuilder::new(1000);
+        tree.bytes_left = 3 * 1007;
+        for _ in 0..3 {
+            tree.add(&file(1000), Content::EMPTY).unwrap();
+        }
+        let why = tree.add(&file(1000), Content::EMPTY).unwrap_err().to_string();
+        assert!(why.contains("names and attributes"), "{why}");
+
+        let mut tree = TreeBuilder::new(1000);
+        tree.extents_left = 1;
+        let start = LayerOffset(0);
+        let body = || Content::whole(LayerRange { start, len: 1 });
+        tree.add(&file(0), body()).unwrap();
+        let why = tree.add(&file(0), body()).unwrap_err().to_string();
+        assert!(why.contains("extents"), "{why}");
+    }
 }
