@@ -160,17 +160,20 @@ impl NodeLayers {
             return Ok(presented);
         }
         let work = async {
-            let lock = self.0.changing(layer);
-            let _changing = lock.lock().await;
+            let changing = self.0.changing(layer).lock_owned().await;
             if let Ok(presented) = self.present_known(layer) {
                 return Ok(presented);
             }
             self.0.room()?;
             let (bytes, toc) = self.0.toc(layer, deadline).await?;
             let inner = Arc::clone(&self.0);
-            tokio::task::spawn_blocking(move || inner.admit(toc, &bytes))
-                .await
-                .map_err(|_| LayersError::Interrupted)?
+            // The lock goes with the work, which goes on when the caller's time is up.
+            tokio::task::spawn_blocking(move || {
+                let _changing = changing;
+                inner.admit(toc, &bytes)
+            })
+            .await
+            .map_err(|_| LayersError::Interrupted)?
         };
         timeout_at(deadline.into(), work)
             .await
@@ -192,13 +195,13 @@ impl NodeLayers {
 
     /// The last snapshot on it is gone: its tree, bytes and slot go too. A later `present` starts afresh.
     pub async fn release(&self, layer: &BlobDigest) {
-        let lock = self.0.changing(layer);
-        let _changing = lock.lock().await;
+        let changing = self.0.changing(layer).lock_owned().await;
         let (inner, layer) = (Arc::clone(&self.0), *layer);
-        if tokio::task::spawn_blocking(move || inner.drop_layer(&layer))
-            .await
-            .is_err()
-        {
+        let done = tokio::task::spawn_blocking(move || {
+            let _changing = changing;
+            inner.drop_layer(&layer);
+        });
+        if done.await.is_err() {
             tracing::warn!(%layer, "layer-release-failed");
         }
     }
@@ -271,10 +274,14 @@ impl Inner {
 
     /// Asks the servers until there is a TOC, a definite no, or no time.
     async fn toc(&self, layer: &BlobDigest, deadline: Instant) -> Result<(Vec<u8>, Arc<Toc>), LayersError> {
+        // A server that takes the question and never answers must not use up the time of those behind it: the first
+        // round waits for no conversion, later ones for half of what is left.
+        let mut wait_ms = 0;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let wait_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).min(TOC_WAIT_MS_MAX);
-            let retry = match self.servers.toc(layer, wait_ms).await {
+            let answer = self.servers.toc(layer, wait_ms).await;
+            let left = deadline.saturating_duration_since(Instant::now()) / 2;
+            wait_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).min(TOC_WAIT_MS_MAX);
+            let retry = match answer {
                 Ok(TocAnswer::Ready { bytes, toc }) => return Ok((bytes, toc)),
                 Ok(TocAnswer::Unknown) => return Err(LayersError::Unknown),
                 Ok(TocAnswer::NotReady(status)) => not_ready(*status),

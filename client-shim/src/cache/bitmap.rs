@@ -53,6 +53,13 @@ impl ChunkBitmap {
         }
     }
 
+    /// Clears what `other` does not have.
+    pub fn keep_only(&self, other: &Self) {
+        for (word, kept) in self.words.iter().zip(&other.words) {
+            word.fetch_and(kept.load(Ordering::Acquire), Ordering::AcqRel);
+        }
+    }
+
     /// How many are set.
     pub fn count(&self) -> u32 {
         self.words.iter().map(|w| w.load(Ordering::Relaxed).count_ones()).sum()

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use headstart_layer_format::toc::ChunkTable;
 use headstart_layer_format::{LayerRange, Toc, TocDigest};
@@ -31,6 +31,8 @@ pub struct LayerFile {
     bitmap: ChunkBitmap,
     /// Chunks were put since the last flush.
     dirty: AtomicBool,
+    /// Read-locked from a chunk's write until its bit is set.
+    putting: RwLock<()>,
     /// Held while the bitmap is written. True once the directory is being removed: from then on its name may belong to
     /// a successor, which must not inherit our claims.
     retired: Mutex<bool>,
@@ -49,11 +51,7 @@ impl LayerFile {
         let len = toc.chunks().len();
         // A file of another length is not the one the bitmap speaks of.
         let intact = data.metadata()?.len() == data_size;
-        let claimed = match atomic_file::read_bounded(&dir.join(BITMAP), bitmap::FILE_SIZE_MAX) {
-            Ok(bytes) => ChunkBitmap::decode(&bytes, &toc_digest, len),
-            Err(_) => None,
-        };
-        let bitmap = match claimed {
+        let bitmap = match durable(dir, &toc_digest, len) {
             Some(bitmap) if intact => bitmap,
             _ => {
                 // First the claim goes, then the bytes: a crash in between must not leave a claim on holes.
@@ -73,6 +71,7 @@ impl LayerFile {
             toc_digest,
             bitmap,
             dirty: AtomicBool::new(false),
+            putting: RwLock::new(()),
             retired: Mutex::new(false),
         })
     }
@@ -120,14 +119,25 @@ impl LayerFile {
         }
         // The claim is taken before the sync: every bit in it was set after its bytes were written.
         let claim = self.bitmap.encode(&self.toc_digest);
-        let done = self
-            .data
-            .sync_data()
-            .and_then(|()| atomic_file::replace(&self.dir, BITMAP, &claim));
+        if let Err(error) = self.data.sync_data() {
+            self.distrust();
+            return Err(error);
+        }
+        let done = atomic_file::replace(&self.dir, BITMAP, &claim);
         if done.is_err() {
             self.dirty.store(true, Ordering::Release);
         }
         done
+    }
+
+    /// A sync failed. The kernel says so once and then takes the pages for clean: the next sync would succeed, and what
+    /// was never written would read as zeros when the page cache lets it go. So only what was durable before is still
+    /// here; the rest is fetched again.
+    fn distrust(&self) {
+        let _nobody_puts = self.putting.write().unwrap_or_else(|p| p.into_inner());
+        let before = durable(&self.dir, &self.toc_digest, self.chunks().len());
+        self.bitmap
+            .keep_only(&before.unwrap_or_else(|| ChunkBitmap::new(self.chunks().len())));
     }
 
     /// The directory is about to go; nothing is written to it any more. Reads of the open file still work.
@@ -142,9 +152,16 @@ impl ChunkSink for LayerFile {
     }
 
     fn put(&self, chunk: VerifiedChunk) -> io::Result<()> {
+        let _putting = self.putting.read().unwrap_or_else(|p| p.into_inner());
         self.data.write_all_at(chunk.bytes(), chunk.chunk().range.start.0)?;
         self.bitmap.set(chunk.chunk().index);
         self.dirty.store(true, Ordering::Release);
         Ok(())
     }
+}
+
+/// The claim on disk; `None` when there is none, or a damaged one.
+fn durable(dir: &Path, toc: &TocDigest, len: u32) -> Option<ChunkBitmap> {
+    let bytes = atomic_file::read_bounded(&dir.join(BITMAP), bitmap::FILE_SIZE_MAX).ok()?;
+    ChunkBitmap::decode(&bytes, toc, len)
 }

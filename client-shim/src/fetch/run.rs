@@ -32,13 +32,16 @@ const REFUSED_ROUNDS_MAX: u32 = 3;
 pub(super) struct Claim {
     inner: Arc<Inner>,
     open: Mutex<BTreeMap<u32, watch::Sender<Flight>>>,
+    /// Memory the whole run may take.
+    cost: u64,
 }
 
 impl Claim {
-    pub(super) fn new(inner: Arc<Inner>, flights: Vec<(u32, watch::Sender<Flight>)>) -> Arc<Self> {
+    pub(super) fn new(inner: Arc<Inner>, flights: Vec<(u32, watch::Sender<Flight>)>, cost: u64) -> Arc<Self> {
         Arc::new(Self {
             inner,
             open: Mutex::new(flights.into_iter().collect()),
+            cost,
         })
     }
 
@@ -87,9 +90,9 @@ impl Drop for Claim {
 /// Fetches until every flight of the claim has landed, the servers have said no, or time is up. With a permit given it is
 /// a prefetch: one round, so that a server in trouble is not kept busy with what nobody waits for (a reader who joined
 /// starts a run of his own).
-pub(super) async fn drive(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit>, cost: u64, deadline: Instant) {
+pub(super) async fn drive(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit>, deadline: Instant) {
     let last_error = Mutex::new(FetchError::Deadline);
-    let _ = timeout_at(deadline.into(), rounds(&claim, permit, cost, &last_error)).await;
+    let _ = timeout_at(deadline.into(), rounds(&claim, permit, &last_error)).await;
     let left = claim.lock().len();
     if left > 0 {
         let error = last_error.lock().unwrap_or_else(|p| p.into_inner()).clone();
@@ -99,12 +102,7 @@ pub(super) async fn drive(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit
     }
 }
 
-async fn rounds(
-    claim: &Arc<Claim>,
-    mut permit: Option<OwnedSemaphorePermit>,
-    cost: u64,
-    last_error: &Mutex<FetchError>,
-) {
+async fn rounds(claim: &Arc<Claim>, mut permit: Option<OwnedSemaphorePermit>, last_error: &Mutex<FetchError>) {
     let servers = &claim.inner.servers;
     let prefetch = permit.is_some();
     let pause_max = Duration::from_millis(servers.config().retry_pause_ms_max);
@@ -116,7 +114,11 @@ async fn rounds(
             // Held while bytes may flow only: a run that pauses leaves the memory to others.
             let held = match permit.take() {
                 Some(permit) => Some(permit),
-                None => servers.budget().acquire(cost).await,
+                None if prefetch => match servers.budget().try_acquire(claim.cost) {
+                    Some(permit) => Some(permit),
+                    None => return,
+                },
+                None => servers.budget().acquire(claim.cost).await,
             };
             let outcome = from_server(claim, &server).await;
             drop(held);

@@ -44,6 +44,9 @@ pub(super) struct Inner {
     running: Mutex<HashMap<u32, watch::Receiver<Flight>>>,
 }
 
+/// A claim on chunks, and the memory for them if it is there already.
+type Run = (Arc<Claim>, Option<OwnedSemaphorePermit>);
+
 /// A flight somebody waits for.
 struct Wait {
     flight: watch::Receiver<Flight>,
@@ -100,14 +103,16 @@ impl Flights {
 
     /// Starts fetching what is missing of `wanted` if there is room for it now. Nobody waits, errors are dropped.
     pub fn prefetch(&self, wanted: &[u32], deadline: Instant) {
+        let mut runs = Vec::new();
         let mut running = self.lock();
         let missing = self.missing(&running, wanted);
         for chunks in self.split(missing) {
-            let cost = self.cost(&chunks);
-            if let Some(permit) = self.0.servers.budget().try_acquire(cost) {
-                self.start(&mut running, &chunks, Some(permit), deadline);
+            if let Some(permit) = self.0.servers.budget().try_acquire(self.cost(&chunks)) {
+                runs.push((self.claim(&mut running, &chunks), Some(permit)));
             }
         }
+        drop(running);
+        self.start(runs, deadline);
     }
 
     /// Joins the flights of `demand`, starting those that are missing.
@@ -128,13 +133,14 @@ impl Flights {
         let mut all = [&missing[..], &self.missing(&running, along)].concat();
         all.sort_unstable();
         all.dedup();
-        for chunks in self.split(all) {
-            self.start(&mut running, &chunks, None, deadline);
-        }
+        let runs = self.split(all).into_iter();
+        let runs: Vec<Run> = runs.map(|chunks| (self.claim(&mut running, &chunks), None)).collect();
         waits.extend(missing.iter().filter_map(|i| running.get(i)).map(|flight| Wait {
             flight: flight.clone(),
             own: true,
         }));
+        drop(running);
+        self.start(runs, deadline);
         waits
     }
 
@@ -176,22 +182,23 @@ impl Flights {
         chunks.iter().filter_map(chunk).map(|c| c.frame.len + c.range.len).sum()
     }
 
-    fn start(
-        &self,
-        running: &mut HashMap<u32, watch::Receiver<Flight>>,
-        chunks: &[u32],
-        permit: Option<OwnedSemaphorePermit>,
-        deadline: Instant,
-    ) {
+    /// Puts chunks into the table of flights.
+    fn claim(&self, running: &mut HashMap<u32, watch::Receiver<Flight>>, chunks: &[u32]) -> Arc<Claim> {
         let mut senders = Vec::with_capacity(chunks.len());
         for &index in chunks {
             let (sender, receiver) = watch::channel(Flight::Running);
             running.insert(index, receiver);
             senders.push((index, sender));
         }
-        let claim = Claim::new(Arc::clone(&self.0), senders);
-        let cost = self.cost(chunks);
-        self.0.runtime.spawn(run::drive(claim, permit, cost, deadline));
+        Claim::new(Arc::clone(&self.0), senders, self.cost(chunks))
+    }
+
+    /// Never under the lock of the table: a runtime that is shutting down drops the task within `spawn`, and the claim
+    /// with it, which then ends its flights.
+    fn start(&self, runs: Vec<Run>, deadline: Instant) {
+        for (claim, permit) in runs {
+            self.0.runtime.spawn(run::drive(claim, permit, deadline));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, watch::Receiver<Flight>>> {

@@ -9,8 +9,6 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +20,7 @@ pub struct Trash {
     store: Arc<SnapshotStore>,
     stop: CancellationToken,
     /// One sweep at a time: two would only fight over the disk.
-    turn: Arc<Mutex<()>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Trash {
@@ -38,9 +36,17 @@ impl Trash {
     /// Starts a sweep of what is there now; the handle ends with it.
     pub fn sweep(&self) -> tokio::task::JoinHandle<()> {
         let trash = self.clone();
-        tokio::task::spawn_blocking(move || {
-            let _turn = trash.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            trash.empty();
+        tokio::spawn(async move {
+            // Waiting as a task: a garbage collection starts hundreds of sweeps, which as threads would leave none to
+            // the calls and reads that need one.
+            let turn = trash.turn.clone().lock_owned().await;
+            let swept = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                trash.empty();
+            });
+            if let Err(error) = swept.await {
+                tracing::warn!(%error, "sweep of the trash did not end");
+            }
         })
     }
 
@@ -91,6 +97,33 @@ impl Trash {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// One garbage collection of containerd removes hundreds of snapshots while the first is still being deleted. Each
+    /// removal's sweep used to wait on a thread of its own, until no call and no read got one any more.
+    #[test]
+    fn sweeps_that_wait_take_no_threads() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(2)
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let root = tempfile::tempdir().unwrap();
+            let store = Arc::new(SnapshotStore::open(root.path(), false).unwrap());
+            let trash = Trash::new(store, CancellationToken::new());
+            let sweeping = trash.turn.clone().try_lock_owned().unwrap();
+            let sweeps: Vec<_> = (0..8).map(|_| trash.sweep()).collect();
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            let call = tokio::task::spawn_blocking(|| ());
+            let limit = std::time::Duration::from_secs(20);
+            tokio::time::timeout(limit, call).await.unwrap().unwrap();
+            drop(sweeping);
+            for sweep in sweeps {
+                sweep.await.unwrap();
+            }
+        });
+    }
 
     #[tokio::test]
     async fn a_tree_deeper_than_any_path_is_deleted() {

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use headstart_shim::cache::CacheError;
+use headstart_layer_format::Toc;
+use headstart_shim::cache::{CacheError, LayerFile};
+use headstart_shim::fetch::{ChunkSink, VerifiedChunk};
 use headstart_shim::layers::LayersError;
 
 use crate::mount::{compare, rich};
@@ -105,6 +107,42 @@ fn no_damage_to_any_file_makes_wrong_bytes() {
             assert_eq!(fetched, file != "../next_slot", "{what} {file}");
         }
     }
+}
+
+/// A failed `fdatasync` is reported once; the next one succeeds though the bytes never reached the disk. Such chunks were
+/// then claimed as durable, and would have read as zeros.
+#[test]
+fn chunks_that_could_not_be_made_durable_are_fetched_again() {
+    let layer = LayerBuilder::new()
+        .add("f", Item::file(noise(1, 30_000)))
+        .build(16 << 10);
+    let dir = tempfile::tempdir().unwrap();
+    let toc_digest = Toc::digest(&layer.encoded);
+    let open = || LayerFile::open(dir.path(), Arc::clone(&layer.toc), toc_digest).unwrap();
+    let file = open();
+    let put = |index| {
+        let chunk = layer.toc.chunks().chunk(index).unwrap();
+        let frame = &layer.frames[&chunk.digest].0;
+        file.put(VerifiedChunk::open(chunk, frame).unwrap()).unwrap();
+    };
+    put(0);
+    file.flush().unwrap();
+    put(1);
+    // A device that cannot be synced takes the place of the data file.
+    let data = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .flatten()
+        .find(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == dir.path().join("data")))
+        .map(|fd| fd.file_name().to_str().unwrap().parse::<i32>().unwrap())
+        .unwrap();
+    let device = fs::File::open("/dev/full").unwrap();
+    // SAFETY: both descriptors are open, and nobody reads the data file meanwhile.
+    assert!(unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&device), data) } >= 0);
+    assert!(file.flush().is_err());
+    assert!(file.has(0) && !file.has(1), "only the durable chunk is still here");
+    assert!(file.flush().is_ok(), "nothing is new");
+    let after = open();
+    assert!(after.has(0) && !after.has(1));
 }
 
 #[test]

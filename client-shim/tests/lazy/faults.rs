@@ -6,7 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::support::node::DEMAND_TIMEOUT;
+use headstart_layer_format::Toc;
+use headstart_shim::fetch::single_flight::LayerKey;
+use headstart_shim::fetch::{ChunkSink, Flights, Servers, VerifiedChunk};
+
+use crate::support::node::{DEMAND_TIMEOUT, fetch_config};
 use crate::support::{FakeServer, Fault, Item, LayerBuilder, Node, TestLayer, noise};
 
 /// What a test allows beyond the deadline of a read: a busy machine, and the retries of the kernel (a failed read-ahead
@@ -113,6 +117,65 @@ fn the_second_server_helps_whatever_is_wrong_with_the_first() {
     let root = tempfile::tempdir().unwrap();
     let node = Node::open(root.path(), &[&first, &second]);
     assert!(reads(&node.show(&layer).join("a"), 1).unwrap());
+}
+
+/// Two servers that converted a layer apart have the same chunks in frames of other lengths: offsets of one mean nothing
+/// in the other's blob, whether that says so (its TOC's digest) or not.
+#[test]
+fn a_server_with_other_frames_gives_right_bytes() {
+    let layer = two_files();
+    for admits_it in [true, false] {
+        let (mut first, second) = (FakeServer::start(), FakeServer::start());
+        first.serve(&layer);
+        second.serve(&Arc::new(layer.with_longer_frames(admits_it)));
+        let root = tempfile::tempdir().unwrap();
+        let node = Node::open(root.path(), &[&first, &second]);
+        let dir = node.show(&layer);
+        assert_eq!(second.toc_requests(), 0);
+        first.down();
+        for (name, seed) in [("a", 1), ("b", 2), ("c", 3)] {
+            assert!(reads(&dir.join(name), seed).unwrap(), "{name}");
+        }
+        assert!(second.list_requests() > 0);
+    }
+}
+
+/// The mount's thread may serve a last reader while the runtime goes down. It then started a fetch whose task was dropped
+/// at once, under the lock that ending the fetch needs, and hung with it; so did the stop of the process.
+#[test]
+fn a_fetch_during_the_stop_hangs_nobody() {
+    #[derive(Debug)]
+    struct Nothing;
+    impl ChunkSink for Nothing {
+        fn has(&self, _: u32) -> bool {
+            false
+        }
+        fn put(&self, _: VerifiedChunk) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let layer = two_files();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let servers = Servers::new(&["http://127.0.0.1:1".into()], &fetch_config()).unwrap();
+    let key = LayerKey {
+        layer: layer.digest,
+        toc: Toc::digest(&layer.encoded),
+    };
+    let flights = Flights::new(
+        servers,
+        key,
+        Arc::clone(&layer.toc),
+        Arc::new(Nothing),
+        Arc::default(),
+        runtime.handle().clone(),
+    );
+    runtime.shutdown_background();
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        flights.prefetch(&[0, 1], Instant::now() + DEMAND_TIMEOUT);
+        done.send(()).unwrap();
+    });
+    wait.recv_timeout(GRACE).expect("prefetch returns");
 }
 
 #[test]

@@ -109,6 +109,53 @@ fn without_a_server_present_says_so_in_time() {
     }
 }
 
+/// A server whose process hangs still takes connections. It was waited for until the caller's time was up, which also
+/// kept it from being noted as down, so a node with such a server first never started anything lazily.
+#[test]
+fn a_server_that_never_answers_does_not_hide_the_next() {
+    let hung = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = FakeServer::start();
+    let layer = small(1);
+    server.serve(&layer);
+    server.states(&layer.digest, &[LayerState::Converting]);
+    let urls = [format!("http://{}", hung.local_addr().unwrap()), server.url()];
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open_with(root.path(), &urls, lazy_config()).unwrap();
+    // One answer may take 1 s here.
+    let presented = node.present_within(&layer.digest, Duration::from_secs(8)).unwrap();
+    assert!(fs::read(presented.lowerdir.join("f")).unwrap() == noise(1, 5_000));
+}
+
+/// A `present` whose time is up leaves work behind on a thread (here: a disk that hangs, played by a pipe). A `release`
+/// or second `present` of the layer used to overtake it: two makers of one directory, or a layer that nobody releases.
+#[test]
+fn a_layer_half_made_is_not_overtaken() {
+    let server = FakeServer::start();
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let layer = small(1);
+    server.serve(&layer);
+    let pipe = root.path().join("cache/next_slot.new");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let late = node.present_within(&layer.digest, Duration::from_secs(1));
+    assert!(matches!(late, Err(LayersError::NotReady(_))), "{late:?}");
+    let (layers, digest) = (node.layers.clone(), layer.digest);
+    node.block_on(async {
+        let release = tokio::spawn(async move { layers.release(&digest).await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!release.is_finished(), "the layer is still being made");
+        // The thread goes on, and finds that a pipe cannot be synced.
+        let end = fs::File::options().read(true).write(true).open(&pipe).unwrap();
+        tokio::time::timeout(Duration::from_secs(10), release)
+            .await
+            .unwrap()
+            .unwrap();
+        drop(end);
+    });
+    fs::remove_file(&pipe).unwrap();
+    assert!(node.present(&layer.digest).is_ok());
+}
+
 #[test]
 fn a_full_node_declines() {
     let server = FakeServer::start();

@@ -123,6 +123,32 @@ pub struct TestLayer {
     pub items: BTreeMap<Vec<u8>, Item>,
 }
 
+impl TestLayer {
+    /// As another server keeps it: the same chunks in longer frames. `admits_it`: under another TOC.
+    pub fn with_longer_frames(&self, admits_it: bool) -> Self {
+        // A skippable frame (RFC 8878, section 3.1.2) of 99 bytes.
+        let padding = [&[0x50, 0x2a, 0x4d, 0x18, 99, 0, 0, 0][..], &[0; 99]].concat();
+        let longer = |frame: &[u8]| [&padding[..], frame].concat();
+        let chunks = (0..self.toc.chunks().len()).filter_map(|i| self.toc.chunks().chunk(i));
+        let mut encoded = self.encoded.clone();
+        if admits_it {
+            encoded.push(0);
+        }
+        Self {
+            digest: self.digest,
+            toc: Arc::clone(&self.toc),
+            encoded,
+            blob: chunks.flat_map(|c| longer(&self.frames[&c.digest].0)).collect(),
+            frames: self
+                .frames
+                .iter()
+                .map(|(digest, (frame, raw_len))| (*digest, (longer(frame), *raw_len)))
+                .collect(),
+            items: self.items.clone(),
+        }
+    }
+}
+
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|&b| b == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
