@@ -21,7 +21,8 @@ pub const XATTR_NAME_LEN_MAX: usize = 255;
 /// Longest extended attribute value (`XATTR_SIZE_MAX` of Linux).
 pub const XATTR_VALUE_LEN_MAX: usize = 65536;
 
-/// All attributes of one inode, names and values: `listxattr(2)` returns at most this (`XATTR_LIST_MAX`).
+/// All names of one inode's attributes: `listxattr(2)` returns at most this (`XATTR_LIST_MAX`). Names and values together
+/// have at most this and [`XATTR_VALUE_LEN_MAX`].
 pub const XATTRS_LEN_MAX: usize = 65536;
 
 /// Directory entries in one layer. The largest public images have some 500,000; a decoded entry takes about 100 bytes.

@@ -81,6 +81,8 @@ async fn settled(url: &str, image: &SyntheticImage) -> ImageStatus {
 async fn toc(url: &str, layer: &BlobDigest) -> (Vec<u8>, Toc) {
     let answer = get(format!("{url}{}", routes::layer_toc(layer))).await;
     assert_eq!(answer.status(), 200);
+    // It said "immutable": a cache in between would have kept an old TOC beside the data of a new one for a year.
+    assert_eq!(answer.headers()["cache-control"], "no-cache");
     let named = answer.headers()[routes::TOC_DIGEST_HEADER].to_str().unwrap().to_owned();
     let bytes = answer.bytes().await.unwrap().to_vec();
     assert_eq!(named, Toc::digest(&bytes).to_string());

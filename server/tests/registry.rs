@@ -205,6 +205,16 @@ async fn what_is_unknown_or_malformed_has_its_code() {
         let url = format!("http://{}/v2/{REPOSITORY}/manifests/a?ns={ns}", server.address);
         assert_eq!(server.error(&url).await, (404, "NAME_UNKNOWN".into()), "{ns}");
     }
+    // A query that does not parse has an error of ours as well; it had the framework's plain text.
+    for url in [
+        format!("http://{}/v2/{REPOSITORY}/manifests/a?ns=a&ns=b", server.address),
+        format!(
+            "http://{}/headstart/v1/layers/{unknown}/toc?wait_ms=soon",
+            server.address
+        ),
+    ] {
+        assert_eq!(server.error(&url).await, (400, "UNSUPPORTED".into()), "{url}");
+    }
     let without = format!("http://{}/v2/{REPOSITORY}/manifests/a", server.address);
     assert_eq!(server.error(&without).await, (404, "NAME_UNKNOWN".into()));
     // Path-based mirrors name the upstream in the path.

@@ -9,6 +9,7 @@
 
 use axum::{
     body::Body,
+    extract::rejection::QueryRejection,
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
@@ -144,6 +145,13 @@ impl ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         Self::new(OciCode::Unavailable, error.to_string()).with_status(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+}
+
+/// `ns` twice, or a `wait_ms` that is no number.
+impl From<QueryRejection> for ApiError {
+    fn from(error: QueryRejection) -> Self {
+        Self::new(OciCode::Unsupported, error.body_text()).with_status(StatusCode::BAD_REQUEST)
     }
 }
 

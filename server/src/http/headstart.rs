@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::{
     Router,
     body::Body,
-    extract::{DefaultBodyLimit, FromRequest as _, Path, Query, Request, State},
+    extract::{DefaultBodyLimit, FromRequest as _, Path, Query, Request, State, rejection::QueryRejection},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
@@ -34,8 +34,8 @@ use crate::{app::App, metrics::route, read::images::image_status};
 const CHUNKS_BODY_SIZE_MAX: usize = CHUNK_REQUEST_MAX * 96 + 1024;
 /// What a node is told to wait before it asks again about a conversion.
 const RETRY_AFTER_SECS: u64 = 1;
-/// Bytes under a digest never change.
-const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+/// A layer that is converted again may get another TOC and other frames under the same address, so a cache asks by ETag.
+const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// The routes, for [`super`] to merge.
 pub fn routes() -> Router<App> {
@@ -66,8 +66,9 @@ impl Wait {
 async fn image(
     State(app): State<App>,
     Path(manifest): Path<String>,
-    Query(wait): Query<Wait>,
+    wait: Result<Query<Wait>, QueryRejection>,
 ) -> Result<Response, ApiError> {
+    let Query(wait) = wait?;
     let manifest: BlobDigest = digest(&manifest)?;
     let status = image_status(&app.store, &app.layers, &manifest, wait.duration()).await;
     let status = status.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
@@ -103,8 +104,9 @@ async fn toc(
     method: Method,
     headers: HeaderMap,
     Path(layer): Path<String>,
-    Query(wait): Query<Wait>,
+    wait: Result<Query<Wait>, QueryRejection>,
 ) -> Result<Response, ApiError> {
+    let Query(wait) = wait?;
     let layer: BlobDigest = digest(&layer)?;
     if let Some(not_ready) = not_ready(&app, &layer, wait.duration()).await? {
         return Ok(not_ready);
@@ -135,7 +137,7 @@ async fn toc(
         } else {
             routes::TOC_MEDIA_TYPE
         }),
-        headers: immutable(&digest_text),
+        headers: of_toc(&digest_text),
         route: route::TOC,
     };
     rep.headers.insert(header::VARY, HeaderValue::from_static("accept"));
@@ -150,8 +152,9 @@ async fn data(
     method: Method,
     headers: HeaderMap,
     Path(layer): Path<String>,
-    Query(wait): Query<Wait>,
+    wait: Result<Query<Wait>, QueryRejection>,
 ) -> Result<Response, ApiError> {
+    let Query(wait) = wait?;
     let layer: BlobDigest = digest(&layer)?;
     if let Some(not_ready) = not_ready(&app, &layer, wait.duration()).await? {
         return Ok(not_ready);
@@ -164,7 +167,7 @@ async fn data(
         size: opened.summary.blob_size,
         etag: quoted(&digest_text),
         content_type: HeaderValue::from_static(routes::SEEKABLE_BLOB_MEDIA_TYPE),
-        headers: immutable(&digest_text),
+        headers: of_toc(&digest_text),
         route: route::DATA,
     };
     let seekable = app.seekable.clone();
@@ -281,12 +284,12 @@ fn json(status: StatusCode, body: &impl Serialize) -> Response {
     response
 }
 
-fn immutable(toc_digest: &str) -> HeaderMap {
+fn of_toc(toc_digest: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if let Ok(value) = HeaderValue::from_str(toc_digest) {
         headers.insert(HeaderName::from_static(routes::TOC_DIGEST_HEADER), value);
     }
-    headers.insert(header::CACHE_CONTROL, IMMUTABLE);
+    headers.insert(header::CACHE_CONTROL, REVALIDATE);
     headers
 }
 

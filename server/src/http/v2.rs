@@ -6,7 +6,7 @@
 
 use axum::{
     body::Body,
-    extract::{Path, Query, State},
+    extract::{Path, Query, State, rejection::QueryRejection},
     response::{IntoResponse as _, Response},
 };
 use headstart_layer_format::BlobDigest;
@@ -62,10 +62,14 @@ pub async fn base(State(app): State<App>, method: Method) -> Response {
 pub async fn any(
     State(app): State<App>,
     Path(rest): Path<String>,
-    Query(query): Query<V2Query>,
+    query: Result<Query<V2Query>, QueryRejection>,
     method: Method,
     headers: HeaderMap,
 ) -> Response {
+    let Query(query) = match query {
+        Ok(query) => query,
+        Err(error) => return finish(&app, route::OTHER, None, ApiError::from(error).into_response()),
+    };
     let path = V2Path::parse(&rest);
     let label = match path {
         V2Path::Manifest { .. } => route::MANIFESTS,
