@@ -87,6 +87,19 @@ impl Servers {
 
     /// State of an image's layers; waits up to `wait_ms` on the server for conversions. `None`: no server knows it.
     pub async fn image(&self, manifest: &BlobDigest, wait_ms: u64) -> Result<Option<ImageStatus>, FetchError> {
+        // Asked without a wait first, so that a server that never answers holds a pull up for one response's time-out only.
+        let now = self.image_within(manifest, 0).await?;
+        let is_settled = |image: &ImageStatus| {
+            image.layers.iter().all(|l| l.state == LayerState::Ready)
+                || image.layers.iter().any(|l| l.state == LayerState::Refused)
+        };
+        if wait_ms == 0 || now.as_ref().is_none_or(is_settled) {
+            return Ok(now);
+        }
+        self.image_within(manifest, wait_ms).await
+    }
+
+    async fn image_within(&self, manifest: &BlobDigest, wait_ms: u64) -> Result<Option<ImageStatus>, FetchError> {
         let wait_ms = wait_ms.min(TOC_WAIT_MS_MAX);
         let path = format!("{}?{}={wait_ms}", routes::image(manifest), routes::WAIT_MS_QUERY);
         let found: Option<ImageStatus> = self.status(&path, Duration::from_millis(wait_ms)).await?;

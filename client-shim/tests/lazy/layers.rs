@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use headstart_layer_format::BlobDigest;
 use headstart_layer_format::api::LayerState;
-use headstart_shim::fetch::FetchError;
+use headstart_shim::fetch::{FetchError, Servers};
 use headstart_shim::layers::{LayersError, LazyConfig};
 
-use crate::support::node::lazy_config;
+use crate::support::node::{fetch_config, lazy_config};
 use crate::support::{FakeServer, Item, LayerBuilder, Node, TestLayer, What, noise};
 
 fn small(seed: u64) -> Arc<TestLayer> {
@@ -124,6 +124,22 @@ fn a_server_that_never_answers_does_not_hide_the_next() {
     // One answer may take 1 s here.
     let presented = node.present_within(&layer.digest, Duration::from_secs(8)).unwrap();
     assert!(fs::read(presented.lowerdir.join("f")).unwrap() == noise(1, 5_000));
+}
+
+/// The same at the first question of a pull, which held it up for the wait for conversions on top (23 s by default) before
+/// containerd was told to go on by itself.
+#[test]
+fn a_server_that_never_answers_holds_a_pull_up_only_shortly() {
+    let hung = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let servers = Servers::new(&[format!("http://{}", hung.local_addr().unwrap())], &fetch_config()).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let ask = async {
+        let manifest = BlobDigest::of(b"manifest");
+        // One answer may take 1 s here.
+        tokio::time::timeout(Duration::from_secs(10), servers.image(&manifest, 20_000)).await
+    };
+    let answer = runtime.block_on(ask).expect("an answer in time");
+    assert!(answer.is_err_and(|e| e.is_transient()));
 }
 
 /// A `present` whose time is up leaves work behind on a thread (here: a disk that hangs, played by a pipe). A `release`
