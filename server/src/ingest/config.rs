@@ -12,6 +12,9 @@ pub struct IngestConfig {
     pub workers: usize,
     /// Threads that hash and compress chunks, for each layer being converted.
     pub compress_threads: usize,
+    /// Niceness (0 to 19) of the converting threads: while cores are busy, serving goes first, so that a pull through a
+    /// mirror that converts is not slower than one that does not. An idle core converts at full speed.
+    pub niceness: u8,
     /// zstd level of chunk frames. 3 compresses some 300 MB/s a core; 9 saves about 5% and takes four times as long.
     pub zstd_level: i32,
     /// Layers waiting for a worker; further ones wait for a later request.
@@ -38,6 +41,7 @@ impl Default for IngestConfig {
         Self {
             workers: 2,
             compress_threads: 2,
+            niceness: 10,
             zstd_level: 3,
             queue_max: 4096,
             tar_bytes_max: 64 << 30,

@@ -101,6 +101,7 @@ impl Queue {
             let (shared, alive) = (Arc::clone(&shared), alive.clone());
             let spawned = std::thread::Builder::new().name(format!("convert-{i}")).spawn(move || {
                 let _alive = alive;
+                yield_to_serving(shared.config.niceness);
                 shared.run();
             });
             if let Err(error) = spawned {
@@ -356,4 +357,12 @@ enum Outcome {
     Ready,
     Refused(String),
     Failed(String),
+}
+
+/// Lowers the priority of this thread and of those it starts (Linux: nice values are per thread and inherited).
+fn yield_to_serving(niceness: u8) {
+    let niceness = i32::from(niceness.min(19));
+    if let Err(error) = rustix::process::setpriority_process(None, niceness) {
+        tracing::warn!(%error, "conversions run at the server's own priority");
+    }
 }
