@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The short crash, damage and property tests, many times over:  ./scripts/campaign.sh [COUNT]   (default 10)
+# In: how often. Out: exit status 0 when every repetition passed; the first failure ends it.
+# CI runs each of these once (test.sh). Kills fall where timing puts them, so repetitions differ; the properties get
+# COUNT x 256 cases.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+count=${1:-10}
+[[ $count =~ ^[1-9][0-9]{0,4}$ ]] || { echo "campaign: COUNT is a number from 1 to 99999" >&2; exit 2; }
+
+./scripts/install-packages.sh
+cargo build --workspace --bins --locked
+cargo test --workspace --locked --no-run
+
+echo "== properties, $((count * 256)) cases each"
+PROPTEST_CASES=$((count * 256)) cargo test --locked --quiet -p headstart-layer-format
+PROPTEST_CASES=$((count * 256)) cargo test --locked --quiet -p headstart-server --lib
+
+for ((i = 1; i <= count; i++)); do
+    echo "== repetition $i of $count"
+    # Packs cut and damaged anywhere; the server killed while it converts; the index deleted.
+    cargo test --locked --quiet -p headstart-server --test store --test lazy_api --test blobs
+    # The shim killed with its mount in use; servers that lie, hang and fail.
+    cargo test --locked --quiet -p headstart-shim --test lazy -- restart faults
+    # The real binaries and the real image: three kills in one ingest, every byte compared.
+    cargo test --locked --quiet -p headstart-loadtest --test e2e -- crash
+done
+echo "campaign: $count repetitions passed"
