@@ -22,7 +22,7 @@ use crate::{
     app::App,
     metrics::route,
     read::manifests::Manifest,
-    upstream::{NameError, Reference, ResolveError, Route},
+    upstream::{Caller, NameError, Reference, ResolveError, Route},
 };
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -81,6 +81,7 @@ pub async fn any(
         ns: query.ns.as_deref(),
         method: &method,
         headers: &headers,
+        caller: Caller::Server,
     };
     let answer = match path {
         _ if !matches!(method, Method::GET | Method::HEAD) => Err(unsupported()),
@@ -102,6 +103,7 @@ struct Request<'a> {
     ns: Option<&'a str>,
     method: &'a Method,
     headers: &'a HeaderMap,
+    caller: Caller,
 }
 
 impl Request<'_> {
@@ -125,7 +127,11 @@ impl Request<'_> {
             ApiError::new(code, error.to_string())
         })?;
         let accept: Vec<_> = self.headers.get_all(header::ACCEPT).iter().cloned().collect();
-        let manifest = self.app.manifests.get(&route.source, &reference, &accept).await;
+        let manifest = self
+            .app
+            .manifests
+            .get(&route.source, &self.caller, &reference, &accept)
+            .await;
         let manifest = manifest.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
         let cache = match reference {
             Reference::Digest(_) => CACHE_FOREVER,
@@ -166,7 +172,12 @@ impl Request<'_> {
         let failed = |error| ApiError::from_read(Asked::Blob, &error);
         let octets = HeaderValue::from_static("application/octet-stream");
         if self.method == Method::HEAD {
-            let size = self.app.blobs.size(&route.source, &digest).await.map_err(failed)?;
+            let size = self
+                .app
+                .blobs
+                .size(&route.source, &self.caller, &digest)
+                .await
+                .map_err(failed)?;
             let representation = self.representation(&digest, size, octets, CACHE_FOREVER);
             let nothing = |_| futures_util::stream::empty::<Result<bytes::Bytes, std::convert::Infallible>>();
             return Ok(ranged_response(
@@ -177,7 +188,12 @@ impl Request<'_> {
                 nothing,
             ));
         }
-        let blob = self.app.blobs.open(&route.source, &digest).await.map_err(failed)?;
+        let blob = self
+            .app
+            .blobs
+            .open(&route.source, &self.caller, &digest)
+            .await
+            .map_err(failed)?;
         let representation = self.representation(&digest, blob.size(), octets, CACHE_FOREVER);
         let open = move |range| blob.stream(range);
         Ok(ranged_response(

@@ -31,7 +31,7 @@ use crate::{
         facts::Source,
         originals::{Originals, Stored},
     },
-    upstream::{Upstream, UpstreamError, Upstreams},
+    upstream::{Caller, Upstream, UpstreamError, Upstreams},
 };
 
 /// Bytes handed to a client at once: large enough that the hop to a thread does not show, small enough for thousands
@@ -88,21 +88,21 @@ impl Blobs {
     }
 
     /// The blob from disk, or the flight in progress, or a new flight.
-    pub async fn open(&self, source: &Source, digest: &BlobDigest) -> Result<Blob, ReadError> {
+    pub async fn open(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<Blob, ReadError> {
         let mut failed = ReadError::Incomplete;
         for _ in 0..JOINS_MAX {
             if let Some((file, size, member)) = self.look(source, digest).await? {
                 if !member {
-                    self.ask(source, digest).await?;
+                    self.ask(source, caller, digest).await?;
                 }
                 return Ok(Blob(Place::Disk { file, size }));
             }
-            let slot = self.join(source, digest)?;
+            let slot = self.join(source, caller, digest)?;
             let mine = slot.source == *source;
             match slot.wait().await {
                 Ok(flight) if !flight.has_failed() => {
                     if !mine && !self.is_member(source, digest).await? {
-                        self.ask(source, digest).await?;
+                        self.ask(source, caller, digest).await?;
                     }
                     return Ok(Blob(Place::Flight(flight)));
                 }
@@ -117,19 +117,25 @@ impl Blobs {
     }
 
     /// The size of a blob, for HEAD: asks the upstream for no more than that when the blob is not here.
-    pub async fn size(&self, source: &Source, digest: &BlobDigest) -> Result<u64, ReadError> {
+    pub async fn size(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<u64, ReadError> {
         if let Some((_, size, true)) = self.look(source, digest).await? {
             return Ok(size);
         }
-        match self.ask(source, digest).await? {
+        match self.ask(source, caller, digest).await? {
             Some(size) => Ok(size),
-            None => Ok(self.open(source, digest).await?.size()),
+            None => Ok(self.open(source, caller, digest).await?.size()),
         }
     }
 
     /// The whole of a small blob, verified; for configs.
-    pub async fn read_small(&self, source: &Source, digest: &BlobDigest, size_max: u64) -> Result<Bytes, ReadError> {
-        let blob = self.open(source, digest).await?;
+    pub async fn read_small(
+        &self,
+        source: &Source,
+        caller: &Caller,
+        digest: &BlobDigest,
+        size_max: u64,
+    ) -> Result<Bytes, ReadError> {
+        let blob = self.open(source, caller, digest).await?;
         let size = blob.size();
         if size > size_max {
             return Err(ReadError::TooLarge { size, size_max });
@@ -185,8 +191,11 @@ impl Blobs {
     }
 
     /// Asks the upstream whether the repository has the blob, and remembers a yes. Its size, if the upstream says so.
-    async fn ask(&self, source: &Source, digest: &BlobDigest) -> Result<Option<u64>, ReadError> {
-        let size = self.upstream(source)?.blob_head(&source.repository, digest).await?;
+    async fn ask(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<Option<u64>, ReadError> {
+        let size = self
+            .upstream(source)?
+            .blob_head(&source.repository, caller, digest)
+            .await?;
         let (inner, source, digest) = (self.0.clone(), source.clone(), *digest);
         blocking(move || Ok(inner.store.add_member(&source, &digest)?)).await?;
         Ok(size)
@@ -199,7 +208,7 @@ impl Blobs {
     }
 
     /// The slot of the fetch under way, or that of a new one.
-    fn join(&self, source: &Source, digest: &BlobDigest) -> Result<Slot, ReadError> {
+    fn join(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<Slot, ReadError> {
         let upstream = self.upstream(source)?;
         let mut flights = self.flights();
         if let Some(slot) = flights.get(digest).filter(|slot| !slot.has_failed()) {
@@ -217,6 +226,7 @@ impl Blobs {
         let fetch = Fetch {
             upstream,
             repository: source.repository.clone(),
+            caller: caller.clone(),
             digest: *digest,
             originals: self.0.originals.clone(),
             config: self.0.config.clone(),

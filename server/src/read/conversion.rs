@@ -22,6 +22,7 @@ use crate::ingest::{ConvertError, Failure, IngestConfig, Progress, convert};
 use crate::metrics::Metrics;
 use crate::store::facts::Source;
 use crate::store::{Store, StoreError};
+use crate::upstream::Caller;
 
 /// Sources tried for one conversion.
 const SOURCES_TRIED_MAX: usize = 4;
@@ -289,7 +290,10 @@ impl Shared {
         sources.extend(recorded.into_iter().filter(|s| job.source.as_ref() != Some(s)));
         let mut reason = "read the original: no source is known".to_owned();
         for source in sources.iter().take(SOURCES_TRIED_MAX) {
-            match self.runtime.block_on(self.blobs.open(source, &job.layer)) {
+            match self
+                .runtime
+                .block_on(self.blobs.open(source, &Caller::Server, &job.layer))
+            {
                 Ok(blob) => return Ok(blob),
                 Err(error) => reason = format!("read the original: {error}"),
             }

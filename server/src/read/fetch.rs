@@ -18,8 +18,8 @@ use super::{blocking::blocking, error::ReadError, flight::Flight};
 use crate::{
     config::FetchConfig,
     metrics::Metrics,
-    store::originals::{Originals, Partial},
-    upstream::{BlobAnswer, BlobBody, Upstream, UpstreamError},
+    store::{originals::Originals, partial::Partial},
+    upstream::{BlobAnswer, BlobBody, Caller, Upstream, UpstreamError},
 };
 
 /// Pieces between the network and the writer. hyper's pieces have up to some 400 KiB, so this bounds the memory of one
@@ -38,6 +38,7 @@ const PROGRESS_MIN: u64 = 64 << 10;
 pub struct Fetch {
     pub upstream: Arc<Upstream>,
     pub repository: String,
+    pub caller: Caller,
     pub digest: BlobDigest,
     pub originals: Originals,
     pub config: FetchConfig,
@@ -73,7 +74,11 @@ impl Fetch {
         let mut tries = 0;
         loop {
             tries += 1;
-            let body = match self.upstream.blob(&self.repository, &self.digest, partial.len()).await {
+            let body = match self
+                .upstream
+                .blob(&self.repository, &self.caller, &self.digest, partial.len())
+                .await
+            {
                 Ok(BlobAnswer::Complete { size }) => {
                     return Ok(Opened {
                         partial,
@@ -190,7 +195,11 @@ impl Fetch {
                     Ok(()) => continue,
                     Err(error) => error,
                 },
-                None => match self.upstream.blob(&self.repository, &self.digest, at).await {
+                None => match self
+                    .upstream
+                    .blob(&self.repository, &self.caller, &self.digest, at)
+                    .await
+                {
                     Ok(BlobAnswer::Body(next)) if next.start <= at && next.size.is_none_or(|s| s == size) => {
                         body = Some(next);
                         continue;

@@ -23,6 +23,7 @@ use crate::ingest::IngestConfig;
 use crate::metrics::Metrics;
 use crate::store::facts::{ConfigFact, ImageFact, ManifestFact};
 use crate::store::{LayerRecord, Store, StoreError};
+use crate::upstream::Caller;
 
 /// Image configs are some kilobytes; the history of a huge one some hundred.
 const CONFIG_SIZE_MAX: u64 = 8 << 20;
@@ -138,7 +139,7 @@ impl Layers {
         let bytes = self
             .inner
             .blobs
-            .read_small(&fact.source, &image.config, CONFIG_SIZE_MAX)
+            .read_small(&fact.source, &Caller::Server, &image.config, CONFIG_SIZE_MAX)
             .await;
         let bytes = bytes.map_err(|e| e.to_string())?;
         let config: ImageConfig = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;

@@ -33,7 +33,7 @@ use crate::{
         hasher::BlobHasher,
         originals::{Originals, Stored},
     },
-    upstream::{Reference, Tag, Upstream, UpstreamError, Upstreams},
+    upstream::{Caller, Reference, Tag, Upstream, UpstreamError, Upstreams},
 };
 
 /// A tag that was confirmed less than this ago is not written to the store again for the same digest.
@@ -53,6 +53,7 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     source: Source,
+    caller: Caller,
     reference: Reference,
     /// Upstreams choose by it.
     accept: Vec<HeaderValue>,
@@ -101,11 +102,13 @@ impl Manifests {
     pub async fn get(
         &self,
         source: &Source,
+        caller: &Caller,
         reference: &Reference,
         accept: &[HeaderValue],
     ) -> Result<Manifest, ReadError> {
         let key = Key {
             source: source.clone(),
+            caller: caller.clone(),
             reference: reference.clone(),
             accept: accept.to_vec(),
         };
@@ -160,7 +163,7 @@ impl Inner {
     async fn revalidate(self: &Arc<Self>, key: &Key, tag: &Tag, last: Option<&TagFact>) -> Result<Manifest, ReadError> {
         let upstream = self.upstream(&key.source)?;
         let head = match upstream
-            .manifest_head(&key.source.repository, &key.reference, &key.accept)
+            .manifest_head(&key.source.repository, &key.caller, &key.reference, &key.accept)
             .await
         {
             Ok(head) => Some(head),
@@ -221,7 +224,7 @@ impl Inner {
         let upstream = self.upstream(&key.source)?;
         let size_max = self.config.manifest_size_max;
         let answer = upstream
-            .manifest(&key.source.repository, reference, &key.accept, size_max)
+            .manifest(&key.source.repository, &key.caller, reference, &key.accept, size_max)
             .await?;
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),

@@ -16,6 +16,7 @@ mod open;
 pub mod originals;
 mod pack;
 mod packs;
+pub mod partial;
 mod record;
 mod recover;
 

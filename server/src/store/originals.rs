@@ -1,6 +1,6 @@
 //! Original blobs and manifests on disk, byte for byte as the registry holds them.
 //!
-//! In: bytes that are appended to a [`Partial`] and verified. Out: open files.
+//! In: bytes that were verified. Out: open files.
 //! Invariant: a file at `originals/<algorithm>/<hex[..2]>/<hex>` was verified against its name, synced, then renamed
 //! into place, and is never written again. A `<hex>.partial` beside it is an unfinished fetch: it survives a crash of
 //! this process and is resumed. It does not survive a crash of the *machine*, whose unsynced pages could be anything:
@@ -9,9 +9,8 @@
 //! it that one digest has one writer.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read as _, Write as _},
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -21,7 +20,7 @@ use std::{
 
 use headstart_layer_format::BlobDigest;
 
-use super::hasher::BlobHasher;
+use super::{hasher::BlobHasher, partial::Partial};
 
 /// The directory below `data_dir`.
 const DIRECTORY: &str = "originals";
@@ -37,9 +36,6 @@ const BOOT_FILE: &str = "boot-id";
 
 /// Linux's name of the running boot.
 const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-/// Bytes read at once when a partial is hashed again.
-const REHASH_BUFFER: usize = 1 << 20;
 
 /// The directory of originals; clones share it.
 #[derive(Clone, Debug)]
@@ -150,21 +146,7 @@ impl Originals {
 
     /// The unfinished fetch of `digest`, or an empty one. Its bytes are not hashed yet: [`Partial::rehash`].
     pub fn partial(&self, digest: &BlobDigest) -> io::Result<Partial> {
-        let path = self.partial_path(digest);
-        fs::create_dir_all(parent(&path))?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(&path)?;
-        let len = file.metadata()?.len();
-        Ok(Partial {
-            file: Arc::new(file),
-            path,
-            target: self.path(digest),
-            digest: *digest,
-            hasher: BlobHasher::of(digest),
-            hashed: 0,
-            len,
-        })
+        Partial::open(self.partial_path(digest), self.path(digest), digest)
     }
 }
 
@@ -177,94 +159,17 @@ pub enum Stored {
     Damaged,
 }
 
-/// An unfinished fetch: an append-only file and its running hash. Dropping it keeps the file.
-#[derive(Debug)]
-pub struct Partial {
-    file: Arc<File>,
-    path: PathBuf,
-    target: PathBuf,
-    digest: BlobDigest,
-    hasher: BlobHasher,
-    hashed: u64,
-    len: u64,
-}
-
-impl Partial {
-    /// Bytes on disk.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// For readers that follow; stays valid after commit or discard.
-    pub fn file(&self) -> Arc<File> {
-        self.file.clone()
-    }
-
-    /// Hashes what an earlier process left.
-    pub fn rehash(&mut self) -> io::Result<()> {
-        let mut buffer = vec![0; REHASH_BUFFER];
-        while self.hashed < self.len {
-            let n = self.file.read_at(&mut buffer, self.hashed)?;
-            if n == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            self.hasher.update(&buffer[..n]);
-            self.hashed += n as u64;
-        }
-        Ok(())
-    }
-
-    /// Starts over.
-    pub fn restart(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.hasher = BlobHasher::of(&self.digest);
-        self.hashed = 0;
-        self.len = 0;
-        Ok(())
-    }
-
-    /// Appends and hashes.
-    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        debug_assert_eq!(self.hashed, self.len, "an old partial is rehashed before it grows");
-        self.file.write_all_at(bytes, self.len)?;
-        self.hasher.update(bytes);
-        self.len += bytes.len() as u64;
-        self.hashed = self.len;
-        Ok(())
-    }
-
-    /// Whether the bytes so far are the blob.
-    pub fn is_whole(&self) -> bool {
-        self.hasher.clone().finish() == self.digest
-    }
-
-    /// Publishes; call only after [`Partial::is_whole`].
-    pub fn commit(self) -> io::Result<()> {
-        self.file.sync_data()?;
-        publish(&self.path, &self.target)
-    }
-
-    /// Throws the bytes away.
-    pub fn discard(self) -> io::Result<()> {
-        ignore_missing(fs::remove_file(&self.path))
-    }
-}
-
 /// Rename, made durable.
-fn publish(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn publish(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     File::open(parent(to))?.sync_all()
 }
 
-fn parent(path: &Path) -> &Path {
+pub(super) fn parent(path: &Path) -> &Path {
     path.parent().expect("paths of originals are below the root")
 }
 
-fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -20,7 +20,7 @@ use reqwest::{Client, Response, Url};
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
-    Reference, UpstreamError,
+    Caller, Reference, UpstreamError,
     auth::{Challenge, Credentials, Realms, Token, Tokens, token_url},
 };
 use crate::{
@@ -154,12 +154,13 @@ impl Upstream {
     pub async fn manifest_head(
         &self,
         repository: &str,
+        caller: &Caller,
         reference: &Reference,
         accept: &[HeaderValue],
     ) -> Result<ManifestHead, UpstreamError> {
         let url = self.url(repository, "manifests", &reference.to_string());
         let response = self
-            .fetch(Method::HEAD, repository, url, accept_headers(accept))
+            .fetch(Method::HEAD, repository, caller, url, accept_headers(accept))
             .await?;
         Ok(ManifestHead {
             digest: content_digest(response.headers())?,
@@ -171,12 +172,15 @@ impl Upstream {
     pub async fn manifest(
         &self,
         repository: &str,
+        caller: &Caller,
         reference: &Reference,
         accept: &[HeaderValue],
         size_max: u64,
     ) -> Result<ManifestAnswer, UpstreamError> {
         let url = self.url(repository, "manifests", &reference.to_string());
-        let response = self.fetch(Method::GET, repository, url, accept_headers(accept)).await?;
+        let response = self
+            .fetch(Method::GET, repository, caller, url, accept_headers(accept))
+            .await?;
         let digest = content_digest(response.headers())?;
         let media_type = media_type(response.headers());
         let size_max = usize::try_from(size_max).unwrap_or(usize::MAX);
@@ -193,23 +197,36 @@ impl Upstream {
     }
 
     /// HEAD of a blob: does the repository have it, for these credentials? Its size, if the upstream says so.
-    pub async fn blob_head(&self, repository: &str, digest: &BlobDigest) -> Result<Option<u64>, UpstreamError> {
+    pub async fn blob_head(
+        &self,
+        repository: &str,
+        caller: &Caller,
+        digest: &BlobDigest,
+    ) -> Result<Option<u64>, UpstreamError> {
         let url = self.url(repository, "blobs", &digest.to_string());
-        let response = self.fetch(Method::HEAD, repository, url, HeaderMap::new()).await?;
+        let response = self
+            .fetch(Method::HEAD, repository, caller, url, HeaderMap::new())
+            .await?;
         // `Response::content_length` is that of the body, which a HEAD does not have.
         let length = response.headers().get(header::CONTENT_LENGTH);
         Ok(length.and_then(|l| l.to_str().ok()?.parse().ok()))
     }
 
     /// GET of a blob from byte `from` on.
-    pub async fn blob(&self, repository: &str, digest: &BlobDigest, from: u64) -> Result<BlobAnswer, UpstreamError> {
+    pub async fn blob(
+        &self,
+        repository: &str,
+        caller: &Caller,
+        digest: &BlobDigest,
+        from: u64,
+    ) -> Result<BlobAnswer, UpstreamError> {
         let url = self.url(repository, "blobs", &digest.to_string());
         let mut headers = HeaderMap::new();
         if from > 0 {
             let range = HeaderValue::from_str(&format!("bytes={from}-")).expect("digits make a header value");
             headers.insert(header::RANGE, range);
         }
-        let response = match self.exchange(&Method::GET, repository, &url, &headers).await? {
+        let response = match self.exchange(&Method::GET, repository, caller, &url, &headers).await? {
             r if r.status() == StatusCode::RANGE_NOT_SATISFIABLE && from > 0 => {
                 return match content_range(r.headers()) {
                     Some((None, Some(size))) if size == from => Ok(BlobAnswer::Complete { size }),
@@ -247,11 +264,12 @@ impl Upstream {
         &self,
         method: Method,
         repository: &str,
+        caller: &Caller,
         url: Url,
         headers: HeaderMap,
     ) -> Result<Response, UpstreamError> {
         let once = || async {
-            let response = self.exchange(&method, repository, &url, &headers).await?;
+            let response = self.exchange(&method, repository, caller, &url, &headers).await?;
             self.accept_status(response).await
         };
         match once().await {
@@ -269,9 +287,14 @@ impl Upstream {
         &self,
         method: &Method,
         repository: &str,
+        caller: &Caller,
         url: &Url,
         headers: &HeaderMap,
     ) -> Result<Response, UpstreamError> {
+        if *caller != Caller::Server {
+            // Until credentials of clients are forwarded, nobody is served with them.
+            return Err(UpstreamError::Denied { status: 401 });
+        }
         let mut authorization = match self.tokens.get(repository) {
             Some(token) => Some(token.header()),
             None if self.basic.load(Ordering::Relaxed) => self.basic_header(),
@@ -566,7 +589,7 @@ mod tests {
         };
         let upstream = Upstream::new(&UpstreamConfig::new("u", url), "u", &fetch, Metrics::new()).unwrap();
         let reference = "t".parse().unwrap();
-        let answer = upstream.manifest("r", &reference, &[], 1 << 20);
+        let answer = upstream.manifest("r", &Caller::Server, &reference, &[], 1 << 20);
         let answer = timeout(Duration::from_secs(20), answer).await.expect("it ends");
         assert_eq!(answer.unwrap_err(), UpstreamError::Timeout);
     }

@@ -6,11 +6,13 @@
 //! Not here: keeping bytes (`store/originals.rs`), coalescing and resuming (`read/`).
 
 pub mod auth;
+mod caller;
 mod client;
 mod error;
 mod name;
 mod set;
 
+pub use caller::{Caller, ClientCredentials};
 pub use client::{BlobAnswer, BlobBody, ManifestAnswer, ManifestHead, Upstream};
 pub use error::UpstreamError;
 pub use name::{NameError, Reference, RepositoryName, Tag};

@@ -2,9 +2,18 @@
 //!
 //! In: TOML text, or nothing. Out: a [`Config`] that was checked as a whole.
 //! Invariant: an unknown key is an error, so a misspelt limit never silently becomes the default; passwords come only
-//! from files or the environment and are not part of this type.
+//! from files or the environment and are not part of this type. Each table of the file is one file here.
 //! Not here: the conversion budgets ([`crate::ingest::IngestConfig`]) and reading of the secrets
 //! ([`crate::upstream::auth`]).
+
+mod access;
+mod cache;
+mod fetch;
+mod http;
+mod log;
+mod telemetry;
+mod tls;
+mod upstream;
 
 use std::{
     net::SocketAddr,
@@ -13,6 +22,16 @@ use std::{
 
 use serde::Deserialize;
 
+pub use self::{
+    access::AccessConfig,
+    cache::CacheConfig,
+    fetch::FetchConfig,
+    http::HttpConfig,
+    log::{LogConfig, LogFormat},
+    telemetry::TelemetryConfig,
+    tls::TlsConfig,
+    upstream::{AuthConfig, UpstreamConfig},
+};
 use crate::ingest::IngestConfig;
 
 /// Public registries that a server without `[[upstreams]]` mirrors; none of them needs credentials to be useful.
@@ -57,144 +76,20 @@ pub struct Config {
     #[serde(default = "Vec::new")]
     pub upstreams: Vec<UpstreamConfig>,
     pub http: HttpConfig,
+    /// TLS of the listening side; plain HTTP without.
+    pub tls: Option<TlsConfig>,
+    /// Who may read what; everybody everything without.
+    pub access: AccessConfig,
     pub fetch: FetchConfig,
+    /// How much is kept, and for how long.
+    pub cache: CacheConfig,
     pub log: LogConfig,
+    pub telemetry: TelemetryConfig,
     pub ingest: IngestConfig,
 }
 
 fn none() -> Option<String> {
     None
-}
-
-/// One registry.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct UpstreamConfig {
-    /// The value of `ns`, and the first path element of path-based mirrors: usually the registry's host, `docker.io`.
-    pub name: String,
-    /// Where it really is, without `/v2`: `https://registry-1.docker.io`.
-    pub url: String,
-    /// Credentials; anonymous without.
-    #[serde(default)]
-    pub auth: Option<AuthConfig>,
-    /// Hosts, `host` or `host:port`, that may serve as bearer token realm besides the upstream's own host and hosts
-    /// below it or below `name`. Credentials are never sent anywhere else.
-    #[serde(default)]
-    pub token_hosts: Vec<String>,
-}
-
-impl UpstreamConfig {
-    /// An anonymous upstream.
-    pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            url: url.into(),
-            auth: None,
-            token_hosts: Vec::new(),
-        }
-    }
-}
-
-/// Credentials for one upstream: sent as Basic, or exchanged for bearer tokens, as the upstream asks.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AuthConfig {
-    pub username: String,
-    /// File whose first line is the password or access token.
-    #[serde(default)]
-    pub password_file: Option<PathBuf>,
-    /// Environment variable that holds it.
-    #[serde(default)]
-    pub password_env: Option<String>,
-}
-
-/// Bounds of the listening side.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HttpConfig {
-    /// Open connections; further ones wait in the kernel's backlog.
-    pub connections_max: usize,
-    /// Requests whose answer has not begun yet; further ones get 503.
-    pub requests_max: usize,
-    /// A connection that has not sent a whole request head after this is closed; a body gets as long again.
-    pub header_timeout_ms: u64,
-    /// A client that takes no byte of an answer for this long is cut off.
-    pub write_timeout_ms: u64,
-    /// After SIGTERM, running answers get this long.
-    pub drain_timeout_ms: u64,
-}
-
-impl Default for HttpConfig {
-    fn default() -> Self {
-        Self {
-            connections_max: 4096,
-            requests_max: 2048,
-            header_timeout_ms: 10_000,
-            write_timeout_ms: 60_000,
-            drain_timeout_ms: 10_000,
-        }
-    }
-}
-
-/// Bounds of the fetching side.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct FetchConfig {
-    pub connect_timeout_ms: u64,
-    /// From a request to the head of its answer. Below containerd's 30 s, so that our answer reaches it.
-    pub header_timeout_ms: u64,
-    /// An upstream body that brings no byte for this long is given up and resumed.
-    pub idle_timeout_ms: u64,
-    /// Tries of one blob in a row that bring no new byte.
-    pub tries_max: u32,
-    /// Blobs fetched from upstreams at once, each with a thread that writes; further ones wait. At most 256.
-    pub blobs_max: usize,
-    /// Largest blob that is fetched.
-    pub blob_size_max: u64,
-    /// Largest manifest. The distribution specification asks for at least 4 MiB.
-    pub manifest_size_max: u64,
-    /// A tag confirmed by the upstream less than this ago is answered without asking again. 0 asks every time.
-    pub tag_fresh_ms: u64,
-}
-
-impl Default for FetchConfig {
-    fn default() -> Self {
-        Self {
-            connect_timeout_ms: 5_000,
-            header_timeout_ms: 20_000,
-            idle_timeout_ms: 30_000,
-            tries_max: 5,
-            blobs_max: 64,
-            blob_size_max: 256 << 30,
-            manifest_size_max: 4 << 20,
-            tag_fresh_ms: 0,
-        }
-    }
-}
-
-/// What is written to standard error.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    pub format: LogFormat,
-    /// In the syntax of `RUST_LOG`, which wins when it is set.
-    pub filter: String,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self {
-            format: LogFormat::Human,
-            filter: "info".into(),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    Human,
-    Json,
 }
 
 impl Default for Config {
@@ -208,8 +103,12 @@ impl Default for Config {
                 .map(|(name, url)| UpstreamConfig::new(*name, *url))
                 .collect(),
             http: HttpConfig::default(),
+            tls: None,
+            access: AccessConfig::default(),
             fetch: FetchConfig::default(),
+            cache: CacheConfig::default(),
             log: LogConfig::default(),
+            telemetry: TelemetryConfig::default(),
             ingest: IngestConfig::default(),
         }
     }

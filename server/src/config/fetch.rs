@@ -1,0 +1,43 @@
+//! `[fetch]`: bounds of the fetching side, for every upstream.
+//!
+//! In: a table of `server.toml`. Out: [`FetchConfig`].
+//! Invariant: every wait and every size has a bound.
+//! Not here: what differs from upstream to upstream ([`super::UpstreamConfig`]).
+
+use serde::Deserialize;
+
+/// Bounds of the fetching side.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FetchConfig {
+    pub connect_timeout_ms: u64,
+    /// From a request to the head of its answer. Below containerd's 30 s, so that our answer reaches it.
+    pub header_timeout_ms: u64,
+    /// An upstream body that brings no byte for this long is given up and resumed.
+    pub idle_timeout_ms: u64,
+    /// Tries of one blob in a row that bring no new byte.
+    pub tries_max: u32,
+    /// Blobs fetched from upstreams at once, each with a thread that writes; further ones wait. At most 256.
+    pub blobs_max: usize,
+    /// Largest blob that is fetched.
+    pub blob_size_max: u64,
+    /// Largest manifest. The distribution specification asks for at least 4 MiB.
+    pub manifest_size_max: u64,
+    /// A tag confirmed by the upstream less than this ago is answered without asking again. 0 asks every time.
+    pub tag_fresh_ms: u64,
+}
+
+impl Default for FetchConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout_ms: 5_000,
+            header_timeout_ms: 20_000,
+            idle_timeout_ms: 30_000,
+            tries_max: 5,
+            blobs_max: 64,
+            blob_size_max: 256 << 30,
+            manifest_size_max: 4 << 20,
+            tag_fresh_ms: 0,
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! What has gone wrong for other registries and proxies, one file a class, each named after it.
+//!
+//! In: a hostile upstream, client or request. Out: what the server does about it.
+//! Invariant: each file's head tells the story and its source; the test fails when the defence is taken away.
+//! Not here: hostile layers (`ingest.rs`) and hostile TOCs (`layer-format/tests/hostile.rs`).
+
+#[path = "../support/mod.rs"]
+mod support;
