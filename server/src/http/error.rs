@@ -130,6 +130,17 @@ impl ApiError {
             UpstreamError::Status(_) | UpstreamError::Unreachable(_) | UpstreamError::BadAnswer(_) => {
                 Self::new(OciCode::Unavailable, message)
             }
+            UpstreamError::Offline => {
+                Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
+            }
+            UpstreamError::CircuitOpen { retry_after_secs } => Self {
+                retry_after_secs: Some(*retry_after_secs),
+                ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
+            },
+            UpstreamError::Busy => Self {
+                retry_after_secs: Some(1),
+                ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
+            },
         }
     }
 

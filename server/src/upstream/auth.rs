@@ -3,8 +3,8 @@
 //! In: configuration, and the `WWW-Authenticate` headers of a 401. Out: the `Authorization` value for the next try.
 //! Invariant: a secret is sent only to the upstream's own origin and to token realms pinned for it ([`Realms`]), never
 //! in clear text when the upstream itself is https; no secret is in a `Debug` or a log line. Tokens are cached by
-//! repository, bounded, and dropped before they expire.
-//! Not here: sending ([`super::client`] does, also for the token exchange), and credentials of clients.
+//! caller and repository, bounded, and dropped before they expire.
+//! Not here: sending, and whose credentials are shown ([`super::exchange`]).
 
 use std::{
     fmt,
@@ -17,9 +17,10 @@ use http_auth::ChallengeParser;
 use reqwest::Url;
 use serde::Deserialize;
 
+use super::{Caller, base64::base64, caller::CallerKey};
 use crate::config::AuthConfig;
 
-/// Cached tokens per upstream: one a repository in use. A token has some 2 KiB.
+/// Cached tokens per upstream: one a caller and repository in use. A token has some 2 KiB.
 const TOKENS_MAX: u64 = 4096;
 
 /// What the token specification of distribution assumes when `expires_in` is missing.
@@ -65,6 +66,17 @@ impl Credentials {
             username: config.username.clone(),
             password,
         })
+    }
+
+    /// The value of `Authorization`.
+    pub fn basic(&self) -> HeaderValue {
+        let text = format!(
+            "Basic {}",
+            base64(format!("{}:{}", self.username, self.password).as_bytes())
+        );
+        let mut value = HeaderValue::try_from(text).expect("base64 is ASCII");
+        value.set_sensitive(true);
+        value
     }
 }
 
@@ -229,8 +241,24 @@ impl Token {
     }
 }
 
-/// Tokens by repository.
-pub struct Tokens(moka::sync::Cache<String, Token>);
+/// Whose token, and for what.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TokenKey {
+    pub(super) caller: CallerKey,
+    repository: String,
+}
+
+impl TokenKey {
+    pub(super) fn new(caller: &Caller, repository: &str) -> Self {
+        Self {
+            caller: caller.key(),
+            repository: repository.to_owned(),
+        }
+    }
+}
+
+/// Tokens by caller and repository.
+pub(super) struct Tokens(moka::sync::Cache<TokenKey, Token>);
 
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -245,23 +273,23 @@ impl Default for Tokens {
 }
 
 impl Tokens {
-    pub fn get(&self, repository: &str) -> Option<Token> {
-        let token = self.0.get(repository)?;
+    pub(super) fn get(&self, key: &TokenKey) -> Option<Token> {
+        let token = self.0.get(key)?;
         if token.use_until <= Instant::now() {
-            self.0.invalidate(repository);
+            self.0.invalidate(key);
             return None;
         }
         Some(token)
     }
 
-    pub fn put(&self, repository: &str, token: Token) {
-        self.0.insert(repository.to_owned(), token);
+    pub(super) fn put(&self, key: TokenKey, token: Token) {
+        self.0.insert(key, token);
     }
 
     /// The upstream no longer takes this one; another may have been stored meanwhile.
-    pub fn forget(&self, repository: &str, refused: &HeaderValue) {
-        if self.0.get(repository).is_some_and(|t| t.value == *refused) {
-            self.0.invalidate(repository);
+    pub(super) fn forget(&self, key: &TokenKey, refused: &HeaderValue) {
+        if self.0.get(key).is_some_and(|t| t.value == *refused) {
+            self.0.invalidate(key);
         }
     }
 }
@@ -335,10 +363,17 @@ mod tests {
         assert!(Token::from_answer(b"<html>", now).is_none());
         assert!(Token::from_answer(br#"{"token":"a\nb"}"#, now).is_none());
         let tokens = Tokens::default();
-        tokens.put(
-            "r",
-            Token::from_answer(br#"{"token":"t","expires_in":3}"#, now).unwrap(),
-        );
-        assert!(tokens.get("r").is_none(), "a token without life left is not used");
+        let key = TokenKey::new(&Caller::Server, "r");
+        let short = Token::from_answer(br#"{"token":"t","expires_in":3}"#, now).unwrap();
+        tokens.put(key.clone(), short);
+        assert!(tokens.get(&key).is_none(), "a token without life left is not used");
+        tokens.put(key.clone(), token);
+        assert!(tokens.get(&key).is_some());
+        for other in [
+            TokenKey::new(&Caller::Anybody, "r"),
+            TokenKey::new(&Caller::Server, "s"),
+        ] {
+            assert!(tokens.get(&other).is_none(), "{other:?}");
+        }
     }
 }

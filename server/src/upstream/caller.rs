@@ -3,7 +3,7 @@
 //! In: nothing, or the `Authorization` value that a client sent us. Out: a [`Caller`], which is part of the key of
 //! whatever is cached or shared because of it.
 //! Invariant: equality and hashing go by a fingerprint; the secret is in no `Debug` text and no log line.
-//! Not here: whether a client may read something (`access/`), and the exchange for tokens ([`super::client`]).
+//! Not here: whether a client may read something (`access/`), and the exchange for tokens ([`super::exchange`]).
 
 use std::{
     fmt,
@@ -24,6 +24,24 @@ pub enum Caller {
     Anybody,
     /// With the client's own, which take the place of the server's.
     Client(ClientCredentials),
+}
+
+/// A caller as part of a key: without the secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CallerKey {
+    Server,
+    Anybody,
+    Client([u8; 32]),
+}
+
+impl Caller {
+    pub fn key(&self) -> CallerKey {
+        match self {
+            Self::Server => CallerKey::Server,
+            Self::Anybody => CallerKey::Anybody,
+            Self::Client(own) => CallerKey::Client(*own.fingerprint()),
+        }
+    }
 }
 
 /// What a client authenticated with, to be shown to its upstream.
@@ -48,6 +66,12 @@ impl ClientCredentials {
 
     pub fn authorization(&self) -> &HeaderValue {
         &self.0.authorization
+    }
+
+    /// Whether it is a token, which is shown as it is, and not a name with a password.
+    pub fn is_bearer(&self) -> bool {
+        let scheme = self.0.authorization.as_bytes().split(|&b| b == b' ').next();
+        scheme.is_some_and(|s| s.eq_ignore_ascii_case(b"bearer"))
     }
 
     /// SHA-256 of the value: a key for caches.

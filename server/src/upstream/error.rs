@@ -28,6 +28,12 @@ pub enum UpstreamError {
     Unreachable(Arc<str>),
     #[error("the upstream's answer makes no sense: {0}")]
     BadAnswer(&'static str),
+    #[error("the upstream is not asked: this server is offline for it")]
+    Offline,
+    #[error("the upstream is not asked: it failed too often just now")]
+    CircuitOpen { retry_after_secs: u64 },
+    #[error("the upstream is not asked: too many requests are waiting for it here")]
+    Busy,
 }
 
 impl UpstreamError {
@@ -35,8 +41,18 @@ impl UpstreamError {
     pub fn is_outage(&self) -> bool {
         match self {
             Self::TooManyRequests { .. } | Self::Timeout | Self::Unreachable(_) | Self::BadAnswer(_) => true,
+            Self::Offline | Self::CircuitOpen { .. } | Self::Busy => true,
             Self::Status(status) => *status >= 500,
             Self::NotFound { .. } | Self::Denied { .. } | Self::ForeignRealm => false,
+        }
+    }
+
+    /// Whether the upstream itself failed, as opposed to its saying no or slower, and to our not asking.
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::Timeout | Self::Unreachable(_) | Self::BadAnswer(_) => true,
+            Self::Status(status) => *status >= 500,
+            _ => false,
         }
     }
 

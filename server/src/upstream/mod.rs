@@ -5,15 +5,23 @@
 //! hosts pinned to their upstream.
 //! Not here: keeping bytes (`store/originals.rs`), coalescing and resuming (`read/`).
 
+mod answer;
 pub mod auth;
+mod base64;
+mod body;
 mod caller;
 mod client;
 mod error;
+mod exchange;
 mod name;
 mod set;
+mod site;
+mod transport;
 
-pub use caller::{Caller, ClientCredentials};
-pub use client::{BlobAnswer, BlobBody, ManifestAnswer, ManifestHead, Upstream};
+pub use answer::{ManifestAnswer, ManifestHead};
+pub use body::{BlobAnswer, BlobBody, RangeAnswer};
+pub use caller::{Caller, CallerKey, ClientCredentials};
+pub use client::{Health, Upstream};
 pub use error::UpstreamError;
 pub use name::{NameError, Reference, RepositoryName, Tag};
 pub use set::{ResolveError, Route, SetupError, Upstreams};
