@@ -196,7 +196,7 @@ async fn what_is_unknown_or_malformed_has_its_code() {
         (format!("{REPOSITORY}/manifests/sha256:12"), 400, "DIGEST_INVALID"),
         (format!("{REPOSITORY}/manifests/.x"), 400, "TAG_INVALID"),
         ("UPPER/manifests/a".into(), 400, "NAME_INVALID"),
-        ("a/b/referrers/x".into(), 404, "UNSUPPORTED"),
+        ("a/b/referrers/x".into(), 400, "DIGEST_INVALID"),
         ("_catalog".into(), 404, "UNSUPPORTED"),
     ] {
         assert_eq!(server.error(&server.url(&path)).await, (status, code.into()), "{path}");

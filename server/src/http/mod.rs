@@ -13,7 +13,11 @@ pub mod range;
 pub mod serve;
 mod stall;
 mod v2;
+mod v2_blob;
+mod v2_manifest;
 mod v2_path;
+mod v2_referrers;
+mod v2_tags;
 
 use std::sync::Arc;
 

@@ -1,8 +1,10 @@
 //! `/v2/`: the read side of the OCI distribution specification.
 //!
-//! In: requests of container runtimes. Out: manifests and blobs with exactly the headers that those expect.
-//! Invariant: nothing is written through this API (405), and no answer challenges for credentials.
-//! Not here: fetching and caching (`read/`), errors as JSON ([`super::error`]), ranges ([`super::body`]).
+//! In: requests of container runtimes. Out: the answer of one of the parts, with the headers that every answer has.
+//! Invariant: nothing is written through this API (405), and no answer challenges for credentials. Every part passes
+//! [`Asking::enter`] before it looks at anything: which upstream is meant, and on whose behalf it may be read.
+//! Not here: the parts ([`super::v2_manifest`], [`super::v2_blob`], [`super::v2_tags`], [`super::v2_referrers`]), fetching
+//! and caching (`read/`), errors as JSON ([`super::error`]), ranges ([`super::body`]).
 
 use axum::{
     body::Body,
@@ -10,19 +12,18 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use headstart_layer_format::BlobDigest;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use serde::Deserialize;
 
 use super::{
-    body::{Representation, ranged_response},
-    error::{ApiError, Asked, OciCode},
+    body::Representation,
+    error::{ApiError, OciCode},
     v2_path::V2Path,
 };
 use crate::{
     app::App,
     metrics::route,
-    read::manifests::Manifest,
-    upstream::{Caller, NameError, Reference, ResolveError, Route},
+    upstream::{Caller, Reference, ResolveError, Route},
 };
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -30,18 +31,39 @@ const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-diges
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// What is named by a digest never changes: a year, the longest that caches honour.
-const CACHE_FOREVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+pub(super) const CACHE_FOREVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
-/// Tags may move; whoever caches them has to ask.
-const CACHE_NEVER: HeaderValue = HeaderValue::from_static("no-cache");
+/// What may change; whoever caches it has to ask.
+pub(super) const CACHE_NEVER: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// RFC 9111 dropped the header, but the warning text is what mirrors send and people grep for.
-const WARNING_STALE: HeaderValue = HeaderValue::from_static("299 - \"stale: the upstream could not be asked\"");
+pub(super) const WARNING_STALE: HeaderValue =
+    HeaderValue::from_static("299 - \"stale: the upstream could not be asked\"");
+
+/// What a request is about to read; what would be asked upstream on behalf of a client that has to prove its right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    Manifest(Reference),
+    Blob(BlobDigest),
+    /// The repository as such: its tags and referrers.
+    Repository,
+}
 
 #[derive(Debug, Deserialize)]
 pub struct V2Query {
     /// The registry that the client means; containerd's mirror protocol.
-    ns: Option<String>,
+    pub(super) ns: Option<String>,
+}
+
+/// One request, resolved as far as every part needs it.
+pub(super) struct Asking<'a> {
+    pub(super) app: &'a App,
+    pub(super) ns: Option<&'a str>,
+    pub(super) method: &'a Method,
+    pub(super) headers: &'a HeaderMap,
+    /// What the layers around the routes found out about the client.
+    #[expect(dead_code, reason = "clients are told apart by the access rules, which come in here")]
+    pub(super) extensions: &'a Extensions,
 }
 
 /// `/v2/`
@@ -65,6 +87,7 @@ pub async fn any(
     query: Result<Query<V2Query>, QueryRejection>,
     method: Method,
     headers: HeaderMap,
+    extensions: Extensions,
 ) -> Response {
     let Query(query) = match query {
         Ok(query) => query,
@@ -76,19 +99,20 @@ pub async fn any(
         V2Path::Blob { .. } => route::BLOBS,
         _ => route::OTHER,
     };
-    let request = Request {
+    let asking = Asking {
         app: &app,
         ns: query.ns.as_deref(),
         method: &method,
         headers: &headers,
-        caller: Caller::Server,
+        extensions: &extensions,
     };
     let answer = match path {
         _ if !matches!(method, Method::GET | Method::HEAD) => Err(unsupported()),
         V2Path::Base => return base(State(app), method).await,
-        V2Path::Manifest { name, reference } => request.manifest(name, reference).await,
-        V2Path::Blob { name, digest } => request.blob(name, digest).await,
-        V2Path::Tags { name } => request.unsupported_list(name),
+        V2Path::Manifest { name, reference } => asking.manifest(name, reference).await,
+        V2Path::Blob { name, digest } => asking.blob(name, digest).await,
+        V2Path::Tags { name } => asking.tags(name).await,
+        V2Path::Referrers { name, digest } => asking.referrers(name, digest).await,
         V2Path::Other => Err(
             ApiError::new(OciCode::Unsupported, "this mirror does not have this endpoint")
                 .with_status(StatusCode::NOT_FOUND),
@@ -98,115 +122,29 @@ pub async fn any(
     finish(&app, label, query.ns.as_deref(), response)
 }
 
-struct Request<'a> {
-    app: &'a App,
-    ns: Option<&'a str>,
-    method: &'a Method,
-    headers: &'a HeaderMap,
-    caller: Caller,
-}
-
-impl Request<'_> {
-    fn route(&self, name: &str) -> Result<Route, ApiError> {
-        self.app.upstreams.resolve(self.ns, name).map_err(|error| {
+impl Asking<'_> {
+    /// The way in for every part: the upstream and repository that `name` means, and on whose behalf to read `what`.
+    #[expect(
+        clippy::unused_async,
+        reason = "the access rules, which come in here, may ask the upstream"
+    )]
+    pub(super) async fn enter(&self, name: &str, what: Probe) -> Result<(Route, Caller), ApiError> {
+        let route = self.app.upstreams.resolve(self.ns, name).map_err(|error| {
             let code = match error {
                 ResolveError::UnknownUpstream => OciCode::NameUnknown,
                 ResolveError::Name(_) => OciCode::NameInvalid,
             };
             ApiError::new(code, error.to_string())
-        })
-    }
-
-    async fn manifest(&self, name: &str, reference: &str) -> Result<Response, ApiError> {
-        let route = self.route(name)?;
-        let reference: Reference = reference.parse().map_err(|error: NameError| {
-            let code = match error {
-                NameError::BadDigest(_) => OciCode::DigestInvalid,
-                _ => OciCode::TagInvalid,
-            };
-            ApiError::new(code, error.to_string())
         })?;
-        let accept: Vec<_> = self.headers.get_all(header::ACCEPT).iter().cloned().collect();
-        let manifest = self
-            .app
-            .manifests
-            .get(&route.source, &self.caller, &reference, &accept)
-            .await;
-        let manifest = manifest.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
-        let cache = match reference {
-            Reference::Digest(_) => CACHE_FOREVER,
-            Reference::Tag(_) => CACHE_NEVER,
-        };
-        self.manifest_response(manifest, cache)
+        // Everybody may read everything, as the server.
+        let _ = what;
+        Ok((route, Caller::Server))
     }
 
-    fn manifest_response(&self, manifest: Manifest, cache: HeaderValue) -> Result<Response, ApiError> {
-        let content_type = HeaderValue::from_str(&manifest.media_type)
-            .map_err(|_| ApiError::new(OciCode::ManifestInvalid, "the upstream's Content-Type is malformed"))?;
-        let mut representation =
-            self.representation(&manifest.digest, manifest.bytes.len() as u64, content_type, cache);
-        representation.route = route::MANIFESTS;
-        if manifest.stale {
-            representation.headers.insert(header::WARNING, WARNING_STALE);
-        }
-        let bytes = manifest.bytes;
-        let open = move |range: std::ops::Range<u64>| {
-            // A manifest is in memory, so its offsets fit `usize`.
-            let part = bytes.slice(range.start as usize..range.end as usize);
-            futures_util::stream::iter([Ok::<_, std::convert::Infallible>(part)])
-        };
-        Ok(ranged_response(
-            self.method,
-            self.headers,
-            &representation,
-            &self.app.metrics,
-            open,
-        ))
-    }
-
-    async fn blob(&self, name: &str, digest: &str) -> Result<Response, ApiError> {
-        let route = self.route(name)?;
-        let digest: BlobDigest = digest
-            .parse()
-            .map_err(|e: headstart_layer_format::DigestError| ApiError::new(OciCode::DigestInvalid, e.to_string()))?;
-        let failed = |error| ApiError::from_read(Asked::Blob, &error);
-        let octets = HeaderValue::from_static("application/octet-stream");
-        if self.method == Method::HEAD {
-            let size = self
-                .app
-                .blobs
-                .size(&route.source, &self.caller, &digest)
-                .await
-                .map_err(failed)?;
-            let representation = self.representation(&digest, size, octets, CACHE_FOREVER);
-            let nothing = |_| futures_util::stream::empty::<Result<bytes::Bytes, std::convert::Infallible>>();
-            return Ok(ranged_response(
-                self.method,
-                self.headers,
-                &representation,
-                &self.app.metrics,
-                nothing,
-            ));
-        }
-        let blob = self
-            .app
-            .blobs
-            .open(&route.source, &self.caller, &digest)
-            .await
-            .map_err(failed)?;
-        let representation = self.representation(&digest, blob.size(), octets, CACHE_FOREVER);
-        let open = move |range| blob.stream(range);
-        Ok(ranged_response(
-            self.method,
-            self.headers,
-            &representation,
-            &self.app.metrics,
-            open,
-        ))
-    }
-
-    fn representation(
+    /// A body that is named by its digest.
+    pub(super) fn representation(
         &self,
+        route: &'static str,
         digest: &BlobDigest,
         size: u64,
         content_type: HeaderValue,
@@ -221,15 +159,8 @@ impl Request<'_> {
             etag: ascii(format!("\"{digest}\"")),
             content_type,
             headers,
-            route: route::BLOBS,
+            route,
         }
-    }
-
-    /// Listing is the upstream's business; runtimes do not ask mirrors for it.
-    fn unsupported_list(&self, name: &str) -> Result<Response, ApiError> {
-        self.route(name)?;
-        let error = ApiError::new(OciCode::Unsupported, "this mirror does not list tags");
-        Err(error.with_status(StatusCode::NOT_FOUND))
     }
 }
 

@@ -21,7 +21,11 @@ pub enum V2Path<'a> {
     Tags {
         name: &'a str,
     },
-    /// `referrers`, `_catalog`, upload sessions and whatever else.
+    Referrers {
+        name: &'a str,
+        digest: &'a str,
+    },
+    /// `_catalog`, upload sessions and whatever else.
     Other,
 }
 
@@ -39,6 +43,7 @@ impl<'a> V2Path<'a> {
             // `<name>/blobs/uploads/` begins an upload.
             Some((_, "blobs")) if last == "uploads" => Self::Other,
             Some((name, "blobs")) => Self::Blob { name, digest: last },
+            Some((name, "referrers")) => Self::Referrers { name, digest: last },
             Some((name, "tags")) if last == "list" => Self::Tags { name },
             _ => Self::Other,
         }
@@ -79,7 +84,13 @@ mod tests {
             ("a/blobs/uploads", V2Path::Other),
             ("a/blobs/uploads/id", V2Path::Other),
             ("_catalog", V2Path::Other),
-            ("a/referrers/sha256:0", V2Path::Other),
+            (
+                "a/referrers/sha256:0",
+                V2Path::Referrers {
+                    name: "a",
+                    digest: "sha256:0",
+                },
+            ),
             ("manifests/x", V2Path::Other),
         ] {
             assert_eq!(V2Path::parse(path), want, "{path}");

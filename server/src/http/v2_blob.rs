@@ -1,0 +1,51 @@
+//! `/v2/<name>/blobs/<digest>`
+//!
+//! In: a repository and a digest. Out: the blob, or the ranges of it that were asked for.
+//! Invariant: HEAD never fetches more than the upstream's own head.
+//! Not here: where it comes from ([`crate::read::blobs`]), and ranges ([`super::range`], [`super::body`]).
+
+use axum::response::Response;
+use headstart_layer_format::{BlobDigest, DigestError};
+use http::{HeaderValue, Method};
+
+use super::{
+    body::ranged_response,
+    error::{ApiError, Asked, OciCode},
+    v2::{Asking, CACHE_FOREVER, Probe},
+};
+use crate::metrics::route;
+
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+impl Asking<'_> {
+    pub(super) async fn blob(&self, name: &str, digest: &str) -> Result<Response, ApiError> {
+        let digest: BlobDigest = digest
+            .parse()
+            .map_err(|e: DigestError| ApiError::new(OciCode::DigestInvalid, e.to_string()))?;
+        let (route, caller) = self.enter(name, Probe::Blob(digest)).await?;
+        let failed = |error| ApiError::from_read(Asked::Blob, &error);
+        let blobs = &self.app.blobs;
+        if self.method == Method::HEAD {
+            let size = blobs.size(&route.source, &caller, &digest).await.map_err(failed)?;
+            let representation = self.representation(route::BLOBS, &digest, size, OCTETS, CACHE_FOREVER);
+            let nothing = |_| futures_util::stream::empty::<Result<bytes::Bytes, std::convert::Infallible>>();
+            return Ok(ranged_response(
+                self.method,
+                self.headers,
+                &representation,
+                &self.app.metrics,
+                nothing,
+            ));
+        }
+        let blob = blobs.open(&route.source, &caller, &digest).await.map_err(failed)?;
+        let representation = self.representation(route::BLOBS, &digest, blob.size(), OCTETS, CACHE_FOREVER);
+        let open = move |range| blob.stream(range);
+        Ok(ranged_response(
+            self.method,
+            self.headers,
+            &representation,
+            &self.app.metrics,
+            open,
+        ))
+    }
+}

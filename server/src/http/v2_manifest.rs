@@ -1,0 +1,67 @@
+//! `/v2/<name>/manifests/<reference>`
+//!
+//! In: a repository, and a tag or digest. Out: the manifest, byte for byte the upstream's.
+//! Invariant: `Content-Type`, `Content-Length` and `Docker-Content-Digest` are on GET and HEAD alike.
+//! Not here: where it comes from ([`crate::read::manifests`]).
+
+use axum::response::Response;
+use http::{HeaderValue, header};
+
+use super::{
+    body::ranged_response,
+    error::{ApiError, Asked, OciCode},
+    v2::{Asking, CACHE_FOREVER, CACHE_NEVER, Probe, WARNING_STALE},
+};
+use crate::{
+    metrics::route,
+    read::manifests::Manifest,
+    upstream::{NameError, Reference},
+};
+
+impl Asking<'_> {
+    pub(super) async fn manifest(&self, name: &str, reference: &str) -> Result<Response, ApiError> {
+        let reference: Reference = reference.parse().map_err(|error: NameError| {
+            let code = match error {
+                NameError::BadDigest(_) => OciCode::DigestInvalid,
+                _ => OciCode::TagInvalid,
+            };
+            ApiError::new(code, error.to_string())
+        })?;
+        let (route, caller) = self.enter(name, Probe::Manifest(reference.clone())).await?;
+        let accept: Vec<_> = self.headers.get_all(header::ACCEPT).iter().cloned().collect();
+        let manifest = self
+            .app
+            .manifests
+            .get(&route.source, &caller, &reference, &accept)
+            .await;
+        let manifest = manifest.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
+        let cache = match reference {
+            Reference::Digest(_) => CACHE_FOREVER,
+            Reference::Tag(_) => CACHE_NEVER,
+        };
+        self.manifest_response(manifest, cache)
+    }
+
+    fn manifest_response(&self, manifest: Manifest, cache: HeaderValue) -> Result<Response, ApiError> {
+        let content_type = HeaderValue::from_str(&manifest.media_type)
+            .map_err(|_| ApiError::new(OciCode::ManifestInvalid, "the upstream's Content-Type is malformed"))?;
+        let size = manifest.bytes.len() as u64;
+        let mut representation = self.representation(route::MANIFESTS, &manifest.digest, size, content_type, cache);
+        if manifest.stale {
+            representation.headers.insert(header::WARNING, WARNING_STALE);
+        }
+        let bytes = manifest.bytes;
+        let open = move |range: std::ops::Range<u64>| {
+            // A manifest is in memory, so its offsets fit `usize`.
+            let part = bytes.slice(range.start as usize..range.end as usize);
+            futures_util::stream::iter([Ok::<_, std::convert::Infallible>(part)])
+        };
+        Ok(ranged_response(
+            self.method,
+            self.headers,
+            &representation,
+            &self.app.metrics,
+            open,
+        ))
+    }
+}
