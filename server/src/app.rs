@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::{Access, AccessSetupError},
     config::Config,
     http,
     metrics::Metrics,
@@ -23,6 +24,8 @@ use crate::{
 pub enum AppError {
     #[error(transparent)]
     Setup(#[from] SetupError),
+    #[error(transparent)]
+    Access(#[from] AccessSetupError),
     #[error("open the data directory: {0}")]
     DataDir(std::io::Error),
     #[error("open the store: {0}")]
@@ -39,6 +42,7 @@ pub struct App {
     pub config: Arc<Config>,
     pub metrics: Metrics,
     pub upstreams: Upstreams,
+    pub access: Access,
     pub originals: Originals,
     pub store: Store,
     pub blobs: Blobs,
@@ -53,6 +57,7 @@ impl App {
     pub async fn open(config: Config) -> Result<App, AppError> {
         let metrics = Metrics::new();
         let upstreams = Upstreams::new(&config, &metrics)?;
+        let access = Access::new(&config.access)?;
         let data_dir = config.data_dir.clone();
         // Opening may rebuild the index, which takes its time.
         let opened = tokio::task::spawn_blocking(move || {
@@ -84,6 +89,7 @@ impl App {
             config: Arc::new(config),
             metrics,
             upstreams,
+            access,
             originals,
             store,
             blobs,

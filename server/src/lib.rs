@@ -5,6 +5,7 @@
 //! `upstream -> ingest -> store -> read -> http`; `app` alone wires them.
 //! Not here: the formats (`headstart-layer-format`) and anything of the node.
 
+pub mod access;
 pub mod app;
 pub mod config;
 pub mod http;

@@ -23,13 +23,13 @@ use std::{
 use serde::Deserialize;
 
 pub use self::{
-    access::AccessConfig,
+    access::{AccessConfig, AccessMethod, AccessMode, AccessRule, ChallengePing},
     cache::CacheConfig,
     fetch::FetchConfig,
     http::HttpConfig,
     log::{LogConfig, LogFormat},
     telemetry::TelemetryConfig,
-    tls::TlsConfig,
+    tls::{ClientCertificates, TlsConfig},
     upstream::{AuthConfig, UpstreamConfig},
 };
 use crate::ingest::IngestConfig;

@@ -2,8 +2,8 @@
 //!
 //! In: what a room reports ([`ReadError`], [`UpstreamError`], [`StoreError`]). Out: a status and the JSON of the
 //! distribution specification, `{"errors":[{"code","message"}]}`.
-//! Invariant: a client is never challenged (401): container runtimes would answer with the user's secrets. What an
-//! upstream refuses is 403, what it lacks is 404, and its outages are 5xx, on all of which runtimes go to their next
+//! Invariant: a client is challenged (401) only where its own credentials may help, which `access/` says: container
+//! runtimes answer with the user's secrets. What an upstream refuses is 403, what it lacks is 404, and its outages are 5xx, on all of which runtimes go to their next
 //! mirror.
 //! Not here: decisions what to try next.
 
@@ -14,7 +14,10 @@ use axum::{
 };
 use http::{HeaderValue, StatusCode, header};
 
-use crate::{read::ReadError, store::StoreError, upstream::UpstreamError};
+use crate::{access::AccessError, read::ReadError, store::StoreError, upstream::UpstreamError};
+
+/// What every client can answer, and with what password files, token files and upstreams can work.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"headstart\"");
 
 /// Error codes of the distribution specification (and `UNAVAILABLE`, which distribution itself adds).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,7 @@ pub enum OciCode {
     NameInvalid,
     TagInvalid,
     DigestInvalid,
+    Unauthorized,
     Denied,
     Unsupported,
     TooManyRequests,
@@ -42,6 +46,7 @@ impl OciCode {
             Self::NameInvalid => "NAME_INVALID",
             Self::TagInvalid => "TAG_INVALID",
             Self::DigestInvalid => "DIGEST_INVALID",
+            Self::Unauthorized => "UNAUTHORIZED",
             Self::Denied => "DENIED",
             Self::Unsupported => "UNSUPPORTED",
             Self::TooManyRequests => "TOOMANYREQUESTS",
@@ -55,6 +60,7 @@ impl OciCode {
             Self::BlobUnknown | Self::ManifestUnknown | Self::NameUnknown => StatusCode::NOT_FOUND,
             Self::NameInvalid | Self::TagInvalid | Self::DigestInvalid => StatusCode::BAD_REQUEST,
             Self::ManifestInvalid | Self::Unavailable => StatusCode::BAD_GATEWAY,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Denied => StatusCode::FORBIDDEN,
             Self::Unsupported => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
@@ -111,6 +117,23 @@ impl ApiError {
                 Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
             }
             ReadError::Disk(_) => {
+                Self::new(OciCode::Unavailable, message).with_status(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+        }
+    }
+
+    /// A client that may not read something.
+    pub fn from_access(asked: Asked, error: &AccessError) -> Self {
+        let message = error.to_string();
+        match error {
+            AccessError::Unauthorized => Self::new(OciCode::Unauthorized, message),
+            AccessError::Denied => Self::new(OciCode::Denied, message),
+            AccessError::Upstream(error) => Self::from_upstream(asked, error),
+            AccessError::Busy => Self {
+                retry_after_secs: Some(1),
+                ..Self::new(OciCode::TooManyRequests, message)
+            },
+            AccessError::Store(_) => {
                 Self::new(OciCode::Unavailable, message).with_status(StatusCode::INTERNAL_SERVER_ERROR)
             }
         }
@@ -180,6 +203,9 @@ impl IntoResponse for ApiError {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(secs) = self.retry_after_secs {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(secs));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, CHALLENGE);
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));

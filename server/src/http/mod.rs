@@ -9,6 +9,7 @@ pub mod body;
 pub mod error;
 pub mod headstart;
 mod health;
+pub mod identity;
 pub mod range;
 pub mod serve;
 mod stall;
@@ -52,6 +53,7 @@ pub fn router(app: App) -> Router {
         .route(routes::HEALTHZ, get(health::healthz))
         .route(routes::READYZ, get(health::readyz))
         .route(routes::METRICS, get(health::metrics))
+        .layer(middleware::from_fn(identity::identify))
         .layer(DefaultBodyLimit::max(REQUEST_BODY_MAX))
         .layer(CatchPanicLayer::new())
         .with_state(app)
