@@ -12,7 +12,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     access::{Access, AccessSetupError},
     config::Config,
-    http,
+    http::{
+        self,
+        tls::{TlsSetupError, Transport},
+    },
     metrics::Metrics,
     read::{blobs::Blobs, layers::Layers, manifests::Manifests, seekable::Seekable},
     store::{Store, StoreError, originals::Originals},
@@ -26,6 +29,8 @@ pub enum AppError {
     Setup(#[from] SetupError),
     #[error(transparent)]
     Access(#[from] AccessSetupError),
+    #[error(transparent)]
+    Tls(#[from] TlsSetupError),
     #[error("open the data directory: {0}")]
     DataDir(std::io::Error),
     #[error("open the store: {0}")]
@@ -43,6 +48,7 @@ pub struct App {
     pub metrics: Metrics,
     pub upstreams: Upstreams,
     pub access: Access,
+    pub transport: Transport,
     pub originals: Originals,
     pub store: Store,
     pub blobs: Blobs,
@@ -58,6 +64,7 @@ impl App {
         let metrics = Metrics::new();
         let upstreams = Upstreams::new(&config, &metrics)?;
         let access = Access::new(&config.access)?;
+        let transport = Transport::new(config.tls.as_ref())?;
         let data_dir = config.data_dir.clone();
         // Opening may rebuild the index, which takes its time.
         let opened = tokio::task::spawn_blocking(move || {
@@ -90,6 +97,7 @@ impl App {
             metrics,
             upstreams,
             access,
+            transport,
             originals,
             store,
             blobs,
@@ -115,7 +123,14 @@ pub async fn serve(app: App, listener: TcpListener, stop: CancellationToken) -> 
         stopping.cancel();
     });
     let router = http::router(app.clone());
-    http::serve::serve(listener, router, &app.config.http, app.stopping.clone()).await;
+    http::serve::serve(
+        listener,
+        app.transport.clone(),
+        router,
+        &app.config.http,
+        app.stopping.clone(),
+    )
+    .await;
     told.abort();
     app.layers.shutdown().await;
     app.blobs.shutdown().await;

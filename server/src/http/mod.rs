@@ -6,6 +6,7 @@
 //! Not here: connections ([`serve`]).
 
 pub mod body;
+mod certificate;
 pub mod error;
 pub mod headstart;
 mod health;
@@ -13,6 +14,7 @@ pub mod identity;
 pub mod range;
 pub mod serve;
 mod stall;
+pub mod tls;
 mod v2;
 mod v2_blob;
 mod v2_manifest;

@@ -5,18 +5,24 @@
 //! bounded.
 //! Not here: routes.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
-use super::stall::WriteStall;
+use super::{stall::WriteStall, tls::Transport};
 use crate::config::HttpConfig;
 
 /// Header lines of a request; container clients send about ten.
@@ -35,7 +41,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `stop`, then drains.
-pub async fn serve(listener: TcpListener, router: Router, config: &HttpConfig, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    transport: Transport,
+    router: Router,
+    config: &HttpConfig,
+    stop: CancellationToken,
+) {
     let builder = Arc::new(builder(config));
     let connections = Arc::new(Semaphore::new(config.connections_max));
     let draining = GracefulShutdown::new();
@@ -46,20 +58,35 @@ pub async fn serve(listener: TcpListener, router: Router, config: &HttpConfig, s
             () = stop.cancelled() => break,
             accepted = accept(&listener, &connections) => accepted,
         };
-        let Some((stream, permit)) = accepted else {
+        let Some((stream, address, permit)) = accepted else {
             continue;
         };
         // Answers are written in large pieces; waiting to fill a packet only delays their ends.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
-        let io = TokioIo::new(WriteStall::new(stream, write_timeout));
-        let connection = builder.serve_connection(io, service).into_owned();
-        let connection = draining.watch(connection);
+        let (transport, router, builder) = (transport.clone(), router.clone(), builder.clone());
+        let (watcher, stopping) = (draining.watcher(), stop.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let _permit = permit;
+            let secured = tokio::select! {
+                biased;
+                secured = transport.secure(stream, address) => secured,
+                // Nobody waits for an answer yet.
+                () = stopping.cancelled() => return,
+            };
+            let (stream, peer) = match secured {
+                Ok(secured) => secured,
+                Err(error) => return tracing::debug!(%error, %address, "handshake failed"),
+            };
+            let service = router.map_request(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(peer.clone());
+                request
+            });
+            let service = TowerToHyperService::new(service);
+            let io = TokioIo::new(WriteStall::new(stream, write_timeout));
+            let connection = builder.serve_connection(io, service).into_owned();
+            if let Err(error) = watcher.watch(connection).await {
                 tracing::debug!(error, "connection ended");
             }
-            drop(permit);
         });
     }
     drop(listener);
@@ -77,11 +104,11 @@ pub async fn serve(listener: TcpListener, router: Router, config: &HttpConfig, s
 
 type Permit = tokio::sync::OwnedSemaphorePermit;
 
-async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Option<(tokio::net::TcpStream, Permit)> {
+async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Option<(TcpStream, SocketAddr, Permit)> {
     // A permit first: connections that we cannot serve stay in the kernel's backlog.
     let permit = connections.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, permit)),
+        Ok((stream, address)) => Some((stream, address, permit)),
         Err(error) => {
             tracing::warn!(%error, "accept failed");
             tokio::time::sleep(ACCEPT_PAUSE).await;
