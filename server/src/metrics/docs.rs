@@ -1,0 +1,78 @@
+//! `METRICS.md`: the tables as documentation.
+//!
+//! In: [`super::names`]. Out: Markdown, which a test compares with the file.
+//! Invariant: the file lists every metric and no other.
+//! Not here: prose; that is in the file, outside the marks.
+#![cfg(test)]
+
+use std::{fmt::Write as _, path::Path};
+
+use super::{
+    names,
+    table::{Entry, Values},
+};
+
+const BEGIN: &str = "<!-- table: written by a test, see the end -->\n";
+const END: &str = "<!-- end of table -->\n";
+
+fn table() -> String {
+    let mut out = String::from("| name | type | unit | labels | meaning |\n|---|---|---|---|---|\n");
+    let mut labels: Vec<(&str, String)> = Vec::new();
+    for entry in names::all() {
+        let Entry { name, unit, help, .. } = entry;
+        let keys: Vec<_> = entry.labels.iter().map(|l| format!("`{}`", l.key)).collect();
+        let _ = writeln!(
+            out,
+            "| `{name}` | {} | {unit} | {} | {help} |",
+            entry.kind.as_str(),
+            keys.join(" ")
+        );
+        for label in entry.labels {
+            let values = match label.values {
+                Values::Upstreams => "names of the configured upstreams".to_owned(),
+                Values::Closed(values) => values.iter().map(|v| format!("`{v}`")).collect::<Vec<_>>().join(" "),
+            };
+            if !labels.iter().any(|(k, v)| *k == label.key && *v == values) {
+                labels.push((label.key, values));
+            }
+        }
+    }
+    out.push_str("\n| label | values |\n|---|---|\n");
+    for (key, values) in labels {
+        let _ = writeln!(out, "| `{key}` | {values} |");
+    }
+    out
+}
+
+#[test]
+fn the_document_has_every_metric() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("METRICS.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (head, rest) = text.split_once(BEGIN).unwrap();
+    let (found, tail) = rest.split_once(END).unwrap();
+    let expected = table();
+    if std::env::var_os("HEADSTART_WRITE").is_some() {
+        std::fs::write(&path, format!("{head}{BEGIN}{expected}{END}{tail}")).unwrap();
+        return;
+    }
+    assert_eq!(
+        found, expected,
+        "METRICS.md is behind names.rs: HEADSTART_WRITE=1 cargo test -p headstart-server --lib metrics"
+    );
+}
+
+#[test]
+fn names_say_their_unit_and_are_unique() {
+    let mut seen = std::collections::HashSet::new();
+    for entry in names::all() {
+        assert!(seen.insert(entry.name), "{} is there twice", entry.name);
+        let ours = entry.name.starts_with("headstart_");
+        assert!(ours || entry.name.starts_with("process_"), "{}", entry.name);
+        if ours && entry.kind == super::table::Kind::Counter {
+            assert!(entry.name.ends_with("_total"), "{}", entry.name);
+        }
+        if matches!(entry.unit, "bytes" | "seconds") {
+            assert!(entry.name.contains(entry.unit), "{}", entry.name);
+        }
+    }
+}
