@@ -24,7 +24,7 @@ use serde::Deserialize;
 
 pub use self::{
     access::{AccessConfig, AccessMethod, AccessMode, AccessRule, ChallengePing},
-    cache::CacheConfig,
+    cache::{Budgets, CacheConfig},
     fetch::FetchConfig,
     http::HttpConfig,
     log::{LogConfig, LogFormat},

@@ -6,6 +6,7 @@
 //! thread that may wait.
 //! Not here: original blobs (`originals.rs`), and who may see what (`read`).
 
+pub mod bell;
 pub mod facts;
 pub mod hasher;
 mod index;
@@ -19,6 +20,7 @@ mod packs;
 pub mod partial;
 mod record;
 mod recover;
+pub mod usage;
 
 use std::io;
 use std::path::{Path, PathBuf};

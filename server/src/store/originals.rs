@@ -5,22 +5,29 @@
 //! into place, and is never written again. A `<hex>.partial` beside it is an unfinished fetch: it survives a crash of
 //! this process and is resumed. It does not survive a crash of the *machine*, whose unsynced pages could be anything:
 //! the boot's id is recorded, and another one voids all partials.
-//! Not here: who may read what (memberships are facts of the index), eviction, and concurrency: `read/blobs.rs` sees to
-//! it that one digest has one writer.
+//! A file may vanish under a reader that has it open: readers hold the open file, never the path.
+//! Not here: who may read what (memberships are facts of the index), what is evicted when ([`crate::reclaim`]), and
+//! concurrency: `read/blobs.rs` sees to it that one digest has one writer.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use headstart_layer_format::BlobDigest;
 
-use super::{hasher::BlobHasher, partial::Partial};
+use super::{
+    bell::Bell,
+    hasher::BlobHasher,
+    partial::Partial,
+    usage::{Kept, Usage, now_ms},
+};
 
 /// The directory below `data_dir`.
 const DIRECTORY: &str = "originals";
@@ -39,7 +46,18 @@ const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The directory of originals; clones share it.
 #[derive(Clone, Debug)]
-pub struct Originals(Arc<PathBuf>);
+pub struct Originals(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
+    usage: Usage,
+    bell: Bell,
+    /// The bell is rung when more than this is kept.
+    bytes_max: AtomicU64,
+    /// Fetches that may be unfinished; those that ended are dropped at the next look.
+    partials: Mutex<HashSet<BlobDigest>>,
+}
 
 impl Originals {
     /// Opens or creates the directory below `data_dir`.
@@ -51,8 +69,14 @@ impl Originals {
     fn open_in_boot(data_dir: &Path, boot_id: Option<&str>) -> io::Result<Self> {
         let root = data_dir.join(DIRECTORY);
         fs::create_dir_all(&root)?;
-        let originals = Self(Arc::new(root));
-        let boot_file = originals.0.join(BOOT_FILE);
+        let originals = Self(Arc::new(Inner {
+            root,
+            usage: Usage::default(),
+            bell: Bell::default(),
+            bytes_max: AtomicU64::new(u64::MAX),
+            partials: Mutex::default(),
+        }));
+        let boot_file = originals.0.root.join(BOOT_FILE);
         let recorded = fs::read_to_string(&boot_file).ok();
         originals.sweep(NEW_SUFFIX)?;
         if boot_id.is_none() || recorded.as_deref() != boot_id {
@@ -68,7 +92,7 @@ impl Originals {
     /// Removes the files with this suffix.
     fn sweep(&self, suffix: &str) -> io::Result<u64> {
         let mut swept = 0;
-        for algorithm in directories(&self.0)? {
+        for algorithm in directories(&self.0.root)? {
             for shard in directories(&algorithm)? {
                 for entry in fs::read_dir(shard)? {
                     let path = entry?.path();
@@ -85,7 +109,7 @@ impl Originals {
     /// Where the verified bytes are, or would be.
     pub fn path(&self, digest: &BlobDigest) -> PathBuf {
         let hex = digest.hex();
-        self.0.join(digest.algorithm()).join(&hex[..2]).join(hex)
+        self.0.root.join(digest.algorithm()).join(&hex[..2]).join(hex)
     }
 
     /// Where an unfinished fetch is.
@@ -93,11 +117,12 @@ impl Originals {
         self.path(digest).with_extension(PARTIAL_SUFFIX)
     }
 
-    /// The verified file and its size; `None` is a miss.
+    /// The verified file and its size; `None` is a miss. Counts as a use.
     pub fn get(&self, digest: &BlobDigest) -> io::Result<Option<(File, u64)>> {
         match File::open(self.path(digest)) {
             Ok(file) => {
                 let size = file.metadata()?.len();
+                self.0.usage.used(digest, size);
                 Ok(Some((file, size)))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -125,7 +150,42 @@ impl Originals {
 
     /// Forgets an original.
     pub fn remove(&self, digest: &BlobDigest) -> io::Result<()> {
-        ignore_missing(fs::remove_file(self.path(digest)))
+        ignore_missing(fs::remove_file(self.path(digest)))?;
+        self.0.usage.remove(digest);
+        Ok(())
+    }
+
+    /// An original that is served without [`Originals::get`] (its file is kept open) was used.
+    pub fn used(&self, digest: &BlobDigest, size: u64) {
+        self.0.usage.used(digest, size);
+    }
+
+    /// A write failed for want of space: eviction starts at once, whatever the budgets say.
+    pub fn disk_full(&self) {
+        self.0.bell.ring(|rung| rung.disk_full = true);
+    }
+
+    /// What is kept, and when it was used.
+    pub fn usage(&self) -> &Usage {
+        &self.0.usage
+    }
+
+    /// The bell of the reclaimer, which packs ring too.
+    pub fn bell(&self) -> &Bell {
+        &self.0.bell
+    }
+
+    /// Rings the bell whenever more than this is kept.
+    pub fn set_bytes_max(&self, bytes_max: u64) {
+        self.0.bytes_max.store(bytes_max, Ordering::Relaxed);
+    }
+
+    /// An original was published.
+    pub(super) fn published(&self, digest: &BlobDigest, bytes: u64) {
+        self.0.usage.add(digest, bytes, now_ms());
+        if self.0.usage.bytes() > self.0.bytes_max.load(Ordering::Relaxed) {
+            self.0.bell.ring(|rung| rung.over_budget = true);
+        }
     }
 
     /// Keeps bytes that the caller has verified (manifests).
@@ -141,12 +201,15 @@ impl Originals {
         let mut file = File::create(&new)?;
         file.write_all(bytes)?;
         file.sync_data()?;
-        publish(&new, &path)
+        publish(&new, &path)?;
+        self.published(digest, bytes.len() as u64);
+        Ok(())
     }
 
     /// The unfinished fetch of `digest`, or an empty one. Its bytes are not hashed yet: [`Partial::rehash`].
     pub fn partial(&self, digest: &BlobDigest) -> io::Result<Partial> {
-        Partial::open(self.partial_path(digest), self.path(digest), digest)
+        self.partials_known().insert(*digest);
+        Partial::open(self.clone(), digest)
     }
 }
 
@@ -163,6 +226,98 @@ pub enum Stored {
 pub(super) fn publish(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     File::open(parent(to))?.sync_all()
+}
+
+impl Originals {
+    /// Finds out what is kept; at start, on the reclaimer's thread. `go_on` is asked between directories.
+    pub fn scan(&self, go_on: impl Fn() -> bool) -> io::Result<()> {
+        for algorithm in directories(&self.0.root)? {
+            let name = algorithm
+                .file_name()
+                .and_then(|n| n.to_str())
+                .unwrap_or_default()
+                .to_owned();
+            for shard in directories(&algorithm)? {
+                if !go_on() {
+                    return Ok(());
+                }
+                for entry in fs::read_dir(shard)? {
+                    let entry = entry?;
+                    let file = entry.file_name();
+                    let Some(file) = file.to_str() else { continue };
+                    let (hex, suffix) = file.split_once('.').unwrap_or((file, ""));
+                    let Ok(digest) = format!("{name}:{hex}").parse::<BlobDigest>() else {
+                        continue;
+                    };
+                    if suffix == PARTIAL_SUFFIX {
+                        self.partials_known().insert(digest);
+                    } else if suffix.is_empty()
+                        && let Ok(metadata) = entry.metadata()
+                    {
+                        // A file that goes while we look is found missing when it is evicted.
+                        self.0.usage.add(&digest, metadata.len(), modified_ms(&metadata));
+                    }
+                }
+            }
+        }
+        self.0.usage.scan_ended();
+        Ok(())
+    }
+
+    /// Unfinished fetches: digest, bytes on disk, and when they last grew.
+    pub fn partials(&self) -> Vec<Kept> {
+        let mut known = self.partials_known();
+        let mut out = Vec::new();
+        known.retain(|digest| {
+            let Ok(metadata) = fs::metadata(self.partial_path(digest)) else {
+                return false;
+            };
+            out.push(Kept {
+                digest: *digest,
+                // Blocks and not length: a partial may have holes.
+                bytes: std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
+                used_unix_ms: modified_ms(&metadata),
+            });
+            true
+        });
+        out
+    }
+
+    /// Forgets an unfinished fetch that nobody goes on with.
+    pub fn remove_partial(&self, digest: &BlobDigest) -> io::Result<()> {
+        ignore_missing(fs::remove_file(self.partial_path(digest)))
+    }
+
+    /// Writes last uses to the files' mtimes, where they lag by more than `lag_ms`.
+    pub fn save_uses(&self, lag_ms: u64) {
+        for (digest, used_unix_ms) in self.0.usage.to_save(lag_ms) {
+            let saved = File::open(self.path(&digest)).and_then(|file| {
+                let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(used_unix_ms);
+                file.set_times(fs::FileTimes::new().set_modified(at))
+            });
+            // It may have gone meanwhile; and the order is all that a failure costs.
+            if let Err(error) = ignore_missing(saved) {
+                tracing::warn!(%digest, %error, "the last use of an original is not saved");
+            }
+        }
+    }
+
+    fn partials_known(&self) -> MutexGuard<'_, HashSet<BlobDigest>> {
+        self.0.partials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of one.
+    pub fn kept(&self, digest: &BlobDigest) -> Option<Kept> {
+        self.0.usage.get(digest)
+    }
+}
+
+fn modified_ms(metadata: &fs::Metadata) -> u64 {
+    let since = metadata
+        .modified()
+        .ok()
+        .and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 pub(super) fn parent(path: &Path) -> &Path {

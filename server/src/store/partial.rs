@@ -17,7 +17,7 @@ use headstart_layer_format::BlobDigest;
 
 use super::{
     hasher::BlobHasher,
-    originals::{ignore_missing, parent, publish},
+    originals::{Originals, ignore_missing, parent, publish},
 };
 
 /// Bytes read at once when a partial is hashed again.
@@ -28,7 +28,7 @@ const REHASH_BUFFER: usize = 1 << 20;
 pub struct Partial {
     file: Arc<File>,
     path: PathBuf,
-    target: PathBuf,
+    originals: Originals,
     digest: BlobDigest,
     hasher: BlobHasher,
     hashed: u64,
@@ -36,8 +36,9 @@ pub struct Partial {
 }
 
 impl Partial {
-    /// What an earlier fetch left at `path`, or nothing yet. Its bytes are not hashed: [`Partial::rehash`].
-    pub(super) fn open(path: PathBuf, target: PathBuf, digest: &BlobDigest) -> io::Result<Self> {
+    /// What an earlier fetch left, or nothing yet. Its bytes are not hashed: [`Partial::rehash`].
+    pub(super) fn open(originals: Originals, digest: &BlobDigest) -> io::Result<Self> {
+        let path = originals.partial_path(digest);
         fs::create_dir_all(parent(&path))?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
@@ -46,7 +47,7 @@ impl Partial {
         Ok(Self {
             file: Arc::new(file),
             path,
-            target,
+            originals,
             digest: *digest,
             hasher: BlobHasher::of(digest),
             hashed: 0,
@@ -109,7 +110,9 @@ impl Partial {
     /// Publishes; call only after [`Partial::is_whole`].
     pub fn commit(self) -> io::Result<()> {
         self.file.sync_data()?;
-        publish(&self.path, &self.target)
+        publish(&self.path, &self.originals.path(&self.digest))?;
+        self.originals.published(&self.digest, self.len);
+        Ok(())
     }
 
     /// Throws the bytes away.
