@@ -9,6 +9,7 @@ count=${1:-10}
 [[ $count =~ ^[1-9][0-9]{0,4}$ ]] || { echo "campaign: COUNT is a number from 1 to 99999" >&2; exit 2; }
 
 ./scripts/install-packages.sh
+./scripts/forky-root.sh >/dev/null
 cargo build --workspace --bins --locked
 cargo test --workspace --locked --no-run
 

@@ -3,7 +3,7 @@
 //! In: which snapshotter CRI uses, and where its hosts are. Out: a running containerd and a CRI connection.
 //! Invariant: nothing of the system's containerd is read or written, with one exception that containerd does not let us
 //! configure: sockets of per-container shims, in `/run/containerd/s`, named by a hash of our address, and removed by us.
-//! Not here: hosts.toml's content, and containers.
+//! Not here: its configuration file ([`super::containerd_config`]), hosts.toml's content, and containers.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Result, leftovers, process::Process, tools, workdir::WorkDir};
+use super::{Result, containerd_config::Config, forky::Forky, leftovers, process::Process, tools, workdir::WorkDir};
 use crate::cri::Cri;
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,22 +38,67 @@ impl Snapshotter {
     }
 }
 
+/// Whose containerd.
+#[derive(Clone, Debug, Default)]
+pub enum Release {
+    /// The machine's own: 1.6 on Debian 12.
+    #[default]
+    Machine,
+    /// 2.1, with this many bytes in each part of a layer that is fetched in parallel (0: not in parts).
+    Forky { forky: Forky, part_bytes: u64 },
+}
+
+impl Release {
+    fn command(&self, work: &WorkDir, tool: &str) -> Command {
+        match self {
+            Release::Machine => Command::new(tools::find(tool).unwrap_or_else(|| tool.into())),
+            Release::Forky { forky, .. } => forky.command(work, tool),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Containerd {
     process: Process,
+    release: Release,
+    work: WorkDir,
     pub dir: PathBuf,
     pub socket: PathBuf,
     pub cri: Cri,
 }
 
 impl Containerd {
-    /// Starts it in `NAME` below the work directory; `hosts` holds the registry hosts directory's files.
+    /// Starts the machine's own in `NAME` below the work directory; `hosts` holds the registry hosts directory's files.
     pub async fn start(work: &WorkDir, name: &str, snapshotter: &Snapshotter, hosts_dir: &Path) -> Result<Containerd> {
+        Containerd::start_release(work, name, Release::Machine, snapshotter, hosts_dir).await
+    }
+
+    pub async fn start_release(
+        work: &WorkDir,
+        name: &str,
+        release: Release,
+        snapshotter: &Snapshotter,
+        hosts_dir: &Path,
+    ) -> Result<Containerd> {
         let dir = work.dir(name)?;
         let tmp = work.dir(format!("{name}/tmp"))?;
         let socket = dir.join("c.sock");
-        let config = work.write(format!("{name}.toml"), &config(&dir, &socket, snapshotter, hosts_dir))?;
-        let mut command = Command::new(tools::find("containerd").unwrap_or_else(|| "containerd".into()));
+        let config = Config {
+            dir: &dir,
+            socket: &socket,
+            snapshotter,
+            hosts_dir,
+            part_bytes: match release {
+                Release::Machine => 0,
+                Release::Forky { part_bytes, .. } => part_bytes,
+            },
+        };
+        let config = match release {
+            Release::Machine => config.version_2(),
+            Release::Forky { .. } => config.version_3(),
+        };
+        let config = work.write(format!("{name}.toml"), &config)?;
+        let mut command = release.command(work, "containerd");
         command
             .arg("--config")
             .arg(config)
@@ -86,6 +131,8 @@ impl Containerd {
         let cri = Cri::connect(&socket).await?;
         Ok(Containerd {
             process,
+            release,
+            work: work.clone(),
             dir,
             socket,
             cri,
@@ -94,7 +141,7 @@ impl Containerd {
 
     /// `ctr` in CRI's namespace.
     pub fn ctr(&self) -> Command {
-        let mut ctr = Command::new(tools::find("ctr").unwrap_or_else(|| "ctr".into()));
+        let mut ctr = self.release.command(&self.work, "ctr");
         // It mounts root file systems in the temporary directory to read a user's name; killed, it leaves them there.
         ctr.env("TMPDIR", self.dir.join("tmp"));
         ctr.arg("--address").arg(&self.socket).args(["--namespace", "k8s.io"]);
@@ -111,57 +158,4 @@ impl Drop for Containerd {
         self.process.stop();
         leftovers::end_container_shims(&self.dir);
     }
-}
-
-fn config(dir: &Path, socket: &Path, snapshotter: &Snapshotter, hosts_dir: &Path) -> String {
-    let quoted = |p: &Path| toml::Value::from(p.to_string_lossy().into_owned()).to_string();
-    let (proxy_plugin, annotations) = match snapshotter {
-        Snapshotter::Overlayfs => (String::new(), true),
-        Snapshotter::Headstart { socket, annotations } => {
-            let plugin = format!(
-                "[proxy_plugins.headstart]\n  type = \"snapshot\"\n  address = {}\n",
-                quoted(socket)
-            );
-            (plugin, *annotations)
-        }
-    };
-    format!(
-        r#"version = 2
-root = {root}
-state = {state}
-# Not needed here, and some of them load kernel modules when they start.
-disabled_plugins = [
-  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.tracing.processor.v1.otlp",
-  "io.containerd.internal.v1.tracing",
-]
-
-[grpc]
-  address = {socket}
-
-{proxy_plugin}
-[plugins."io.containerd.internal.v1.opt"]
-  path = {opt}
-
-[plugins."io.containerd.grpc.v1.cri"]
-  # Without it CRI wants to be told about AppArmor and CNI first; images need neither.
-  disable_apparmor = true
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "{snapshotter}"
-    disable_snapshot_annotations = {disabled}
-  [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = {hosts_dir}
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    conf_dir = {cni}
-    bin_dir = {cni}
-"#,
-        root = quoted(&dir.join("root")),
-        state = quoted(&dir.join("state")),
-        socket = quoted(socket),
-        opt = quoted(&dir.join("opt")),
-        cni = quoted(&dir.join("cni")),
-        hosts_dir = quoted(hosts_dir),
-        snapshotter = snapshotter.name(),
-        disabled = !annotations,
-    )
 }

@@ -36,15 +36,24 @@ pub struct Proxy {
 impl Proxy {
     /// Starts it over `data_dir` (made when missing) with one upstream, which is also the default one.
     pub async fn start(work: &WorkDir, name: &str, binary: &Path, upstream: (&str, &str)) -> Result<Proxy> {
+        let quoted = |s: &str| toml::Value::from(s).to_string();
+        let rest = format!(
+            "default_upstream = {}\n\n[[upstreams]]\nname = {}\nurl = {}\n",
+            quoted(upstream.0),
+            quoted(upstream.0),
+            quoted(upstream.1),
+        );
+        Proxy::start_configured(work, name, binary, &rest).await
+    }
+
+    /// Starts it with any configuration; `rest` is what follows address and data directory.
+    pub async fn start_configured(work: &WorkDir, name: &str, binary: &Path, rest: &str) -> Result<Proxy> {
         let data_dir = work.dir(format!("{name}.data"))?;
         let address = ports::free()?;
         let quoted = |s: &str| toml::Value::from(s).to_string();
         let config = format!(
-            "listen = \"{address}\"\ndata_dir = {}\ndefault_upstream = {}\n\n[[upstreams]]\nname = {}\nurl = {}\n",
-            quoted(&data_dir.to_string_lossy()),
-            quoted(upstream.0),
-            quoted(upstream.0),
-            quoted(upstream.1),
+            "listen = \"{address}\"\ndata_dir = {}\n{rest}",
+            quoted(&data_dir.to_string_lossy())
         );
         let config = work.write(format!("{name}.toml"), &config)?;
         let http = reqwest::Client::builder()

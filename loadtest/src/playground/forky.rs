@@ -1,0 +1,72 @@
+//! Debian's next release beside the one that runs: newer clients, in a tree of their own.
+//!
+//! In: the tree that `scripts/forky-root.sh` makes. Out: commands that run in it.
+//! Invariant: every command has its own mount namespace, in which the tree is the root and the work directory has the path
+//! it has outside; what is mounted there ends with the last process in it. The tree itself is shared and only read.
+//! Not here: making the tree.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::{PlaygroundError, Result, command, site::Site, workdir::WorkDir};
+
+/// Makes the tree the root: a real one (`pivot_root`), because mounts of containerd and podman fail in a chroot.
+/// Arguments: tree, work directory, program and its arguments. The temporary directories are memory, and private.
+const ENTER: &str = r#"
+tree=$1 work=$2; shift 2
+mount --bind "$tree" "$tree"
+mount -t proc proc "$tree/proc"; mount --rbind /sys "$tree/sys"; mount --rbind /dev "$tree/dev"
+for dir in run tmp var/tmp root; do mount -t tmpfs tmpfs "$tree/$dir"; done
+mkdir -p "$tree$work"; mount --bind "$work" "$tree$work"
+cd "$tree"; mkdir run/host; pivot_root . run/host; umount -l /run/host; cd /
+exec "$@"
+"#;
+
+#[derive(Clone, Debug)]
+pub struct Forky {
+    tree: PathBuf,
+}
+
+impl Forky {
+    /// The tree, made now if it is not there. Takes well under a minute then, on a quick network.
+    pub async fn open(site: &Site, work: &WorkDir) -> Result<Forky> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/forky-root.sh");
+        let mut make = Command::new(script);
+        if std::env::var_os("HEADSTART_FORKY").is_none() {
+            make.env("HEADSTART_FORKY", site.cache_dir.with_file_name("forky"));
+        }
+        let output = command::run("forky-root", make, work).await?;
+        let tree = PathBuf::from(String::from_utf8_lossy(&output).trim());
+        if tree.join("usr/bin/containerd").is_file() {
+            Ok(Forky { tree })
+        } else {
+            Err(PlaygroundError::unexpected("find containerd in forky", tree.display()))
+        }
+    }
+
+    /// `program` in the tree, with nothing of our environment.
+    pub fn command(&self, work: &WorkDir, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "--", "sh", "-ec", ENTER, "sh"]);
+        command.arg(&self.tree).arg(work.path());
+        command.arg(program);
+        command.env_clear();
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("HOME", "/root").env("TMPDIR", "/tmp");
+        command
+    }
+
+    /// `None` when this release does not have it.
+    pub fn find(&self, tool: &str) -> Option<PathBuf> {
+        let inside = Path::new("/usr/bin").join(tool);
+        self.tree.join("usr/bin").join(tool).is_file().then_some(inside)
+    }
+
+    /// What was asked of it and what came: `NAME VERSION` or `NAME missing`, a line each.
+    pub fn packages(&self) -> String {
+        std::fs::read_to_string(self.tree.join("headstart-packages")).unwrap_or_default()
+    }
+}
