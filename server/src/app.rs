@@ -63,7 +63,6 @@ impl App {
     pub async fn open(config: Config) -> Result<App, AppError> {
         let metrics = Metrics::new();
         let upstreams = Upstreams::new(&config, &metrics)?;
-        let access = Access::new(&config.access)?;
         let transport = Transport::new(config.tls.as_ref())?;
         let data_dir = config.data_dir.clone();
         // Opening may rebuild the index, which takes its time.
@@ -82,6 +81,7 @@ impl App {
             fetch.clone(),
             metrics.clone(),
         );
+        let access = Access::new(&config.access, &upstreams, &store, &blobs)?;
         let layers = Layers::new(store.clone(), blobs.clone(), config.ingest.clone(), metrics.clone());
         let manifests = Manifests::new(
             originals.clone(),

@@ -15,6 +15,9 @@ pub enum AccessError {
     /// Whatever it says would not help, or it is known and may not.
     #[error("read it: this client may not")]
     Denied,
+    /// It may not, and is not to learn whether it is there.
+    #[error("find it in a repository that this client may read")]
+    Hidden,
     /// The upstream says that it is not there, or cannot be asked.
     #[error("ask the upstream whether this client may read it: {0}")]
     Upstream(#[from] UpstreamError),

@@ -103,7 +103,7 @@ pub enum ChallengePing {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessRule {
-    /// Names (globs), or `anonymous` (who does not say who it is), `authenticated` (who does), `*` (both).
+    /// Names (globs), or `authenticated` (whoever says who it is), or `anonymous`, which is everybody, as is `*`.
     pub who: Vec<String>,
     /// Names of upstreams (globs); empty for all.
     #[serde(default)]

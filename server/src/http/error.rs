@@ -128,6 +128,7 @@ impl ApiError {
         match error {
             AccessError::Unauthorized => Self::new(OciCode::Unauthorized, message),
             AccessError::Denied => Self::new(OciCode::Denied, message),
+            AccessError::Hidden => Self::unknown(asked, message),
             AccessError::Upstream(error) => Self::from_upstream(asked, error),
             AccessError::Busy => Self {
                 retry_after_secs: Some(1),

@@ -5,6 +5,7 @@
 //! Not here: whether the client may read something (`access/`).
 
 use axum::{extract::Request, middleware::Next, response::Response};
+use http::{Extensions, HeaderMap};
 
 use crate::access::{Client, Peer};
 
@@ -18,4 +19,10 @@ pub async fn identify(mut request: Request, next: Next) -> Response {
     let client = Client::new(peer, request.headers());
     request.extensions_mut().insert(client);
     next.run(request).await
+}
+
+/// The client that [`identify`] put there.
+pub fn client_of(extensions: &Extensions) -> Client {
+    let client = extensions.get::<Client>().cloned();
+    client.unwrap_or_else(|| Client::new(Peer::unknown(), &HeaderMap::new()))
 }

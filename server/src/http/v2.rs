@@ -1,7 +1,8 @@
 //! `/v2/`: the read side of the OCI distribution specification.
 //!
 //! In: requests of container runtimes. Out: the answer of one of the parts, with the headers that every answer has.
-//! Invariant: nothing is written through this API (405), and no answer challenges for credentials. Every part passes
+//! Invariant: nothing is written through this API (405), and a client is challenged only where
+//! that may help. Every part passes
 //! [`Asking::enter`] before it looks at anything: which upstream is meant, and on whose behalf it may be read.
 //! Not here: the parts ([`super::v2_manifest`], [`super::v2_blob`], [`super::v2_tags`], [`super::v2_referrers`]), fetching
 //! and caching (`read/`), errors as JSON ([`super::error`]), ranges ([`super::body`]).
@@ -17,14 +18,17 @@ use serde::Deserialize;
 
 use super::{
     body::Representation,
-    error::{ApiError, OciCode},
+    error::{ApiError, Asked, OciCode},
+    identity::client_of,
     v2_path::V2Path,
 };
 use crate::{
     app::App,
     metrics::route,
-    upstream::{Caller, Reference, ResolveError, Route},
+    upstream::{Caller, ResolveError, Route},
 };
+
+pub use crate::access::Probe;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -40,15 +44,6 @@ pub(super) const CACHE_NEVER: HeaderValue = HeaderValue::from_static("no-cache")
 pub(super) const WARNING_STALE: HeaderValue =
     HeaderValue::from_static("299 - \"stale: the upstream could not be asked\"");
 
-/// What a request is about to read; what would be asked upstream on behalf of a client that has to prove its right.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Probe {
-    Manifest(Reference),
-    Blob(BlobDigest),
-    /// The repository as such: its tags and referrers.
-    Repository,
-}
-
 #[derive(Debug, Deserialize)]
 pub struct V2Query {
     /// The registry that the client means; containerd's mirror protocol.
@@ -62,14 +57,15 @@ pub(super) struct Asking<'a> {
     pub(super) method: &'a Method,
     pub(super) headers: &'a HeaderMap,
     /// What the layers around the routes found out about the client.
-    #[expect(dead_code, reason = "clients are told apart by the access rules, which come in here")]
     pub(super) extensions: &'a Extensions,
 }
 
 /// `/v2/`
-pub async fn base(State(app): State<App>, method: Method) -> Response {
-    let response = match method {
-        Method::GET | Method::HEAD => {
+pub async fn base(State(app): State<App>, method: Method, extensions: Extensions) -> Response {
+    let allowed = app.access.allow_ping(&client_of(&extensions)).await;
+    let response = match (allowed, &method) {
+        (Err(error), &Method::GET | &Method::HEAD) => ApiError::from_access(Asked::Manifest, &error).into_response(),
+        (Ok(()), &Method::GET | &Method::HEAD) => {
             let mut response = Response::new(Body::from("{}"));
             let json = HeaderValue::from_static("application/json");
             response.headers_mut().insert(header::CONTENT_TYPE, json);
@@ -108,7 +104,7 @@ pub async fn any(
     };
     let answer = match path {
         _ if !matches!(method, Method::GET | Method::HEAD) => Err(unsupported()),
-        V2Path::Base => return base(State(app), method).await,
+        V2Path::Base => return base(State(app), method, extensions).await,
         V2Path::Manifest { name, reference } => asking.manifest(name, reference).await,
         V2Path::Blob { name, digest } => asking.blob(name, digest).await,
         V2Path::Tags { name } => asking.tags(name).await,
@@ -124,10 +120,6 @@ pub async fn any(
 
 impl Asking<'_> {
     /// The way in for every part: the upstream and repository that `name` means, and on whose behalf to read `what`.
-    #[expect(
-        clippy::unused_async,
-        reason = "the access rules, which come in here, may ask the upstream"
-    )]
     pub(super) async fn enter(&self, name: &str, what: Probe) -> Result<(Route, Caller), ApiError> {
         let route = self.app.upstreams.resolve(self.ns, name).map_err(|error| {
             let code = match error {
@@ -136,9 +128,17 @@ impl Asking<'_> {
             };
             ApiError::new(code, error.to_string())
         })?;
-        // Everybody may read everything, as the server.
-        let _ = what;
-        Ok((route, Caller::Server))
+        let caller = self
+            .app
+            .access
+            .allow(&client_of(self.extensions), &route.source, &what)
+            .await;
+        let asked = match what {
+            Probe::Blob(_) => Asked::Blob,
+            Probe::Manifest(_) | Probe::Repository => Asked::Manifest,
+        };
+        let caller = caller.map_err(|error| ApiError::from_access(asked, &error))?;
+        Ok((route, caller))
     }
 
     /// A body that is named by its digest.

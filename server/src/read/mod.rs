@@ -6,7 +6,7 @@
 
 pub mod blobs;
 mod blocking;
-mod coalesce;
+pub(crate) mod coalesce;
 mod conversion;
 mod document;
 mod error;

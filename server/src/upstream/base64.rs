@@ -20,8 +20,7 @@ pub(super) fn base64(bytes: &[u8]) -> String {
     out
 }
 
-#[allow(dead_code, reason = "for the configuration files of docker")]
-pub(super) fn decoded(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn decoded(text: &str) -> Option<Vec<u8>> {
     let text = text.trim_end_matches('=').as_bytes();
     let mut out = Vec::with_capacity(text.len() / 4 * 3 + 2);
     for group in text.chunks(4) {

@@ -273,7 +273,7 @@ impl Upstream {
     }
 
     /// A request and its check, once more if the upstream did not answer properly the first time.
-    async fn fetch(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
+    pub(super) async fn fetch(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
         let once = || async {
             match self.site.accepted(ask).await? {
                 r if r.status() == StatusCode::RANGE_NOT_SATISFIABLE => Err(UpstreamError::Status(416)),

@@ -7,13 +7,14 @@
 
 mod answer;
 pub mod auth;
-mod base64;
+pub(crate) mod base64;
 mod body;
 mod caller;
 mod client;
 mod error;
 mod exchange;
 mod name;
+mod probe;
 mod set;
 mod site;
 mod transport;
