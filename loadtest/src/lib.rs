@@ -6,6 +6,7 @@
 //! never used to test.
 //! Not here: the command line (`main.rs`).
 
+pub mod bench;
 pub mod check;
 pub mod corpus;
 pub mod cri;

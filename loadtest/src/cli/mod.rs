@@ -4,6 +4,7 @@
 //! Invariant: flags win over the file, the file over the defaults; unknown keys are errors.
 //! Not here: what the subcommands do.
 
+mod bench_mirror;
 mod storm;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
+use headstart_loadtest::bench::BenchConfig;
 use headstart_loadtest::playground;
 use headstart_loadtest::storm::StormConfig;
 
@@ -32,6 +34,7 @@ pub struct Cli {
 /// One variant a subcommand.
 #[derive(Debug, Subcommand)]
 enum Command {
+    BenchMirror(bench_mirror::BenchArgs),
     /// Start a real container by ordinary pulls and lazily, and compare.
     Playground(playground::cli::PlaygroundArgs),
     Storm(storm::StormArgs),
@@ -41,6 +44,7 @@ enum Command {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileConfig {
+    pub bench: BenchConfig,
     pub storm: StormConfig,
 }
 
@@ -59,6 +63,7 @@ impl Cli {
         let result = match FileConfig::read(self.config.as_deref()) {
             Ok(file) => match self.command {
                 Command::Playground(args) => playground(args).await,
+                Command::BenchMirror(args) => bench_mirror::run(args, file.bench).await,
                 Command::Storm(args) => storm::run(args, file.storm).await,
             },
             Err(e) => Err(e),

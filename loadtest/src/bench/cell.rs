@@ -1,0 +1,133 @@
+//! One cell: one server, one kind of request, a number of connections, a while.
+//!
+//! In: a peer and what to ask it. Out: a [`Sample`].
+//! Invariant: connections are open before the clock starts; the clock and the CPU account stop before any is closed. An
+//! answer that is not the expected one is an error, and never a fast answer.
+//! Not here: what samples mean together ([`super::report`]).
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use tokio::{sync::Barrier, task::JoinSet};
+
+use super::{content::Asked, http, peers::Peer, usage};
+use crate::playground::{PlaygroundError, Result};
+
+/// After a cell: closed connections are taken down at the server's expense, which is not the next cell's.
+const PAUSE: Duration = Duration::from_millis(60);
+
+/// Opening `connections` on a loaded machine.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What was measured.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Sample {
+    pub seconds: f64,
+    /// Whole answers.
+    pub requests: u64,
+    /// Body bytes, also of answers that were under way at the end.
+    pub bytes: u64,
+    pub errors: u64,
+    pub first_error: Option<String>,
+    pub cpu_seconds: f64,
+    /// Of whole answers, when there was one.
+    pub p50_ms: Option<f64>,
+    pub p99_ms: Option<f64>,
+    pub memory_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    errors: AtomicU64,
+    first_error: Mutex<Option<String>>,
+}
+
+impl Counters {
+    fn note(&self, error: &std::io::Error) {
+        let mut first = self.first_error.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert_with(|| error.to_string());
+    }
+}
+
+pub async fn measure(peer: &Peer, asked: &Asked, connections: usize, length: Duration) -> Result<Sample> {
+    let request: Arc<[u8]> = http::request(peer.address, &asked.path).into();
+    let counters = Arc::new(Counters::default());
+    let latencies = Arc::new(Mutex::new(
+        Histogram::<u64>::new(3).map_err(|e| PlaygroundError::unexpected("make a histogram", e))?,
+    ));
+    let go = Arc::new(Barrier::new(connections + 1));
+    let mut tasks = JoinSet::new();
+    let opened = async {
+        for _ in 0..connections {
+            let mut connection = http::Connection::open(peer.address)
+                .await
+                .map_err(PlaygroundError::io(format!("connect to {}", peer.label)))?;
+            let (request, counters, latencies, go) =
+                (request.clone(), counters.clone(), latencies.clone(), go.clone());
+            let (address, size) = (peer.address, asked.body.len() as u64);
+            tasks.spawn(async move {
+                go.wait().await;
+                loop {
+                    let begin = Instant::now();
+                    match connection.get(&request, size, &counters.bytes).await {
+                        Ok(()) => {
+                            counters.requests.fetch_add(1, Ordering::Relaxed);
+                            let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
+                            latencies.saturating_record(begin.elapsed().as_micros() as u64);
+                        }
+                        Err(error) => {
+                            counters.errors.fetch_add(1, Ordering::Relaxed);
+                            counters.note(&error);
+                            tokio::time::sleep(PAUSE).await;
+                            if let Ok(new) = http::Connection::open(address).await {
+                                connection = new;
+                            }
+                        }
+                    }
+                }
+            });
+        }
+        Ok::<_, PlaygroundError>(())
+    };
+    tokio::time::timeout(OPEN_TIMEOUT, opened)
+        .await
+        .map_err(|_| PlaygroundError::unexpected(format!("connect to {}", peer.label), "it takes too long"))??;
+    let pids = usage::family(peer.process.pid());
+    let cpu = usage::cpu(&pids);
+    let begin = Instant::now();
+    go.wait().await;
+    tokio::time::sleep(length).await;
+    let (seconds, cpu) = (begin.elapsed().as_secs_f64(), usage::cpu(&pids).saturating_sub(cpu));
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let (requests, bytes, errors) = (
+        load(&counters.requests),
+        load(&counters.bytes),
+        load(&counters.errors),
+    );
+    let memory_bytes = usage::memory(&pids);
+    tasks.shutdown().await;
+    tokio::time::sleep(PAUSE).await;
+    let latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
+    let quantile = |q| (!latencies.is_empty()).then(|| latencies.value_at_quantile(q) as f64 / 1000.0);
+    let first_error = counters.first_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(Sample {
+        seconds,
+        requests,
+        bytes,
+        errors,
+        first_error,
+        cpu_seconds: cpu.as_secs_f64(),
+        p50_ms: quantile(0.5),
+        p99_ms: quantile(0.99),
+        memory_bytes,
+    })
+}
