@@ -26,6 +26,9 @@ const PAUSE: Duration = Duration::from_millis(60);
 /// Opening `connections` on a loaded machine.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Slower answers are counted as this slow.
+const LATENCY_MAX_US: u64 = 120_000_000;
+
 /// What was measured.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Sample {
@@ -62,7 +65,8 @@ pub async fn measure(peer: &Peer, asked: &Asked, connections: usize, length: Dur
     let request: Arc<[u8]> = http::request(peer.address, &asked.path).into();
     let counters = Arc::new(Counters::default());
     let latencies = Arc::new(Mutex::new(
-        Histogram::<u64>::new(3).map_err(|e| PlaygroundError::unexpected("make a histogram", e))?,
+        Histogram::<u64>::new_with_bounds(1, LATENCY_MAX_US, 3)
+            .map_err(|e| PlaygroundError::unexpected("make a histogram", e))?,
     ));
     let go = Arc::new(Barrier::new(connections + 1));
     let mut tasks = JoinSet::new();
@@ -71,8 +75,7 @@ pub async fn measure(peer: &Peer, asked: &Asked, connections: usize, length: Dur
             let mut connection = http::Connection::open(peer.address)
                 .await
                 .map_err(PlaygroundError::io(format!("connect to {}", peer.label)))?;
-            let (request, counters, latencies, go) =
-                (request.clone(), counters.clone(), latencies.clone(), go.clone());
+            let (request, counters, latencies, go) = (request.clone(), counters.clone(), latencies.clone(), go.clone());
             let (address, size) = (peer.address, asked.body.len() as u64);
             tasks.spawn(async move {
                 go.wait().await;
@@ -108,17 +111,17 @@ pub async fn measure(peer: &Peer, asked: &Asked, connections: usize, length: Dur
     tokio::time::sleep(length).await;
     let (seconds, cpu) = (begin.elapsed().as_secs_f64(), usage::cpu(&pids).saturating_sub(cpu));
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let (requests, bytes, errors) = (
-        load(&counters.requests),
-        load(&counters.bytes),
-        load(&counters.errors),
-    );
+    let (requests, bytes, errors) = (load(&counters.requests), load(&counters.bytes), load(&counters.errors));
     let memory_bytes = usage::memory(&pids);
     tasks.shutdown().await;
     tokio::time::sleep(PAUSE).await;
     let latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
     let quantile = |q| (!latencies.is_empty()).then(|| latencies.value_at_quantile(q) as f64 / 1000.0);
-    let first_error = counters.first_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let first_error = counters
+        .first_error
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     Ok(Sample {
         seconds,
         requests,

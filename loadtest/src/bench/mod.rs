@@ -77,7 +77,11 @@ pub async fn run(config: &BenchConfig, progress: &Progress) -> Result<report::Re
                 continue;
             }
             for &connections in &config.connections {
-                progress.step(format!("round {}: {}, {connections} connections", round + 1, asked.name));
+                progress.step(format!(
+                    "round {}: {}, {connections} connections",
+                    round + 1,
+                    asked.name
+                ));
                 // Another order each round: whoever comes after a heavy neighbour inherits its heat.
                 for i in 0..peers.len() {
                     let peer = &peers[(i + round) % peers.len()];

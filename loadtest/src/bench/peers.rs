@@ -95,7 +95,11 @@ async fn nginx(work: &WorkDir, content: &Content) -> Result<Peer> {
     let dir = work.dir("nginx")?;
     let (dir, root) = (dir.display(), root.display());
     // As root its workers would become somebody who cannot read the work directory.
-    let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
+    let user = if rustix::process::geteuid().is_root() {
+        "user root;\n"
+    } else {
+        ""
+    };
     let config = format!(
         "{user}daemon off;\nworker_processes {NGINX_WORKERS};\npid {dir}/pid;\nerror_log stderr error;\n\
          events {{ worker_connections 4096; }}\n\
@@ -207,7 +211,10 @@ async fn push(registry: &str, content: &Content) -> Result<()> {
             .await
             .and_then(reqwest::Response::error_for_status)
             .map_err(failed)?;
-        let location = begun.headers().get(http::header::LOCATION).and_then(|v| v.to_str().ok());
+        let location = begun
+            .headers()
+            .get(http::header::LOCATION)
+            .and_then(|v| v.to_str().ok());
         let location = location.ok_or_else(|| PlaygroundError::unexpected("push the content", "no Location"))?;
         let mut url = begun
             .url()

@@ -71,7 +71,11 @@ impl Report {
             });
             self.cells.len() - 1
         });
-        self.cells[at].samples.entry(server.to_owned()).or_default().push(sample);
+        self.cells[at]
+            .samples
+            .entry(server.to_owned())
+            .or_default()
+            .push(sample);
     }
 
     pub fn errors(&self) -> u64 {
@@ -84,9 +88,11 @@ impl Report {
     }
 
     fn samples(&self) -> impl Iterator<Item = (&String, &Sample)> {
-        self.cells
-            .iter()
-            .flat_map(|c| c.samples.iter().flat_map(|(server, s)| s.iter().map(move |s| (server, s))))
+        self.cells.iter().flat_map(|c| {
+            c.samples
+                .iter()
+                .flat_map(|(server, s)| s.iter().map(move |s| (server, s)))
+        })
     }
 
     pub fn json(&self) -> serde_json::Value {
@@ -100,7 +106,16 @@ impl Report {
 
     pub fn table(&self) -> String {
         let mut table = plain_table(&[
-            "asked", "conns", "server", "req/s", "MB/s", "p50 ms", "p99 ms", "CPU s/GB", "CPU s/100k req", "memory MB",
+            "asked",
+            "conns",
+            "server",
+            "req/s",
+            "MB/s",
+            "p50 ms",
+            "p99 ms",
+            "CPU s/GB",
+            "CPU s/100k req",
+            "memory MB",
         ]);
         for cell in &self.cells {
             for server in &self.servers {
@@ -113,7 +128,11 @@ impl Report {
                 };
                 let quantile = |f: fn(&Sample) -> Option<f64>| {
                     let values: Vec<f64> = samples.iter().filter_map(f).collect();
-                    if values.is_empty() { "-".to_owned() } else { number(median(values)) }
+                    if values.is_empty() {
+                        "-".to_owned()
+                    } else {
+                        number(median(values))
+                    }
                 };
                 let manifest = cell.asked.starts_with("manifest");
                 table.add_row([
@@ -214,7 +233,10 @@ mod tests {
         let text = report.table();
         let ratio = text.lines().last().unwrap_or_default();
         assert!(ratio.contains(" 1.50 ") && ratio.contains(" 0.750 "), "{text}");
-        assert_eq!(report.json()["cells"][0]["samples"]["nginx"].as_array().map(Vec::len), Some(3));
+        assert_eq!(
+            report.json()["cells"][0]["samples"]["nginx"].as_array().map(Vec::len),
+            Some(3)
+        );
         assert_eq!((report.errors(), report.first_error()), (0, None));
     }
 }

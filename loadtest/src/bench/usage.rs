@@ -34,7 +34,11 @@ fn resident(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kib = |name: &str| -> Option<u64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':').split_ascii_whitespace().next()?.parse().ok()
+        line.trim_start_matches(':')
+            .split_ascii_whitespace()
+            .next()?
+            .parse()
+            .ok()
     };
     Some((kib("RssAnon")? + kib("RssShmem").unwrap_or(0)) << 10)
 }

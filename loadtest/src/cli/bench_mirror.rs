@@ -90,7 +90,10 @@ pub async fn run(args: BenchArgs, file: BenchConfig) -> Result<ExitCode, String>
     Ok(match report.first_error() {
         None => ExitCode::SUCCESS,
         Some(error) => {
-            eprintln!("headstart-loadtest: {} wrong answers; the first: {error}", report.errors());
+            eprintln!(
+                "headstart-loadtest: {} wrong answers; the first: {error}",
+                report.errors()
+            );
             ExitCode::FAILURE
         }
     })

@@ -12,6 +12,7 @@ pub mod headstart;
 mod health;
 pub mod identity;
 pub mod range;
+mod sendfile;
 pub mod serve;
 mod stall;
 pub mod tls;

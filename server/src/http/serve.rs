@@ -8,7 +8,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
-use http::Request;
+use http::{Request, Version};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -77,8 +77,13 @@ pub async fn serve(
                 Ok(secured) => secured,
                 Err(error) => return tracing::debug!(%error, %address, "handshake failed"),
             };
+            let windows = stream.windows().cloned();
             let service = router.map_request(move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert(peer.clone());
+                // HTTP/2 cuts bodies into frames and may copy them.
+                if let Some(windows) = windows.as_ref().filter(|_| request.version() <= Version::HTTP_11) {
+                    request.extensions_mut().insert(windows.clone());
+                }
                 request
             });
             let service = TowerToHyperService::new(service);

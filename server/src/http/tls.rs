@@ -28,7 +28,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::certificate;
+use super::{
+    certificate,
+    sendfile::{Socket, Windows},
+};
 use crate::{
     access::Peer,
     config::{ClientCertificates, TlsConfig},
@@ -54,7 +57,7 @@ struct Tls {
 /// A connection's bytes.
 #[derive(Debug)]
 pub enum Connection {
-    Plain(TcpStream),
+    Plain(Socket),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -86,7 +89,7 @@ impl Transport {
     /// The handshake, or nothing for a plain connection. To be awaited in the connection's own task.
     pub async fn secure(&self, stream: TcpStream, address: SocketAddr) -> io::Result<(Connection, Peer)> {
         let Some(tls) = &self.0 else {
-            return Ok((Connection::Plain(stream), Peer::plain(address)));
+            return Ok((Connection::Plain(Socket::new(stream)), Peer::plain(address)));
         };
         let handshake = async {
             // The semaphore is never closed.
@@ -150,6 +153,16 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         Ok(chain) if !chain.is_empty() => Ok(chain),
         Ok(_) => Err(format!("{} has no certificate", file.display())),
         Err(e) => Err(format!("{}: {e}", file.display())),
+    }
+}
+
+impl Connection {
+    /// Where bodies may put windows of files instead of copies; encryption needs the bytes themselves.
+    pub fn windows(&self) -> Option<&Windows> {
+        match self {
+            Self::Plain(socket) => Some(socket.windows()),
+            Self::Tls(_) => None,
+        }
     }
 }
 

@@ -5,12 +5,14 @@
 //! Not here: where it comes from ([`crate::read::blobs`]), and ranges ([`super::range`], [`super::body`]).
 
 use axum::response::Response;
+use futures_util::future::Either;
 use headstart_layer_format::{BlobDigest, DigestError};
 use http::{HeaderValue, Method};
 
 use super::{
     body::ranged_response,
     error::{ApiError, Asked, OciCode},
+    sendfile::Windows,
     v2::{Asking, CACHE_FOREVER, Probe},
 };
 use crate::metrics::route;
@@ -39,7 +41,14 @@ impl Asking<'_> {
         }
         let blob = blobs.open(&route.source, &caller, &digest).await.map_err(failed)?;
         let representation = self.representation(route::BLOBS, &digest, blob.size(), OCTETS, CACHE_FOREVER);
-        let open = move |range| blob.stream(range);
+        let windows = self.extensions.get::<Windows>();
+        let windowed = windows
+            .zip(blob.on_disk())
+            .and_then(|(w, (file, size))| w.open(file, size));
+        let open = move |range| match &windowed {
+            Some(windowed) => Either::Left(windowed.stream(range)),
+            None => Either::Right(blob.stream(range)),
+        };
         Ok(ranged_response(
             self.method,
             self.headers,

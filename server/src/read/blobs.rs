@@ -339,6 +339,14 @@ impl Blob {
         }
     }
 
+    /// The file and its size, when it is complete and verified.
+    pub fn on_disk(&self) -> Option<(&Arc<File>, u64)> {
+        match &self.0 {
+            Place::Disk { file, size } => Some((file, *size)),
+            Place::Flight(_) => None,
+        }
+    }
+
     /// The bytes of `range`, which must be inside the size, at the pace they arrive and the reader takes them.
     pub fn stream(&self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, ReadError>> + Send + use<> {
         stream::try_unfold((self.0.clone(), range), |(place, mut range)| async move {

@@ -5,7 +5,7 @@
 //! Not here: HTTP.
 
 pub mod blobs;
-mod blocking;
+pub(crate) mod blocking;
 pub(crate) mod coalesce;
 mod conversion;
 mod document;
