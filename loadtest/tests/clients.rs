@@ -14,8 +14,12 @@ mod support;
 mod containerd;
 #[path = "clients/crane.rs"]
 mod crane;
+#[path = "clients/crowd.rs"]
+mod crowd;
 #[path = "clients/docker.rs"]
 mod docker;
+#[path = "clients/matrix/mod.rs"]
+mod matrix;
 #[path = "clients/oras.rs"]
 mod oras;
 #[path = "clients/podman.rs"]

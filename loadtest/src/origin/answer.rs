@@ -209,7 +209,12 @@ impl Exchange<'_> {
         if let Some(digest) = digest {
             self.record.about(*digest);
         }
-        let subject = Subject { path, digest, cdn };
+        let subject = Subject {
+            path,
+            digest,
+            cdn,
+            head: self.method == Method::HEAD,
+        };
         let faults = fault::take(&mut self.state.rules(), &subject);
         for f in &faults {
             match f {

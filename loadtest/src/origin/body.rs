@@ -82,6 +82,8 @@ impl Sending {
                 Fault::Stall { after, .. } if *after > self.sent => until = until.min(*after),
                 Fault::Hold { at, gate: g } if self.sent >= *at => gate = Some(g.clone()),
                 Fault::Hold { at, .. } => until = until.min(*at),
+                Fault::Wall { at } if self.range.start + self.sent >= *at => std::future::pending().await,
+                Fault::Wall { at } => until = until.min(at - self.range.start),
                 Fault::Throttle { bytes_per_sec } => {
                     let rate = (*bytes_per_sec).max(1);
                     until = until.min(self.sent + (rate / 20).max(1));

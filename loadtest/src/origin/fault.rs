@@ -17,6 +17,8 @@ pub enum Target {
     /// Any blob, on the registry or the CDN.
     Blobs,
     Manifests,
+    /// HEAD of a manifest.
+    ManifestHeads,
     Token,
     /// A blob or manifest asked by digest, and a tag that resolves to it.
     Digest(BlobDigest),
@@ -59,6 +61,8 @@ pub enum Fault {
     Redirect { location: String },
     /// Body bytes from this offset on wait until the test opens the gate.
     Hold { at: u64, gate: Gate },
+    /// Nothing of the content (not of the body) from this offset on, ever; the connection stays open.
+    Wall { at: u64 },
 }
 
 /// A barrier that a test opens: determinism without sleeping.
@@ -101,6 +105,8 @@ pub(super) struct Subject<'a> {
     pub(super) path: &'a str,
     pub(super) digest: Option<&'a BlobDigest>,
     pub(super) cdn: bool,
+    /// The method is HEAD.
+    pub(super) head: bool,
 }
 
 impl Target {
@@ -109,6 +115,7 @@ impl Target {
             Self::Everything => true,
             Self::Blobs => s.cdn || s.path.contains("/blobs/"),
             Self::Manifests => s.path.contains("/manifests/"),
+            Self::ManifestHeads => s.head && s.path.contains("/manifests/"),
             Self::Token => s.path == "/token",
             Self::Digest(d) => s.digest == Some(d),
             Self::Path(part) => s.path.contains(part),

@@ -1,0 +1,167 @@
+//! One cell: one client pulls one image of its own while its own upstream misbehaves in one way.
+//!
+//! In: the row's misbehaviour. Out: an [`Outcome`]. Invariant: cells share the server and the client's daemon, nothing
+//! else; who served what is counted at the next host.
+//! Not here: how a client pulls ([`super::columns`]).
+
+use headstart_layer_format::BlobDigest;
+use headstart_loadtest::{
+    corpus::SyntheticImage,
+    origin::{Call, Origin},
+    playground::proxy::Proxy,
+};
+
+use super::{
+    columns::{Client, Column},
+    rows::{Row, Warm},
+};
+use crate::support::{Bench, images};
+
+pub const REPOSITORY: &str = "team/app";
+
+pub struct Cell {
+    pub row: usize,
+    /// The name in references; nowhere else.
+    pub registry: String,
+    pub image: SyntheticImage,
+    /// Behind the server.
+    pub upstream: Origin,
+    /// After the server.
+    pub next: Origin,
+}
+
+/// What became of the pull, told from what the next host was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it through the server.
+    Through,
+    /// The manifest through the server, blobs (some or parts of some) from the next host.
+    BlobsElsewhere,
+    /// Refused at the manifest; everything from the next host.
+    NextHost,
+    /// The first pull failed, and the same command again got the image (from the server or the next host): what the
+    /// kubelet does by itself.
+    SecondTry,
+    /// Twice no image.
+    Failed(String),
+}
+
+/// An outcome without its story.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Short {
+    Through,
+    BlobsElsewhere,
+    NextHost,
+    SecondTry,
+    Failed,
+}
+
+impl Outcome {
+    pub fn short(&self) -> Short {
+        match self {
+            Outcome::Through => Short::Through,
+            Outcome::BlobsElsewhere => Short::BlobsElsewhere,
+            Outcome::NextHost => Short::NextHost,
+            Outcome::SecondTry => Short::SecondTry,
+            Outcome::Failed(_) => Short::Failed,
+        }
+    }
+
+    pub fn title(&self) -> &'static str {
+        match self {
+            Outcome::Through => "through the mirror",
+            Outcome::BlobsElsewhere => "manifest through the mirror, blobs from the next host",
+            Outcome::NextHost => "refused at the manifest, next host",
+            Outcome::SecondTry => "first pull fails, second succeeds",
+            Outcome::Failed(_) => "fails",
+        }
+    }
+}
+
+impl Cell {
+    pub fn new(column: Column, row: usize) -> Cell {
+        let image = images::image(10_000 + 100 * column as u64 + row as u64, &[300_000, 60_000]);
+        Cell {
+            row,
+            registry: format!("u{row}-{}.test", column as usize),
+            upstream: Origin::with_image(REPOSITORY, "v1", &image),
+            next: Origin::with_image(REPOSITORY, "v1", &image),
+            image,
+        }
+    }
+
+    pub fn reference(&self) -> String {
+        format!("{}/{REPOSITORY}:v1", self.registry)
+    }
+
+    pub async fn run(&self, row: &Row, client: &Client, bench: &Bench, proxy: &Proxy) -> Outcome {
+        self.warm(row.warm, proxy).await;
+        self.upstream.clear_calls();
+        (row.misbehave)(&self.upstream, &self.image);
+        let expire = async {
+            if row.expires {
+                // After the first signed URL was used, it is good no more.
+                self.upstream
+                    .wait_for("a redirect", |calls| calls.iter().any(|c| c.path.starts_with("/cdn/")))
+                    .await;
+                self.upstream.expire_signatures();
+            }
+        };
+        let (first, ()) = tokio::join!(client.pull(self, bench, "first"), expire);
+        let outcome = match first {
+            Ok(()) => self.outcome(),
+            Err(first) => match client.pull(self, bench, "second").await {
+                Ok(()) => Outcome::SecondTry,
+                Err(second) => Outcome::Failed(format!("{first}; then: {second}")),
+            },
+        };
+        self.assert_no_wrong_body(proxy).await;
+        outcome
+    }
+
+    /// Asks the server for what shall be in its cache.
+    async fn warm(&self, warm: Warm, proxy: &Proxy) {
+        let mut paths = Vec::new();
+        if warm != Warm::Cold {
+            paths.push("manifests/v1".to_owned());
+        }
+        if warm == Warm::Everything {
+            paths.extend(images::blobs(&self.image).iter().map(|d| format!("blobs/{d}")));
+        }
+        for path in paths {
+            let path = format!("/v2/{}/{REPOSITORY}/{path}", self.registry);
+            let (status, _) = proxy.get(&path, self.image.manifest_media_type).await.unwrap();
+            assert_eq!(status, 200, "{path}");
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        let calls = self.next.calls();
+        let got = |c: &&Call| c.method == "GET" && matches!(c.status, 200 | 206) && c.digest.is_some();
+        let manifest = calls.iter().filter(got).any(Call::is_manifest);
+        let blobs = calls.iter().filter(got).any(Call::is_blob);
+        match (manifest, blobs) {
+            (true, _) => Outcome::NextHost,
+            (false, true) => Outcome::BlobsElsewhere,
+            (false, false) => Outcome::Through,
+        }
+    }
+
+    /// Whatever else: a complete body is right.
+    async fn assert_no_wrong_body(&self, proxy: &Proxy) {
+        for digest in images::blobs(&self.image) {
+            let path = format!("/v2/{}/{REPOSITORY}/blobs/{digest}", self.registry);
+            // An error is a body that was cut.
+            if let Ok((status, body)) = proxy.get(&path, "*/*").await
+                && status == 200
+            {
+                assert_eq!(
+                    BlobDigest::of(&body),
+                    digest,
+                    "a wrong body left the server complete: {}",
+                    self.registry
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What upstreams do.
+//!
+//! In: nothing. Out: the rows of the matrix, each with what the clients may end with.
+//! Invariant: containerd ends with the image in every row; podman is fatal only where the manifest came and the blobs of an
+//! upstream that is up do not.
+//! Not here: acting it out (the scripted origin does).
+
+use std::time::Duration;
+
+use headstart_loadtest::{
+    corpus::SyntheticImage,
+    origin::{Auth, Fault, Origin, Target},
+};
+
+use super::{
+    cell::Short::{self, BlobsElsewhere, Failed, NextHost, SecondTry, Through},
+    columns::Column,
+};
+
+/// What is in the server's cache before the upstream misbehaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warm {
+    Cold,
+    Manifest,
+    Everything,
+}
+
+#[derive(Clone)]
+pub struct Row {
+    pub name: &'static str,
+    pub warm: Warm,
+    pub misbehave: fn(&Origin, &SyntheticImage),
+    /// Signed URLs stop being good after the first was used.
+    pub expires: bool,
+    containerd: &'static [Short],
+    podman: &'static [Short],
+}
+
+impl Row {
+    pub fn allowed(&self, column: Column) -> &'static [Short] {
+        match column {
+            Column::Podman => self.podman,
+            _ => self.containerd,
+        }
+    }
+
+    /// The upstream refuses everything: both go on at the manifest.
+    const fn refuses(name: &'static str, misbehave: fn(&Origin, &SyntheticImage)) -> Row {
+        Row {
+            name,
+            warm: Warm::Cold,
+            misbehave,
+            expires: false,
+            containerd: &[NextHost],
+            podman: &[NextHost],
+        }
+    }
+
+    /// The server makes up for it.
+    const fn mended(name: &'static str, misbehave: fn(&Origin, &SyntheticImage)) -> Row {
+        Row {
+            name,
+            warm: Warm::Cold,
+            misbehave,
+            expires: false,
+            containerd: &[Through],
+            podman: &[Through],
+        }
+    }
+
+    /// The manifest comes and blobs do not: containerd changes hosts; podman cannot, and tries no other.
+    const fn lacks(name: &'static str, misbehave: fn(&Origin, &SyntheticImage)) -> Row {
+        Row {
+            name,
+            warm: Warm::Cold,
+            misbehave,
+            expires: false,
+            containerd: &[BlobsElsewhere],
+            podman: &[NextHost, SecondTry, Failed],
+        }
+    }
+}
+
+fn status(origin: &Origin, target: Target, code: u16) {
+    let retry_after_secs = matches!(code, 429 | 503).then_some(1);
+    origin.always(target, Fault::Status { code, retry_after_secs });
+}
+
+fn layer(image: &SyntheticImage) -> Target {
+    Target::Digest(image.layers[0].digest)
+}
+
+pub fn all() -> Vec<Row> {
+    vec![
+        Row::refuses("401", |o, _| o.set_auth(Auth::basic("user", "secret"))),
+        Row::refuses("403", |o, _| status(o, Target::Everything, 403)),
+        Row::refuses("404", |o, _| status(o, Target::Everything, 404)),
+        Row::refuses("429", |o, _| status(o, Target::Everything, 429)),
+        Row::refuses("500", |o, _| status(o, Target::Everything, 500)),
+        Row::refuses("503", |o, _| status(o, Target::Everything, 503)),
+        Row::refuses("reset at open", |o, _| o.always(Target::Everything, Fault::ResetAtOnce)),
+        Row::refuses("down, cold cache", |o, _| o.stop()),
+        Row::refuses("no answer at all", |o, _| {
+            o.always(Target::Everything, Fault::DelayHeaders(Duration::from_secs(60)));
+        }),
+        Row::refuses("wrong digest header on manifests", |o, _| {
+            o.always(Target::Manifests, Fault::WrongDigestHeader);
+        }),
+        Row::refuses("wrong bytes in the manifest", |o, _| {
+            o.always(Target::Manifests, Fault::WrongByte { at: 40 })
+        }),
+        Row {
+            warm: Warm::Everything,
+            ..Row::mended("down, warm cache", |o, _| o.stop())
+        },
+        Row {
+            // Either answer is right for containerd; podman must be refused at the manifest.
+            containerd: &[NextHost, BlobsElsewhere],
+            podman: &[NextHost, Failed],
+            warm: Warm::Manifest,
+            ..Row::mended("down, manifest cached, blobs not", |o, _| o.stop())
+        },
+        Row::mended("405 on HEAD", |o, _| status(o, Target::ManifestHeads, 405)),
+        Row::mended("no digest, no length", |o, _| {
+            o.always(Target::Everything, Fault::NoDigestHeader);
+            o.always(Target::Everything, Fault::NoLength);
+        }),
+        Row::mended("blobs cut, every 100 kB", |o, _| {
+            o.always(Target::Blobs, Fault::Truncate { after: 100_000 })
+        }),
+        Row::mended("blobs reset, every 100 kB", |o, _| {
+            o.always(Target::Blobs, Fault::Reset { after: 100_000 })
+        }),
+        Row::mended("a layer cut once, Range ignored", |o, image| {
+            o.once(layer(image), Fault::Truncate { after: 100_000 });
+            o.always(layer(image), Fault::IgnoreRange);
+        }),
+        Row::mended("blobs stall, every 150 kB", |o, _| {
+            let pause = Duration::from_secs(600);
+            o.always(Target::Blobs, Fault::Stall { after: 150_000, pause });
+        }),
+        Row::mended("blobs at 200 kB/s", |o, _| {
+            o.always(Target::Blobs, Fault::Throttle { bytes_per_sec: 200_000 })
+        }),
+        Row {
+            expires: true,
+            podman: &[Through, SecondTry],
+            ..Row::mended("blobs at a CDN, cut, URLs expire", |o, _| {
+                o.redirect_blobs(true);
+                o.always(Target::Cdn, Fault::Truncate { after: 100_000 });
+            })
+        },
+        Row::lacks("404 on blobs", |o, _| status(o, Target::Blobs, 404)),
+        Row::lacks("416 on blobs", |o, _| status(o, Target::Blobs, 416)),
+        Row::lacks("500 on blobs", |o, _| status(o, Target::Blobs, 500)),
+        Row {
+            containerd: &[BlobsElsewhere, SecondTry, Failed],
+            ..Row::lacks("a layer stops half-way for good", |o, image| {
+                o.always(layer(image), Fault::Wall { at: 150_000 })
+            })
+        },
+        Row {
+            containerd: &[BlobsElsewhere, SecondTry, Failed],
+            ..Row::lacks("wrong byte early in a layer", |o, image| {
+                o.always(layer(image), Fault::WrongByte { at: 1000 })
+            })
+        },
+        Row {
+            containerd: &[BlobsElsewhere, SecondTry, Failed],
+            ..Row::lacks("wrong byte late in a layer", |o, image| {
+                let last = image.layers[0].blob.len() as u64 - 1;
+                o.always(layer(image), Fault::WrongByte { at: last });
+            })
+        },
+    ]
+}
