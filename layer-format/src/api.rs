@@ -99,4 +99,8 @@ pub struct ChainStatus {
 pub struct ChunksRequest {
     /// Answered in this order, one frame a digest, repeated ones too.
     pub chunks: Vec<ChunkDigest>,
+    /// Layers that the chunks belong to, at most [`crate::limits::CHUNK_LAYERS_MAX`]. A server where not everybody may
+    /// read everything gives chunks of these layers alone; others need not look.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<BlobDigest>,
 }

@@ -65,6 +65,9 @@ pub const TOC_SIZE_MAX: u64 = 512 << 20;
 /// Digests in one `POST chunks`. With 512 KiB chunks this asks for 2 GiB.
 pub const CHUNK_REQUEST_MAX: usize = 4096;
 
+/// Layers that one `POST chunks` may name. A node asks for chunks of one layer at a time.
+pub const CHUNK_LAYERS_MAX: usize = 64;
+
 /// Longest a server waits for a conversion before it answers 202, in milliseconds: below containerd's 30 s
 /// response-header time-out.
 pub const TOC_WAIT_MS_MAX: u64 = 25_000;

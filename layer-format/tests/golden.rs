@@ -117,6 +117,7 @@ fn the_limits_are_the_stated_ones() {
         ("SKELETON_SIZE_MAX", l::SKELETON_SIZE_MAX),
         ("TOC_SIZE_MAX", l::TOC_SIZE_MAX),
         ("CHUNK_REQUEST_MAX", l::CHUNK_REQUEST_MAX as u64),
+        ("CHUNK_LAYERS_MAX", l::CHUNK_LAYERS_MAX as u64),
         ("TOC_WAIT_MS_MAX", l::TOC_WAIT_MS_MAX),
         ("LAYERS_MAX", l::LAYERS_MAX as u64),
         ("CHAIN_IMAGES_MAX", l::CHAIN_IMAGES_MAX as u64),

@@ -82,6 +82,9 @@ impl App {
             metrics.clone(),
         );
         let access = Access::new(&config.access, &upstreams, &store, &blobs)?;
+        if access.is_restricted() {
+            store.doubt_manifests();
+        }
         let layers = Layers::new(store.clone(), blobs.clone(), config.ingest.clone(), metrics.clone());
         let manifests = Manifests::new(
             originals.clone(),

@@ -91,7 +91,10 @@ async fn toc(url: &str, layer: &BlobDigest) -> (Vec<u8>, Toc) {
 }
 
 async fn post_chunks(url: &str, chunks: Vec<ChunkDigest>) -> Vec<(ChunkHeader, Vec<u8>)> {
-    let request = ChunksRequest { chunks };
+    let request = ChunksRequest {
+        chunks,
+        layers: Vec::new(),
+    };
     let body = serde_json::to_vec(&request).unwrap();
     let answer = client()
         .post(format!("{url}{}", routes::CHUNKS))

@@ -87,9 +87,15 @@ impl Servers {
     }
 
     /// Frames of any chunks by their digests.
-    pub(super) async fn listed_frames(&self, server: &Server, chunks: Vec<Chunk>) -> Result<Frames, FetchError> {
+    pub(super) async fn listed_frames(
+        &self,
+        server: &Server,
+        key: &LayerKey,
+        chunks: Vec<Chunk>,
+    ) -> Result<Frames, FetchError> {
         let ask = ChunksRequest {
             chunks: chunks.iter().map(|c| c.digest).collect(),
+            layers: vec![key.layer],
         };
         let request = self
             .client()

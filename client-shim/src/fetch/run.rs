@@ -173,7 +173,7 @@ async fn attempt(claim: &Arc<Claim>, server: &Server, ask: Ask, chunks: Vec<Chun
     inner.counters.requests.add(1);
     let mut frames = match ask {
         Ask::Range => inner.servers.range_frames(server, &inner.key, chunks).await?,
-        Ask::Digests => inner.servers.listed_frames(server, chunks).await?,
+        Ask::Digests => inner.servers.listed_frames(server, &inner.key, chunks).await?,
     };
     // Checking runs beside receiving: a chunk lands as soon as its own frame is complete.
     let mut checks = JoinSet::new();

@@ -8,7 +8,7 @@
 
 use headstart_layer_format::BlobDigest;
 
-use super::{Access, AccessError, Client, Inner, Probe, Standing, forwarded, rules::Rules};
+use super::{Access, AccessError, Client, Credentials, Inner, Probe, Standing, forwarded, rules::Rules};
 use crate::{store::facts::Source, upstream::Caller};
 
 /// Questions to upstreams that one digest may cost. A digest may be in many repositories, most of which the client
@@ -78,16 +78,30 @@ impl Access {
                     return Ok(());
                 }
             }
-            return Err(AccessError::Hidden);
         }
-        Err(match inner.refusal(&credentials, true) {
-            AccessError::Denied => AccessError::Hidden,
-            challenge => challenge,
-        })
+        Err(inner.hidden(&credentials))
+    }
+
+    /// Whether `client` may read whatever there is: then it may also hear that something is not. The error is the one
+    /// that it gets for what it may not read.
+    pub async fn allow_unknown(&self, client: &Client) -> Result<(), AccessError> {
+        let Some(inner) = &self.0 else { return Ok(()) };
+        match inner.standing(client, Rules::allow_everything).await? {
+            Standing::Allowed => Ok(()),
+            Standing::NotAllowed(credentials) => Err(inner.hidden(&credentials)),
+        }
     }
 }
 
 impl Inner {
+    /// Clients of these routes do not wait to be challenged, so only those are that could do better.
+    fn hidden(&self, credentials: &Credentials) -> AccessError {
+        match self.refusal(credentials, true) {
+            AccessError::Unauthorized if self.proofs.is_none() => AccessError::Unauthorized,
+            _ => AccessError::Hidden,
+        }
+    }
+
     async fn sources(&self, digest: &BlobDigest) -> Result<Vec<Source>, AccessError> {
         let (store, digest) = (self.store.clone(), *digest);
         blocking(move || Ok(store.sources(&digest)?)).await

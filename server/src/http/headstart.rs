@@ -3,12 +3,13 @@
 //! In: digests, ranges, lists of chunks. Out: image states, TOCs, chunk frames.
 //! Invariant: every wait is bounded by the server, every body by a limit; a layer that is not ready is told apart from one
 //! that never will be (202, 422, 503), so a node knows whether to come back.
+//! Every route but a wrong digest asks [`crate::access`] first, before anything is looked up or set in motion.
 //! Not here: where bytes come from (`read/`), range arithmetic (`range.rs`), bodies (`body.rs`).
 
 use std::time::Duration;
 
 use axum::{
-    Router,
+    Extension, Router,
     body::Body,
     extract::{DefaultBodyLimit, FromRequest as _, Path, Query, Request, State, rejection::QueryRejection},
     response::{IntoResponse as _, Response},
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use headstart_layer_format::{
     BlobDigest, ChainId, DigestError, Toc,
     api::{ChainStatus, ChunksRequest, LayerState, LayerStatus},
-    limits::{CHUNK_REQUEST_MAX, TOC_WAIT_MS_MAX},
+    limits::{CHUNK_LAYERS_MAX, CHUNK_REQUEST_MAX, TOC_WAIT_MS_MAX},
     routes,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -27,11 +28,18 @@ use serde::{Deserialize, Serialize};
 use super::{
     body::{Representation, ranged_response},
     error::{ApiError, Asked, OciCode},
+    v2::resolve,
 };
-use crate::{app::App, metrics::route, read::images::image_status};
+use crate::{
+    access::{AccessError, Client, Named},
+    app::App,
+    metrics::route,
+    read::{images::image_status, seekable::Wanted},
+};
 
-/// A digest in the JSON of `POST chunks` takes 74 bytes with its quotes and comma; the rest is slack for white space.
-const CHUNKS_BODY_SIZE_MAX: usize = CHUNK_REQUEST_MAX * 96 + 1024;
+/// A digest in the JSON of `POST chunks` takes 74 bytes with its quotes and comma, a SHA-512 138; the rest is slack for
+/// white space.
+const CHUNKS_BODY_SIZE_MAX: usize = CHUNK_REQUEST_MAX * 96 + CHUNK_LAYERS_MAX * 160 + 1024;
 /// What a node is told to wait before it asks again about a conversion.
 const RETRY_AFTER_SECS: u64 = 1;
 /// A layer that is converted again may get another TOC and other frames under the same address, so a cache asks by ETag.
@@ -50,27 +58,48 @@ pub fn routes() -> Router<App> {
         .route(routes::CHAIN_TEMPLATE, get(chain))
 }
 
-/// `?wait_ms=`, cut to what the server grants.
+/// `?wait_ms=`, cut to what the server grants; and the repository that is meant, as in a path below `/v2/`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Wait {
+struct Details {
     wait_ms: u64,
+    ns: Option<String>,
+    repository: Option<String>,
 }
 
-impl Wait {
-    fn duration(&self) -> Duration {
+impl Details {
+    fn wait(&self) -> Duration {
         Duration::from_millis(self.wait_ms.min(TOC_WAIT_MS_MAX))
+    }
+
+    /// Fails unless the client may read what `named` names.
+    async fn enter(&self, app: &App, client: &Client, named: Named) -> Result<(), ApiError> {
+        let source = match &self.repository {
+            Some(repository) => Some(resolve(app, self.ns.as_deref(), repository)?.source),
+            None => None,
+        };
+        let allowed = app.access.allow_digest(client, named, source.as_ref()).await;
+        allowed.map_err(|error| ApiError::from_access(asked(named), &error))
+    }
+}
+
+fn asked(named: Named) -> Asked {
+    match named {
+        Named::Layer(_) => Asked::Blob,
+        Named::Manifest(_) => Asked::Manifest,
     }
 }
 
 async fn image(
     State(app): State<App>,
+    Extension(client): Extension<Client>,
     Path(manifest): Path<String>,
-    wait: Result<Query<Wait>, QueryRejection>,
+    details: Result<Query<Details>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(wait) = wait?;
+    let Query(details) = details?;
     let manifest: BlobDigest = digest(&manifest)?;
-    let status = image_status(&app.store, &app.layers, &manifest, wait.duration()).await;
+    details.enter(&app, &client, Named::Manifest(manifest)).await?;
+    let status = image_status(&app.store, &app.layers, &manifest, details.wait()).await;
     let status = status.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
     let status = status.ok_or_else(|| {
         ApiError::new(
@@ -81,34 +110,60 @@ async fn image(
     Ok(json(StatusCode::OK, &status))
 }
 
-async fn chain(State(app): State<App>, Path(chain): Path<String>) -> Result<Response, ApiError> {
+async fn chain(
+    State(app): State<App>,
+    Extension(client): Extension<Client>,
+    Path(chain): Path<String>,
+    details: Result<Query<Details>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(details) = details?;
     let chain: ChainId = digest(&chain)?;
     let store = app.store.clone();
-    let fact = blocking(move || Ok(store.chain(&chain)?)).await?.ok_or_else(|| {
-        ApiError::new(
-            OciCode::ManifestUnknown,
-            format!("no image with chain ID {chain} was served here"),
-        )
-    })?;
+    let Some(mut fact) = blocking(move || Ok(store.chain(&chain)?)).await? else {
+        app.access
+            .allow_unknown(&client)
+            .await
+            .map_err(|error| ApiError::from_access(Asked::Manifest, &error))?;
+        let message = format!("no image with chain ID {chain} was served here");
+        return Err(ApiError::new(OciCode::ManifestUnknown, message));
+    };
+    details
+        .enter(&app, &client, Named::Layer(fact.layer))
+        .await
+        .map_err(|error| ApiError {
+            code: match error.code {
+                OciCode::BlobUnknown => OciCode::ManifestUnknown,
+                code => code,
+            },
+            ..error
+        })?;
+    let mut images = Vec::new();
+    for manifest in std::mem::take(&mut fact.manifests) {
+        if details.enter(&app, &client, Named::Manifest(manifest)).await.is_ok() {
+            images.push(manifest);
+        }
+    }
     let status = ChainStatus {
         chain_id: fact.chain_id,
         layer_digest: fact.layer,
         diff_id: fact.diff_id,
-        images: fact.manifests,
+        images,
     };
     Ok(json(StatusCode::OK, &status))
 }
 
 async fn toc(
     State(app): State<App>,
+    Extension(client): Extension<Client>,
     method: Method,
     headers: HeaderMap,
     Path(layer): Path<String>,
-    wait: Result<Query<Wait>, QueryRejection>,
+    details: Result<Query<Details>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(wait) = wait?;
+    let Query(details) = details?;
     let layer: BlobDigest = digest(&layer)?;
-    if let Some(not_ready) = not_ready(&app, &layer, wait.duration()).await? {
+    details.enter(&app, &client, Named::Layer(layer)).await?;
+    if let Some(not_ready) = not_ready(&app, &layer, details.wait()).await? {
         return Ok(not_ready);
     }
     let store = app.store.clone();
@@ -149,14 +204,16 @@ async fn toc(
 
 async fn data(
     State(app): State<App>,
+    Extension(client): Extension<Client>,
     method: Method,
     headers: HeaderMap,
     Path(layer): Path<String>,
-    wait: Result<Query<Wait>, QueryRejection>,
+    details: Result<Query<Details>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(wait) = wait?;
+    let Query(details) = details?;
     let layer: BlobDigest = digest(&layer)?;
-    if let Some(not_ready) = not_ready(&app, &layer, wait.duration()).await? {
+    details.enter(&app, &client, Named::Layer(layer)).await?;
+    if let Some(not_ready) = not_ready(&app, &layer, details.wait()).await? {
         return Ok(not_ready);
     }
     let seekable = app.seekable.clone();
@@ -176,7 +233,11 @@ async fn data(
     }))
 }
 
-async fn chunks(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
+async fn chunks(
+    State(app): State<App>,
+    Extension(client): Extension<Client>,
+    request: Request,
+) -> Result<Response, ApiError> {
     let bad = |status, message: String| ApiError::new(OciCode::Unsupported, message).with_status(status);
     // hyper bounds the time of the head alone, and a request whose answer has not begun holds one of a few permits.
     let time_max = Duration::from_millis(app.config.http.header_timeout_ms);
@@ -193,8 +254,16 @@ async fn chunks(State(app): State<App>, request: Request) -> Result<Response, Ap
         );
         return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
+    if request.layers.len() > CHUNK_LAYERS_MAX {
+        let message = format!(
+            "chunks of {} layers asked for, over the limit of {CHUNK_LAYERS_MAX}",
+            request.layers.len()
+        );
+        return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
+    let wanted = readable(&app, &client, request).await?;
     let metrics = app.metrics.clone();
-    let stream = futures_util::StreamExt::inspect(app.seekable.chunks(request.chunks), move |part| {
+    let stream = futures_util::StreamExt::inspect(app.seekable.chunks(wanted), move |part| {
         if let Ok(part) = part {
             metrics.served(route::CHUNKS, part.len() as u64);
         }
@@ -205,6 +274,28 @@ async fn chunks(State(app): State<App>, request: Request) -> Result<Response, Ap
         HeaderValue::from_static(routes::CHUNK_STREAM_MEDIA_TYPE),
     );
     Ok(response)
+}
+
+/// The chunks that the client may read, and for the others what is missing: chunks of those layers it named that it may
+/// read.
+async fn readable(app: &App, client: &Client, request: ChunksRequest) -> Result<Vec<Wanted>, ApiError> {
+    if app.access.allow_unknown(client).await.is_ok() {
+        return Ok(request.chunks.into_iter().map(Wanted::Chunk).collect());
+    }
+    let mut layers = Vec::new();
+    let mut refused = None;
+    for layer in request.layers {
+        match app.access.allow_digest(client, Named::Layer(layer), None).await {
+            Ok(()) => layers.push(layer),
+            Err(error) => refused = Some(error),
+        }
+    }
+    // Credentials may help with all of it.
+    if let (true, Some(error @ AccessError::Unauthorized)) = (layers.is_empty(), &refused) {
+        return Err(ApiError::from_access(Asked::Blob, error));
+    }
+    let seekable = app.seekable.clone();
+    blocking(move || Ok(seekable.of_layers(&layers, request.chunks)?)).await
 }
 
 /// The answer for a layer that is not ready after the wait; `None` when it is.

@@ -121,13 +121,7 @@ pub async fn any(
 impl Asking<'_> {
     /// The way in for every part: the upstream and repository that `name` means, and on whose behalf to read `what`.
     pub(super) async fn enter(&self, name: &str, what: Probe) -> Result<(Route, Caller), ApiError> {
-        let route = self.app.upstreams.resolve(self.ns, name).map_err(|error| {
-            let code = match error {
-                ResolveError::UnknownUpstream => OciCode::NameUnknown,
-                ResolveError::Name(_) => OciCode::NameInvalid,
-            };
-            ApiError::new(code, error.to_string())
-        })?;
+        let route = resolve(self.app, self.ns, name)?;
         let caller = self
             .app
             .access
@@ -162,6 +156,17 @@ impl Asking<'_> {
             route,
         }
     }
+}
+
+/// The upstream and repository that a client's words mean.
+pub(super) fn resolve(app: &App, ns: Option<&str>, name: &str) -> Result<Route, ApiError> {
+    app.upstreams.resolve(ns, name).map_err(|error| {
+        let code = match error {
+            ResolveError::UnknownUpstream => OciCode::NameUnknown,
+            ResolveError::Name(_) => OciCode::NameInvalid,
+        };
+        ApiError::new(code, error.to_string())
+    })
 }
 
 fn unsupported() -> ApiError {

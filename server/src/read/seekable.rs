@@ -7,7 +7,7 @@
 //! Not here: HTTP (`http/headstart.rs`), packs (`store`). This is a border between async and the synchronous store: each
 //! step of a stream is one short blocking task, so a slow client holds no thread.
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
@@ -47,6 +47,14 @@ pub enum SeekError {
 pub struct Seekable {
     store: Store,
     tables: Cache<BlobDigest, Arc<LayerData>>,
+}
+
+/// One digest in `POST chunks`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    Chunk(ChunkDigest),
+    /// To be answered as missing, whether it is here or not.
+    Missing(ChunkDigest),
 }
 
 /// A ready layer's seekable blob.
@@ -115,13 +123,30 @@ impl Seekable {
         flatten(steps)
     }
 
+    /// Which of `chunks` are of one of the layers; the others count as missing. Blocks as [`Seekable::open`] does, for
+    /// each layer.
+    pub fn of_layers(&self, layers: &[BlobDigest], chunks: Vec<ChunkDigest>) -> Result<Vec<Wanted>, StoreError> {
+        let asked: HashSet<ChunkDigest> = chunks.iter().copied().collect();
+        let mut found = HashSet::new();
+        for layer in layers {
+            let Some(data) = self.open(layer)? else { continue };
+            let entries = data.table.entries().iter().map(|e| e.digest);
+            found.extend(entries.filter(|digest| asked.contains(digest)));
+        }
+        let wanted = chunks.into_iter().map(|digest| match found.contains(&digest) {
+            true => Wanted::Chunk(digest),
+            false => Wanted::Missing(digest),
+        });
+        Ok(wanted.collect())
+    }
+
     /// The framed answer to `POST chunks`, in the order asked.
     pub fn chunks(
         &self,
-        digests: Vec<ChunkDigest>,
+        digests: Vec<Wanted>,
     ) -> impl Stream<Item = Result<Bytes, SeekError>> + Send + 'static + use<> {
         let store = self.store.clone();
-        let digests: Arc<[ChunkDigest]> = digests.into();
+        let digests: Arc<[Wanted]> = digests.into();
         let steps = (0..digests.len()).step_by(FRAMES_A_STEP as usize).map(move |first| {
             let (store, digests) = (store.clone(), digests.clone());
             let step = first..(first + FRAMES_A_STEP as usize).min(digests.len());
@@ -152,10 +177,13 @@ impl LayerData {
     }
 }
 
-fn framed(store: &Store, digests: &[ChunkDigest]) -> Result<Vec<Bytes>, SeekError> {
-    let mut out = Vec::with_capacity(2 * digests.len());
-    for digest in digests {
-        let frame = store.read_chunk(digest)?;
+fn framed(store: &Store, wanted: &[Wanted]) -> Result<Vec<Bytes>, SeekError> {
+    let mut out = Vec::with_capacity(2 * wanted.len());
+    for wanted in wanted {
+        let (digest, frame) = match wanted {
+            Wanted::Chunk(digest) => (digest, store.read_chunk(digest)?),
+            Wanted::Missing(digest) => (digest, None),
+        };
         let status = match &frame {
             Some(frame) => ChunkStatus::Found {
                 frame_len: u32::try_from(frame.len()).map_err(|_| SeekError::Gone(*digest))?,

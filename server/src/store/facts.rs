@@ -15,6 +15,15 @@ pub struct Source {
     pub repository: String,
 }
 
+/// How a repository is known to hold a digest. Later ones say more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Membership {
+    /// A manifest of the repository names it. Whoever may push there can claim that, of any digest.
+    Named,
+    /// The upstream has served it from there, or said that it has it.
+    Served,
+}
+
 /// A manifest that was fetched from `source`, verified, and served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestFact {

@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use headstart_layer_format::{BlobDigest, ChainId, ChunkDigest, DiffId, TocDigest};
 use serde::{Deserialize, Serialize};
 
-use super::facts::{Source, TagFact};
+use super::facts::{Membership, Source, TagFact};
 use super::keys;
 use super::layers::LayerRecord;
 use super::pack::{Location, PackId};
 
 /// Changes when rows change shape; another version is rebuilt, never migrated.
-const INDEX_VERSION: u32 = 1;
+const INDEX_VERSION: u32 = 2;
 /// sled's page cache: rows are tens of bytes, so this holds the hot part of a million chunks.
 const CACHE_BYTES_MAX: u64 = 64 << 20;
 /// Exists when an operation failed: the next opening rebuilds.
@@ -276,13 +276,27 @@ impl Index {
         self.put_json("write a tag", keys::tag(s, tag), row)
     }
 
-    pub fn is_member(&self, s: &Source, d: &BlobDigest) -> Result<bool, IndexError> {
-        Ok(self.get("look up a member", &keys::member(s, d))?.is_some())
+    pub fn member(&self, s: &Source, d: &BlobDigest) -> Result<Option<Membership>, IndexError> {
+        let row = self.get("look up a member", &keys::member(s, d))?;
+        Ok(row.map(|row| match row.is_empty() {
+            true => Membership::Named,
+            false => Membership::Served,
+        }))
     }
 
     /// Membership is kept always, the way back (blob to source) for at most `sources_max` sources.
-    pub fn add_member(&self, s: &Source, d: &BlobDigest, sources_max: usize) -> Result<(), IndexError> {
-        self.put("write a member", keys::member(s, d), &[])?;
+    pub fn add_member(
+        &self,
+        s: &Source,
+        d: &BlobDigest,
+        membership: Membership,
+        sources_max: usize,
+    ) -> Result<(), IndexError> {
+        match (membership, self.member(s, d)?) {
+            (Membership::Named, Some(_)) | (Membership::Served, Some(Membership::Served)) => {}
+            (Membership::Named, None) => self.put("write a member", keys::member(s, d), &[])?,
+            (Membership::Served, _) => self.put("write a member", keys::member(s, d), &[1])?,
+        }
         if self.sources(d, sources_max)?.len() < sources_max {
             self.put("write a source", keys::source(d, s), &[])?;
         }

@@ -4,11 +4,13 @@
 //! and replaying facts in order gives the same rows. A repeated fact is not appended again.
 //! Not here: layers and chunks ([`super::layers`]).
 
+use std::sync::atomic::Ordering;
+
 use headstart_layer_format::limits::CHAIN_IMAGES_MAX;
 use headstart_layer_format::{BlobDigest, ChainId, DiffId};
 use serde::{Deserialize, Serialize};
 
-use super::facts::{ChainFact, ConfigFact, ManifestFact, Source, TagFact};
+use super::facts::{ChainFact, ConfigFact, ManifestFact, Membership, Source, TagFact};
 use super::index::{ChainRow, Index, TagRow};
 use super::layers::LayerRecord;
 use super::pack::Location;
@@ -47,9 +49,10 @@ pub(super) enum Fact {
 pub(super) fn index_fact(index: &Index, fact: &Fact, at: Location) -> Result<(), StoreError> {
     match fact {
         Fact::Manifest(m) => {
-            for digest in m.members.iter().chain([&m.digest]) {
-                index.add_member(&m.source, digest, SOURCES_MAX)?;
+            for digest in &m.members {
+                index.add_member(&m.source, digest, Membership::Named, SOURCES_MAX)?;
             }
+            index.add_member(&m.source, &m.digest, Membership::Served, SOURCES_MAX)?;
             index.set_manifest(&m.digest, &at)?;
         }
         Fact::Config {
@@ -71,7 +74,7 @@ pub(super) fn index_fact(index: &Index, fact: &Fact, at: Location) -> Result<(),
                 packed_unix_secs: fact.confirmed_unix_secs,
             },
         )?,
-        Fact::Member { source, digest } => index.add_member(source, digest, SOURCES_MAX)?,
+        Fact::Member { source, digest } => index.add_member(source, digest, Membership::Served, SOURCES_MAX)?,
     }
     Ok(())
 }
@@ -183,13 +186,24 @@ impl Store {
         })
     }
 
-    /// Whether a repository is known to hold a blob or manifest.
-    pub fn is_member(&self, s: &Source, d: &BlobDigest) -> Result<bool, StoreError> {
-        Ok(self.inner.index.is_member(s, d)?)
+    /// From now on a manifest's word does not make a digest a member: for servers where not everybody may read
+    /// everything.
+    pub fn doubt_manifests(&self) {
+        self.inner.doubts_manifests.store(true, Ordering::Relaxed);
     }
 
+    /// Whether a repository is known to hold a blob or manifest.
+    pub fn is_member(&self, s: &Source, d: &BlobDigest) -> Result<bool, StoreError> {
+        let enough = match self.inner.doubts_manifests.load(Ordering::Relaxed) {
+            true => Membership::Served,
+            false => Membership::Named,
+        };
+        Ok(self.inner.index.member(s, d)?.is_some_and(|m| m >= enough))
+    }
+
+    /// Records that the upstream has the digest in this repository.
     pub fn add_member(&self, s: &Source, d: &BlobDigest) -> Result<(), StoreError> {
-        if self.is_member(s, d)? {
+        if self.inner.index.member(s, d)? == Some(Membership::Served) {
             return Ok(());
         }
         self.append_fact(&Fact::Member {

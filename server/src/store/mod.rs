@@ -24,7 +24,7 @@ pub mod usage;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 
 use headstart_layer_format::{ChunkDigest, TocError};
 
@@ -84,6 +84,8 @@ struct Inner {
     /// What opening found; reported when metrics are attached.
     opened: OpenReport,
     metrics: OnceLock<Metrics>,
+    /// See [`Store::doubt_manifests`].
+    doubts_manifests: AtomicBool,
     /// Released last: fields are dropped in order.
     _lock: std::fs::File,
 }

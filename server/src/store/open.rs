@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak, atomic::AtomicBool};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
@@ -54,6 +54,7 @@ pub(super) fn open(dir: &Path, pack_size_max: u64) -> Result<Arc<Inner>, StoreEr
         _committer: committer,
         opened: report,
         metrics: OnceLock::new(),
+        doubts_manifests: AtomicBool::new(false),
         _lock: lock,
     });
     let weak = Arc::downgrade(&inner);
