@@ -360,7 +360,7 @@ async fn with_credentials(origin: &Origin, dir: &std::path::Path) -> Server {
     config.upstreams[0].auth = Some(AuthConfig {
         username: "mirror".into(),
         password_file: Some(password_file),
-        password_env: None,
+        ..AuthConfig::default()
     });
     Server::with(config).await
 }
@@ -464,7 +464,10 @@ async fn too_many_requests_says_when_to_come_back() {
     let response = server.get(&server.blob_url(&digest)).await;
     assert_eq!(response.headers()["retry-after"], "7");
     assert_eq!(error_of(response).await, (429, "TOOMANYREQUESTS".into()));
-    assert_eq!(server.fetch(&server.blob_url(&digest)).await.0, 200);
+    // Until then the upstream is left alone.
+    let calls = origin.calls().len();
+    assert_eq!(server.fetch(&server.blob_url(&digest)).await.0, 429);
+    assert_eq!(origin.calls().len(), calls);
 }
 
 /// Only the *head* of a request had a time. A client that promised a body and never sent it held one of the permits for

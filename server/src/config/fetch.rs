@@ -10,6 +10,8 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FetchConfig {
+    /// No upstream is ever asked; what is here is served.
+    pub offline: bool,
     pub connect_timeout_ms: u64,
     /// From a request to the head of its answer. Below containerd's 30 s, so that our answer reaches it.
     pub header_timeout_ms: u64,
@@ -30,6 +32,7 @@ pub struct FetchConfig {
 impl Default for FetchConfig {
     fn default() -> Self {
         Self {
+            offline: false,
             connect_timeout_ms: 5_000,
             header_timeout_ms: 20_000,
             idle_timeout_ms: 30_000,

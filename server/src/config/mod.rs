@@ -4,7 +4,7 @@
 //! Invariant: an unknown key is an error, so a misspelt limit never silently becomes the default; passwords come only
 //! from files or the environment and are not part of this type. Each table of the file is one file here.
 //! Not here: the conversion budgets ([`crate::ingest::IngestConfig`]) and reading of the secrets
-//! ([`crate::upstream::auth`]).
+//! (`upstream/`).
 
 mod access;
 mod cache;
@@ -30,7 +30,7 @@ pub use self::{
     log::{LogConfig, LogFormat},
     telemetry::TelemetryConfig,
     tls::{ClientCertificates, TlsConfig},
-    upstream::{AuthConfig, UpstreamConfig},
+    upstream::{AuthConfig, BreakerConfig, ProxyMode, UpstreamConfig},
 };
 use crate::ingest::IngestConfig;
 

@@ -151,9 +151,10 @@ impl ApiError {
                 ..Self::new(OciCode::TooManyRequests, message)
             },
             UpstreamError::Timeout => Self::new(OciCode::Unavailable, message).with_status(StatusCode::GATEWAY_TIMEOUT),
-            UpstreamError::Status(_) | UpstreamError::Unreachable(_) | UpstreamError::BadAnswer(_) => {
-                Self::new(OciCode::Unavailable, message)
-            }
+            UpstreamError::Status(_)
+            | UpstreamError::Unreachable(_)
+            | UpstreamError::BadAnswer(_)
+            | UpstreamError::NoCredentials => Self::new(OciCode::Unavailable, message),
             UpstreamError::Offline => {
                 Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
             }

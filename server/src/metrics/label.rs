@@ -74,6 +74,7 @@ pub const UPSTREAM: Label = Label {
     values: Values::Upstreams,
 };
 pub const METHOD: Label = closed("method", &["GET", "HEAD", "POST", "TOKEN"]);
+pub const EXCHANGE: Label = closed("outcome", &["ok", "denied", "failed", "foreign_realm"]);
 pub const OUTCOME: Label = closed("outcome", &["ready", "refused", "failed"]);
 pub const INGEST_KIND: Label = closed("kind", &["compressed", "tar", "new_chunks", "reused_chunks"]);
 pub const DAMAGED: Label = closed(

@@ -20,6 +20,9 @@ metrics! {
     Cut = "headstart_connections_cut_total", "connections", [CUT_REASON], "Connections that the server closed of its own accord";
     UpstreamBytes = "headstart_upstream_bytes_total", "bytes", [UPSTREAM], "Body bytes received from upstreams";
     UpstreamRequests = "headstart_upstream_requests_total", "requests", [UPSTREAM, METHOD, STATUS], "Requests sent to upstreams";
+    BreakerOpenings = "headstart_upstream_breaker_openings_total", "events", [UPSTREAM], "Times an upstream failed so often that it was left alone";
+    RateHolds = "headstart_upstream_rate_holds_total", "events", [UPSTREAM], "Times an upstream's limit made us hold requests back";
+    TokenExchanges = "headstart_upstream_token_exchanges_total", "exchanges", [UPSTREAM, EXCHANGE], "Exchanges for bearer tokens, by outcome";
     IngestLayers = "headstart_ingest_layers_total", "layers", [OUTCOME], "Conversions ended, by outcome";
     IngestBytes = "headstart_ingest_bytes_total", "bytes", [INGEST_KIND], "Bytes through conversions, by kind";
     Corruption = "headstart_corruption_total", "events", [DAMAGED], "Bytes that did not match their digest, treated as a miss";
@@ -31,6 +34,7 @@ metrics! {
     /// Seconds that add up.
     Seconds: Counter;
     Ingest = "headstart_ingest_seconds_total", "seconds", [], "Wall time spent in conversions";
+    UpstreamQueue = "headstart_upstream_queue_seconds_total", "seconds", [UPSTREAM], "Time requests waited for an upstream's budget";
     IngestCpu = "headstart_ingest_cpu_seconds_total", "seconds", [], "CPU time spent in conversions";
 }
 
@@ -41,6 +45,7 @@ metrics! {
     InProgress = "headstart_requests_in_progress", "requests", [ROUTE], "Requests whose answer is not out yet, the body included";
     Waiting = "headstart_requests_waiting", "requests", [], "Requests that wait for their turn";
     BlobFlights = "headstart_blob_fetches_in_progress", "blobs", [], "Blobs being fetched from upstreams";
+    BreakersOpen = "headstart_upstream_breakers_open", "urls", [UPSTREAM], "URLs of an upstream that are left alone because they fail";
     Conversions = "headstart_conversions_in_progress", "layers", [], "Layers being converted";
 }
 

@@ -1,13 +1,17 @@
 //! A blob's body on its way from an upstream.
 //!
 //! In: a response whose head was read. Out: its bytes, counted.
-//! Invariant: a body brings bytes of `start..end` and never one beyond `end`, whatever the upstream sends.
+//! Invariant: a body that breaks off is one failure, one that ends is a success. A body brings bytes of `start..end` and never one beyond `end`, whatever the upstream sends.
 //! Not here: verification, and resuming (`read/`).
 
 use bytes::Bytes;
 use reqwest::Response;
 
-use super::UpstreamError;
+use super::{
+    UpstreamError,
+    breaker::Breaker,
+    budget::{Budget, Place},
+};
 use crate::metrics::Metrics;
 
 /// Answer to GET of a blob from an offset on.
@@ -42,28 +46,33 @@ pub struct BlobBody {
     /// Size of the whole blob, when the upstream said so.
     pub size: Option<u64>,
     at: u64,
-    response: Response,
-    upstream: String,
-    metrics: Metrics,
+    response: Box<Response>,
+    flow: Box<Flow>,
+    /// Bytes that the budget has not been asked for.
+    owed: u64,
+}
+
+/// What a body needs of its upstream while it runs.
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) upstream: String,
+    pub(super) breaker: Breaker,
+    pub(super) budget: Budget,
+    pub(super) metrics: Metrics,
+    #[expect(dead_code, reason = "held for its drop")]
+    pub(super) place: Place,
 }
 
 impl BlobBody {
-    pub(super) fn new(
-        response: Response,
-        start: u64,
-        end: Option<u64>,
-        size: Option<u64>,
-        upstream: &str,
-        metrics: &Metrics,
-    ) -> Self {
+    pub(super) fn new(response: Response, start: u64, end: Option<u64>, size: Option<u64>, flow: Flow) -> Self {
         Self {
             start,
             end,
             size,
             at: start,
-            response,
-            upstream: upstream.to_owned(),
-            metrics: metrics.clone(),
+            response: Box::new(response),
+            flow: Box::new(flow),
+            owed: 0,
         }
     }
 
@@ -73,14 +82,27 @@ impl BlobBody {
         if left == Some(0) {
             return Ok(None);
         }
-        let Some(mut chunk) = self.response.chunk().await? else {
+        let chunk = match self.response.chunk().await {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                self.flow.breaker.failed();
+                return Err(error.into());
+            }
+        };
+        let Some(mut chunk) = chunk else {
+            self.flow.breaker.succeeded();
             return Ok(None);
         };
-        self.metrics.upstream_bytes(&self.upstream, chunk.len() as u64);
+        let came = chunk.len() as u64;
+        self.flow.metrics.upstream_bytes(&self.flow.upstream, came);
+        self.flow.budget.bytes(came, &mut self.owed).await;
         if let Some(left) = left {
             chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         }
         self.at += chunk.len() as u64;
+        if Some(self.at) == self.end {
+            self.flow.breaker.succeeded();
+        }
         Ok(Some(chunk))
     }
 }

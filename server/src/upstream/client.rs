@@ -21,11 +21,10 @@ use reqwest::{Response, Url};
 use super::{
     Caller, Reference, UpstreamError,
     answer::{ContentRange, ManifestAnswer, ManifestHead, accept_headers, content_digest, content_length, media_type},
-    auth::{Credentials, Realms},
-    body::{BlobAnswer, BlobBody, RangeAnswer},
-    exchange::Exchange,
+    body::{BlobAnswer, BlobBody, Flow, RangeAnswer},
+    breaker::Breaker,
+    budget::{Budget, Place},
     site::{Ask, Site},
-    transport::Transport,
 };
 use crate::{
     config::{FetchConfig, UpstreamConfig},
@@ -50,27 +49,32 @@ pub enum Health {
 #[derive(Debug)]
 pub struct Upstream {
     name: String,
-    site: Site,
+    /// Its own URL, then its mirrors.
+    sites: Vec<Site>,
+    offline: bool,
+    budget: Budget,
     health: Mutex<Health>,
     metrics: Metrics,
+}
+
+/// An answer, and what came with it.
+pub(super) struct Answer {
+    response: Response,
+    place: Place,
+    breaker: Breaker,
 }
 
 impl Upstream {
     /// `name` is the canonical one. Errors are texts for the operator.
     pub fn new(config: &UpstreamConfig, name: &str, fetch: &FetchConfig, metrics: Metrics) -> Result<Self, String> {
-        let base = Url::parse(&config.url).map_err(|e| format!("url {:?}: {e}", config.url))?;
-        if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
-            return Err(format!("url {:?} is not http(s)://host", config.url));
-        }
-        if !base.username().is_empty() || base.password().is_some() || base.query().is_some() {
-            return Err("url must not carry a user, a password or a query; use [upstreams.auth]".into());
-        }
-        let wire = Transport::new(name, base.clone(), fetch, metrics.clone())?;
-        let realms = Realms::new(base.clone(), name, &config.token_hosts);
-        let credentials = config.auth.as_ref().map(Credentials::load).transpose()?;
+        let budget = Budget::new(config, name, &metrics)?;
+        let urls = std::iter::once(&config.url).chain(&config.fallback_urls);
+        let sites = urls.map(|url| Site::new(config, name, url, fetch, &budget, &metrics));
         Ok(Self {
             name: name.to_owned(),
-            site: Site::new(base, wire, Exchange::new(realms, credentials)),
+            sites: sites.collect::<Result<_, _>>()?,
+            offline: config.offline || fetch.offline,
+            budget,
             health: Mutex::new(Health::Unknown),
             metrics,
         })
@@ -81,6 +85,9 @@ impl Upstream {
     }
 
     pub fn health(&self) -> Health {
+        if self.offline || self.sites.iter().all(|site| site.breaker().is_open()) {
+            return Health::Down;
+        }
         *self.health.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -94,7 +101,7 @@ impl Upstream {
     ) -> Result<ManifestHead, UpstreamError> {
         let path = format!("{repository}/manifests/{reference}");
         let ask = Ask::new(Method::HEAD, repository, caller, path).with(accept_headers(accept));
-        let response = self.fetch(&ask).await?;
+        let response = self.fetch(&ask).await?.response;
         Ok(ManifestHead {
             digest: content_digest(response.headers())?,
             media_type: media_type(response.headers()),
@@ -112,11 +119,11 @@ impl Upstream {
     ) -> Result<ManifestAnswer, UpstreamError> {
         let path = format!("{repository}/manifests/{reference}");
         let ask = Ask::new(Method::GET, repository, caller, path).with(accept_headers(accept));
-        let response = self.fetch(&ask).await?;
-        let digest = content_digest(response.headers())?;
-        let media_type = media_type(response.headers());
+        let answer = self.fetch(&ask).await?;
+        let digest = content_digest(answer.response.headers())?;
+        let media_type = media_type(answer.response.headers());
         let bytes = self
-            .small_body(response, size_max, "the manifest is over the size limit")
+            .small_body(answer, size_max, "the manifest is over the size limit")
             .await?;
         Ok(ManifestAnswer {
             bytes,
@@ -133,8 +140,12 @@ impl Upstream {
         digest: &BlobDigest,
     ) -> Result<Option<u64>, UpstreamError> {
         let path = format!("{repository}/blobs/{digest}");
-        let response = self.fetch(&Ask::new(Method::HEAD, repository, caller, path)).await?;
-        Ok(content_length(response.headers()))
+        let response = self
+            .fetch(&Ask::new(Method::HEAD, repository, caller, path))
+            .await?
+            .response;
+        let size = || content_length(response.headers());
+        Ok(response.status().is_success().then(size).flatten())
     }
 
     /// GET of a blob from byte `from` on.
@@ -146,13 +157,13 @@ impl Upstream {
         from: u64,
     ) -> Result<BlobAnswer, UpstreamError> {
         let range = (from > 0).then(|| format!("bytes={from}-"));
-        let response = self.blob_part(repository, caller, digest, range).await?;
-        let range = ContentRange::from_headers(response.headers());
-        match (response.status(), range) {
+        let answer = self.blob_part(repository, caller, digest, range).await?;
+        let range = ContentRange::from_headers(answer.response.headers());
+        match (answer.response.status(), range) {
             (StatusCode::PARTIAL_CONTENT, Some(ContentRange::Part { first, last, size }))
                 if from > 0 && first == from && size.is_none_or(|size| last + 1 == size) =>
             {
-                Ok(BlobAnswer::Body(self.body(response, from, Some(last + 1), size)))
+                Ok(BlobAnswer::Body(self.body(answer, from, Some(last + 1), size)))
             }
             // Anything but "up to the end" would leave a hole.
             (StatusCode::PARTIAL_CONTENT, _) => Err(UpstreamError::BadAnswer("206 with another range than asked")),
@@ -163,8 +174,8 @@ impl Upstream {
             }
             (StatusCode::RANGE_NOT_SATISFIABLE, _) => Err(UpstreamError::Status(416)),
             _ => {
-                let size = response.content_length();
-                Ok(BlobAnswer::Body(self.body(response, 0, size, size)))
+                let size = answer.response.content_length();
+                Ok(BlobAnswer::Body(self.body(answer, 0, size, size)))
             }
         }
     }
@@ -181,9 +192,9 @@ impl Upstream {
             return Err(UpstreamError::Status(416));
         };
         let asked = Some(format!("bytes={}-{last}", range.start));
-        let response = self.blob_part(repository, caller, digest, asked).await?;
-        let answered = ContentRange::from_headers(response.headers());
-        match (response.status(), answered) {
+        let answer = self.blob_part(repository, caller, digest, asked).await?;
+        let answered = ContentRange::from_headers(answer.response.headers());
+        match (answer.response.status(), answered) {
             (
                 StatusCode::PARTIAL_CONTENT,
                 Some(ContentRange::Part {
@@ -193,7 +204,7 @@ impl Upstream {
                 }),
             ) if first == range.start => {
                 let end = range.end.min(last + 1);
-                Ok(RangeAnswer::Part(self.body(response, first, Some(end), Some(size))))
+                Ok(RangeAnswer::Part(self.body(answer, first, Some(end), Some(size))))
             }
             (StatusCode::PARTIAL_CONTENT, _) => Err(UpstreamError::BadAnswer("206 with another range than asked")),
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(ContentRange::Unsatisfied { size })) if size <= range.start => {
@@ -201,8 +212,8 @@ impl Upstream {
             }
             (StatusCode::RANGE_NOT_SATISFIABLE, _) => Err(UpstreamError::Status(416)),
             _ => {
-                let size = response.content_length();
-                Ok(RangeAnswer::Whole(self.body(response, 0, size, size)))
+                let size = answer.response.content_length();
+                Ok(RangeAnswer::Whole(self.body(answer, 0, size, size)))
             }
         }
     }
@@ -210,7 +221,7 @@ impl Upstream {
     /// The upstream's URL of `kind` (`tags`, `referrers`, ...) and its `last` part.
     #[allow(dead_code, reason = "for the listings")]
     pub(super) fn url(&self, repository: &str, kind: &str, last: &str) -> Url {
-        self.site.url(&format!("{repository}/{kind}/{last}"), None)
+        self.own_site().url(&format!("{repository}/{kind}/{last}"), None)
     }
 
     /// Head and body of a small answer. `url` must be below this upstream's own `/v2/`.
@@ -224,15 +235,15 @@ impl Upstream {
         size_max: u64,
     ) -> Result<(HeaderMap, Bytes), UpstreamError> {
         let path = self
-            .site
+            .own_site()
             .path_of(&url)
             .ok_or(UpstreamError::BadAnswer("a link to where we do not go"))?;
         let mut ask = Ask::new(Method::GET, repository, caller, path.to_owned()).with(headers);
         ask.query = url.query().map(str::to_owned);
-        let response = self.fetch(&ask).await?;
-        let headers = response.headers().clone();
+        let answer = self.fetch(&ask).await?;
+        let headers = answer.response.headers().clone();
         let bytes = self
-            .small_body(response, size_max, "the answer is over the size limit")
+            .small_body(answer, size_max, "the answer is over the size limit")
             .await?;
         Ok((headers, bytes))
     }
@@ -243,61 +254,129 @@ impl Upstream {
         caller: &Caller,
         digest: &BlobDigest,
         range: Option<String>,
-    ) -> Result<Response, UpstreamError> {
+    ) -> Result<Answer, UpstreamError> {
         let mut ask = Ask::new(Method::GET, repository, caller, format!("{repository}/blobs/{digest}"));
         if let Some(value) = range.and_then(|r| HeaderValue::try_from(r).ok()) {
             ask.headers.insert(header::RANGE, value);
         }
         // Tries of blobs are counted where they are resumed.
-        let answer = self.site.accepted(&ask).await;
-        self.judge(&answer);
-        answer
+        self.ask(&ask, 1).await
     }
 
-    fn body(&self, response: Response, start: u64, end: Option<u64>, size: Option<u64>) -> BlobBody {
-        BlobBody::new(response, start, end, size, &self.name, &self.metrics)
+    fn body(&self, answer: Answer, start: u64, end: Option<u64>, size: Option<u64>) -> BlobBody {
+        let flow = Flow {
+            upstream: self.name.clone(),
+            breaker: answer.breaker,
+            budget: self.budget.clone(),
+            metrics: self.metrics.clone(),
+            place: answer.place,
+        };
+        BlobBody::new(answer.response, start, end, size, flow)
     }
 
-    async fn small_body(
-        &self,
-        response: Response,
-        size_max: u64,
-        too_large: &'static str,
-    ) -> Result<Bytes, UpstreamError> {
+    async fn small_body(&self, answer: Answer, size_max: u64, too_large: &'static str) -> Result<Bytes, UpstreamError> {
         let size_max = usize::try_from(size_max).unwrap_or(usize::MAX);
-        let bytes = self.site.wire().read_bounded(response, size_max).await;
-        self.judge(&bytes);
+        let bytes = self.own_site().wire().read_bounded(answer.response, size_max).await;
+        match &bytes {
+            Ok(_) => answer.breaker.succeeded(),
+            Err(_) => answer.breaker.failed(),
+        }
+        self.judge(bytes.as_ref().err());
         let bytes = bytes?.ok_or(UpstreamError::BadAnswer(too_large))?;
         self.metrics.upstream_bytes(&self.name, bytes.len() as u64);
         Ok(bytes)
     }
 
     /// A request and its check, once more if the upstream did not answer properly the first time.
-    pub(super) async fn fetch(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
-        let once = || async {
-            match self.site.accepted(ask).await? {
-                r if r.status() == StatusCode::RANGE_NOT_SATISFIABLE => Err(UpstreamError::Status(416)),
-                r => Ok(r),
-            }
-        };
-        let answer = match once().await {
-            // A time-out has already used up the client's patience.
-            Err(error) if error.is_transient() && error != UpstreamError::Timeout => {
-                tokio::time::sleep(RETRY_PAUSE).await;
-                once().await
-            }
-            done => done,
-        };
-        self.judge(&answer);
-        answer
+    pub(super) async fn fetch(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
+        let answer = self.ask(ask, 2).await?;
+        match answer.response.status() {
+            StatusCode::RANGE_NOT_SATISFIABLE => Err(UpstreamError::Status(416)),
+            _ => Ok(answer),
+        }
     }
 
-    fn judge<T>(&self, answer: &Result<T, UpstreamError>) {
-        let health = match answer {
-            Err(error) if error.is_failure() => Health::Down,
-            _ => Health::Good { since: Instant::now() },
+    /// A request at the upstream itself and, while that is out of order, at its mirrors; `tries` at each.
+    async fn ask(&self, ask: &Ask<'_>, tries: u32) -> Result<Answer, UpstreamError> {
+        if self.offline {
+            return Err(UpstreamError::Offline);
+        }
+        let place = self.budget.place().await?;
+        // Only the upstream itself knows what a client may see.
+        let sites_max = if *ask.caller == Caller::Server { usize::MAX } else { 1 };
+        let mut failure = None;
+        for site in self.sites.iter().take(sites_max) {
+            match at(site, ask, tries).await {
+                Ok(response) => {
+                    self.judge(None);
+                    let breaker = site.breaker().clone();
+                    return Ok(Answer {
+                        response,
+                        place,
+                        breaker,
+                    });
+                }
+                // What the upstream itself said counts; a mirror's no does not.
+                Err(error) if error.is_outage() || failure.is_some() => {
+                    failure.get_or_insert(error);
+                }
+                Err(no) => {
+                    self.judge(None);
+                    return Err(no);
+                }
+            }
+        }
+        let failure = failure.unwrap_or(UpstreamError::Offline);
+        self.judge(Some(&failure));
+        Err(failure)
+    }
+
+    fn own_site(&self) -> &Site {
+        &self.sites[0]
+    }
+
+    fn judge(&self, failure: Option<&UpstreamError>) {
+        let health = match failure {
+            Some(error) if error.is_failure() => Health::Down,
+            // Says nothing new of the upstream.
+            Some(_) => return,
+            None => Health::Good { since: Instant::now() },
         };
         *self.health.lock().unwrap_or_else(|e| e.into_inner()) = health;
+    }
+}
+
+/// A request at one site.
+async fn at(site: &Site, ask: &Ask<'_>, tries: u32) -> Result<Response, UpstreamError> {
+    let mut left = tries;
+    loop {
+        left -= 1;
+        let pass = site.breaker().admit()?;
+        let error = match site.accepted(ask).await {
+            Ok(response) => {
+                if ask.method == Method::HEAD {
+                    pass.succeeded();
+                } else {
+                    pass.alive();
+                }
+                return Ok(response);
+            }
+            Err(error) => error,
+        };
+        // A time-out has already used up the client's patience.
+        if left > 0 && error.is_transient() && error != UpstreamError::Timeout {
+            drop(pass);
+            tokio::time::sleep(RETRY_PAUSE).await;
+            continue;
+        }
+        match &error {
+            e if e.is_failure() => pass.failed(),
+            UpstreamError::NotFound { .. } | UpstreamError::Denied { .. } | UpstreamError::Status(_) => {
+                pass.succeeded()
+            }
+            _ => drop(pass),
+        }
+        return Err(error);
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use super::dial::Forbidden;
+
 /// Why an upstream gave no answer that helps.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
@@ -32,6 +34,8 @@ pub enum UpstreamError {
     Offline,
     #[error("the upstream is not asked: it failed too often just now")]
     CircuitOpen { retry_after_secs: u64 },
+    #[error("the server's own credentials for the upstream cannot be had")]
+    NoCredentials,
     #[error("the upstream is not asked: too many requests are waiting for it here")]
     Busy,
 }
@@ -41,7 +45,7 @@ impl UpstreamError {
     pub fn is_outage(&self) -> bool {
         match self {
             Self::TooManyRequests { .. } | Self::Timeout | Self::Unreachable(_) | Self::BadAnswer(_) => true,
-            Self::Offline | Self::CircuitOpen { .. } | Self::Busy => true,
+            Self::Offline | Self::CircuitOpen { .. } | Self::NoCredentials | Self::Busy => true,
             Self::Status(status) => *status >= 500,
             Self::NotFound { .. } | Self::Denied { .. } | Self::ForeignRealm => false,
         }
@@ -76,6 +80,9 @@ impl From<reqwest::Error> for UpstreamError {
         let mut cause: &dyn std::error::Error = &error;
         while let Some(inner) = cause.source() {
             cause = inner;
+        }
+        if cause.is::<Forbidden>() {
+            return Self::BadAnswer("it leads to an address where we do not go");
         }
         Self::Unreachable(cause.to_string().into())
     }

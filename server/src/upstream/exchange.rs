@@ -3,23 +3,29 @@
 //! In: a request, and on whose behalf. Out: its answer, after at most one exchange for a token.
 //! Invariant: what one caller was given (a token, the knowledge that Basic is wanted) is used for that caller alone;
 //! a client's own credentials go where the server's may go and nowhere else. Everything remembered is bounded.
-//! Not here: the wire ([`super::transport`]), parsing of challenges and tokens ([`super::auth`]).
+//! Not here: the wire ([`super::transport`]), parsing of challenges and tokens ([`super::challenge`], [`super::token`]).
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
     time::Instant,
 };
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderValue, StatusCode};
 use reqwest::{Response, Url};
 use tokio::sync::Mutex;
 
 use super::{
     Caller, UpstreamError,
-    auth::{Challenge, Credentials, Realms, Token, TokenKey, Tokens, token_url},
     caller::CallerKey,
+    challenge::{Asked, Challenge},
+    realm::Realms,
+    secret::{Secret, Secrets},
+    site::Ask,
+    token::{Token, TokenKey, Tokens},
     transport::{SMALL_BODY_MAX, Transport},
 };
+use crate::metrics::{Metrics, names::Count};
 
 /// Token exchanges of one upstream that run at once; repositories share them by hash.
 const LANES: usize = 16;
@@ -27,87 +33,200 @@ const LANES: usize = 16;
 /// Callers of whom it is remembered that the upstream wants Basic from them.
 const BASIC_MAX: u64 = 4096;
 
+/// What we call ourselves at token services that ask.
+const CLIENT_ID: &str = "headstart-server";
+
 /// Authorization at one origin.
 #[derive(Debug)]
 pub(super) struct Exchange {
-    credentials: Option<Credentials>,
+    upstream: String,
+    secrets: Secrets,
     realms: Realms,
     tokens: Tokens,
     /// The upstream has asked for Basic before, so it is sent at once.
     wants_basic: moka::sync::Cache<CallerKey, ()>,
     lanes: [Mutex<()>; LANES],
+    metrics: Metrics,
 }
 
 impl Exchange {
-    pub(super) fn new(realms: Realms, credentials: Option<Credentials>) -> Self {
+    pub(super) fn new(upstream: &str, realms: Realms, secrets: Secrets, metrics: &Metrics) -> Self {
         Self {
-            credentials,
+            upstream: upstream.to_owned(),
+            secrets,
             realms,
             tokens: Tokens::default(),
             wants_basic: moka::sync::Cache::new(BASIC_MAX),
             lanes: std::array::from_fn(|_| Mutex::new(())),
+            metrics: metrics.clone(),
         }
     }
 
     /// A request with the authorization that the upstream wants: what we have, and if that is not it, what it asks for.
-    pub(super) async fn ask(
-        &self,
-        wire: &Transport,
-        method: &Method,
-        repository: &str,
-        caller: &Caller,
-        url: &Url,
-        headers: &HeaderMap,
-    ) -> Result<Response, UpstreamError> {
-        let key = TokenKey::new(caller, repository);
-        let mut authorization = match self.tokens.get(&key) {
-            Some(token) => Some(token.header()),
-            None => match caller {
-                Caller::Client(own) if own.is_bearer() => Some(own.authorization().clone()),
-                _ if self.wants_basic.contains_key(&key.caller) => self.basic(caller),
-                _ => None,
-            },
+    pub(super) async fn ask(&self, wire: &Transport, url: &Url, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
+        let key = TokenKey::new(ask.caller, ask.repository);
+        let send = async |authorization: Option<&HeaderValue>| {
+            wire.follow(&ask.method, url, &ask.headers, authorization).await
         };
-        let response = wire.follow(method, url, headers, authorization.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED || !wire.is_own(response.url()) {
+        let refused = |r: &Response| r.status() == StatusCode::UNAUTHORIZED && wire.is_own(r.url());
+        let first = match self.tokens.get(&key) {
+            Some(token) => Some(token.header()),
+            None => self.known(ask.caller, &key.caller).await?,
+        };
+        let response = send(first.as_ref()).await?;
+        if !refused(&response) {
             return Ok(response);
         }
         match Challenge::from_headers(response.headers()) {
             Some(Challenge::Basic) => {
-                let Some(basic) = self.basic(caller) else {
+                let Some(basic) = self.basic(ask.caller).await? else {
                     return Ok(response);
                 };
-                self.wants_basic.insert(key.caller, ());
-                if authorization.as_ref() == Some(&basic) {
-                    return Ok(response);
+                let mut answer = response;
+                if first.as_ref() != Some(&basic) {
+                    drop(answer);
+                    answer = send(Some(&basic)).await?;
                 }
-                authorization = Some(basic);
-            }
-            // A client's own token cannot be exchanged for another.
-            Some(Challenge::Bearer { .. }) if matches!(caller, Caller::Client(own) if own.is_bearer()) => {
-                return Ok(response);
-            }
-            Some(Challenge::Bearer { realm, service, scope }) => {
-                let lane = self.lane(&key).lock().await;
-                if let Some(refused) = &authorization {
-                    self.tokens.forget(&key, refused);
+                if refused(&answer)
+                    && let Some(other) = self.other_basic(ask.caller, &basic).await?
+                {
+                    drop(answer);
+                    answer = send(Some(&other)).await?;
                 }
-                let token = match self.tokens.get(&key) {
-                    Some(token) => token,
-                    None => {
-                        let token_at = token_url(&realm, service.as_deref(), scope.as_deref(), repository);
-                        let token = self.token(wire, caller, &token_at).await?;
-                        self.tokens.put(key.clone(), token.clone());
-                        token
-                    }
-                };
-                drop(lane);
-                authorization = Some(token.header());
+                if !refused(&answer) {
+                    self.wants_basic.insert(key.caller, ());
+                }
+                Ok(answer)
             }
-            None => return Ok(response),
+            // A bearer token that the caller brought cannot be exchanged for another.
+            Some(Challenge::Bearer(asked)) if !self.is_own_bearer(ask.caller, first.as_ref()).await? => {
+                drop(response);
+                let token = self.token_for(wire, ask, key, &asked, first.as_ref()).await?;
+                send(Some(&token.header())).await
+            }
+            _ => Ok(response),
         }
-        drop(response);
-        wire.follow(method, url, headers, authorization.as_ref()).await
+    }
+
+    /// What is sent before anything was asked for.
+    async fn known(&self, caller: &Caller, key: &CallerKey) -> Result<Option<HeaderValue>, UpstreamError> {
+        match caller {
+            Caller::Client(own) if own.is_bearer() => Ok(Some(own.authorization().clone())),
+            Caller::Server if self.secrets.is_nothing() => Ok(None),
+            Caller::Server => {
+                let Some(secret) = self.secrets.current().await? else {
+                    return Ok(None);
+                };
+                let basic = || secret.basic().filter(|_| self.wants_basic.contains_key(key));
+                Ok(secret.bearer().or_else(basic))
+            }
+            _ if self.wants_basic.contains_key(key) => self.basic(caller).await,
+            _ => Ok(None),
+        }
+    }
+
+    async fn is_own_bearer(&self, caller: &Caller, shown: Option<&HeaderValue>) -> Result<bool, UpstreamError> {
+        Ok(match caller {
+            Caller::Client(own) => own.is_bearer(),
+            Caller::Anybody => false,
+            Caller::Server => {
+                let secret = self.secrets.current().await?;
+                shown.is_some() && secret.and_then(|s| s.bearer()).as_ref() == shown
+            }
+        })
+    }
+
+    /// What the caller has to show as Basic.
+    async fn basic(&self, caller: &Caller) -> Result<Option<HeaderValue>, UpstreamError> {
+        Ok(match caller {
+            Caller::Server => self.secrets.current().await?.and_then(|s| s.basic()),
+            Caller::Anybody => None,
+            Caller::Client(own) => (!own.is_bearer()).then(|| own.authorization().clone()),
+        })
+    }
+
+    /// What the server has to show after `refused` was: secrets are rotated.
+    async fn other_basic(&self, caller: &Caller, refused: &HeaderValue) -> Result<Option<HeaderValue>, UpstreamError> {
+        if *caller != Caller::Server {
+            return Ok(None);
+        }
+        let Some(shown) = self.secrets.current().await? else {
+            return Ok(None);
+        };
+        if shown.basic().as_ref() != Some(refused) {
+            return Ok(shown.basic());
+        }
+        Ok(self.secrets.other_than(&shown).await?.and_then(|s| s.basic()))
+    }
+
+    /// A token other than the one that was refused: one that another request got meanwhile, or a new one.
+    async fn token_for(
+        &self,
+        wire: &Transport,
+        ask: &Ask<'_>,
+        key: TokenKey,
+        asked: &Asked,
+        refused: Option<&HeaderValue>,
+    ) -> Result<Token, UpstreamError> {
+        let _lane = self.lane(&key).lock().await;
+        if let Some(refused) = refused {
+            self.tokens.forget(&key, refused);
+        }
+        if let Some(token) = self.tokens.get(&key) {
+            return Ok(token);
+        }
+        if !self.realms.allow(&asked.realm) {
+            let realm = asked.realm.host_str();
+            tracing::warn!(
+                upstream = self.upstream,
+                realm,
+                "token realm is not pinned for this upstream"
+            );
+            self.count("foreign_realm");
+            return Err(UpstreamError::ForeignRealm);
+        }
+        let token = self.exchange(wire, ask, asked).await;
+        let outcome = match &token {
+            Ok(_) => "ok",
+            Err(UpstreamError::Denied { .. }) => "denied",
+            Err(_) => "failed",
+        };
+        self.count(outcome);
+        let token = token?;
+        self.tokens.put(key, token.clone());
+        Ok(token)
+    }
+
+    /// Exchanges what the caller has, or nothing, for a bearer token.
+    async fn exchange(&self, wire: &Transport, ask: &Ask<'_>, asked: &Asked) -> Result<Token, UpstreamError> {
+        let get = async |basic: Option<HeaderValue>| wire.get_token(&asked.url(ask.repository), basic.as_ref()).await;
+        match ask.caller {
+            Caller::Anybody => read_token(wire, get(None).await?).await,
+            Caller::Client(own) => read_token(wire, get(Some(own.authorization().clone())).await?).await,
+            Caller::Server => {
+                let with = async |secret: Option<&Secret>| {
+                    let response = match secret {
+                        Some(Secret::Identity(refresh)) => refreshed(wire, ask, asked, refresh).await?,
+                        other => get(other.and_then(Secret::basic)).await?,
+                    };
+                    read_token(wire, response).await
+                };
+                let secret: Option<Arc<Secret>> = self.secrets.current().await?;
+                match (with(secret.as_deref()).await, secret) {
+                    (Err(denied @ UpstreamError::Denied { .. }), Some(shown)) => {
+                        match self.secrets.other_than(&shown).await? {
+                            Some(other) => with(Some(&*other)).await,
+                            None => Err(denied),
+                        }
+                    }
+                    (done, _) => done,
+                }
+            }
+        }
+    }
+
+    fn count(&self, outcome: &str) {
+        self.metrics.add(Count::TokenExchanges, 1, &[&self.upstream, outcome]);
     }
 
     fn lane(&self, key: &TokenKey) -> &Mutex<()> {
@@ -115,38 +234,29 @@ impl Exchange {
         key.hash(&mut hasher);
         &self.lanes[(hasher.finish() % LANES as u64) as usize]
     }
+}
 
-    /// What the caller has to show as Basic.
-    fn basic(&self, caller: &Caller) -> Option<HeaderValue> {
-        match caller {
-            Caller::Server => self.credentials.as_ref().map(Credentials::basic),
-            Caller::Anybody => None,
-            Caller::Client(own) => (!own.is_bearer()).then(|| own.authorization().clone()),
-        }
-    }
+/// The OAuth2 form of the exchange, for refresh tokens.
+async fn refreshed(wire: &Transport, ask: &Ask<'_>, asked: &Asked, refresh: &str) -> Result<Response, UpstreamError> {
+    let scope = asked.scope(ask.repository);
+    let fields = [
+        ("grant_type", "refresh_token"),
+        ("service", asked.service.as_deref().unwrap_or_default()),
+        ("client_id", CLIENT_ID),
+        ("scope", &scope),
+        ("refresh_token", refresh),
+    ];
+    wire.post_form(&asked.realm, &fields).await
+}
 
-    /// Exchanges the credentials, or nothing, for a bearer token.
-    async fn token(&self, wire: &Transport, caller: &Caller, url: &Url) -> Result<Token, UpstreamError> {
-        if !self.realms.allow(url) {
-            tracing::warn!(realm = url.host_str(), "token realm is not pinned for this upstream");
-            return Err(UpstreamError::ForeignRealm);
-        }
-        let asked = Instant::now();
-        let basic = self.basic(caller);
-        let response = wire.send(&Method::GET, url, &HeaderMap::new(), basic.as_ref()).await?;
-        let response = match response.status() {
-            status @ (StatusCode::BAD_REQUEST
-            | StatusCode::UNAUTHORIZED
-            | StatusCode::FORBIDDEN
-            | StatusCode::NOT_FOUND) => {
-                return Err(UpstreamError::Denied {
-                    status: status.as_u16(),
-                });
-            }
-            _ => wire.accept_status(response).await?,
-        };
-        let body = wire.read_bounded(response, SMALL_BODY_MAX).await?;
-        body.and_then(|body| Token::from_answer(&body, asked))
-            .ok_or(UpstreamError::BadAnswer("no token in the token answer"))
-    }
+/// A token service's no is a no to the caller, whatever its form.
+async fn read_token(wire: &Transport, response: Response) -> Result<Token, UpstreamError> {
+    let answered = Instant::now();
+    let response = match response.status().as_u16() {
+        status @ (400 | 401 | 403 | 404) => return Err(UpstreamError::Denied { status }),
+        _ => wire.accept_status(response).await?,
+    };
+    let body = wire.read_bounded(response, SMALL_BODY_MAX).await?;
+    body.and_then(|body| Token::from_answer(&body, answered))
+        .ok_or(UpstreamError::BadAnswer("no token in the token answer"))
 }

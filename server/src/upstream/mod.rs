@@ -5,18 +5,30 @@
 //! hosts pinned to their upstream.
 //! Not here: keeping bytes (`store/originals.rs`), coalescing and resuming (`read/`).
 
+mod address;
 mod answer;
-pub mod auth;
 pub(crate) mod base64;
 mod body;
+mod breaker;
+mod budget;
 mod caller;
+mod challenge;
 mod client;
+mod connect;
+mod dial;
+mod docker_config;
 mod error;
 mod exchange;
+mod helper;
+mod hold;
 mod name;
 mod probe;
+mod realm;
+mod secret;
 mod set;
 mod site;
+mod stamp;
+mod token;
 mod transport;
 
 pub use answer::{ManifestAnswer, ManifestHead};

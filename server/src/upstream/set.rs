@@ -12,7 +12,7 @@ use super::{NameError, RepositoryName, Upstream};
 use crate::{config::Config, metrics::Metrics, store::facts::Source};
 
 /// Docker Hub's names. containerd passes the first as `ns`, older ones and other clients the others.
-const DOCKER_HUB: &str = "docker.io";
+pub(super) const DOCKER_HUB: &str = "docker.io";
 const DOCKER_HUB_ALIASES: [&str; 2] = ["registry-1.docker.io", "index.docker.io"];
 
 /// The repositories of Docker Hub that have only one component are really below this.

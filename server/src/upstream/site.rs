@@ -7,7 +7,24 @@
 use http::{HeaderMap, Method, StatusCode};
 use reqwest::{Response, Url};
 
-use super::{Caller, UpstreamError, exchange::Exchange, transport::Transport};
+use super::{
+    Caller, UpstreamError,
+    breaker::Breaker,
+    budget::Budget,
+    connect::{Connect, Timeouts},
+    dial::Dial,
+    docker_config::DOCKER_HUB_SERVER,
+    exchange::Exchange,
+    hold::{Counted, Holds},
+    realm::Realms,
+    secret::Secrets,
+    set::DOCKER_HUB,
+    transport::Transport,
+};
+use crate::{
+    config::{FetchConfig, UpstreamConfig},
+    metrics::{Metrics, names::Count},
+};
 
 /// One request, whichever site gets it.
 #[derive(Debug)]
@@ -33,6 +50,14 @@ impl<'a> Ask<'a> {
         }
     }
 
+    fn counted(&self) -> Counted {
+        match (&self.method, self.path.contains("/blobs/")) {
+            (&Method::HEAD, _) => Counted::Nothing,
+            (_, true) => Counted::Blobs,
+            (_, false) => Counted::Pulls,
+        }
+    }
+
     pub(super) fn with(mut self, headers: HeaderMap) -> Self {
         self.headers = headers;
         self
@@ -43,17 +68,75 @@ impl<'a> Ask<'a> {
 #[derive(Debug)]
 pub(super) struct Site {
     base: Url,
+    upstream: String,
     wire: Transport,
     exchange: Exchange,
+    holds: Holds,
+    breaker: Breaker,
+    metrics: Metrics,
 }
 
 impl Site {
-    pub(super) fn new(base: Url, wire: Transport, exchange: Exchange) -> Self {
-        Self { base, wire, exchange }
+    /// `upstream` is the canonical name, `url` the one of the configuration or a mirror's. Errors are texts for the
+    /// operator.
+    pub(super) fn new(
+        config: &UpstreamConfig,
+        upstream: &str,
+        url: &str,
+        fetch: &FetchConfig,
+        budget: &Budget,
+        metrics: &Metrics,
+    ) -> Result<Self, String> {
+        let base = Url::parse(url).map_err(|e| format!("url: {e}"))?;
+        let host = base.host_str().filter(|_| matches!(base.scheme(), "http" | "https"));
+        let Some(host) = host.map(str::to_owned) else {
+            return Err("a url is http(s)://host".into());
+        };
+        if !base.username().is_empty() || base.password().is_some() || base.query().is_some() {
+            return Err("a url must not carry a user, a password or a query; use [upstreams.auth]".into());
+        }
+        let own = url == config.url;
+        let trusted = config.redirect_hosts.iter().chain(&config.token_hosts);
+        let dial = Dial::new(&host, trusted, &config.hosts);
+        let timeouts = Timeouts::new(config, fetch);
+        let connect = Connect::new(config, timeouts, dial.clone())?;
+        let wire = Transport::new(
+            upstream,
+            base.clone(),
+            connect,
+            dial,
+            timeouts,
+            budget.clone(),
+            metrics.clone(),
+        );
+        // A mirror is not the upstream: hosts below the upstream's name are not its realms.
+        let realms = Realms::new(base.clone(), if own { upstream } else { &host }, &config.token_hosts);
+        let server = if own && upstream == DOCKER_HUB {
+            DOCKER_HUB_SERVER.to_owned()
+        } else {
+            base.port().map_or(host.clone(), |port| format!("{host}:{port}"))
+        };
+        let secrets = match &config.auth {
+            Some(auth) => Secrets::new(auth, &server, own)?,
+            None => Secrets::nothing(),
+        };
+        Ok(Self {
+            exchange: Exchange::new(upstream, realms, secrets, metrics),
+            breaker: Breaker::new(&config.breaker, upstream, metrics),
+            holds: Holds::default(),
+            upstream: upstream.to_owned(),
+            metrics: metrics.clone(),
+            base,
+            wire,
+        })
     }
 
     pub(super) fn wire(&self) -> &Transport {
         &self.wire
+    }
+
+    pub(super) fn breaker(&self) -> &Breaker {
+        &self.breaker
     }
 
     /// The site's URL of `path` below `/v2/`.
@@ -72,34 +155,59 @@ impl Site {
         url.path().strip_prefix(prefix)?.strip_prefix("/v2/").filter(|_| own)
     }
 
-    /// The answer, whatever its status.
-    pub(super) async fn ask(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
-        let url = self.url(&ask.path, ask.query.as_deref());
-        self.exchange
-            .ask(&self.wire, &ask.method, ask.repository, ask.caller, &url, &ask.headers)
-            .await
-    }
-
     /// The answer, if its status is one of success; 416 counts as one.
     pub(super) async fn accepted(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
-        let response = self.ask(ask).await?;
+        // Limits of a client's own account are the client's, which it would wait for as it likes.
+        let ours = !matches!(ask.caller, Caller::Client(_));
+        let counted = ask.counted();
+        if ours {
+            self.holds.check(counted)?;
+        }
+        let url = self.url(&ask.path, ask.query.as_deref());
+        let mut response = self.exchange.ask(&self.wire, &url, ask).await?;
+        if self.is_refused_elsewhere(&response) {
+            match ask.method {
+                // The registry said yes by leading there; signatures are often good for GET only.
+                Method::HEAD if ask.path.contains("/blobs/") => return Ok(response),
+                // Signed URLs end; the registry has another.
+                _ => {
+                    drop(response);
+                    response = self.exchange.ask(&self.wire, &url, ask).await?;
+                }
+            }
+        }
+        if ours && self.wire.is_own(response.url()) {
+            let began = self
+                .holds
+                .learn(counted, response.status().as_u16(), response.headers());
+            if began {
+                tracing::warn!(
+                    upstream = self.upstream,
+                    "the upstream limits our requests: they are held back"
+                );
+                self.metrics.add(Count::RateHolds, 1, &[&self.upstream]);
+            }
+        }
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             return Ok(response);
         }
         self.wire.accept_status(response).await
+    }
+
+    /// A no from where the registry led us, not from the registry.
+    pub(super) fn is_refused_elsewhere(&self, response: &Response) -> bool {
+        matches!(response.status().as_u16(), 401 | 403 | 405 | 410) && !self.wire.is_own(response.url())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::FetchConfig, metrics::Metrics, upstream::auth::Realms};
 
     fn site(base: &str) -> Site {
-        let base: Url = base.parse().unwrap();
-        let wire = Transport::new("u", base.clone(), &FetchConfig::default(), Metrics::new()).unwrap();
-        let exchange = Exchange::new(Realms::new(base.clone(), "u", &[]), None);
-        Site::new(base, wire, exchange)
+        let config = UpstreamConfig::new("u", base);
+        let budget = Budget::new(&config, "u", &Metrics::new()).unwrap();
+        Site::new(&config, "u", base, &FetchConfig::default(), &budget, &Metrics::new()).unwrap()
     }
 
     #[test]

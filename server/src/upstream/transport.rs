@@ -3,19 +3,25 @@
 //! In: method, URL, headers, and the `Authorization` for the upstream's own origin. Out: an answer's head, sorted by
 //! status; small bodies.
 //! Invariant: redirects are followed by hand, [`HOPS_MAX`] at most, never from https to http, never to an address that
-//! only this machine or its link has; `Authorization` goes to the upstream's own origin alone. Every wait and every
+//! only this site, machine or link has; `Authorization` goes to the upstream's own origin alone. Every wait and every
 //! body held in memory has a bound. No content coding is asked for, so bodies are the registry's bytes.
 //! Not here: which authorization to use ([`super::exchange`]).
 
-use std::{net::IpAddr, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, header};
-use reqwest::{Client, Response, Url};
+use reqwest::{RequestBuilder, Response, Url};
 use tokio::time::timeout;
 
-use super::UpstreamError;
-use crate::{config::FetchConfig, metrics::Metrics};
+use super::{
+    UpstreamError,
+    budget::Budget,
+    connect::{Connect, Pair, Timeouts},
+    dial::Dial,
+    hold::retry_after,
+};
+use crate::metrics::Metrics;
 
 /// Redirects in one request. Registries use one (to a CDN), some two.
 const HOPS_MAX: usize = 5;
@@ -27,33 +33,38 @@ const SMALL_BODY_TIMES: u32 = 3;
 /// Error and token bodies beyond this are not read.
 pub(super) const SMALL_BODY_MAX: usize = 64 << 10;
 
-/// The wire to one origin and to where it redirects.
+/// The wire to one origin and to where it leads.
 #[derive(Debug)]
 pub(super) struct Transport {
     upstream: String,
     base: Url,
-    http: Client,
+    connect: Connect,
+    dial: Dial,
     header_timeout: Duration,
+    budget: Budget,
     metrics: Metrics,
 }
 
 impl Transport {
     /// `upstream` is the name in metrics, `base` the own origin.
-    pub(super) fn new(upstream: &str, base: Url, fetch: &FetchConfig, metrics: Metrics) -> Result<Self, String> {
-        let http = Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_millis(fetch.connect_timeout_ms))
-            .read_timeout(Duration::from_millis(fetch.idle_timeout_ms))
-            .user_agent(concat!("headstart-server/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|e| format!("no HTTP client: {e}"))?;
-        Ok(Self {
+    pub(super) fn new(
+        upstream: &str,
+        base: Url,
+        connect: Connect,
+        dial: Dial,
+        timeouts: Timeouts,
+        budget: Budget,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
             upstream: upstream.to_owned(),
             base,
-            http,
-            header_timeout: Duration::from_millis(fetch.header_timeout_ms),
+            connect,
+            dial,
+            header_timeout: timeouts.header,
+            budget,
             metrics,
-        })
+        }
     }
 
     /// Whether `url` is at the upstream's own origin.
@@ -85,11 +96,11 @@ impl Transport {
         Err(UpstreamError::BadAnswer("too many redirects"))
     }
 
-    /// Redirects stay encrypted, and lead to addresses of this machine or link only from an upstream that has such an
-    /// address itself. (Names that *resolve* to such addresses are not seen here.)
+    /// Redirects stay encrypted, and lead to addresses that others cannot name only where the operator or the upstream's
+    /// own address allows it. Names are checked when they are looked up.
     fn may_redirect(&self, from: &Url, to: &Url) -> bool {
         let encrypted = to.scheme() == "https" || (to.scheme() == "http" && from.scheme() == "http");
-        encrypted && (!is_local(to) || is_local(&self.base))
+        encrypted && to.host_str().is_some_and(|host| self.dial.allows(host))
     }
 
     /// One request, one answer head.
@@ -100,19 +111,62 @@ impl Transport {
         headers: &HeaderMap,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, UpstreamError> {
-        let mut request = self
-            .http
+        self.budget.request().await?;
+        let pair = self.pair();
+        let client = if self.is_own(url) { &pair.own } else { &pair.away };
+        let mut request = client
             .request(method.clone(), url.clone())
             .header(header::ACCEPT_ENCODING, "identity")
             .headers(headers.clone());
         if let Some(value) = authorization {
             request = request.header(header::AUTHORIZATION, value.clone());
         }
+        self.head_of(request, if *method == Method::HEAD { "HEAD" } else { "GET" })
+            .await
+    }
+
+    /// A form sent to a token realm; it carries its secret itself.
+    pub(super) async fn post_form(&self, url: &Url, fields: &[(&str, &str)]) -> Result<Response, UpstreamError> {
+        if !url.host_str().is_some_and(|host| self.dial.allows(host)) {
+            return Err(UpstreamError::BadAnswer(
+                "a token realm at an address where we do not go",
+            ));
+        }
+        self.budget.request().await?;
+        let mut form = Url::parse("form:").map_err(|_| UpstreamError::BadAnswer("no form"))?;
+        form.query_pairs_mut().extend_pairs(fields);
+        let pair = self.pair();
+        let client = if self.is_own(url) { &pair.own } else { &pair.away };
+        let request = client
+            .post(url.clone())
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(form.query().unwrap_or_default().to_owned());
+        self.head_of(request, "POST").await
+    }
+
+    /// A token realm is asked with a secret; where it may be was checked by name, here by address.
+    pub(super) async fn get_token(
+        &self,
+        url: &Url,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, UpstreamError> {
+        if !url.host_str().is_some_and(|host| self.dial.allows(host)) {
+            return Err(UpstreamError::BadAnswer(
+                "a token realm at an address where we do not go",
+            ));
+        }
+        self.send(&Method::GET, url, &HeaderMap::new(), authorization).await
+    }
+
+    fn pair(&self) -> Arc<Pair> {
+        self.connect.pair()
+    }
+
+    async fn head_of(&self, request: RequestBuilder, label: &'static str) -> Result<Response, UpstreamError> {
         let answer = match timeout(self.header_timeout, request.send()).await {
             Ok(answer) => answer.map_err(UpstreamError::from),
             Err(_) => Err(UpstreamError::Timeout),
         };
-        let label = if *method == Method::HEAD { "HEAD" } else { "GET" };
         let status = answer.as_ref().ok().map(|a| a.status().as_u16());
         self.metrics.upstream_request(&self.upstream, label, status);
         answer
@@ -130,7 +184,7 @@ impl Transport {
             // What another host refuses says nothing about the repository.
             status @ (401 | 403) if self.is_own(response.url()) => Err(UpstreamError::Denied { status }),
             429 => Err(UpstreamError::TooManyRequests {
-                retry_after_secs: retry_after(response.headers()),
+                retry_after_secs: retry_after(response.headers()).map(|wait| wait.as_secs()),
             }),
             status => Err(UpstreamError::Status(status)),
         }
@@ -162,39 +216,27 @@ fn origin(url: &Url) -> (&str, Option<&str>, Option<u16>) {
     (url.scheme(), url.host_str(), url.port_or_known_default())
 }
 
-/// Loopback, link-local and unspecified addresses, and the name of the first.
-fn is_local(url: &Url) -> bool {
-    let Some(host) = url.host_str() else { return true };
-    let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.');
-    match host.parse::<IpAddr>() {
-        Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
-        Ok(IpAddr::V6(ip)) => match ip.to_ipv4_mapped() {
-            Some(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
-            None => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified(),
-        },
-        Err(_) => host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost"),
-    }
-}
-
-/// Seconds only; the date form is rare and needs a clock we share with the upstream.
-fn retry_after(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        config::{FetchConfig, UpstreamConfig},
+        upstream::site::Site,
+    };
 
     #[test]
     fn redirects_stay_encrypted_and_off_this_machine() {
-        let base: Url = "https://r.example.org".parse().unwrap();
-        let transport = Transport::new("u", base.clone(), &FetchConfig::default(), Metrics::new()).unwrap();
-        let may = |to: &str| transport.may_redirect(&base, &to.parse().unwrap());
+        let config = UpstreamConfig::new("u", "https://r.example.org");
+        let (fetch, metrics) = (FetchConfig::default(), Metrics::new());
+        let budget = Budget::new(&config, "u", &metrics).unwrap();
+        let site = Site::new(&config, "u", &config.url, &fetch, &budget, &metrics).unwrap();
+        let base: Url = config.url.parse().unwrap();
+        let may = |to: &str| site.wire().may_redirect(&base, &to.parse().unwrap());
         assert!(may("https://cdn.example.net/x?sig=1"));
         for bad in [
             "http://cdn.example.net/x",
             "https://127.0.0.1/x",
-            "https://localhost/x",
+            "https://10.0.0.1/x",
             "https://169.254.169.254/latest/meta-data",
             "https://[::1]/x",
             "https://[::ffff:127.0.0.1]/x",
