@@ -172,6 +172,7 @@ async fn toc(
         let Some((summary, bytes)) = store.toc(&layer)? else {
             return Ok(None);
         };
+        store.touch_layer(&layer);
         let bytes = if as_json { json_view(&bytes)? } else { bytes };
         Ok(Some((summary, bytes)))
     });

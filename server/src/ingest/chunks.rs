@@ -15,7 +15,7 @@ use headstart_layer_format::toc::ChunkEntry;
 
 use super::error::{ConvertError, Failure};
 use super::progress::Progress;
-use crate::store::Store;
+use crate::store::conversion::Conversion;
 
 /// Chunks waiting for a thread: some 4 MiB.
 const QUEUE: usize = 8;
@@ -36,7 +36,7 @@ impl<'scope> ChunkPool<'scope> {
         scope: &'scope Scope<'scope, 'env>,
         threads: usize,
         level: i32,
-        store: &'env Store,
+        store: &'env Conversion,
         progress: &'env Progress,
     ) -> Self {
         let (sender, receiver) = sync_channel(QUEUE);
@@ -81,7 +81,7 @@ impl<'scope> ChunkPool<'scope> {
     }
 }
 
-fn work(jobs: &Mutex<Receiver<Job>>, level: i32, store: &Store, progress: &Progress) -> Result<Done, Failure> {
+fn work(jobs: &Mutex<Receiver<Job>>, level: i32, store: &Conversion, progress: &Progress) -> Result<Done, Failure> {
     let mut compressor = zstd::bulk::Compressor::new(level).map_err(Failure::Compress)?;
     let mut done = Done::new();
     loop {

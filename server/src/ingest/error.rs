@@ -16,7 +16,7 @@ pub enum ConvertError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error(transparent)]
-    Failed(#[from] Failure),
+    Failed(Failure),
 }
 
 /// The layer stays an ordinary blob.
@@ -74,6 +74,19 @@ impl ConvertError {
     }
 }
 
+impl From<Failure> for ConvertError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            // It would drive every other layer out, at every try.
+            Failure::Store(StoreError::LayerOverBudget { bytes_max }) => Self::Refused(Refusal::OverBudget {
+                what: "bytes of chunks, half of cache.chunks_bytes_max",
+                max: bytes_max,
+            }),
+            failure => Self::Failed(failure),
+        }
+    }
+}
+
 impl From<TocError> for ConvertError {
     fn from(error: TocError) -> Self {
         Self::Refused(Refusal::Toc(error))
@@ -85,7 +98,7 @@ impl From<StoreError> for ConvertError {
         match error {
             // Over a limit of the format: a property of the layer.
             StoreError::Toc(toc) => toc.into(),
-            other => Self::Failed(Failure::Store(other)),
+            other => Failure::Store(other).into(),
         }
     }
 }

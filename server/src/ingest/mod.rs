@@ -30,7 +30,7 @@ use headstart_layer_format::api::TocSummary;
 use headstart_layer_format::toc::{ChunkEntry, ChunkTable, Skeleton, Toc, Tree};
 use headstart_layer_format::{BlobDigest, DiffId};
 
-use crate::store::Store;
+use crate::store::{Store, conversion::Conversion};
 use assemble::Assembler;
 use chunks::ChunkPool;
 pub use config::IngestConfig;
@@ -50,7 +50,9 @@ pub fn convert(
 ) -> Result<TocSummary, ConvertError> {
     progress.count_cpu(|| {
         let mut original = Original::new(original, *layer, progress);
-        let parts = take_apart(&mut original, store, config, progress);
+        // What it is told is stored stays until the layer is published.
+        let conversion = store.begin_conversion();
+        let parts = take_apart(&mut original, &conversion, config, progress);
         let parts = match parts {
             Err(e @ ConvertError::Failed(_)) => return Err(e),
             // Before any verdict: are these the right bytes at all?
@@ -58,13 +60,13 @@ pub fn convert(
         };
         let (tree, chunks, skeleton, diff_id) = parts?;
         let toc = Toc::new(*layer, diff_id, tree, ChunkTable::new(chunks)?, skeleton)?;
-        Ok(store.publish_layer(layer, &toc)?)
+        Ok(conversion.publish_layer(layer, &toc)?)
     })
 }
 
 fn take_apart<R: Read>(
     original: &mut Original<'_, R>,
-    store: &Store,
+    store: &Conversion,
     config: &IngestConfig,
     progress: &Progress,
 ) -> Result<Parts, ConvertError> {

@@ -19,7 +19,7 @@ use headstart_layer_format::{
 };
 use moka::sync::Cache;
 
-use crate::store::{LayerRecord, Store, StoreError};
+use crate::store::{LayerHold, LayerRecord, Store, StoreError};
 
 /// Decoded chunk tables kept, in bytes of memory: the tables of some 200 large layers.
 const TABLES_SIZE_MAX: u64 = 64 << 20;
@@ -65,6 +65,21 @@ pub struct LayerData {
     table: ChunkTable,
 }
 
+/// A layer that stays while it is read.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    data: Arc<LayerData>,
+    hold: Arc<LayerHold>,
+}
+
+impl std::ops::Deref for Opened {
+    type Target = LayerData;
+
+    fn deref(&self) -> &LayerData {
+        &self.data
+    }
+}
+
 impl Seekable {
     pub fn new(store: Store) -> Self {
         let tables = Cache::builder()
@@ -75,7 +90,20 @@ impl Seekable {
     }
 
     /// The layer's blob; `None` when it is not ready. Blocks for a read of the TOC when the table is not cached.
-    pub fn open(&self, layer: &BlobDigest) -> Result<Option<Arc<LayerData>>, StoreError> {
+    pub fn open(&self, layer: &BlobDigest) -> Result<Option<Opened>, StoreError> {
+        if !matches!(self.store.layer(layer)?, Some(LayerRecord::Ready { .. })) {
+            self.tables.invalidate(layer);
+            return Ok(None);
+        }
+        // Before the look that counts, so that an eviction either sees the hold or is seen.
+        let Some(hold) = self.store.hold_layer(layer) else {
+            return Ok(None);
+        };
+        let hold = Arc::new(hold);
+        Ok(self.data(layer)?.map(|data| Opened { data, hold }))
+    }
+
+    fn data(&self, layer: &BlobDigest) -> Result<Option<Arc<LayerData>>, StoreError> {
         // The record is asked every time: a layer that went back to unconverted must not be served from the cache.
         let Some(LayerRecord::Ready { toc: summary, .. }) = self.store.layer(layer)? else {
             self.tables.invalidate(layer);
@@ -107,18 +135,23 @@ impl Seekable {
     /// Bytes `range` of the seekable blob, within its size.
     pub fn stream(
         &self,
-        data: &Arc<LayerData>,
+        opened: &Opened,
         range: Range<u64>,
     ) -> impl Stream<Item = Result<Bytes, SeekError>> + Send + 'static + use<> {
-        let chunks = data.table.covering_frames(BlobRange {
+        let chunks = opened.table.covering_frames(BlobRange {
             start: BlobOffset(range.start),
             len: range.end.saturating_sub(range.start),
         });
-        let (store, data) = (self.store.clone(), data.clone());
+        let (store, opened) = (self.store.clone(), opened.clone());
         let steps = chunks.clone().step_by(FRAMES_A_STEP as usize).map(move |first| {
             let step = first..first.saturating_add(FRAMES_A_STEP).min(chunks.end);
-            let (store, data, range) = (store.clone(), data.clone(), range.clone());
-            blocking(move || data.frames(&store, step, &range))
+            let (store, data, range) = (store.clone(), opened.data.clone(), range.clone());
+            let hold = opened.hold.clone();
+            blocking(move || {
+                let frames = data.frames(&store, step, &range);
+                drop(hold);
+                frames
+            })
         });
         flatten(steps)
     }

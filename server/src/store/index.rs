@@ -17,7 +17,7 @@ use super::layers::LayerRecord;
 use super::pack::{Location, PackId};
 
 /// Changes when rows change shape; another version is rebuilt, never migrated.
-const INDEX_VERSION: u32 = 2;
+const INDEX_VERSION: u32 = 3;
 /// sled's page cache: rows are tens of bytes, so this holds the hot part of a million chunks.
 const CACHE_BYTES_MAX: u64 = 64 << 20;
 /// Exists when an operation failed: the next opening rebuilds.
@@ -77,10 +77,30 @@ impl Batch {
         self.0.insert(keys::toc(digest), keys::location(at));
     }
 
-    pub fn layer(&mut self, digest: &BlobDigest, record: &LayerRecord) -> Result<(), IndexError> {
-        let row = serde_json::to_vec(record).map_err(|_| IndexError::BadRow("write a layer"))?;
+    pub fn layer(&mut self, digest: &BlobDigest, record: &LayerRecord, at: &Location) -> Result<(), IndexError> {
+        let mut row = keys::location(at);
+        serde_json::to_writer(&mut row, record).map_err(|_| IndexError::BadRow("write a layer"))?;
         self.0.insert(keys::layer(digest), row);
         Ok(())
+    }
+
+    pub fn used(&mut self, layer: &BlobDigest, unix_ms: u64) {
+        self.0.insert(keys::used(layer), &unix_ms.to_le_bytes());
+    }
+
+    pub fn forget_used(&mut self, layer: &BlobDigest) {
+        self.0.remove(keys::used(layer));
+    }
+
+    /// The pack has nothing any more that counts; what the index says of it is void once its file is gone.
+    pub fn doom(&mut self, pack: PackId) {
+        self.0.insert(keys::doomed(pack), &[]);
+    }
+
+    /// The doomed pack's file is gone.
+    pub fn bury(&mut self, pack: PackId) {
+        self.0.remove(keys::doomed(pack));
+        self.0.remove(keys::progress(pack));
     }
 
     /// Everything of `pack` below `end` has its rows.
@@ -243,13 +263,102 @@ impl Index {
         self.get_location("look up a TOC", &keys::toc(d))
     }
 
+    /// Forgets a TOC that nothing needs, unless it has been written anew meanwhile.
+    pub fn forget_toc_at(&self, d: &TocDigest, at: &Location) -> Result<(), IndexError> {
+        if self.toc(d)? == Some(*at) {
+            self.forget_toc(d)?;
+        }
+        Ok(())
+    }
+
     /// Forgets a damaged TOC, so that the next conversion writes it again.
     pub fn forget_toc(&self, d: &TocDigest) -> Result<(), IndexError> {
         self.guard("forget a TOC", || self.db.remove(keys::toc(d))).map(drop)
     }
 
     pub fn layer(&self, d: &BlobDigest) -> Result<Option<LayerRecord>, IndexError> {
-        self.get_json("look up a layer", &keys::layer(d))
+        Ok(self.layer_row(d)?.map(|(_, record)| record))
+    }
+
+    /// A layer's state, and where its record is.
+    pub fn layer_row(&self, d: &BlobDigest) -> Result<Option<(Location, LayerRecord)>, IndexError> {
+        let what = "look up a layer";
+        let Some(row) = self.get(what, &keys::layer(d))? else {
+            return Ok(None);
+        };
+        layer_row(&row).map(Some).ok_or_else(|| self.bad_row(what))
+    }
+
+    /// Every layer with its state.
+    pub fn layers(&self) -> Result<Vec<(BlobDigest, LayerRecord)>, IndexError> {
+        self.collect("list layers", &[keys::LAYER], |key, row| {
+            Some((keys::blob_from(key)?, layer_row(row)?.1))
+        })
+    }
+
+    /// Every manifest that was ever served.
+    pub fn manifests(&self) -> Result<Vec<BlobDigest>, IndexError> {
+        self.collect("list manifests", &[keys::MANIFEST], |key, _| keys::blob_from(key))
+    }
+
+    pub fn tags(&self) -> Result<Vec<(Source, String, TagRow)>, IndexError> {
+        self.collect("list tags", &[keys::TAG], |key, row| {
+            let (source, tag) = keys::tag_from(key)?;
+            Some((source, tag, serde_json::from_slice(row).ok()?))
+        })
+    }
+
+    /// Targets of pins, whether they are pinned, and where the record is.
+    pub fn pins(&self) -> Result<Vec<(Vec<u8>, bool, Location)>, IndexError> {
+        self.collect("list pins", &[keys::PIN], |key, row| {
+            let (pinned, at) = row.split_first()?;
+            Some((key.to_vec(), *pinned == 1, keys::location_from(at)?))
+        })
+    }
+
+    pub fn pin(&self, target: &[u8]) -> Result<Option<(bool, Location)>, IndexError> {
+        let what = "look up a pin";
+        let Some(row) = self.get(what, &keys::pin(target))? else {
+            return Ok(None);
+        };
+        let parsed = row
+            .split_first()
+            .and_then(|(pinned, at)| Some((*pinned == 1, keys::location_from(at)?)));
+        parsed.map(Some).ok_or_else(|| self.bad_row(what))
+    }
+
+    pub fn set_pin(&self, target: &[u8], pinned: bool, at: &Location) -> Result<(), IndexError> {
+        let mut row = vec![u8::from(pinned)];
+        row.extend(keys::location(at));
+        self.put("write a pin", keys::pin(target), &row)
+    }
+
+    /// When a layer was last used, as far as it was written down.
+    pub fn used(&self, layer: &BlobDigest) -> Result<Option<u64>, IndexError> {
+        let row = self.get("look up a last use", &keys::used(layer))?;
+        Ok(row.and_then(|row| row.as_ref().try_into().ok().map(u64::from_le_bytes)))
+    }
+
+    /// Packs whose files may be gone.
+    pub fn doomed(&self) -> Result<Vec<PackId>, IndexError> {
+        self.collect("list doomed packs", &[keys::DOOMED], |key, _| {
+            Some(PackId(u32::from_be_bytes(key.try_into().ok()?)))
+        })
+    }
+
+    /// Rows with this prefix; a row that does not parse is an error.
+    fn collect<T>(
+        &self,
+        what: &'static str,
+        prefix: &[u8],
+        parse: impl Fn(&[u8], &[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, IndexError> {
+        let rows = self.guard(what, || {
+            let rows = self.db.scan_prefix(prefix);
+            rows.map(|row| row.map(|(k, v)| parse(k.get(prefix.len()..)?, &v)))
+                .collect::<sled::Result<Option<Vec<_>>>>()
+        })?;
+        rows.ok_or_else(|| self.bad_row(what))
     }
 
     pub fn manifest(&self, d: &BlobDigest) -> Result<Option<Location>, IndexError> {
@@ -325,4 +434,9 @@ impl Index {
     pub fn set_chain(&self, c: &ChainId, rows: &[ChainRow]) -> Result<(), IndexError> {
         self.put_json("write a chain", keys::chain(c), &rows)
     }
+}
+
+fn layer_row(row: &[u8]) -> Option<(Location, LayerRecord)> {
+    let at = keys::location_from(row.get(..20)?)?;
+    Some((at, serde_json::from_slice(row.get(20..)?).ok()?))
 }

@@ -13,12 +13,17 @@ pub const VERSION: &[u8] = b"v";
 
 /// Per pack: up to where the index has seen it.
 pub const PROGRESS: u8 = b'p';
+/// Per pack whose records were all moved or dropped: its file may be gone, and is deleted at an opening.
+pub const DOOMED: u8 = b'x';
 const CHUNK: u8 = b'c';
 const TOC: u8 = b'o';
-const LAYER: u8 = b'l';
-const MANIFEST: u8 = b'm';
+pub const LAYER: u8 = b'l';
+/// Last use of a converted layer.
+const USED: u8 = b'u';
+pub const MANIFEST: u8 = b'm';
 const DIFF_IDS: u8 = b'd';
-const TAG: u8 = b't';
+pub const TAG: u8 = b't';
+pub const PIN: u8 = b'i';
 const MEMBER: u8 = b'b';
 const SOURCE: u8 = b's';
 const CHAIN: u8 = b'h';
@@ -72,6 +77,28 @@ pub fn source_from(bytes: &[u8]) -> Option<Source> {
 
 pub fn progress(pack: PackId) -> Vec<u8> {
     key(PROGRESS, &[&pack.0.to_be_bytes()])
+}
+
+pub fn doomed(pack: PackId) -> Vec<u8> {
+    key(DOOMED, &[&pack.0.to_be_bytes()])
+}
+
+pub fn used(layer: &BlobDigest) -> Vec<u8> {
+    key(USED, &[&blob(layer)])
+}
+
+/// `target`: a pin's target in its text form.
+pub fn pin(target: &[u8]) -> Vec<u8> {
+    key(PIN, &[target])
+}
+
+/// Source and tag of a tag's key.
+pub fn tag_from(bytes: &[u8]) -> Option<(Source, String)> {
+    let len_at = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?) as usize);
+    let middle = 4usize.checked_add(len_at(0)?)?;
+    let end = middle.checked_add(4)?.checked_add(len_at(middle)?)?;
+    let source = source_from(bytes.get(..end)?)?;
+    Some((source, String::from_utf8(bytes.get(end..)?.to_vec()).ok()?))
 }
 
 pub fn chunk(d: &ChunkDigest) -> Vec<u8> {

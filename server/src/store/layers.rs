@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use headstart_layer_format::api::TocSummary;
-use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, Toc};
+use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, Toc, TocDigest};
 use serde::{Deserialize, Serialize};
 
 use super::pack::Location;
@@ -28,9 +28,12 @@ pub enum LayerRecord {
         reason: String,
         converter: u32,
     },
-    /// Was ready; something of it is damaged.
+    /// Was ready; something of it is damaged, or it was evicted.
     Unconverted,
 }
+
+/// Bytes of a record beside its payload, for chunks and TOCs.
+pub(super) const RECORD_OVERHEAD: u64 = super::record::HEADER_LEN as u64 + 32;
 
 impl Store {
     /// `None`: not converted (or to be converted again).
@@ -63,20 +66,35 @@ impl Store {
 
     /// The frame, verified against its record's CRC and key. A damaged one is forgotten and is a miss.
     pub fn read_chunk(&self, digest: &ChunkDigest) -> Result<Option<Bytes>, StoreError> {
-        let Some(at) = self.chunk_location(digest)? else {
-            return Ok(None);
-        };
-        let frame = self.inner.packs.read(at, RecordKind::Chunk, digest.as_bytes());
-        if frame.is_none() {
-            self.inner.count_corruption("chunk");
-            tracing::error!(chunk = %digest, pack = at.pack.0, offset = at.offset, "a stored chunk is damaged");
-            self.inner.index.forget_chunk(digest, &at)?;
+        let inner = &self.inner;
+        let key = digest.as_bytes();
+        match inner
+            .packs
+            .read_located(RecordKind::Chunk, key, || self.chunk_location(digest))?
+        {
+            None => Ok(None),
+            Some(Ok(frame)) => Ok(Some(frame)),
+            Some(Err(at)) => {
+                inner.count_corruption("chunk");
+                tracing::error!(chunk = %digest, pack = at.pack.0, offset = at.offset, "a stored chunk is damaged");
+                inner.index.forget_chunk(digest, &at)?;
+                Ok(None)
+            }
         }
-        Ok(frame)
     }
 
     /// Publishes a converted layer: chunks synced and indexed, then the TOC, then `Ready`.
     pub fn publish_layer(&self, layer: &BlobDigest, toc: &Toc) -> Result<TocSummary, StoreError> {
+        self.publish(layer, toc, |_| {})
+    }
+
+    /// The same; `note` is told the TOC's digest before it is looked up.
+    pub(super) fn publish(
+        &self,
+        layer: &BlobDigest,
+        toc: &Toc,
+        note: impl FnOnce(&TocDigest),
+    ) -> Result<TocSummary, StoreError> {
         let encoded = toc.encode().map_err(StoreError::Toc)?;
         self.commit()?;
         for c in toc.chunks().entries() {
@@ -92,6 +110,7 @@ impl Store {
             chunk_count: u64::from(toc.chunks().len()),
             entry_count: toc.tree().entries().len() as u64,
         };
+        note(&summary.digest);
         if self.inner.index.toc(&summary.digest)?.is_none() {
             self.inner.packs.append_toc(&summary.digest, &encoded)?;
             self.commit()?;
@@ -100,6 +119,7 @@ impl Store {
             diff_id: *toc.diff_id(),
             toc: summary.clone(),
         };
+        self.touch_layer(layer);
         self.record_layer(layer, &ready)?;
         Ok(summary)
     }
@@ -121,7 +141,7 @@ impl Store {
         self.record_layer(layer, &LayerRecord::Unconverted)
     }
 
-    fn record_layer(&self, layer: &BlobDigest, record: &LayerRecord) -> Result<(), StoreError> {
+    pub(super) fn record_layer(&self, layer: &BlobDigest, record: &LayerRecord) -> Result<(), StoreError> {
         self.inner.packs.append_layer(layer, record)?;
         self.commit()
     }
@@ -131,12 +151,15 @@ impl Store {
         let Some(LayerRecord::Ready { toc, .. }) = self.layer(layer)? else {
             return Ok(None);
         };
-        let bytes = match self.inner.index.toc(&toc.digest)? {
-            Some(at) => self.inner.packs.read(at, RecordKind::Toc, toc.digest.as_bytes()),
-            None => None,
-        };
+        let (inner, key) = (&self.inner, toc.digest.as_bytes());
+        let bytes = inner
+            .packs
+            .read_located(RecordKind::Toc, key, || Ok(inner.index.toc(&toc.digest)?))?;
         match bytes {
-            Some(bytes) if Toc::digest(&bytes) == toc.digest => Ok(Some((toc, bytes))),
+            Some(Ok(bytes)) if Toc::digest(&bytes) == toc.digest => Ok(Some((toc, bytes))),
+            // (The caller says whether that was a use: `touch_layer`.)
+            // Evicted since the look: nothing is damaged.
+            None if self.layer(layer)?.is_none() => Ok(None),
             _ => {
                 self.inner.index.forget_toc(&toc.digest)?;
                 self.unconvert_layer(layer, "its TOC is damaged or missing")?;

@@ -14,6 +14,7 @@ use super::facts::{ChainFact, ConfigFact, ManifestFact, Membership, Source, TagF
 use super::index::{ChainRow, Index, TagRow};
 use super::layers::LayerRecord;
 use super::pack::Location;
+use super::pins::PinTarget;
 use super::record::RecordKind;
 use super::{Store, StoreError};
 
@@ -42,6 +43,15 @@ pub(super) enum Fact {
     Member {
         source: Source,
         digest: BlobDigest,
+    },
+    /// What is left of a manifest fact that a later one, from another repository, superseded: what it named.
+    Members {
+        source: Source,
+        digests: Vec<BlobDigest>,
+    },
+    Pin {
+        target: PinTarget,
+        pinned: bool,
     },
 }
 
@@ -75,6 +85,13 @@ pub(super) fn index_fact(index: &Index, fact: &Fact, at: Location) -> Result<(),
             },
         )?,
         Fact::Member { source, digest } => index.add_member(source, digest, Membership::Served, SOURCES_MAX)?,
+        // As it was in the manifest: a claim.
+        Fact::Members { source, digests } => {
+            for digest in digests {
+                index.add_member(source, digest, Membership::Named, SOURCES_MAX)?;
+            }
+        }
+        Fact::Pin { target, pinned } => index.set_pin(&target.key(), *pinned, &at)?,
     }
     Ok(())
 }
@@ -105,7 +122,7 @@ fn claim_chain(
 }
 
 impl Store {
-    fn append_fact(&self, fact: &Fact) -> Result<(), StoreError> {
+    pub(super) fn append_fact(&self, fact: &Fact) -> Result<(), StoreError> {
         let payload = serde_json::to_vec(fact).map_err(|_| StoreError::Encode)?;
         let inner = &self.inner;
         inner
@@ -113,15 +130,18 @@ impl Store {
             .append_fact(&payload, |at| index_fact(&inner.index, fact, at))
     }
 
-    fn read_fact(&self, at: Option<Location>) -> Option<Fact> {
-        let payload = self.inner.packs.read(at?, RecordKind::Fact, &[]);
-        let fact = payload.and_then(|p| serde_json::from_slice(&p).ok());
+    fn read_fact(&self, locate: impl Fn() -> Result<Option<Location>, StoreError>) -> Result<Option<Fact>, StoreError> {
+        let payload = match self.inner.packs.read_located(RecordKind::Fact, &[], locate)? {
+            None => return Ok(None),
+            Some(payload) => payload,
+        };
+        let fact = payload.ok().and_then(|p| serde_json::from_slice(&p).ok());
         if fact.is_none() {
             // A miss: the manifest or config is read again and recorded anew.
             self.inner.count_corruption("fact");
-            tracing::error!(?at, "a stored fact is damaged");
+            tracing::error!("a stored fact is damaged");
         }
-        fact
+        Ok(fact)
     }
 
     /// Records a manifest that was verified and served, and its members.
@@ -134,7 +154,7 @@ impl Store {
 
     /// The latest fact for a manifest.
     pub fn manifest(&self, d: &BlobDigest) -> Result<Option<ManifestFact>, StoreError> {
-        match self.read_fact(self.inner.index.manifest(d)?) {
+        match self.read_fact(|| Ok(self.inner.index.manifest(d)?))? {
             Some(Fact::Manifest(m)) if m.digest == *d => Ok(Some(m)),
             _ => Ok(None),
         }
@@ -158,7 +178,7 @@ impl Store {
 
     /// DiffIDs of an image's layers, bottom first, once its config has been read.
     pub fn diff_ids(&self, manifest: &BlobDigest) -> Result<Option<Vec<DiffId>>, StoreError> {
-        match self.read_fact(self.inner.index.diff_ids(manifest)?) {
+        match self.read_fact(|| Ok(self.inner.index.diff_ids(manifest)?))? {
             Some(Fact::Config {
                 manifest: m, diff_ids, ..
             }) if m == *manifest => Ok(Some(diff_ids)),

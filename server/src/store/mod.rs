@@ -7,10 +7,13 @@
 //! Not here: original blobs (`originals.rs`), and who may see what (`read`).
 
 pub mod bell;
+pub mod conversion;
 pub mod facts;
 pub mod hasher;
+mod in_flight;
 mod index;
 mod keys;
+mod layer_use;
 mod layers;
 mod learned;
 mod open;
@@ -18,20 +21,29 @@ pub mod originals;
 mod pack;
 mod packs;
 pub mod partial;
+pub mod pins;
+pub mod plan;
 mod record;
 mod recover;
+pub mod sweep;
 pub mod usage;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, atomic::AtomicBool};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use headstart_layer_format::{ChunkDigest, TocError};
 
 use crate::metrics::Metrics;
+use bell::Bell;
+use in_flight::InFlight;
 use index::Index;
 pub use index::IndexError;
+pub use layer_use::LayerHold;
+use layer_use::LayerUse;
 pub use layers::{CONVERTER_VERSION, LayerRecord};
+pub use pack::PackId;
 use packs::Packs;
 
 /// A pack is rolled at this size: large enough that few files are open, small enough to be copied as one object.
@@ -51,6 +63,11 @@ pub enum StoreError {
     Toc(TocError),
     #[error("publish a layer: chunk {0} is not stored")]
     MissingChunk(ChunkDigest),
+    #[error("store a chunk: packs exceed their budget, and nothing could be reclaimed in time")]
+    OverBudget,
+    /// For good, as long as the budget is what it is.
+    #[error("store a chunk: the layer alone needs more than {bytes_max} bytes, half of the budget")]
+    LayerOverBudget { bytes_max: u64 },
 }
 
 impl From<io::Error> for StoreError {
@@ -79,6 +96,12 @@ pub struct Store {
 struct Inner {
     packs: Packs,
     index: Index,
+    in_flight: InFlight,
+    layer_use: LayerUse,
+    /// Bytes of packs; `u64::MAX`: no limit.
+    bytes_max: AtomicU64,
+    /// Rung when the packs come near that.
+    bell: OnceLock<Bell>,
     /// Tells the committer thread to stop, by being dropped.
     _committer: std::sync::mpsc::Sender<()>,
     /// What opening found; reported when metrics are attached.
@@ -127,6 +150,26 @@ impl Store {
         }
     }
 
+    /// The budget of packs, and whom to wake when it is nearly used up.
+    pub fn set_bytes_max(&self, bytes_max: u64, bell: Bell) {
+        self.inner.bytes_max.store(bytes_max, Ordering::Relaxed);
+        // Set once, by the one reclaimer.
+        let _ = self.inner.bell.set(bell);
+    }
+
+    /// The budget of packs; `u64::MAX`: no limit.
+    pub fn bytes_max(&self) -> u64 {
+        self.inner.bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// Reclaiming starts above this: one pack below the budget.
+    pub fn reclaim_above(&self) -> u64 {
+        match self.bytes_max() {
+            u64::MAX => u64::MAX,
+            max => max.saturating_sub(self.inner.packs.pack_size_max()),
+        }
+    }
+
     /// What opening found.
     pub fn open_report(&self) -> OpenReport {
         self.inner.opened
@@ -134,7 +177,13 @@ impl Store {
 
     /// Makes everything appended so far durable and indexed.
     pub fn commit(&self) -> Result<(), StoreError> {
-        self.inner.packs.commit(&self.inner.index)
+        self.inner.packs.commit(&self.inner.index)?;
+        if self.inner.packs.bytes() > self.reclaim_above()
+            && let Some(bell) = self.inner.bell.get()
+        {
+            bell.ring(|rung| rung.over_budget = true);
+        }
+        Ok(())
     }
 
     /// For a clean stop: commits, and flushes the index, so that the next opening replays nothing.

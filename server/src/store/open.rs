@@ -4,17 +4,20 @@
 //! Invariant: packs are only cut at the end of the last one; the index is never trusted over the packs.
 //! Not here: what rows a record makes ([`super::learned`], [`super::index`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, OnceLock, Weak, atomic::AtomicBool};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::in_flight::InFlight;
 use super::index::{Batch, Index, IndexError};
+use super::layer_use::LayerUse;
 use super::layers::LayerRecord;
 use super::learned::{Fact, index_fact};
 use super::pack::{PACK_HEADER_LEN, Pack, PackId};
@@ -38,7 +41,8 @@ pub(super) fn open(dir: &Path, pack_size_max: u64) -> Result<Arc<Inner>, StoreEr
     let lock = lock(dir)?;
     let mut report = OpenReport::default();
     let packs = list_packs(&packs_dir, &mut report).map_err(StoreError::io("list the packs"))?;
-    let index = open_index(dir, &packs, &mut report)?;
+    let (packs, index) = open_index(dir, &packs_dir, packs, &mut report)?;
+    let mut sealed: BTreeMap<PackId, u64> = packs.iter().map(|(pack, len)| (pack.id, *len)).collect();
     let (current, end) = match packs.into_iter().next_back() {
         Some((pack, len)) => (pack, len),
         None => {
@@ -46,11 +50,16 @@ pub(super) fn open(dir: &Path, pack_size_max: u64) -> Result<Arc<Inner>, StoreEr
             (pack, PACK_HEADER_LEN)
         }
     };
+    sealed.remove(&current.id);
     let end = report_cut(&current, end, &index, &mut report)?;
     let (committer, stop) = std::sync::mpsc::channel();
     let inner = Arc::new(Inner {
-        packs: Packs::new(&packs_dir, pack_size_max, current, end),
+        packs: Packs::new(&packs_dir, pack_size_max, current, end, sealed),
         index,
+        in_flight: InFlight::default(),
+        layer_use: LayerUse::default(),
+        bytes_max: AtomicU64::new(u64::MAX),
+        bell: OnceLock::new(),
         _committer: committer,
         opened: report,
         metrics: OnceLock::new(),
@@ -113,8 +122,42 @@ fn list_packs(dir: &Path, report: &mut OpenReport) -> io::Result<Vec<(Pack, u64)
     Ok(out)
 }
 
-fn open_index(dir: &Path, packs: &[(Pack, u64)], report: &mut OpenReport) -> Result<Index, StoreError> {
-    let tried = Index::open(dir).and_then(|index| {
+type WithLengths = Vec<(Pack, u64)>;
+
+/// Packs whose sweep got as far as the deletion: everything that counts is elsewhere, and reading them again would
+/// bring back what was superseded.
+fn bury_doomed(index: &Index, dir: &Path, packs: &mut WithLengths) -> Result<(), StoreError> {
+    for doomed in index.doomed()? {
+        packs.retain(|(pack, _)| pack.id != doomed);
+        match std::fs::remove_file(doomed.path(dir)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::io("delete a swept pack")(error));
+            }
+            _ => {}
+        }
+        let mut batch = Batch::default();
+        batch.bury(doomed);
+        index.apply(batch)?;
+    }
+    Ok(())
+}
+
+/// The packs that count, and the index over them.
+fn open_index(
+    dir: &Path,
+    packs_dir: &Path,
+    mut packs: WithLengths,
+    report: &mut OpenReport,
+) -> Result<(WithLengths, Index), StoreError> {
+    let opened = match Index::open(dir) {
+        Ok(index) => match bury_doomed(&index, packs_dir, &mut packs) {
+            Ok(()) => Ok(index),
+            Err(StoreError::Index(error)) => Err(error),
+            Err(error) => return Err(error),
+        },
+        Err(error) => Err(error),
+    };
+    let tried = opened.and_then(|index| {
         let progress: HashMap<PackId, u64> = index.progress()?.into_iter().collect();
         let fits = |(pack, end): (&PackId, &u64)| packs.iter().any(|(p, len)| p.id == *pack && end <= len);
         if !progress.iter().all(fits) {
@@ -123,8 +166,8 @@ fn open_index(dir: &Path, packs: &[(Pack, u64)], report: &mut OpenReport) -> Res
         Ok((index, progress))
     });
     let reason = match tried {
-        Ok((index, progress)) => match replay(&index, packs, &progress, report) {
-            Ok(()) => return Ok(index),
+        Ok((index, progress)) => match replay(&index, &packs, &progress, report) {
+            Ok(()) => return Ok((packs, index)),
             Err(e @ StoreError::Index(_)) => e.to_string(),
             Err(e) => return Err(e),
         },
@@ -137,13 +180,13 @@ fn open_index(dir: &Path, packs: &[(Pack, u64)], report: &mut OpenReport) -> Res
         tracing::warn!(reason, packs = packs.len(), "rebuilding the index from the packs");
     }
     let index = Index::fresh(dir).map_err(StoreError::io("move the index aside"))??;
-    replay(&index, packs, &HashMap::new(), report)?;
+    replay(&index, &packs, &HashMap::new(), report)?;
     index.seal_version()?;
     index.flush()?;
     if report.index_rebuilt {
         tracing::warn!("the index is rebuilt");
     }
-    Ok(index)
+    Ok((packs, index))
 }
 
 /// Indexes everything above each pack's progress.
@@ -234,7 +277,7 @@ impl Rows {
                         LayerRecord::Refused { .. } | LayerRecord::Unconverted => true,
                     };
                     let record = if whole { record } else { LayerRecord::Unconverted };
-                    self.batch.layer(&layer, &record)?;
+                    self.batch.layer(&layer, &record, &found.location)?;
                 }
             }
             RecordKind::Fact => match serde_json::from_slice::<Fact>(&found.payload) {

@@ -3,11 +3,13 @@
 //! In: records. Out: locations, payloads. Invariant: index rows for chunks and TOCs are written only after the pack was
 //! synced ([`Packs::commit`]), and in one batch with the pack's progress, so a crash never leaves a row without its
 //! bytes, and an opening replays exactly what has no rows. A pack is sealed when a higher number exists.
-//! Not here: the meaning of facts and layer states ([`super`], [`super::layers`]).
+//! Not here: the meaning of facts and layer states ([`super`], [`super::layers`]); what is moved or deleted, and when
+//! ([`super::sweep`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -24,6 +26,8 @@ const OPEN_PACKS_MAX: u64 = 256;
 /// Commit at least this often, so that dirty pages and unindexed rows stay bounded.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 const UNCOMMITTED_ROWS_MAX: usize = 2048;
+/// A record may be moved while it is looked for; twice within one read is already very unlikely.
+const LOOKUPS_MAX: usize = 3;
 
 #[derive(Debug)]
 pub struct Packs {
@@ -33,6 +37,10 @@ pub struct Packs {
     /// Held for a whole commit, so that batches reach the index in log order.
     committing: Mutex<()>,
     sealed: moka::sync::Cache<PackId, Arc<Pack>>,
+    /// Every sealed pack's length.
+    lengths: Mutex<BTreeMap<PackId, u64>>,
+    /// Of all packs together, the current one included.
+    bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -52,12 +60,12 @@ struct Writer {
 enum Row {
     Chunk(ChunkDigest, Location),
     Toc(TocDigest, Location),
-    Layer(BlobDigest, LayerRecord),
+    Layer(BlobDigest, LayerRecord, Location),
 }
 
 impl Packs {
-    /// `current` is the last pack, scanned and cut; writing goes on at its end.
-    pub fn new(dir: &Path, pack_size_max: u64, current: Pack, end: u64) -> Self {
+    /// `current` is the last pack, scanned and cut; writing goes on at its end. `sealed`: the others, with lengths.
+    pub fn new(dir: &Path, pack_size_max: u64, current: Pack, end: u64, sealed: BTreeMap<PackId, u64>) -> Self {
         Self {
             dir: dir.to_owned(),
             pack_size_max,
@@ -72,6 +80,8 @@ impl Packs {
             }),
             committing: Mutex::new(()),
             sealed: moka::sync::Cache::new(OPEN_PACKS_MAX),
+            bytes: AtomicU64::new(sealed.values().sum::<u64>() + end),
+            lengths: Mutex::new(sealed),
         }
     }
 
@@ -85,18 +95,118 @@ impl Packs {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "record too large"))?;
         let len = header.record_len();
         if w.end > PACK_HEADER_LEN && w.end + len > self.pack_size_max {
-            w.pack.sync()?;
-            let next = Pack::create(&self.dir, PackId(w.pack.id.0 + 1))?;
-            w.rolled.push((w.pack.id, w.end));
-            self.sealed.insert(w.pack.id, Arc::clone(&w.pack));
-            w.pack = Arc::new(next);
-            w.end = PACK_HEADER_LEN;
+            self.roll(w)?;
         }
         let location = w.pack.write_record(w.end, &header, payload)?;
         w.end += len;
         w.bytes += len;
         w.dirty = true;
+        self.bytes.fetch_add(len, Ordering::Relaxed);
         Ok(location)
+    }
+
+    /// Seals the current pack and begins the next.
+    fn roll(&self, w: &mut Writer) -> io::Result<()> {
+        w.pack.sync()?;
+        let next = Pack::create(&self.dir, PackId(w.pack.id.0 + 1))?;
+        w.rolled.push((w.pack.id, w.end));
+        self.lengths().insert(w.pack.id, w.end);
+        self.sealed.insert(w.pack.id, Arc::clone(&w.pack));
+        w.pack = Arc::new(next);
+        w.end = PACK_HEADER_LEN;
+        w.dirty = true;
+        self.bytes.fetch_add(PACK_HEADER_LEN, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Seals the current pack, so that it can be swept; one without a record stays.
+    pub fn seal_current(&self) -> Result<(), StoreError> {
+        let mut w = self.writer();
+        if w.end > PACK_HEADER_LEN {
+            self.roll(&mut w).map_err(StoreError::io("roll a pack"))?;
+        }
+        Ok(())
+    }
+
+    fn lengths(&self) -> MutexGuard<'_, BTreeMap<PackId, u64>> {
+        self.lengths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of all packs.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn pack_size_max(&self) -> u64 {
+        self.pack_size_max
+    }
+
+    /// Sealed packs and their lengths.
+    pub fn sealed(&self) -> Vec<(PackId, u64)> {
+        self.lengths().iter().map(|(id, len)| (*id, *len)).collect()
+    }
+
+    /// The pack being written and its end.
+    pub fn current(&self) -> (PackId, u64) {
+        let w = self.writer();
+        (w.pack.id, w.end)
+    }
+
+    /// Deletes the file of a sealed pack that nothing points into any more. Whoever has it open reads on.
+    pub fn delete(&self, id: PackId) -> io::Result<()> {
+        std::fs::remove_file(id.path(&self.dir))?;
+        std::fs::File::open(&self.dir)?.sync_all()?;
+        self.sealed.invalidate(&id);
+        if let Some(len) = self.lengths().remove(&id) {
+            self.bytes.fetch_sub(len, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Writes a chunk's record once more, at the end of the log; its row follows with the next commit.
+    pub fn move_chunk(&self, digest: &ChunkDigest, raw_len: u32, frame: &[u8]) -> Result<(), StoreError> {
+        let mut w = self.writer();
+        let at = self
+            .append(&mut w, RecordKind::Chunk, digest.as_bytes(), raw_len, frame)
+            .map_err(StoreError::io("move a chunk"))?;
+        w.rows.push(Row::Chunk(*digest, at));
+        Ok(())
+    }
+
+    /// The same for a layer's state, if the one at `from` is still the latest.
+    pub fn move_layer(&self, index: &Index, layer: &BlobDigest, from: &Location) -> Result<bool, StoreError> {
+        let mut w = self.writer();
+        if w.rows.iter().any(|row| matches!(row, Row::Layer(l, ..) if l == layer)) {
+            return Ok(false);
+        }
+        let Some((at, record)) = index.layer_row(layer)?.filter(|(at, _)| at == from) else {
+            return Ok(false);
+        };
+        debug_assert_eq!(at, *from);
+        let payload = serde_json::to_vec(&record).map_err(|_| StoreError::Encode)?;
+        let at = self
+            .append(&mut w, RecordKind::LayerState, &keys::blob(layer), 0, &payload)
+            .map_err(StoreError::io("move a layer state"))?;
+        w.rows.push(Row::Layer(*layer, record, at));
+        Ok(true)
+    }
+
+    /// The same for a fact, if `still` (asked while nothing else can be appended) says that it counts.
+    pub fn move_fact(
+        &self,
+        payload: &[u8],
+        still: impl FnOnce() -> Result<bool, StoreError>,
+        index: impl FnOnce(Location) -> Result<(), StoreError>,
+    ) -> Result<bool, StoreError> {
+        let mut w = self.writer();
+        if !still()? {
+            return Ok(false);
+        }
+        let at = self
+            .append(&mut w, RecordKind::Fact, &[], 0, payload)
+            .map_err(StoreError::io("move a fact"))?;
+        index(at)?;
+        Ok(true)
     }
 
     /// Appends a chunk unless it is there already. Returns its location, and whether it was new.
@@ -140,9 +250,10 @@ impl Packs {
     pub fn append_layer(&self, layer: &BlobDigest, record: &LayerRecord) -> Result<(), StoreError> {
         let payload = serde_json::to_vec(record).map_err(|_| StoreError::Encode)?;
         let mut w = self.writer();
-        self.append(&mut w, RecordKind::LayerState, &keys::blob(layer), 0, &payload)
+        let at = self
+            .append(&mut w, RecordKind::LayerState, &keys::blob(layer), 0, &payload)
             .map_err(StoreError::io("write a layer state"))?;
-        w.rows.push(Row::Layer(*layer, record.clone()));
+        w.rows.push(Row::Layer(*layer, record.clone(), at));
         Ok(())
     }
 
@@ -214,7 +325,7 @@ impl Packs {
             match row {
                 Row::Chunk(digest, at) => batch.chunk(digest, at),
                 Row::Toc(digest, at) => batch.toc(digest, at),
-                Row::Layer(digest, record) => batch.layer(digest, record)?,
+                Row::Layer(digest, record, at) => batch.layer(digest, record, at)?,
             }
         }
         for (pack, end) in rolled {
@@ -224,7 +335,8 @@ impl Packs {
         Ok(index.apply(batch)?)
     }
 
-    fn pack(&self, id: PackId) -> io::Result<Option<Arc<Pack>>> {
+    /// An open pack; `None`: it has no valid header.
+    pub fn pack(&self, id: PackId) -> io::Result<Option<Arc<Pack>>> {
         let current = Arc::clone(&self.writer().pack);
         if current.id == id {
             return Ok(Some(current));
@@ -240,6 +352,28 @@ impl Packs {
         Ok(Some(pack))
     }
 
+    /// The payload of the record that `locate` finds. A pack may be swept between the look-up and the read, so a miss
+    /// looks once more. `Err(at)`: the record there is damaged or gone.
+    pub fn read_located(
+        &self,
+        kind: RecordKind,
+        key: &[u8],
+        locate: impl Fn() -> Result<Option<Location>, StoreError>,
+    ) -> Result<Option<Result<Bytes, Location>>, StoreError> {
+        let mut last = None;
+        for _ in 0..LOOKUPS_MAX {
+            let Some(at) = locate()? else { return Ok(None) };
+            if last == Some(at) {
+                break;
+            }
+            if let Some(payload) = self.read(at, kind, key) {
+                return Ok(Some(Ok(payload)));
+            }
+            last = Some(at);
+        }
+        Ok(last.map(Err))
+    }
+
     /// The verified payload; `None` when the record is damaged, gone or unreadable, which are all the same to a caller.
     pub fn read(&self, at: Location, kind: RecordKind, key: &[u8]) -> Option<Bytes> {
         let read = || match self.pack(at.pack)? {
@@ -247,7 +381,10 @@ impl Packs {
             None => Ok(None),
         };
         read().unwrap_or_else(|error| {
-            tracing::warn!(%error, pack = at.pack.0, offset = at.offset, "failed to read a record");
+            // Swept since the location was looked up: the caller looks it up again.
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(%error, pack = at.pack.0, offset = at.offset, "failed to read a record");
+            }
             None
         })
     }

@@ -1,0 +1,99 @@
+//! A conversion's hold on the store: what it counts on stays, and it stays within the budget.
+//!
+//! In: chunks and at last a TOC, from one conversion. Out: the same as from [`Store`].
+//! Invariant: nothing that this conversion was told is stored goes away before it has ended ([`super::in_flight`]).
+//! While packs exceed their budget, it waits for the reclaimer, for a bounded time. A layer that alone would need more
+//! than half the budget is refused: it would drive everything else out, again at every try.
+//! Not here: how a layer is taken apart (`ingest`).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use headstart_layer_format::api::TocSummary;
+use headstart_layer_format::{BlobDigest, ChunkDigest, Toc};
+
+use super::in_flight::short;
+use super::layers::RECORD_OVERHEAD;
+use super::{Store, StoreError};
+
+/// How long a conversion waits for the reclaimer; a sweep of one pack takes some seconds.
+const ROOM_WAIT: Duration = Duration::from_secs(30);
+const ROOM_POLL: Duration = Duration::from_millis(20);
+
+/// Ends when dropped.
+#[derive(Debug)]
+pub struct Conversion {
+    store: Store,
+    id: u64,
+    /// Of chunks of this layer, new or not.
+    bytes: AtomicU64,
+}
+
+impl Store {
+    /// For one conversion.
+    pub fn begin_conversion(&self) -> Conversion {
+        Conversion {
+            store: self.clone(),
+            id: self.inner.in_flight.begin(),
+            bytes: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Conversion {
+    /// As [`Store::chunk_frame_len`]; the chunk then stays.
+    pub fn chunk_frame_len(&self, digest: &ChunkDigest) -> Result<Option<u32>, StoreError> {
+        self.store.inner.in_flight.note(self.id, short(digest.as_bytes()));
+        let known = self.store.chunk_frame_len(digest)?;
+        if let Some(len) = known {
+            self.count(len)?;
+        }
+        Ok(known)
+    }
+
+    /// As [`Store::append_chunk`].
+    pub fn append_chunk(&self, digest: &ChunkDigest, raw_len: u32, frame: &[u8]) -> Result<(u32, bool), StoreError> {
+        self.store.inner.in_flight.note(self.id, short(digest.as_bytes()));
+        self.wait_for_room()?;
+        let (len, new) = self.store.append_chunk(digest, raw_len, frame)?;
+        self.count(len)?;
+        Ok((len, new))
+    }
+
+    /// As [`Store::publish_layer`].
+    pub fn publish_layer(&self, layer: &BlobDigest, toc: &Toc) -> Result<TocSummary, StoreError> {
+        self.store.publish(layer, toc, |digest| {
+            self.store.inner.in_flight.note(self.id, short(digest.as_bytes()));
+        })
+    }
+
+    fn count(&self, frame_len: u32) -> Result<(), StoreError> {
+        let len = u64::from(frame_len) + RECORD_OVERHEAD;
+        let bytes = self.bytes.fetch_add(len, Ordering::Relaxed) + len;
+        let bytes_max = self.store.bytes_max() / 2;
+        if bytes > bytes_max {
+            return Err(StoreError::LayerOverBudget { bytes_max });
+        }
+        Ok(())
+    }
+
+    fn wait_for_room(&self) -> Result<(), StoreError> {
+        let inner = &self.store.inner;
+        let give_up = Instant::now() + ROOM_WAIT;
+        while inner.packs.bytes() > self.store.bytes_max() {
+            let Some(bell) = inner.bell.get() else { return Ok(()) };
+            if bell.is_stopping() || Instant::now() > give_up {
+                return Err(StoreError::OverBudget);
+            }
+            bell.ring(|rung| rung.over_budget = true);
+            std::thread::sleep(ROOM_POLL);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Conversion {
+    fn drop(&mut self) {
+        self.store.inner.in_flight.end(self.id);
+    }
+}

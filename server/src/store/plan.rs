@@ -1,0 +1,212 @@
+//! What to keep of the converted layers: the marking half of reclaiming.
+//!
+//! In: a budget, an age, what is pinned. Out: a [`Plan`]: who goes, which chunks live, and how much of each pack does.
+//! Invariant: layers are taken most recently used first, each costs the bytes that no kept one already needs, and the
+//! first that does not fit ends the list: an exact LRU although layers share chunks. Pinned and held layers are always
+//! kept. Everything a kept layer refers to is in [`Live`]; doubt (a truncated digest that collides) keeps.
+//! Memory: some 16 bytes for each distinct chunk of the kept layers (160 MB for a terabyte of packs), while it runs.
+//! Not here: the sweep ([`super::sweep`]).
+
+use std::collections::{HashMap, HashSet};
+
+use headstart_layer_format::{BlobDigest, Toc};
+
+use super::in_flight::{Short, short};
+use super::index::Batch;
+use super::layers::{LayerRecord, RECORD_OVERHEAD};
+use super::pack::PackId;
+use super::{Store, StoreError};
+
+/// Evictions recorded with one sync.
+const EVICT_BATCH: usize = 64;
+
+/// Why a layer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The bytes do not fit the budget.
+    Budget,
+    /// Nobody used it for too long.
+    Age,
+    /// The operator said so.
+    Removed,
+    /// The disk is full or nearly so.
+    DiskFull,
+}
+
+impl Reason {
+    /// For logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Budget => "budget",
+            Self::Age => "age",
+            Self::Removed => "removed",
+            Self::DiskFull => "disk_full",
+        }
+    }
+}
+
+/// What to keep.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Bytes of chunks and TOCs that may live; `u64::MAX`: all.
+    pub bytes_max: u64,
+    /// What `bytes_max` is about.
+    pub reason: Reason,
+    /// Layers last used before this go (Unix milliseconds; 0: none).
+    pub used_before_unix_ms: u64,
+    pub pinned: HashSet<BlobDigest>,
+    /// Go in any case, pinned or not.
+    pub removed: HashSet<BlobDigest>,
+}
+
+/// Chunks and TOCs that some kept layer refers to, and what they hold of each pack.
+#[derive(Debug, Default)]
+pub struct Live {
+    digests: HashSet<Short>,
+    pub bytes: u64,
+    pub by_pack: HashMap<PackId, u64>,
+}
+
+impl Live {
+    pub fn contains(&self, digest: &[u8; 32]) -> bool {
+        self.digests.contains(&short(digest))
+    }
+}
+
+/// One layer that goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Victim {
+    pub layer: BlobDigest,
+    pub reason: Reason,
+    /// Of its seekable blob and TOC; what sweeping frees may be less, because layers share.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub victims: Vec<Victim>,
+    pub live: Live,
+    pub kept: u64,
+}
+
+impl Store {
+    /// Who stays and who goes. Changes nothing. `go_on` is asked for each layer; a plan that was stopped is `None`.
+    pub fn plan(&self, wanted: &Wanted, go_on: &dyn Fn() -> bool) -> Result<Option<Plan>, StoreError> {
+        let mut layers = Vec::new();
+        for (layer, record) in self.inner.index.layers()? {
+            if let LayerRecord::Ready { toc, .. } = record {
+                let used = self.layer_used_ms(&layer)?;
+                let held = self.inner.layer_use.lock().get(&layer).is_some_and(|u| u.is_held());
+                let removed = wanted.removed.contains(&layer);
+                let stays = !removed && (held || wanted.pinned.contains(&layer));
+                layers.push((stays, used, layer, toc.size + toc.blob_size, removed));
+            }
+        }
+        layers.sort_unstable_by_key(|(stays, used, layer, ..)| (!*stays, std::cmp::Reverse(*used), *layer));
+        let mut plan = Plan::default();
+        let mut full = false;
+        for (stays, used, layer, bytes, removed) in layers {
+            if !go_on() {
+                return Ok(None);
+            }
+            let goes = |reason| Victim { layer, reason, bytes };
+            if removed {
+                plan.victims.push(goes(Reason::Removed));
+            } else if !stays && used < wanted.used_before_unix_ms {
+                plan.victims.push(goes(Reason::Age));
+            } else if full {
+                plan.victims.push(goes(wanted.reason));
+            } else {
+                let added = self.add_live(&layer, &mut plan.live, |total| stays || total <= wanted.bytes_max)?;
+                if added {
+                    plan.kept += 1;
+                } else {
+                    full = true;
+                    plan.victims.push(goes(wanted.reason));
+                }
+            }
+        }
+        Ok(Some(plan))
+    }
+
+    /// Adds what a layer refers to, if `fits` agrees with the total then. A layer that turns out to be damaged adds
+    /// nothing and is unconverted by the look at it.
+    fn add_live(&self, layer: &BlobDigest, live: &mut Live, fits: impl Fn(u64) -> bool) -> Result<bool, StoreError> {
+        let Some((summary, encoded)) = self.toc(layer)? else {
+            return Ok(true);
+        };
+        let Ok(toc) = Toc::decode(&encoded) else {
+            self.unconvert_layer(layer, "its TOC does not decode")?;
+            return Ok(true);
+        };
+        let mut new: HashSet<Short> = HashSet::new();
+        let mut at = Vec::new();
+        let mut bytes = summary.size + RECORD_OVERHEAD;
+        let toc_at = self.inner.index.toc(&summary.digest)?;
+        at.extend(toc_at.map(|at| (at.pack, bytes)));
+        new.insert(short(summary.digest.as_bytes()));
+        for chunk in toc.chunks().entries() {
+            let key = short(chunk.digest.as_bytes());
+            if live.digests.contains(&key) || !new.insert(key) {
+                continue;
+            }
+            let len = u64::from(chunk.frame_len) + RECORD_OVERHEAD;
+            bytes += len;
+            if let Some(place) = self.inner.index.chunk(&chunk.digest)? {
+                at.push((place.pack, len));
+            }
+        }
+        if !fits(live.bytes + bytes) {
+            return Ok(false);
+        }
+        live.bytes += bytes;
+        live.digests.extend(new);
+        for (pack, len) in at {
+            *live.by_pack.entry(pack).or_default() += len;
+        }
+        Ok(true)
+    }
+
+    /// Records that the victims are unconverted, durably, before anything of them goes. One that somebody holds by now
+    /// stays, unless the operator removed it, and is added to `live`. Returns who went.
+    pub fn evict(&self, plan: &mut Plan) -> Result<Vec<Victim>, StoreError> {
+        let mut gone = Vec::new();
+        for batch in std::mem::take(&mut plan.victims).chunks(EVICT_BATCH) {
+            let uses = &self.inner.layer_use;
+            let (going, held): (Vec<Victim>, Vec<Victim>) = batch
+                .iter()
+                .partition(|v| uses.let_go(&v.layer, v.reason == Reason::Removed));
+            let recorded = self.record_eviction(&going);
+            for victim in &going {
+                uses.gone(&victim.layer);
+            }
+            recorded?;
+            gone.extend(going);
+            for victim in held {
+                self.add_live(&victim.layer, &mut plan.live, |_| true)?;
+                plan.kept += 1;
+            }
+        }
+        Ok(gone)
+    }
+
+    fn record_eviction(&self, victims: &[Victim]) -> Result<(), StoreError> {
+        let mut rows = Batch::default();
+        for victim in victims {
+            let packs = &self.inner.packs;
+            packs.append_layer(&victim.layer, &LayerRecord::Unconverted)?;
+            rows.forget_used(&victim.layer);
+        }
+        self.commit()?;
+        Ok(self.inner.index.apply(rows)?)
+    }
+
+    /// Forgets that a layer was refused, so that it is tried again. Whether it was.
+    pub fn forget_refusal(&self, layer: &BlobDigest) -> Result<bool, StoreError> {
+        if !matches!(self.inner.index.layer(layer)?, Some(LayerRecord::Refused { .. })) {
+            return Ok(false);
+        }
+        self.record_layer(layer, &LayerRecord::Unconverted)?;
+        Ok(true)
+    }
+}

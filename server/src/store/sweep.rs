@@ -1,0 +1,352 @@
+//! Emptying a pack and deleting it: the sweeping half of reclaiming, and the compaction of facts.
+//!
+//! In: a sealed pack and what lives. Out: a pack less. Invariant, step by step: (1) what still counts is appended to the
+//! current pack; (2) that is committed: synced, then indexed; (3) a row says that the old pack is doomed, and the index is
+//! flushed; (4) the file is deleted; (5) the row goes. Killed before (3), the old pack is a pack like any other with some
+//! records that are elsewhere too; after it, an opening deletes the file and never reads it. A record is dropped only
+//! if nothing refers to it, or a later one with the same key is in the log.
+//! Readers are never disturbed: a record that moved is looked up again, and an open file outlives its name.
+//! Not here: which packs, and when ([`crate::reclaim`]).
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use headstart_layer_format::{BlobDigest, ChunkDigest, TocDigest};
+
+use super::in_flight::short;
+use super::index::Batch;
+use super::layers::LayerRecord;
+use super::learned::Fact;
+use super::pack::{Location, PACK_HEADER_LEN, PackId};
+use super::plan::Live;
+use super::record::RecordKind;
+use super::recover::{Found, scan};
+use super::{Store, StoreError, keys};
+
+/// Where a sweep is; whoever runs it may pause or stop it there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A record was looked at, and this many bytes were appended for it.
+    Record {
+        moved_bytes: u64,
+    },
+    Moved,
+    Committed,
+    Doomed,
+    Deleted,
+}
+
+/// What became of one pack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Bytes of the pack that is gone.
+    pub pack_bytes: u64,
+    /// Bytes of it that live on elsewhere.
+    pub moved_bytes: u64,
+}
+
+enum Stop {
+    Asked,
+    Failed(StoreError),
+}
+
+impl From<std::io::Error> for Stop {
+    fn from(error: std::io::Error) -> Self {
+        Self::Failed(StoreError::io("scan a pack")(error))
+    }
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<super::IndexError> for Stop {
+    fn from(error: super::IndexError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Store {
+    /// From before the plan is made until its sweeps are over: what running conversions counted on stays.
+    pub fn cycle(&self) -> Cycle {
+        self.inner.in_flight.cycle_begins();
+        Cycle(self.clone())
+    }
+
+    /// Bytes of all packs.
+    pub fn pack_bytes(&self) -> u64 {
+        self.inner.packs.bytes()
+    }
+
+    /// Packs that may be swept, with their lengths.
+    pub fn sealed_packs(&self) -> Vec<(PackId, u64)> {
+        self.inner.packs.sealed()
+    }
+
+    /// The pack being written, and its length.
+    pub fn current_pack(&self) -> (PackId, u64) {
+        self.inner.packs.current()
+    }
+
+    /// Begins a new pack, so that the current one can be swept.
+    pub fn seal_current_pack(&self) -> Result<(), StoreError> {
+        self.inner.packs.seal_current()
+    }
+
+    /// Bytes of facts and states of a sealed pack that still count. Reads all its headers.
+    pub fn live_fact_bytes(&self, pack: PackId, len: u64, go_on: &dyn Fn() -> bool) -> Result<u64, StoreError> {
+        let mut bytes = 0;
+        let Some(file) = self.inner.packs.pack(pack)? else {
+            return Ok(0);
+        };
+        let scanned = scan(&file, PACK_HEADER_LEN, len, false, |found| {
+            if !go_on() {
+                return Err(Stop::Asked);
+            }
+            let counts = match found.header.kind {
+                RecordKind::Chunk | RecordKind::Toc => false,
+                RecordKind::LayerState => self.state_counts(&found)?,
+                RecordKind::Fact => match serde_json::from_slice(&found.payload) {
+                    Ok(fact) => self.fact_counts(&fact, &found.location)?,
+                    Err(_) => true,
+                },
+            };
+            if counts {
+                bytes += found.header.record_len();
+            }
+            Ok(())
+        });
+        match scanned {
+            Ok(_) | Err(Stop::Asked) => Ok(bytes),
+            Err(Stop::Failed(error)) => Err(error),
+        }
+    }
+
+    /// Moves what counts out of a sealed pack and deletes it. `step` is asked whether to go on; `None`: it said no.
+    pub fn sweep_pack(
+        &self,
+        cycle: &Cycle,
+        pack: PackId,
+        live: &Live,
+        step: &mut dyn FnMut(Step) -> bool,
+    ) -> Result<Option<Swept>, StoreError> {
+        debug_assert!(std::sync::Arc::ptr_eq(&cycle.0.inner, &self.inner));
+        match self.sweep(pack, live, step) {
+            Ok(swept) => Ok(Some(swept)),
+            Err(Stop::Asked) => Ok(None),
+            Err(Stop::Failed(error)) => Err(error),
+        }
+    }
+
+    fn sweep(&self, pack: PackId, live: &Live, step: &mut dyn FnMut(Step) -> bool) -> Result<Swept, Stop> {
+        let inner = &self.inner;
+        let Some((_, len)) = inner.packs.sealed().into_iter().find(|(id, _)| *id == pack) else {
+            return Err(Stop::Asked);
+        };
+        // Every record of the pack has its rows now, and what superseded one is durable.
+        self.commit()?;
+        let mut swept = Swept {
+            pack_bytes: len,
+            moved_bytes: 0,
+        };
+        let mut go_on = |at| if step(at) { Ok(()) } else { Err(Stop::Asked) };
+        if let Some(file) = inner.packs.pack(pack)? {
+            let mut states = HashSet::new();
+            let scanned = scan(&file, PACK_HEADER_LEN, len, false, |found| {
+                let moved_bytes = self.carry_over(&found, live, &mut states)?;
+                swept.moved_bytes += moved_bytes;
+                go_on(Step::Record { moved_bytes })
+            })?;
+            if scanned.damaged > 0 {
+                tracing::error!(
+                    pack = pack.0,
+                    damaged = scanned.damaged,
+                    "a swept pack has damaged records"
+                );
+            }
+        }
+        go_on(Step::Moved)?;
+        self.commit()?;
+        go_on(Step::Committed)?;
+        let mut doom = Batch::default();
+        doom.doom(pack);
+        inner.index.apply(doom)?;
+        // A kill loses what sled has not written; it must not lose this and find the file gone.
+        inner.index.flush()?;
+        go_on(Step::Doomed)?;
+        inner.packs.delete(pack).map_err(StoreError::io("delete a pack"))?;
+        go_on(Step::Deleted)?;
+        let mut bury = Batch::default();
+        bury.bury(pack);
+        inner.index.apply(bury)?;
+        Ok(swept)
+    }
+
+    /// Appends the record once more if it counts, or sees to it that nothing refers to it. Bytes appended.
+    fn carry_over(&self, found: &Found, live: &Live, states: &mut HashSet<BlobDigest>) -> Result<u64, Stop> {
+        let len = found.header.record_len();
+        let moved = match found.header.kind {
+            RecordKind::Chunk => self.carry_chunk(found, live)?,
+            RecordKind::Toc => self.carry_toc(found, live, states)?,
+            RecordKind::LayerState => match keys::blob_from(&found.header.key) {
+                Some(layer) => self
+                    .inner
+                    .packs
+                    .move_layer(&self.inner.index, &layer, &found.location)?,
+                None => false,
+            },
+            RecordKind::Fact => self.carry_fact(found)?,
+        };
+        Ok(if moved { len } else { 0 })
+    }
+
+    fn carry_chunk(&self, found: &Found, live: &Live) -> Result<bool, Stop> {
+        let inner = &self.inner;
+        let Ok(key) = <[u8; 32]>::try_from(found.header.key.as_slice()) else {
+            return Ok(false);
+        };
+        let digest = ChunkDigest::from_bytes(key);
+        if inner.index.chunk(&digest)? != Some(found.location) {
+            return Ok(false);
+        }
+        if !live.contains(&key) {
+            let notes = inner.in_flight.lock();
+            if !notes.contains(short(&key)) {
+                inner.index.forget_chunk(&digest, &found.location)?;
+                return Ok(false);
+            }
+        }
+        match self.payload(found) {
+            Some(frame) => {
+                inner.packs.move_chunk(&digest, found.header.raw_len, &frame)?;
+                Ok(true)
+            }
+            None => {
+                inner.count_corruption("chunk");
+                inner.index.forget_chunk(&digest, &found.location)?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn carry_toc(&self, found: &Found, live: &Live, states: &mut HashSet<BlobDigest>) -> Result<bool, Stop> {
+        let inner = &self.inner;
+        let Ok(key) = <[u8; 32]>::try_from(found.header.key.as_slice()) else {
+            return Ok(false);
+        };
+        let digest = TocDigest::from_bytes(key);
+        if inner.index.toc(&digest)? != Some(found.location) {
+            return Ok(false);
+        }
+        if !live.contains(&key) {
+            let notes = inner.in_flight.lock();
+            if !notes.contains(short(&key)) {
+                inner.index.forget_toc_at(&digest, &found.location)?;
+                return Ok(false);
+            }
+        }
+        let Some(encoded) = self.payload(found) else {
+            inner.count_corruption("toc");
+            inner.index.forget_toc_at(&digest, &found.location)?;
+            return Ok(false);
+        };
+        inner.packs.append_toc(&digest, &encoded)?;
+        // A rebuild believes `ready` only after its TOC: the state follows the TOC to the end of the log.
+        if let Ok(toc) = headstart_layer_format::Toc::decode(&encoded) {
+            let layer = *toc.layer_digest();
+            let state = inner.index.layer_row(&layer)?;
+            if let Some((at, LayerRecord::Ready { toc, .. })) = state
+                && toc.digest == digest
+                && states.insert(layer)
+            {
+                inner.packs.move_layer(&inner.index, &layer, &at)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn carry_fact(&self, found: &Found) -> Result<bool, Stop> {
+        let inner = &self.inner;
+        // One that we cannot read may be a later version's.
+        let fact = serde_json::from_slice::<Fact>(&found.payload).ok();
+        let moved = inner.packs.move_fact(
+            &found.payload,
+            || match &fact {
+                Some(fact) => self.fact_counts(fact, &found.location),
+                None => Ok(true),
+            },
+            |at| match &fact {
+                Some(fact) => self.fact_moved(fact, at),
+                None => Ok(()),
+            },
+        )?;
+        if let (false, Some(Fact::Manifest(old))) = (moved, &fact) {
+            let latest = self.manifest(&old.digest)?;
+            if latest.is_some_and(|latest| latest.source != old.source) {
+                self.append_fact(&Fact::Members {
+                    source: old.source.clone(),
+                    digests: old.members.clone(),
+                })?;
+                // The manifest itself was served from there; its members were only named.
+                self.append_fact(&Fact::Member {
+                    source: old.source.clone(),
+                    digest: old.digest,
+                })?;
+                return Ok(true);
+            }
+        }
+        Ok(moved)
+    }
+
+    fn state_counts(&self, found: &Found) -> Result<bool, StoreError> {
+        let Some(layer) = keys::blob_from(&found.header.key) else {
+            return Ok(false);
+        };
+        let row = self.inner.index.layer_row(&layer)?;
+        Ok(row.is_some_and(|(at, _)| at == found.location))
+    }
+
+    /// Whether no later fact says the same or more.
+    fn fact_counts(&self, fact: &Fact, at: &Location) -> Result<bool, StoreError> {
+        let index = &self.inner.index;
+        Ok(match fact {
+            Fact::Manifest(m) => index.manifest(&m.digest)? == Some(*at),
+            Fact::Config { manifest, .. } => index.diff_ids(manifest)? == Some(*at),
+            Fact::Tag { source, tag, fact } => index
+                .tag(source, tag)?
+                .is_some_and(|row| row.packed_unix_secs == fact.confirmed_unix_secs && row.fact.digest == fact.digest),
+            Fact::Member { .. } | Fact::Members { .. } => true,
+            Fact::Pin { target, .. } => index.pin(&target.key())?.is_some_and(|(_, pin)| pin == *at),
+        })
+    }
+
+    /// The rows that say where a fact is.
+    fn fact_moved(&self, fact: &Fact, at: Location) -> Result<(), StoreError> {
+        let index = &self.inner.index;
+        match fact {
+            Fact::Manifest(m) => index.set_manifest(&m.digest, &at)?,
+            Fact::Config { manifest, .. } => index.set_diff_ids(manifest, &at)?,
+            Fact::Pin { target, pinned } => index.set_pin(&target.key(), *pinned, &at)?,
+            Fact::Tag { .. } | Fact::Member { .. } | Fact::Members { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn payload(&self, found: &Found) -> Option<Bytes> {
+        self.inner
+            .packs
+            .read(found.location, found.header.kind, &found.header.key)
+    }
+}
+
+/// While it lives, what conversions counted on is remembered beyond their end.
+#[derive(Debug)]
+pub struct Cycle(Store);
+
+impl Drop for Cycle {
+    fn drop(&mut self) {
+        self.0.inner.in_flight.cycle_ends();
+    }
+}
