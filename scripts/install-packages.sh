@@ -9,6 +9,7 @@ packages=(
     containerd runc         # the runtime we snapshot for; its service is neither needed nor used
     docker-registry         # a real upstream
     skopeo buildah          # a second client; the image builder
+    nginx-light             # what the mirror is measured against (scripts/bench-mirror.sh)
     debootstrap             # the demo image's base layer
     fuse3 attr              # fusermount3 as a fallback; getfattr for people
     python3 python3-pip     # the demo image's application layer
