@@ -4,7 +4,7 @@
 //! Invariant: opening needs no network: a server whose upstreams are down starts and serves what it has.
 //! Not here: signals and the command line (`main.rs`).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,16 @@ use crate::{
         tls::{TlsSetupError, Transport},
     },
     metrics::Metrics,
-    read::{blobs::Blobs, layers::Layers, manifests::Manifests, seekable::Seekable},
+    read::{
+        blobs::Blobs,
+        layers::Layers,
+        manifests::{Manifests, Parts},
+        negative::Negative,
+        policy::Policies,
+        referrers::Referrers,
+        seekable::Seekable,
+        tags::TagLists,
+    },
     store::{Store, StoreError, originals::Originals},
     upstream::{SetupError, Upstreams},
 };
@@ -54,6 +63,8 @@ pub struct App {
     pub blobs: Blobs,
     pub layers: Layers,
     pub manifests: Manifests,
+    pub tags: TagLists,
+    pub referrers: Referrers,
     pub seekable: Seekable,
     stopping: CancellationToken,
 }
@@ -86,13 +97,23 @@ impl App {
             store.doubt_manifests();
         }
         let layers = Layers::new(store.clone(), blobs.clone(), config.ingest.clone(), metrics.clone());
+        let negative = Negative::new(Duration::from_millis(fetch.negative_ttl_ms));
+        let listing_ttl = Duration::from_millis(fetch.listing_ttl_ms);
+        let tags = TagLists::new(upstreams.clone(), store.clone(), negative.clone(), listing_ttl);
+        let size_max = fetch.manifest_size_max;
+        let referrers = Referrers::new(upstreams.clone(), store.clone(), listing_ttl, size_max);
         let manifests = Manifests::new(
-            originals.clone(),
-            store.clone(),
-            upstreams.clone(),
-            layers.clone(),
-            fetch,
-            metrics.clone(),
+            Parts {
+                originals: originals.clone(),
+                store: store.clone(),
+                upstreams: upstreams.clone(),
+                blobs: blobs.clone(),
+                layers: layers.clone(),
+                policies: Policies::new(&config, &upstreams),
+                negative,
+                metrics: metrics.clone(),
+            },
+            &fetch,
         );
         let seekable = Seekable::new(store.clone());
         Ok(App {
@@ -106,6 +127,8 @@ impl App {
             blobs,
             layers,
             manifests,
+            tags,
+            referrers,
             seekable,
             stopping: CancellationToken::new(),
         })

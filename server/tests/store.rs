@@ -93,7 +93,6 @@ fn manifest(layers: &[BlobDigest]) -> ManifestFact {
         digest: BlobDigest::of(b"manifest"),
         media_type: "application/vnd.oci.image.manifest.v1+json".into(),
         size: 1234,
-        tag: Some("latest".into()),
         members: layers.iter().copied().chain([config]).collect(),
         image: Some(ImageFact {
             config,

@@ -27,6 +27,11 @@ pub struct FetchConfig {
     pub manifest_size_max: u64,
     /// A tag confirmed by the upstream less than this ago is answered without asking again. 0 asks every time.
     pub tag_fresh_ms: u64,
+    /// What an upstream said it does not have is believed for this long (the same caller, the same thing). At most a
+    /// minute: nothing tells us that it has appeared. 0 asks every time.
+    pub negative_ttl_ms: u64,
+    /// Lists of tags and of referrers are answered without asking again for this long.
+    pub listing_ttl_ms: u64,
 }
 
 impl Default for FetchConfig {
@@ -41,6 +46,8 @@ impl Default for FetchConfig {
             blob_size_max: 256 << 30,
             manifest_size_max: 4 << 20,
             tag_fresh_ms: 0,
+            negative_ttl_ms: 5_000,
+            listing_ttl_ms: 10_000,
         }
     }
 }

@@ -11,6 +11,7 @@ mod cache;
 mod fetch;
 mod http;
 mod log;
+mod tags;
 mod telemetry;
 mod tls;
 mod upstream;
@@ -28,6 +29,7 @@ pub use self::{
     fetch::FetchConfig,
     http::HttpConfig,
     log::{LogConfig, LogFormat},
+    tags::{TagPolicy, TagsConfig},
     telemetry::TelemetryConfig,
     tls::{ClientCertificates, TlsConfig},
     upstream::{AuthConfig, BreakerConfig, ProxyMode, UpstreamConfig},
@@ -153,6 +155,9 @@ impl Config {
         }
         if self.fetch.blobs_max > FETCHES_MAX {
             return bad("blobs_max must be at most 256");
+        }
+        if self.fetch.negative_ttl_ms > 60_000 {
+            return bad("negative_ttl_ms must be at most 60000");
         }
         if self.fetch.tries_max == 0 {
             return bad("tries_max must be at least 1");

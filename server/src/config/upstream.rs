@@ -8,6 +8,8 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use serde::Deserialize;
 
+use super::TagsConfig;
+
 /// One registry.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,6 +74,9 @@ pub struct UpstreamConfig {
     pub offline: bool,
     #[serde(default)]
     pub breaker: BreakerConfig,
+    /// How long tags are believed, and what happens when they cannot be confirmed.
+    #[serde(default)]
+    pub tags: TagsConfig,
 }
 
 impl UpstreamConfig {

@@ -29,6 +29,7 @@ pub enum OciCode {
     NameInvalid,
     TagInvalid,
     DigestInvalid,
+    PaginationNumberInvalid,
     Unauthorized,
     Denied,
     Unsupported,
@@ -46,6 +47,7 @@ impl OciCode {
             Self::NameInvalid => "NAME_INVALID",
             Self::TagInvalid => "TAG_INVALID",
             Self::DigestInvalid => "DIGEST_INVALID",
+            Self::PaginationNumberInvalid => "PAGINATION_NUMBER_INVALID",
             Self::Unauthorized => "UNAUTHORIZED",
             Self::Denied => "DENIED",
             Self::Unsupported => "UNSUPPORTED",
@@ -58,7 +60,9 @@ impl OciCode {
     pub fn status(self) -> StatusCode {
         match self {
             Self::BlobUnknown | Self::ManifestUnknown | Self::NameUnknown => StatusCode::NOT_FOUND,
-            Self::NameInvalid | Self::TagInvalid | Self::DigestInvalid => StatusCode::BAD_REQUEST,
+            Self::NameInvalid | Self::TagInvalid | Self::DigestInvalid | Self::PaginationNumberInvalid => {
+                StatusCode::BAD_REQUEST
+            }
             Self::ManifestInvalid | Self::Unavailable => StatusCode::BAD_GATEWAY,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Denied => StatusCode::FORBIDDEN,
@@ -82,6 +86,8 @@ pub struct ApiError {
 pub enum Asked {
     Manifest,
     Blob,
+    /// The repository's tags or referrers.
+    Repository,
 }
 
 impl ApiError {
@@ -109,7 +115,7 @@ impl ApiError {
             ReadError::BadManifest(_) | ReadError::TooLarge { .. } => Self::new(
                 match asked {
                     Asked::Manifest => OciCode::ManifestInvalid,
-                    Asked::Blob => OciCode::Unavailable,
+                    Asked::Blob | Asked::Repository => OciCode::Unavailable,
                 },
                 message,
             ),
@@ -173,6 +179,7 @@ impl ApiError {
         match asked {
             Asked::Manifest => Self::new(OciCode::ManifestUnknown, message),
             Asked::Blob => Self::new(OciCode::BlobUnknown, message),
+            Asked::Repository => Self::new(OciCode::NameUnknown, message),
         }
     }
 }

@@ -18,6 +18,7 @@ mod stall;
 pub mod tls;
 mod v2;
 mod v2_blob;
+mod v2_listing;
 mod v2_manifest;
 mod v2_path;
 mod v2_referrers;

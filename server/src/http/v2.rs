@@ -43,11 +43,22 @@ pub(super) const CACHE_NEVER: HeaderValue = HeaderValue::from_static("no-cache")
 /// RFC 9111 dropped the header, but the warning text is what mirrors send and people grep for.
 pub(super) const WARNING_STALE: HeaderValue =
     HeaderValue::from_static("299 - \"stale: the upstream could not be asked\"");
+pub(super) const WARNING_PARTIAL: HeaderValue =
+    HeaderValue::from_static("299 - \"partial: offline, only what was pulled is listed\"");
+pub(super) const WARNING_DELETED: HeaderValue =
+    HeaderValue::from_static("299 - \"deleted: the upstream no longer has this tag\"");
 
 #[derive(Debug, Deserialize)]
 pub struct V2Query {
     /// The registry that the client means; containerd's mirror protocol.
     pub(super) ns: Option<String>,
+    /// `tags/list`: how many, as the client wrote it.
+    pub(super) n: Option<String>,
+    /// `tags/list`: after which.
+    pub(super) last: Option<String>,
+    /// `referrers`: of which type.
+    #[serde(rename = "artifactType")]
+    pub(super) artifact_type: Option<String>,
 }
 
 /// One request, resolved as far as every part needs it.
@@ -107,8 +118,8 @@ pub async fn any(
         V2Path::Base => return base(State(app), method, extensions).await,
         V2Path::Manifest { name, reference } => asking.manifest(name, reference).await,
         V2Path::Blob { name, digest } => asking.blob(name, digest).await,
-        V2Path::Tags { name } => asking.tags(name).await,
-        V2Path::Referrers { name, digest } => asking.referrers(name, digest).await,
+        V2Path::Tags { name } => asking.tags(name, &query).await,
+        V2Path::Referrers { name, digest } => asking.referrers(name, digest, &query).await,
         V2Path::Other => Err(
             ApiError::new(OciCode::Unsupported, "this mirror does not have this endpoint")
                 .with_status(StatusCode::NOT_FOUND),
@@ -129,7 +140,8 @@ impl Asking<'_> {
             .await;
         let asked = match what {
             Probe::Blob(_) => Asked::Blob,
-            Probe::Manifest(_) | Probe::Repository => Asked::Manifest,
+            Probe::Manifest(_) => Asked::Manifest,
+            Probe::Repository => Asked::Repository,
         };
         let caller = caller.map_err(|error| ApiError::from_access(asked, &error))?;
         Ok((route, caller))

@@ -10,11 +10,14 @@ use http::{HeaderValue, header};
 use super::{
     body::ranged_response,
     error::{ApiError, Asked, OciCode},
-    v2::{Asking, CACHE_FOREVER, CACHE_NEVER, Probe, WARNING_STALE},
+    v2::{Asking, CACHE_FOREVER, CACHE_NEVER, Probe, WARNING_DELETED, WARNING_STALE},
 };
 use crate::{
     metrics::route,
-    read::manifests::Manifest,
+    read::{
+        accept::Accept,
+        manifests::{Manifest, Warning},
+    },
     upstream::{NameError, Reference},
 };
 
@@ -28,27 +31,35 @@ impl Asking<'_> {
             ApiError::new(code, error.to_string())
         })?;
         let (route, caller) = self.enter(name, Probe::Manifest(reference.clone())).await?;
-        let accept: Vec<_> = self.headers.get_all(header::ACCEPT).iter().cloned().collect();
+        let accept = Accept::new(self.headers.get_all(header::ACCEPT));
         let manifest = self
             .app
             .manifests
             .get(&route.source, &caller, &reference, &accept)
             .await;
         let manifest = manifest.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
+        self.manifest_response(manifest, &reference)
+    }
+
+    fn manifest_response(&self, manifest: Manifest, reference: &Reference) -> Result<Response, ApiError> {
         let cache = match reference {
             Reference::Digest(_) => CACHE_FOREVER,
             Reference::Tag(_) => CACHE_NEVER,
         };
-        self.manifest_response(manifest, cache)
-    }
-
-    fn manifest_response(&self, manifest: Manifest, cache: HeaderValue) -> Result<Response, ApiError> {
         let content_type = HeaderValue::from_str(&manifest.media_type)
             .map_err(|_| ApiError::new(OciCode::ManifestInvalid, "the upstream's Content-Type is malformed"))?;
         let size = manifest.bytes.len() as u64;
         let mut representation = self.representation(route::MANIFESTS, &manifest.digest, size, content_type, cache);
-        if manifest.stale {
-            representation.headers.insert(header::WARNING, WARNING_STALE);
+        if let Reference::Tag(_) = reference {
+            let accept = HeaderValue::from_static("Accept");
+            representation.headers.insert(header::VARY, accept);
+        }
+        if let Some(warning) = manifest.warning {
+            let text = match warning {
+                Warning::Stale => WARNING_STALE,
+                Warning::Deleted => WARNING_DELETED,
+            };
+            representation.headers.insert(header::WARNING, text);
         }
         let bytes = manifest.bytes;
         let open = move |range: std::ops::Range<u64>| {

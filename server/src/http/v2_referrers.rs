@@ -1,24 +1,50 @@
-//! `/v2/<name>/referrers/<digest>`
+//! `/v2/<name>/referrers/<digest>?artifactType=`
 //!
-//! In: a repository and a digest. Out: what refers to it.
-//! Not here: manifests.
+//! In: a repository, a digest, and maybe an artifact type. Out: an image index of what refers to it.
+//! Invariant: 200 with an index whenever the digest is one, empty if nothing refers to it: clients take a 404 for "no
+//! such API" and look for the fallback tag themselves. Filtering is ours, and said so in `OCI-Filters-Applied`.
+//! Not here: where the list comes from ([`crate::read::referrers`]).
+//!
+//! OCI distribution-spec, "Listing Referrers".
 
 use axum::response::Response;
 use headstart_layer_format::{BlobDigest, DigestError};
-use http::StatusCode;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use serde_json::json;
 
 use super::{
-    error::{ApiError, OciCode},
-    v2::{Asking, Probe},
+    error::{ApiError, Asked, OciCode},
+    v2::{Asking, V2Query, WARNING_STALE},
 };
+use crate::access::Probe;
+
+const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 impl Asking<'_> {
-    pub(super) async fn referrers(&self, name: &str, digest: &str) -> Result<Response, ApiError> {
-        let _: BlobDigest = digest
+    pub(super) async fn referrers(&self, name: &str, digest: &str, query: &V2Query) -> Result<Response, ApiError> {
+        let digest: BlobDigest = digest
             .parse()
             .map_err(|e: DigestError| ApiError::new(OciCode::DigestInvalid, e.to_string()))?;
-        self.enter(name, Probe::Repository).await?;
-        let error = ApiError::new(OciCode::Unsupported, "this mirror does not list referrers");
-        Err(error.with_status(StatusCode::NOT_FOUND))
+        let (route, caller) = self.enter(name, Probe::Repository).await?;
+        let found = self.app.referrers.get(&route.source, &caller, &digest).await;
+        let (found, stale) = found.map_err(|error| ApiError::from_read(Asked::Repository, &error))?;
+        let mut headers = HeaderMap::new();
+        let wanted = query.artifact_type.as_deref().filter(|kind| !kind.is_empty());
+        if wanted.is_some() {
+            headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
+        }
+        if stale {
+            headers.insert(header::WARNING, WARNING_STALE);
+        }
+        let manifests: Vec<_> = found
+            .iter()
+            .filter(|descriptor| {
+                let kind = descriptor.get("artifactType").and_then(|kind| kind.as_str());
+                wanted.is_none_or(|wanted| kind == Some(wanted))
+            })
+            .collect();
+        let json = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
+        Ok(self.listing(HeaderValue::from_static(OCI_INDEX), &json, headers))
     }
 }

@@ -1,20 +1,86 @@
-//! `/v2/<name>/tags/list`
+//! `/v2/<name>/tags/list?n=&last=`
 //!
-//! In: a repository. Out: its tags.
-//! Not here: manifests.
+//! In: a repository, how many tags, and after which. Out: the tags, ascending, and a `Link` to those that follow.
+//! Invariant: an answer has at most [`TAGS_MAX`] tags, whatever `n` says (CVE-2023-2253: a registry allocated what `n`
+//! asked for). The link is relative and keeps the path as the client wrote it, and `ns`: it leads back through this
+//! mirror to the same upstream.
+//! Not here: where tags come from ([`crate::read::tags`]).
+//!
+//! OCI distribution-spec, "Listing Tags".
 
 use axum::response::Response;
-use http::StatusCode;
+use http::{HeaderMap, HeaderValue, header};
+use serde_json::json;
 
 use super::{
-    error::{ApiError, OciCode},
-    v2::{Asking, Probe},
+    error::{ApiError, Asked, OciCode},
+    v2::{Asking, V2Query, WARNING_PARTIAL, WARNING_STALE},
 };
+use crate::{access::Probe, read::tags::How};
+
+/// Tags in one answer: ten times what the distribution project's registry gives at most.
+const TAGS_MAX: usize = 10_000;
 
 impl Asking<'_> {
-    pub(super) async fn tags(&self, name: &str) -> Result<Response, ApiError> {
-        self.enter(name, Probe::Repository).await?;
-        let error = ApiError::new(OciCode::Unsupported, "this mirror does not list tags");
-        Err(error.with_status(StatusCode::NOT_FOUND))
+    pub(super) async fn tags(&self, name: &str, query: &V2Query) -> Result<Response, ApiError> {
+        let (route, caller) = self.enter(name, Probe::Repository).await?;
+        let count = count(query.n.as_deref())?;
+        let last = query.last.as_deref().filter(|last| !last.is_empty());
+        let listed = self.app.tags.get(&route.source, &caller, last).await;
+        let listed = listed.map_err(|error| ApiError::from_read(Asked::Repository, &error))?;
+        let all = &listed.list.tags;
+        let from = last.map_or(0, |last| all.partition_point(|tag| tag.as_str() <= last));
+        let to = all.len().min(from.saturating_add(count));
+        let tags = &all[from..to];
+        let mut headers = HeaderMap::new();
+        // No link without a tag to go on from, nor from an empty answer that was asked for.
+        if let Some(end) = tags.last()
+            && (to < all.len() || listed.list.more)
+        {
+            headers.insert(header::LINK, link(name, query, end)?);
+        }
+        match listed.how {
+            How::Fresh => None,
+            How::Stale => headers.insert(header::WARNING, WARNING_STALE),
+            How::Partial => headers.insert(header::WARNING, WARNING_PARTIAL),
+        };
+        let json = json!({ "name": name, "tags": tags });
+        Ok(self.listing(HeaderValue::from_static("application/json"), &json, headers))
     }
+}
+
+/// `n`: digits. More digits than a number has are a large number.
+fn count(n: Option<&str>) -> Result<usize, ApiError> {
+    match n {
+        None => Ok(TAGS_MAX),
+        Some(n) if !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()) => {
+            Ok(n.parse().unwrap_or(TAGS_MAX).min(TAGS_MAX))
+        }
+        Some(_) => Err(ApiError::new(
+            OciCode::PaginationNumberInvalid,
+            "n is the number of tags wanted",
+        )),
+    }
+}
+
+fn link(name: &str, query: &V2Query, last: &str) -> Result<HeaderValue, ApiError> {
+    let mut text = format!("</v2/{name}/tags/list?last={}", escaped(last));
+    if let Some(n) = &query.n {
+        text += &format!("&n={}", escaped(n));
+    }
+    if let Some(ns) = &query.ns {
+        text += &format!("&ns={}", escaped(ns));
+    }
+    // The name was parsed: it needs no escaping.
+    text += ">; rel=\"next\"";
+    HeaderValue::from_str(&text).map_err(|_| ApiError::new(OciCode::NameInvalid, "the name cannot be linked to"))
+}
+
+/// For a query's value: what is not unreserved (RFC 3986, section 2.3) as `%XX`.
+fn escaped(text: &str) -> String {
+    let byte = |b: u8| match b {
+        b if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => char::from(b).to_string(),
+        b => format!("%{b:02X}"),
+    };
+    text.bytes().map(byte).collect()
 }

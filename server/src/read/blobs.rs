@@ -127,6 +127,12 @@ impl Blobs {
         }
     }
 
+    /// Whether a fetch of the blob is under way and brings bytes.
+    pub fn is_arriving(&self, digest: &BlobDigest) -> bool {
+        let arrives = |slot: &Slot| matches!(&*slot.ready.borrow(), Some(Ok(flight)) if !flight.has_failed());
+        self.flights().get(digest).is_some_and(arrives)
+    }
+
     /// The whole of a small blob, verified; for configs.
     pub async fn read_small(
         &self,

@@ -12,10 +12,13 @@ use serde::Deserialize;
 
 use crate::store::facts::{ImageFact, LayerFact};
 
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// Every kind of manifest in use.
+pub const MANIFEST_TYPES: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
 
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
@@ -71,7 +74,17 @@ impl Descriptor {
 
 /// Whether `media_type` is a type whose structure we know and insist on.
 fn is_known(media_type: &str) -> bool {
-    [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].contains(&media_type)
+    MANIFEST_TYPES.contains(&media_type)
+}
+
+/// Whether a document of this type lists manifests and nothing else.
+pub fn is_index(media_type: &str) -> bool {
+    matches!(media_type, OCI_INDEX | DOCKER_LIST)
+}
+
+/// Whether a layer of this type is fetched from elsewhere, if at all.
+pub fn is_foreign_layer(media_type: &str) -> bool {
+    media_type.contains(".nondistributable.") || media_type.contains(".foreign.")
 }
 
 /// Reads a document. The error is a fragment that fits "the manifest is refused: ...".

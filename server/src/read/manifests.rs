@@ -1,43 +1,46 @@
 //! Manifests, by tag and by digest.
 //!
-//! In: a source, a reference and the client's `Accept` values. Out: a verified [`Manifest`], byte for byte the
-//! upstream's.
-//! Invariant: by digest, bytes are kept for ever and given to whoever's repository has them. By tag, the upstream is
-//! asked on every request (unless `tag_fresh_ms` says otherwise), and only when it is in trouble does the last digest
-//! it confirmed answer, marked stale. What a manifest names is recorded before it is served, so that the requests
-//! that follow are known to belong to the repository.
-//! Not here: blobs, and the conversion that a served manifest starts (`layers.rs` is told, and does not delay us).
+//! In: a source, a reference and what the client takes. Out: a verified [`Manifest`], byte for byte the upstream's.
+//! Invariant: by digest, bytes are kept for ever and given to whoever's repository has them. By tag, the policy of the
+//! upstream says how long its word is good; after that it is asked by HEAD, and only when it is in trouble does the last
+//! digest it confirmed answer, marked so. A client is given for a tag what it takes, or whatever the upstream gives to
+//! its own `Accept`; never a 406 of ours. Requests for the same thing at the same time are one request upstream.
+//! Not here: the disk ([`super::shelf`]), whether the blobs can be had ([`super::obtainable`]), and the conversion that a
+//! served manifest starts (`layers.rs` is told, and does not delay us).
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
-use http::HeaderValue;
 
 use super::{
-    blocking::blocking,
+    accept::{Accept, Class},
+    blobs::Blobs,
     coalesce::Coalesce,
-    document::{self, Document},
     error::ReadError,
     layers::Layers,
+    negative::{Negative, What},
+    obtainable::Obtainable,
+    policy::{Policies, Policy},
+    shelf::{self, Found, Shelf},
 };
 use crate::{
     config::FetchConfig,
     metrics::Metrics,
     store::{
         Store,
-        facts::{ManifestFact, Source, TagFact},
+        facts::{ManifestFact, Source},
         hasher::BlobHasher,
-        originals::{Originals, Stored},
+        originals::Originals,
     },
     upstream::{Caller, Reference, Tag, Upstream, UpstreamError, Upstreams},
 };
 
-/// A tag that was confirmed less than this ago is not written to the store again for the same digest.
-const CONFIRM_EVERY: Duration = Duration::from_secs(60);
+/// Tags whose last confirmation is kept in memory, to the millisecond; for others the store knows it to the second.
+const RECENT_MAX: u64 = 65_536;
 
 /// A manifest to serve.
 #[derive(Clone, Debug)]
@@ -45,8 +48,16 @@ pub struct Manifest {
     pub digest: BlobDigest,
     pub media_type: String,
     pub bytes: Bytes,
-    /// The upstream could not be asked whether the tag still points here.
-    pub stale: bool,
+    pub warning: Option<Warning>,
+}
+
+/// Why a tag's answer may not be what the upstream has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warning {
+    /// The upstream could not be asked.
+    Stale,
+    /// The upstream said that the tag is gone.
+    Deleted,
 }
 
 /// Requests with the same key get the same answer.
@@ -55,8 +66,7 @@ struct Key {
     source: Source,
     caller: Caller,
     reference: Reference,
-    /// Upstreams choose by it.
-    accept: Vec<HeaderValue>,
+    class: Class,
 }
 
 /// All manifests; clones share one state.
@@ -68,31 +78,57 @@ pub struct Manifests {
 
 #[derive(Debug)]
 struct Inner {
-    originals: Originals,
-    store: Store,
+    shelf: Shelf,
     upstreams: Upstreams,
     layers: Layers,
-    config: FetchConfig,
+    obtainable: Obtainable,
+    policies: Policies,
+    negative: Negative,
+    size_max: u64,
     metrics: Metrics,
+    recent: moka::sync::Cache<(Source, Tag, Class), (BlobDigest, Instant)>,
+    /// By digest, so that a tag and its digest, or two classes of clients, do not fetch the same bytes twice.
+    fetches: Coalesce<(Source, Caller, BlobDigest), Result<Found, ReadError>>,
+}
+
+/// What [`Manifests`] works with.
+#[derive(Debug)]
+pub struct Parts {
+    pub originals: Originals,
+    pub store: Store,
+    pub upstreams: Upstreams,
+    pub blobs: Blobs,
+    pub layers: Layers,
+    pub policies: Policies,
+    pub negative: Negative,
+    pub metrics: Metrics,
 }
 
 impl Manifests {
-    pub fn new(
-        originals: Originals,
-        store: Store,
-        upstreams: Upstreams,
-        layers: Layers,
-        config: FetchConfig,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(parts: Parts, config: &FetchConfig) -> Self {
+        let Parts {
+            originals,
+            store,
+            upstreams,
+            blobs,
+            layers,
+            policies,
+            negative,
+            metrics,
+        } = parts;
+        let size_max = config.manifest_size_max;
         Self {
             inner: Arc::new(Inner {
-                originals,
-                store,
+                obtainable: Obtainable::new(blobs, originals.clone(), store.clone(), upstreams.clone()),
+                shelf: Shelf::new(originals, store, size_max, metrics.clone()),
                 upstreams,
                 layers,
-                config,
+                policies,
+                negative,
+                size_max,
                 metrics,
+                recent: moka::sync::Cache::new(RECENT_MAX),
+                fetches: Coalesce::default(),
             }),
             running: Coalesce::default(),
         }
@@ -104,127 +140,185 @@ impl Manifests {
         source: &Source,
         caller: &Caller,
         reference: &Reference,
-        accept: &[HeaderValue],
+        accept: &Accept,
     ) -> Result<Manifest, ReadError> {
+        let tag = match reference {
+            Reference::Digest(digest) => return self.inner.by_digest(source, caller, digest, accept).await,
+            Reference::Tag(tag) => tag.clone(),
+        };
         let key = Key {
             source: source.clone(),
             caller: caller.clone(),
             reference: reference.clone(),
-            accept: accept.to_vec(),
+            class: accept.class(),
         };
-        let inner = self.inner.clone();
-        let result = self.running.run(key.clone(), || async move {
-            match &key.reference {
-                Reference::Tag(tag) => inner.by_tag(&key, tag).await,
-                Reference::Digest(digest) => inner.by_digest(&key, digest).await,
-            }
-        });
+        let (inner, accept) = (self.inner.clone(), accept.clone());
+        let result = self
+            .running
+            .run(key.clone(), || async move { inner.by_tag(&key, &tag, &accept).await });
         result.await.unwrap_or(Err(ReadError::Stopping))
     }
 }
 
 impl Inner {
-    async fn by_digest(self: &Arc<Self>, key: &Key, digest: &BlobDigest) -> Result<Manifest, ReadError> {
-        if let Some(known) = self.known(&key.source, digest).await? {
-            return Ok(known);
+    async fn by_digest(
+        self: &Arc<Self>,
+        source: &Source,
+        caller: &Caller,
+        digest: &BlobDigest,
+        accept: &Accept,
+    ) -> Result<Manifest, ReadError> {
+        if let Some(found) = self.shelf.find(source, digest).await? {
+            self.obtainable.check(caller, &found.fact, None).await?;
+            return Ok(self.hand_out(found, None));
         }
-        let fetched = self.fetch(key, &Reference::Digest(*digest)).await?;
-        self.keep(&key.source, None, fetched).await
+        let what = What::Manifest(Reference::Digest(*digest), accept.class());
+        if let Some(no) = self.negative.get(source, caller, &what) {
+            return Err(no.into());
+        }
+        let fetched = self.fetch_digest(source, caller, digest, accept).await;
+        self.learn(source, caller, what, &fetched);
+        Ok(self.hand_out(fetched?, None))
     }
 
-    async fn by_tag(self: &Arc<Self>, key: &Key, tag: &Tag) -> Result<Manifest, ReadError> {
-        let last = self.tag(&key.source, tag).await?;
-        let fresh = Duration::from_millis(self.config.tag_fresh_ms);
-        if let Some(last) = last.as_ref().filter(|last| age(last) < fresh)
-            && let Some(known) = self.known(&key.source, &last.digest).await?
+    async fn by_tag(self: &Arc<Self>, key: &Key, tag: &Tag, accept: &Accept) -> Result<Manifest, ReadError> {
+        let policy = self.policies.of(&key.source.upstream);
+        let last = self.last(&key.source, tag, accept, &policy).await?;
+        if let Some((digest, true)) = last
+            && let Some(found) = self.shelf.find(&key.source, &digest).await?
         {
-            return Ok(known);
+            self.obtainable.check(&key.caller, &found.fact, None).await?;
+            return Ok(self.hand_out(found, None));
         }
-        match self.revalidate(key, tag, last.as_ref()).await {
-            Err(ReadError::Upstream(error)) if error.is_outage() => {
-                let known = match &last {
-                    Some(last) => self.known(&key.source, &last.digest).await?,
-                    None => None,
-                };
-                let Some(known) = known else {
-                    return Err(error.into());
-                };
-                tracing::warn!(
-                    upstream = key.source.upstream, repository = key.source.repository, tag = tag.as_str(), %error,
-                    "tag is served stale"
-                );
-                Ok(Manifest { stale: true, ..known })
+        let last = last.map(|(digest, _)| digest);
+        let what = What::Manifest(key.reference.clone(), key.class);
+        let answer = match self.negative.get(&key.source, &key.caller, &what) {
+            Some(no) => Err(no.into()),
+            None => {
+                let answer = self.revalidate(key, tag, accept, last.as_ref()).await;
+                self.learn(&key.source, &key.caller, what, &answer);
+                answer
             }
-            other => other,
-        }
-    }
-
-    /// HEAD first: it does not count against the rate limits of the large registries, and most tags did not move.
-    async fn revalidate(self: &Arc<Self>, key: &Key, tag: &Tag, last: Option<&TagFact>) -> Result<Manifest, ReadError> {
-        let upstream = self.upstream(&key.source)?;
-        let head = match upstream
-            .manifest_head(&key.source.repository, &key.caller, &key.reference, &key.accept)
-            .await
-        {
-            Ok(head) => Some(head),
-            // Some registries have no HEAD; and a HEAD cannot say whether tag or repository is unknown.
-            Err(UpstreamError::Status(400..=499) | UpstreamError::NotFound { .. }) => None,
-            Err(error) => return Err(error.into()),
         };
-        if let Some(digest) = head.and_then(|head| head.digest) {
-            if let Some(known) = self.known(&key.source, &digest).await? {
-                self.confirm(&key.source, tag, &known, last).await;
-                return Ok(known);
-            }
-            // By digest, so that a tag that moves meanwhile cannot mix two answers.
-            let fetched = self.fetch(key, &Reference::Digest(digest)).await?;
-            return self.keep(&key.source, Some(tag), fetched).await;
+        let error = match answer {
+            Ok(found) => return Ok(self.hand_out(found, None)),
+            Err(ReadError::Upstream(error)) => error,
+            Err(error) => return Err(error),
+        };
+        let Some(warning) = in_spite_of(&error, &policy) else {
+            return Err(error.into());
+        };
+        let found = match &last {
+            Some(digest) => self.shelf.find(&key.source, digest).await?,
+            None => None,
+        };
+        let Some(found) = found else {
+            return Err(error.into());
+        };
+        self.obtainable.check(&key.caller, &found.fact, Some(&error)).await?;
+        tracing::warn!(
+            upstream = key.source.upstream, repository = key.source.repository, tag = tag.as_str(), %error,
+            "tag is served without the upstream's word"
+        );
+        Ok(self.hand_out(found, Some(warning)))
+    }
+
+    /// Where the tag pointed last, for a client that takes `accept`; and whether that may be answered without asking.
+    async fn last(
+        &self,
+        source: &Source,
+        tag: &Tag,
+        accept: &Accept,
+        policy: &Policy,
+    ) -> Result<Option<(BlobDigest, bool)>, ReadError> {
+        let recent = self.recent.get(&(source.clone(), tag.clone(), accept.class()));
+        let recent = recent.map(|(digest, at)| (digest, Some(at.elapsed())));
+        let is_fresh = |age: &Option<Duration>| age.is_some_and(|age| policy.fresh.covers(age));
+        if let Some((digest, age)) = recent
+            && is_fresh(&age)
+        {
+            return Ok(Some((digest, true)));
         }
-        let fetched = self.fetch(key, &key.reference).await?;
-        self.keep(&key.source, Some(tag), fetched).await
+        let stored = self.shelf.tag(source, tag).await?;
+        let stored = stored
+            .filter(|stored| accept.takes(&stored.media_type))
+            .map(|stored| (stored.digest, shelf::age(&stored)));
+        // The younger word of the two; one without a time is the older.
+        let word = [recent, stored]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(_, age)| age.unwrap_or(Duration::MAX));
+        Ok(word.map(|(digest, age)| (digest, is_fresh(&age))))
     }
 
-    /// From disk, if the repository is known to have it. The layers are told.
-    async fn known(self: &Arc<Self>, source: &Source, digest: &BlobDigest) -> Result<Option<Manifest>, ReadError> {
-        let (inner, source, digest) = (self.clone(), source.clone(), *digest);
-        let found = blocking(move || {
-            let Some(fact) = inner.store.manifest(&digest)? else {
-                return Ok(None);
-            };
-            if !inner.store.is_member(&source, &digest)? {
-                return Ok(None);
-            }
-            Ok(
-                match inner.originals.read_verified(&digest, inner.config.manifest_size_max)? {
-                    Stored::Found(bytes) => Some((fact, Bytes::from(bytes))),
-                    Stored::Miss | Stored::TooLarge(_) => None,
-                    Stored::Damaged => {
-                        inner.metrics.corruption("original");
-                        tracing::warn!(%digest, "manifest on disk is damaged; it is fetched again");
-                        None
-                    }
-                },
-            )
-        })
-        .await?;
-        Ok(found.map(|(fact, bytes)| {
-            let manifest = Manifest {
-                digest,
-                media_type: fact.media_type.clone(),
-                bytes,
-                stale: false,
-            };
-            self.layers.manifest_served(fact);
-            manifest
-        }))
-    }
-
-    /// From the upstream, verified.
-    async fn fetch(&self, key: &Key, reference: &Reference) -> Result<Manifest, ReadError> {
+    /// A tag that was never seen is fetched: whatever it points at is needed. For one that is known, HEAD first: it does
+    /// not count against the rate limits of the large registries, and most tags did not move.
+    async fn revalidate(
+        self: &Arc<Self>,
+        key: &Key,
+        tag: &Tag,
+        accept: &Accept,
+        last: Option<&BlobDigest>,
+    ) -> Result<Found, ReadError> {
         let upstream = self.upstream(&key.source)?;
-        let size_max = self.config.manifest_size_max;
+        let mut head = None;
+        if last.is_some() {
+            let (repository, caller) = (&key.source.repository, &key.caller);
+            head = match upstream
+                .manifest_head(repository, caller, &key.reference, accept.headers())
+                .await
+            {
+                Ok(head) => head.digest,
+                // Some registries have no HEAD; and a HEAD cannot say whether tag or repository is unknown.
+                Err(UpstreamError::Status(400..=499) | UpstreamError::NotFound { .. }) => None,
+                Err(error) => return Err(error.into()),
+            };
+        }
+        let found = match head {
+            // By digest, so that a tag that moves meanwhile cannot mix two answers.
+            Some(digest) => match self.shelf.find(&key.source, &digest).await? {
+                Some(found) => found,
+                None => self.fetch_digest(&key.source, &key.caller, &digest, accept).await?,
+            },
+            None => self.fetch(&key.source, &key.caller, &key.reference, accept).await?,
+        };
+        self.confirm(&key.source, tag, accept, &found.fact).await;
+        Ok(found)
+    }
+
+    async fn confirm(&self, source: &Source, tag: &Tag, accept: &Accept, fact: &ManifestFact) {
+        let key = (source.clone(), tag.clone(), accept.class());
+        self.recent.insert(key, (fact.digest, Instant::now()));
+        self.shelf.confirm(source, tag, accept, fact).await;
+    }
+
+    async fn fetch_digest(
+        self: &Arc<Self>,
+        source: &Source,
+        caller: &Caller,
+        digest: &BlobDigest,
+        accept: &Accept,
+    ) -> Result<Found, ReadError> {
+        let key = (source.clone(), caller.clone(), *digest);
+        let (inner, accept) = (self.clone(), accept.clone());
+        let fetched = self.fetches.run(key.clone(), || async move {
+            let (source, caller, digest) = key;
+            inner.fetch(&source, &caller, &Reference::Digest(digest), &accept).await
+        });
+        fetched.await.unwrap_or(Err(ReadError::Stopping))
+    }
+
+    /// From the upstream, verified and kept.
+    async fn fetch(
+        &self,
+        source: &Source,
+        caller: &Caller,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Result<Found, ReadError> {
+        let upstream = self.upstream(source)?;
         let answer = upstream
-            .manifest(&key.source.repository, &key.caller, reference, &key.accept, size_max)
+            .manifest(&source.repository, caller, reference, accept.headers(), self.size_max)
             .await?;
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),
@@ -240,74 +334,25 @@ impl Inner {
         let media_type = answer
             .media_type
             .ok_or(ReadError::BadManifest("it comes without a Content-Type"))?;
-        Ok(Manifest {
-            digest,
-            media_type,
-            bytes: answer.bytes,
-            stale: false,
-        })
+        self.shelf.keep(source, digest, media_type, answer.bytes).await
     }
 
-    /// Keeps bytes and facts, and tells the layers. A store that fails costs later requests time, not this one its
-    /// answer.
-    async fn keep(
-        self: &Arc<Self>,
-        source: &Source,
-        tag: Option<&Tag>,
-        manifest: Manifest,
-    ) -> Result<Manifest, ReadError> {
-        let Document { members, image } =
-            document::read(&manifest.bytes, &manifest.media_type).map_err(ReadError::BadManifest)?;
-        let fact = ManifestFact {
-            source: source.clone(),
-            digest: manifest.digest,
-            media_type: manifest.media_type.clone(),
-            size: manifest.bytes.len() as u64,
-            tag: tag.map(|t| t.as_str().to_owned()),
-            members,
-            image,
+    fn hand_out(&self, found: Found, warning: Option<Warning>) -> Manifest {
+        let manifest = Manifest {
+            digest: found.fact.digest,
+            media_type: found.fact.media_type.clone(),
+            bytes: found.bytes,
+            warning,
         };
-        let (inner, bytes, to_store) = (self.clone(), manifest.bytes.clone(), fact.clone());
-        let kept = blocking(move || {
-            inner.originals.put(&to_store.digest, &bytes)?;
-            inner.store.record_manifest(&to_store)?;
-            inner.store.add_member(&to_store.source, &to_store.digest)?;
-            Ok(())
-        });
-        if let Err(error) = kept.await {
-            tracing::warn!(digest = %manifest.digest, %error, "manifest is not kept");
-        }
-        if let Some(tag) = tag {
-            self.confirm(source, tag, &manifest, None).await;
-        }
-        self.layers.manifest_served(fact);
-        Ok(manifest)
+        self.layers.manifest_served(found.fact);
+        manifest
     }
 
-    async fn tag(self: &Arc<Self>, source: &Source, tag: &Tag) -> Result<Option<TagFact>, ReadError> {
-        let (inner, source, tag) = (self.clone(), source.clone(), tag.clone());
-        blocking(move || Ok(inner.store.tag(&source, tag.as_str())?)).await
-    }
-
-    /// The upstream has just said that the tag points here.
-    async fn confirm(self: &Arc<Self>, source: &Source, tag: &Tag, manifest: &Manifest, last: Option<&TagFact>) {
-        let every = match self.config.tag_fresh_ms {
-            0 => CONFIRM_EVERY,
-            fresh_ms => CONFIRM_EVERY.min(Duration::from_millis(fresh_ms)),
-        };
-        if last.is_some_and(|last| last.digest == manifest.digest && age(last) < every) {
-            return;
-        }
-        let fact = TagFact {
-            digest: manifest.digest,
-            media_type: manifest.media_type.clone(),
-            size: manifest.bytes.len() as u64,
-            confirmed_unix_secs: now().as_secs(),
-        };
-        let (inner, source, tag) = (self.clone(), source.clone(), tag.clone());
-        let confirmed = blocking(move || Ok(inner.store.confirm_tag(&source, tag.as_str(), &fact)?));
-        if let Err(error) = confirmed.await {
-            tracing::warn!(%error, "tag is not recorded");
+    fn learn(&self, source: &Source, caller: &Caller, what: What, answer: &Result<Found, ReadError>) {
+        match answer {
+            Ok(_) => self.negative.learn(source, caller, what, Ok(())),
+            Err(ReadError::Upstream(error)) => self.negative.learn::<()>(source, caller, what, Err(error)),
+            Err(_) => {}
         }
     }
 
@@ -317,13 +362,12 @@ impl Inner {
     }
 }
 
-fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// Since the upstream confirmed the tag; a clock that went backwards makes it old.
-fn age(tag: &TagFact) -> Duration {
-    now()
-        .checked_sub(Duration::from_secs(tag.confirmed_unix_secs))
-        .unwrap_or(Duration::MAX)
+/// Whether a tag that is known is answered although the upstream said this.
+fn in_spite_of(error: &UpstreamError, policy: &Policy) -> Option<Warning> {
+    match error {
+        // Whoever configures that wants what is here.
+        UpstreamError::Offline => Some(Warning::Stale),
+        UpstreamError::NotFound { .. } => policy.serve_deleted.then_some(Warning::Deleted),
+        error => (error.is_outage() && policy.stale_if_error).then_some(Warning::Stale),
+    }
 }

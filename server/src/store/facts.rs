@@ -31,8 +31,6 @@ pub struct ManifestFact {
     pub digest: BlobDigest,
     pub media_type: String,
     pub size: u64,
-    /// The tag that pointed here when it was asked by tag.
-    pub tag: Option<String>,
     /// Every digest the manifest names (config, layers, child manifests): members of the repository.
     pub members: Vec<BlobDigest>,
     /// Present for an image manifest with tar layers.

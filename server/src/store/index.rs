@@ -385,6 +385,19 @@ impl Index {
         self.put_json("write a tag", keys::tag(s, tag), row)
     }
 
+    /// Names of the tags of one source, at most `max`.
+    pub fn tags_of(&self, s: &Source, max: usize) -> Result<Vec<String>, IndexError> {
+        let (what, prefix) = ("list tags", keys::tag(s, ""));
+        let rows = self.guard(what, || {
+            let rows = self.db.scan_prefix(&prefix).keys().take(max);
+            rows.collect::<sled::Result<Vec<_>>>()
+        })?;
+        rows.iter()
+            .map(|k| String::from_utf8(k.get(prefix.len()..)?.to_vec()).ok())
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| self.bad_row(what))
+    }
+
     pub fn member(&self, s: &Source, d: &BlobDigest) -> Result<Option<Membership>, IndexError> {
         let row = self.get("look up a member", &keys::member(s, d))?;
         Ok(row.map(|row| match row.is_empty() {

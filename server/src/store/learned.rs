@@ -144,12 +144,28 @@ impl Store {
         Ok(fact)
     }
 
-    /// Records a manifest that was verified and served, and its members.
+    /// Records a manifest that was verified and served, and its members. Nothing is appended when the manifest and its
+    /// members of this source are known: a manifest in two repositories would otherwise grow the packs at every request.
     pub fn record_manifest(&self, f: &ManifestFact) -> Result<(), StoreError> {
-        if self.manifest(&f.digest)?.as_ref() == Some(f) {
+        let same = |known: ManifestFact| {
+            ManifestFact {
+                source: f.source.clone(),
+                ..known
+            } == *f
+        };
+        if self.manifest(&f.digest)?.is_some_and(same) && self.are_members(f)? {
             return Ok(());
         }
         self.append_fact(&Fact::Manifest(f.clone()))
+    }
+
+    fn are_members(&self, f: &ManifestFact) -> Result<bool, StoreError> {
+        for digest in f.members.iter().chain([&f.digest]) {
+            if !self.is_member(&f.source, digest)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The latest fact for a manifest.
@@ -188,6 +204,11 @@ impl Store {
 
     pub fn tag(&self, s: &Source, tag: &str) -> Result<Option<TagFact>, StoreError> {
         Ok(self.inner.index.tag(s, tag)?.map(|row| row.fact))
+    }
+
+    /// Tags of a source that were ever confirmed, at most `max`.
+    pub fn tags(&self, s: &Source, max: usize) -> Result<Vec<String>, StoreError> {
+        Ok(self.inner.index.tags_of(s, max)?)
     }
 
     /// Records where a tag points, or that it still points there.

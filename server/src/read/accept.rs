@@ -1,0 +1,156 @@
+//! What a client takes: its `Accept` headers, as far as they decide what a tag may be answered with.
+//!
+//! In: the values of all `Accept` headers. Out: [`Accept`].
+//! Invariant: clients of one class get the same answer; two classes never share a cached tag unless the class that asks
+//! takes the media type. The upstream always sees the client's own headers, unchanged.
+//! Not here: choosing between representations: that is the upstream's work, and most have only one. So of `q` only
+//! "not at all" (`q=0`) counts.
+//!
+//! RFC 9110, section 12.5.1.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+use sha2::{Digest as _, Sha256};
+
+use super::document::MANIFEST_TYPES;
+
+/// Elements looked at; real clients send some ten. What comes after them is not accepted *here*, the upstream sees it.
+const ELEMENTS_MAX: usize = 64;
+
+/// The `Accept` headers of one request.
+#[derive(Clone, Debug)]
+pub struct Accept {
+    headers: Arc<[HeaderValue]>,
+    class: Class,
+}
+
+/// Those who get the same answer. Small, so that caches can have it in their keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Takes every kind of manifest in use, as container runtimes do (or said nothing, which means anything).
+    All,
+    /// Takes less: together with those who sent the very same headers, of which this is the SHA-256.
+    Narrow([u8; 32]),
+}
+
+impl Accept {
+    pub fn new<'a>(headers: impl IntoIterator<Item = &'a HeaderValue>) -> Self {
+        let headers: Arc<[HeaderValue]> = headers.into_iter().cloned().collect();
+        let class = if MANIFEST_TYPES.iter().all(|kind| takes(&headers, kind)) {
+            Class::All
+        } else {
+            let mut hash = Sha256::new();
+            for value in headers.iter() {
+                // No value contains a line feed.
+                hash.update(value.as_bytes());
+                hash.update(b"\n");
+            }
+            Class::Narrow(hash.finalize().into())
+        };
+        Self { headers, class }
+    }
+
+    pub fn headers(&self) -> &[HeaderValue] {
+        &self.headers
+    }
+
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    /// Whether the client understands an answer of this type.
+    pub fn takes(&self, media_type: &str) -> bool {
+        takes(&self.headers, media_type)
+    }
+}
+
+fn takes(headers: &[HeaderValue], media_type: &str) -> bool {
+    let elements = headers
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|element| !element.is_empty());
+    // The most specific range that matches decides.
+    let mut best: Option<(u8, bool)> = None;
+    let mut any = false;
+    for element in elements.take(ELEMENTS_MAX) {
+        any = true;
+        let (range, parameters) = element.split_once(';').unwrap_or((element, ""));
+        let Some(precision) = precision(range.trim(), media_type) else {
+            continue;
+        };
+        let wanted = !is_zero(parameters);
+        if best.is_none_or(|(known, was_wanted)| precision > known || (precision == known && !was_wanted)) {
+            best = Some((precision, wanted));
+        }
+    }
+    best.map_or(!any, |(_, wanted)| wanted)
+}
+
+/// How exactly `range` names `media_type`; `None` if it does not.
+fn precision(range: &str, media_type: &str) -> Option<u8> {
+    if range == "*/*" || range == "*" {
+        return Some(0);
+    }
+    if range.eq_ignore_ascii_case(media_type) {
+        return Some(2);
+    }
+    let (kind, _) = media_type.split_once('/')?;
+    let (wanted, rest) = range.split_once('/')?;
+    (rest == "*" && wanted.eq_ignore_ascii_case(kind)).then_some(1)
+}
+
+/// Whether the parameters say `q=0` (`0.`, `0.000`).
+fn is_zero(parameters: &str) -> bool {
+    parameters.split(';').any(|parameter| {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        name.trim().eq_ignore_ascii_case("q") && value.trim().parse::<f32>().is_ok_and(|q| q <= 0.0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+    fn accept(values: &[&str]) -> Accept {
+        let values: Vec<_> = values.iter().map(|v| HeaderValue::from_str(v).unwrap()).collect();
+        Accept::new(&values)
+    }
+
+    #[test]
+    fn several_headers_count_as_one_list() {
+        let both = accept(&["text/x", &format!("{DOCKER} , {INDEX};q=0.3")]);
+        assert!(both.takes(INDEX) && both.takes(DOCKER) && both.takes("text/x") && !both.takes("text/y"));
+        assert_ne!(both.class(), Class::All);
+    }
+
+    #[test]
+    fn nothing_and_wildcards_take_all() {
+        for all in [&[][..], &[""], &["*/*"], &["text/html, */*;q=0.1"], &["application/*"]] {
+            assert_eq!(accept(all).class(), Class::All, "{all:?}");
+        }
+        assert!(!accept(&["text/*"]).takes(INDEX));
+    }
+
+    #[test]
+    fn the_most_specific_range_decides_and_zero_means_no() {
+        let not_index = accept(&[&format!("*/*, {INDEX};q=0.0")]);
+        assert!(!not_index.takes(INDEX) && not_index.takes(DOCKER) && not_index.class() != Class::All);
+        let only_index = accept(&[&format!("*/*;q=0, {INDEX}")]);
+        assert!(only_index.takes(INDEX) && !only_index.takes(DOCKER));
+    }
+
+    #[test]
+    fn those_who_take_all_are_one_class() {
+        let class = |values: &[&str]| accept(values).class();
+        assert_eq!(class(&[&MANIFEST_TYPES.join(", "), "text/x"]), class(&[]));
+        assert_ne!(class(&[DOCKER]), class(&[]));
+        assert_eq!(class(&[DOCKER]), class(&[DOCKER]));
+        assert_ne!(class(&[INDEX]), class(&[DOCKER]));
+    }
+}

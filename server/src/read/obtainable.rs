@@ -1,0 +1,227 @@
+//! Whether what a manifest names can be had, asked before a manifest is served from here.
+//!
+//! In: a manifest that is here, and what is known about its upstream. Out: yes, or why not.
+//! Invariant: podman, skopeo and CRI-O choose their mirror by the manifest, and fail for good if a blob of it cannot be
+//! had afterwards. So a manifest whose blobs are neither here nor to be had is refused, and the client goes to its next
+//! mirror. An image that is here as a whole costs no upstream call; one that is not costs at most one, for everybody who
+//! asks within [`REMEMBERED`], and none while the upstream was seen to answer within [`GOOD_FOR`].
+//! Not here: manifests that an upstream has confirmed just now ([`super::manifests`] does not ask about those).
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use headstart_layer_format::BlobDigest;
+use moka::sync::Cache;
+
+use super::{
+    blobs::Blobs,
+    blocking::blocking,
+    coalesce::Coalesce,
+    document::{is_foreign_layer, is_index},
+    error::ReadError,
+};
+use crate::{
+    store::{
+        Store,
+        facts::{ManifestFact, Source},
+        originals::Originals,
+    },
+    upstream::{Caller, Health, Reference, Upstream, UpstreamError, Upstreams},
+};
+
+/// An upstream that answered this recently is taken to be up.
+const GOOD_FOR: Duration = Duration::from_secs(5);
+
+/// How long an answer about one manifest is good. Blobs may be evicted, and upstreams recover.
+const REMEMBERED: Duration = Duration::from_secs(5);
+
+/// Manifests remembered: what a cluster pulls within a few seconds.
+const ENTRIES_MAX: u64 = 8192;
+
+/// Indexes inside indexes that are looked into. One is in use; a manifest cannot contain itself.
+const DEPTH_MAX: u32 = 3;
+
+/// Children of an index that are looked at. Real ones have some dozens.
+const CHILDREN_MAX: usize = 256;
+
+/// What is not here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Missing {
+    Blob(BlobDigest),
+    /// A child of an index of which no child is here as a whole.
+    Child(BlobDigest),
+}
+
+/// Clones share what is remembered.
+#[derive(Clone, Debug)]
+pub struct Obtainable {
+    inner: Arc<Inner>,
+    probes: Coalesce<(Source, Caller, Missing), Result<(), UpstreamError>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    blobs: Blobs,
+    originals: Originals,
+    store: Store,
+    upstreams: Upstreams,
+    complete: Cache<BlobDigest, ()>,
+    probed: Cache<(Source, Caller, Missing), Result<(), UpstreamError>>,
+    /// An outage concerns everything of an upstream.
+    down: Cache<String, UpstreamError>,
+}
+
+impl Obtainable {
+    pub fn new(blobs: Blobs, originals: Originals, store: Store, upstreams: Upstreams) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                blobs,
+                originals,
+                store,
+                upstreams,
+                complete: Cache::builder()
+                    .max_capacity(ENTRIES_MAX)
+                    .time_to_live(REMEMBERED)
+                    .build(),
+                probed: Cache::builder()
+                    .max_capacity(ENTRIES_MAX)
+                    .time_to_live(REMEMBERED)
+                    .build(),
+                down: Cache::builder()
+                    .max_capacity(ENTRIES_MAX)
+                    .time_to_live(REMEMBERED)
+                    .build(),
+            }),
+            probes: Coalesce::default(),
+        }
+    }
+
+    /// `trouble` is what the upstream has just said about the manifest itself, if it was asked.
+    pub async fn check(
+        &self,
+        caller: &Caller,
+        fact: &ManifestFact,
+        trouble: Option<&UpstreamError>,
+    ) -> Result<(), ReadError> {
+        let inner = &self.inner;
+        if inner.complete.contains_key(&fact.digest) {
+            return Ok(());
+        }
+        let source = &fact.source;
+        let upstream = inner.upstreams.get(&source.upstream).cloned();
+        let upstream = upstream.ok_or(UpstreamError::NotFound { name_unknown: true })?;
+        if trouble.is_none() && matches!(upstream.health(), Health::Good { since } if since.elapsed() < GOOD_FOR) {
+            return Ok(());
+        }
+        let Some(missing) = self.missing(fact).await? else {
+            inner.complete.insert(fact.digest, ());
+            return Ok(());
+        };
+        // Registries count manifests and blobs apart, so a limit on the one says nothing about the other; nor does a
+        // manifest that is gone.
+        let decided = trouble.filter(|e| e.is_outage() && !matches!(e, UpstreamError::TooManyRequests { .. }));
+        let answer = match decided {
+            Some(error) => Err(error.clone()),
+            None => self.probe(source, caller, upstream, missing).await,
+        };
+        Ok(answer.inspect_err(|error| {
+            tracing::info!(
+                manifest = %fact.digest, upstream = source.upstream, repository = source.repository, %error,
+                "manifest is withheld: not all of its blobs are here or can be had"
+            );
+        })?)
+    }
+
+    /// Something that the manifest needs and that is not here.
+    async fn missing(&self, fact: &ManifestFact) -> Result<Option<Missing>, ReadError> {
+        let (inner, fact) = (self.inner.clone(), fact.clone());
+        blocking(move || inner.missing(&fact, 0)).await
+    }
+
+    /// Asks the upstream for the head of what is missing: once for everybody, and not again for a while.
+    async fn probe(
+        &self,
+        source: &Source,
+        caller: &Caller,
+        upstream: Arc<Upstream>,
+        missing: Missing,
+    ) -> Result<(), UpstreamError> {
+        if let Some(error) = self.inner.down.get(&source.upstream) {
+            return Err(error);
+        }
+        let key = (source.clone(), caller.clone(), missing);
+        if let Some(known) = self.inner.probed.get(&key) {
+            return known;
+        }
+        let asked = Instant::now();
+        let probe = self.probes.run(key.clone(), || {
+            let (source, caller, _) = key.clone();
+            async move { ask(&upstream, &source.repository, &caller, missing).await }
+        });
+        let answer = probe.await.unwrap_or(Err(UpstreamError::Timeout));
+        match &answer {
+            Err(error) if error.is_outage() => self.inner.down.insert(source.upstream.clone(), error.clone()),
+            _ => self.inner.probed.insert(key, answer.clone()),
+        }
+        tracing::debug!(
+            upstream = source.upstream,
+            ?missing,
+            took_ms = asked.elapsed().as_millis() as u64,
+            up = answer.is_ok(),
+            "asked the upstream for the head of what is missing"
+        );
+        answer
+    }
+}
+
+async fn ask(upstream: &Upstream, repository: &str, caller: &Caller, missing: Missing) -> Result<(), UpstreamError> {
+    let answer = match missing {
+        Missing::Blob(digest) => upstream.blob_head(repository, caller, &digest).await.map(drop),
+        Missing::Child(digest) => {
+            let reference = Reference::Digest(digest);
+            let head = upstream.manifest_head(repository, caller, &reference, &[]).await;
+            match head.map(drop) {
+                // Some indexes name children that were never pushed; the others can be had.
+                Err(UpstreamError::NotFound { .. }) => Ok(()),
+                head => head,
+            }
+        }
+    };
+    match answer {
+        // A registry without HEAD is there all the same.
+        Err(UpstreamError::Status(400..=499)) => Ok(()),
+        answer => answer,
+    }
+}
+
+impl Inner {
+    fn missing(&self, fact: &ManifestFact, depth: u32) -> Result<Option<Missing>, ReadError> {
+        if !is_index(&fact.media_type) {
+            return Ok(self.missing_blob(fact));
+        }
+        for child in fact.members.iter().take(CHILDREN_MAX) {
+            let Some(child) = self.store.manifest(child)? else {
+                continue;
+            };
+            let here = self.originals.path(&child.digest).exists();
+            // An attestation that is here does not make the image be here.
+            let counts = child.image.is_some() || is_index(&child.media_type) || fact.members.len() == 1;
+            if here && counts && depth < DEPTH_MAX && self.missing(&child, depth + 1)?.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(fact.members.first().copied().map(Missing::Child))
+    }
+
+    fn missing_blob(&self, fact: &ManifestFact) -> Option<Missing> {
+        let foreign = |digest: &BlobDigest| {
+            let mut layers = fact.image.iter().flat_map(|image| &image.layers);
+            layers.any(|layer| layer.digest == *digest && is_foreign_layer(&layer.media_type))
+        };
+        let here = |digest: &BlobDigest| self.originals.path(digest).exists() || self.blobs.is_arriving(digest);
+        let missing = fact.members.iter().find(|digest| !here(digest) && !foreign(digest));
+        missing.copied().map(Missing::Blob)
+    }
+}

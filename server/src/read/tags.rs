@@ -1,0 +1,130 @@
+//! Lists of tags.
+//!
+//! In: a source and where to begin. Out: a sorted piece of its tags.
+//! Invariant: the upstream's list, kept for `fetch.listing_ttl_ms`, and served stale when the upstream is in trouble. A
+//! list that was never read is not made up from what is here: the tags that passed through are a part of it, and a
+//! client could not tell. Only a server that is offline by configuration answers with those, marked as partial.
+//! Not here: paging of clients (`http/v2_tags.rs`), and where tags point ([`super::manifests`]).
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    blocking::blocking,
+    error::ReadError,
+    kept::Kept,
+    negative::{Negative, What},
+};
+use crate::{
+    store::{Store, facts::Source},
+    upstream::{Caller, UpstreamError, Upstreams},
+};
+
+/// All lists together. A thousand tags have some 40 KiB.
+const BYTES_MAX: u64 = 64 << 20;
+
+/// Tags of our own that an offline server lists.
+const OWN_TAGS_MAX: usize = 65_536;
+
+/// A piece of the sorted list.
+#[derive(Clone, Debug, Default)]
+pub struct TagList {
+    /// Ascending, without doubles.
+    pub tags: Vec<String>,
+    /// The upstream has more than this; what follows begins after the last.
+    pub more: bool,
+}
+
+/// A list to serve.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub list: Arc<TagList>,
+    pub how: How,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    Fresh,
+    /// The upstream could not be asked.
+    Stale,
+    /// The server is offline for it, and knows only the tags that were pulled.
+    Partial,
+}
+
+/// Who asked for what; the list that begins after `last`.
+type Key = (Source, Caller, Option<String>);
+
+/// All lists; clones share them.
+#[derive(Clone, Debug)]
+pub struct TagLists {
+    kept: Kept<Key, TagList>,
+    negative: Negative,
+    upstreams: Upstreams,
+    store: Store,
+}
+
+impl TagLists {
+    pub fn new(upstreams: Upstreams, store: Store, negative: Negative, ttl: Duration) -> Self {
+        Self {
+            kept: Kept::new(ttl, BYTES_MAX, |list| list.tags.iter().map(|tag| tag.len() + 24).sum()),
+            negative,
+            upstreams,
+            store,
+        }
+    }
+
+    /// A piece of the list that has what follows `last` in it, if anything follows.
+    pub async fn get(&self, source: &Source, caller: &Caller, last: Option<&str>) -> Result<Listed, ReadError> {
+        let first = self.piece(source, caller, None).await?;
+        let covers = |list: &TagList| !list.more || list.tags.last().is_some_and(|end| last < Some(end.as_str()));
+        match last {
+            Some(last) if !covers(&first.list) => self.piece(source, caller, Some(last)).await,
+            _ => Ok(first),
+        }
+    }
+
+    async fn piece(&self, source: &Source, caller: &Caller, after: Option<&str>) -> Result<Listed, ReadError> {
+        if let Some(no) = self.negative.get(source, caller, &What::Tags) {
+            return Err(no.into());
+        }
+        let upstream = self.upstreams.get(&source.upstream).cloned();
+        let upstream = upstream.ok_or(UpstreamError::NotFound { name_unknown: true })?;
+        let key = (source.clone(), caller.clone(), after.map(str::to_owned));
+        let answer = self.kept.get(&key, || {
+            let (source, caller, after) = key.clone();
+            async move {
+                let page = upstream.tags(&source.repository, &caller, after.as_deref()).await?;
+                let mut tags = page.tags;
+                tags.sort_unstable();
+                tags.dedup();
+                Ok(TagList { tags, more: page.more })
+            }
+        });
+        match answer.await {
+            Ok((list, stale)) => Ok(Listed {
+                list,
+                how: if stale { How::Stale } else { How::Fresh },
+            }),
+            Err(ReadError::Upstream(UpstreamError::Offline)) => self.own(source).await,
+            Err(error) => {
+                if let ReadError::Upstream(error) = &error {
+                    self.negative.learn::<()>(source, caller, What::Tags, Err(error));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The tags that were pulled through here.
+    async fn own(&self, source: &Source) -> Result<Listed, ReadError> {
+        let (store, source) = (self.store.clone(), source.clone());
+        let mut tags = blocking(move || Ok(store.tags(&source, OWN_TAGS_MAX)?)).await?;
+        if tags.is_empty() {
+            return Err(UpstreamError::Offline.into());
+        }
+        tags.sort_unstable();
+        Ok(Listed {
+            list: Arc::new(TagList { tags, more: false }),
+            how: How::Partial,
+        })
+    }
+}

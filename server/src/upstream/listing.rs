@@ -1,0 +1,188 @@
+//! Lists of one repository at its upstream: tags, and referrers of a digest.
+//!
+//! In: a repository, and where to begin. Out: what the upstream lists, over as many of its pages as it takes.
+//! Invariant: at most [`PAGES_MAX`] pages of [`PAGE_SIZE_MAX`] bytes and so many entries are read; a `Link` is followed
+//! only below the upstream's own `/v2/`, so nothing it says leads us or our credentials elsewhere.
+//! Not here: caching, sorting and filtering (`read/tags.rs`, `read/referrers.rs`).
+//!
+//! OCI distribution-spec, "Listing Tags", "Listing Referrers".
+
+use bytes::Bytes;
+use headstart_layer_format::BlobDigest;
+use http::{HeaderMap, HeaderValue, header};
+use reqwest::Url;
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{Caller, Tag, Upstream, UpstreamError};
+
+/// Pages followed for one list.
+const PAGES_MAX: usize = 64;
+
+/// Bytes of one page: a thousand tags of 128 bytes are an eighth of a MiB, a thousand descriptors with annotations one.
+const PAGE_SIZE_MAX: u64 = 4 << 20;
+
+/// Entries asked for at once: the largest number that the distribution project's registry allows by default.
+const PAGE_ENTRIES: usize = 1000;
+
+/// Tags read for one list; its rest is read when somebody asks for it.
+const TAGS_MAX: usize = 65_536;
+
+/// Referrers read for one digest.
+pub const REFERRERS_MAX: usize = 4096;
+
+/// Longest `Link` header looked at.
+const LINK_LEN_MAX: usize = 4096;
+
+const OCI_INDEX: HeaderValue = HeaderValue::from_static("application/vnd.oci.image.index.v1+json");
+
+/// Tags in the upstream's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TagPage {
+    pub tags: Vec<String>,
+    /// The upstream has more than we read.
+    pub more: bool,
+}
+
+#[derive(Deserialize)]
+struct TagsBody {
+    /// Registries say `null` for none.
+    tags: Option<Vec<String>>,
+}
+
+/// Descriptors of manifests, as the upstream wrote them.
+pub type Descriptor = serde_json::Map<String, serde_json::Value>;
+
+#[derive(Deserialize)]
+struct IndexBody {
+    manifests: Option<Vec<Descriptor>>,
+}
+
+impl Upstream {
+    /// The tags after `last`, from the first without.
+    pub async fn tags(&self, repository: &str, caller: &Caller, last: Option<&str>) -> Result<TagPage, UpstreamError> {
+        let first = |entries: Option<usize>| {
+            let mut url = self.url(repository, "tags", "list");
+            if let Some(entries) = entries {
+                url.query_pairs_mut().append_pair("n", &entries.to_string());
+            }
+            if let Some(last) = last {
+                url.query_pairs_mut().append_pair("last", last);
+            }
+            url
+        };
+        let mut page = TagPage::default();
+        let mut next = Some(first(Some(PAGE_ENTRIES)));
+        for number in 0..PAGES_MAX {
+            let Some(url) = next.take() else { break };
+            let answer = self.page::<TagsBody>(repository, caller, &url, HeaderMap::new()).await;
+            let (body, link) = match answer {
+                // A registry that thinks this is too much at once.
+                Err(UpstreamError::Status(400)) if number == 0 => {
+                    let url = first(None);
+                    self.page(repository, caller, &url, HeaderMap::new()).await?
+                }
+                answer => answer?,
+            };
+            // What is no tag cannot be asked for.
+            let tags = body.tags.unwrap_or_default().into_iter();
+            page.tags.extend(tags.filter(|tag| tag.parse::<Tag>().is_ok()));
+            next = link;
+            if page.tags.len() >= TAGS_MAX {
+                break;
+            }
+        }
+        page.more = next.is_some();
+        Ok(page)
+    }
+
+    /// What refers to `digest`; `None` if the upstream has no such list.
+    pub async fn referrers(
+        &self,
+        repository: &str,
+        caller: &Caller,
+        digest: &BlobDigest,
+    ) -> Result<Option<Vec<Descriptor>>, UpstreamError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, OCI_INDEX);
+        let mut all = Vec::new();
+        let mut next = Some(self.url(repository, "referrers", &digest.to_string()));
+        for number in 0..PAGES_MAX {
+            let Some(url) = next.take() else { break };
+            let (body, link) = match self.page::<IndexBody>(repository, caller, &url, headers.clone()).await {
+                // 404: it has no such API, or no such repository. Others do not know the path, or the method on it.
+                Err(UpstreamError::NotFound { .. } | UpstreamError::Status(400 | 405 | 501)) if number == 0 => {
+                    return Ok(None);
+                }
+                answer => answer?,
+            };
+            all.extend(body.manifests.unwrap_or_default());
+            if all.len() >= REFERRERS_MAX {
+                tracing::warn!(upstream = self.name(), repository, %digest, "too many referrers; the rest is left out");
+                all.truncate(REFERRERS_MAX);
+                break;
+            }
+            next = link;
+        }
+        Ok(Some(all))
+    }
+
+    async fn page<T: DeserializeOwned>(
+        &self,
+        repository: &str,
+        caller: &Caller,
+        url: &Url,
+        headers: HeaderMap,
+    ) -> Result<(T, Option<Url>), UpstreamError> {
+        let (headers, body): (HeaderMap, Bytes) = self
+            .get_small(repository, caller, url.clone(), headers, PAGE_SIZE_MAX)
+            .await?;
+        let body = serde_json::from_slice(&body).map_err(|_| UpstreamError::BadAnswer("a list that is not JSON"))?;
+        Ok((body, next_page(&headers, url)))
+    }
+}
+
+/// The target of `Link: <...>; rel="next"`, resolved against the page it is on; a link to the page itself is none.
+fn next_page(headers: &HeaderMap, page: &Url) -> Option<Url> {
+    let links = headers.get_all(header::LINK).iter().filter_map(|v| v.to_str().ok());
+    let mut links = links.filter(|v| v.len() <= LINK_LEN_MAX).flat_map(|v| v.split(", <"));
+    let target = links.find_map(|link| {
+        let (target, parameters) = link.trim().trim_start_matches('<').split_once('>')?;
+        let is_next = parameters.split(';').any(|p| {
+            let p = p.trim().replace('"', "");
+            p.eq_ignore_ascii_case("rel=next")
+        });
+        is_next.then_some(target)
+    })?;
+    page.join(target).ok().filter(|next| next != page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_resolved_against_their_page() {
+        let page: Url = "http://h/mirror/v2/a/tags/list?n=2".parse().unwrap();
+        let of = |link: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::LINK, HeaderValue::from_str(link).unwrap());
+            next_page(&headers, &page).map(|url| url.to_string())
+        };
+        for (link, want) in [
+            (
+                "</mirror/v2/a/tags/list?n=2&last=b>; rel=\"next\"",
+                Some("http://h/mirror/v2/a/tags/list?n=2&last=b"),
+            ),
+            ("<list?last=b>; rel=next", Some("http://h/mirror/v2/a/tags/list?last=b")),
+            (
+                "<http://h/x>; rel=\"prev\", <?last=c>; foo=1; rel=\"next\"",
+                Some("http://h/mirror/v2/a/tags/list?last=c"),
+            ),
+            ("</x>; rel=\"prev\"", None),
+            ("<list?n=2>; rel=\"next\"", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(of(link).as_deref(), want, "{link}");
+        }
+    }
+}
