@@ -100,8 +100,6 @@ impl App {
         let negative = Negative::new(Duration::from_millis(fetch.negative_ttl_ms));
         let listing_ttl = Duration::from_millis(fetch.listing_ttl_ms);
         let tags = TagLists::new(upstreams.clone(), store.clone(), negative.clone(), listing_ttl);
-        let size_max = fetch.manifest_size_max;
-        let referrers = Referrers::new(upstreams.clone(), store.clone(), listing_ttl, size_max);
         let manifests = Manifests::new(
             Parts {
                 originals: originals.clone(),
@@ -115,6 +113,7 @@ impl App {
             },
             &fetch,
         );
+        let referrers = Referrers::new(upstreams.clone(), store.clone(), manifests.clone(), listing_ttl);
         let seekable = Seekable::new(store.clone());
         Ok(App {
             config: Arc::new(config),

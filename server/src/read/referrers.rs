@@ -2,8 +2,8 @@
 //!
 //! In: a source and a digest. Out: descriptors.
 //! Invariant: the upstream's list; where the upstream has no such API, that of the fallback tag, and none if there is no
-//! such tag. The whole list is asked for, whatever a client filters by, so one answer serves all. What it names belongs
-//! to the repository from then on. Kept for `fetch.listing_ttl_ms`, and served stale when the upstream is in trouble.
+//! such tag. The whole list is asked for, whatever a client filters by, so one answer serves all. What the
+//! upstream lists belongs to the repository from then on. Kept for `fetch.listing_ttl_ms`, and served stale when the upstream is in trouble.
 //! Not here: filtering (`http/v2_referrers.rs`), and the manifests themselves ([`super::manifests`]).
 //!
 //! OCI distribution-spec, "Listing Referrers", "Referrers Tag Schema".
@@ -13,14 +13,16 @@ use std::{sync::Arc, time::Duration};
 use headstart_layer_format::{BlobDigest, digest::hex};
 
 use super::{
+    accept::Accept,
     blocking::blocking,
     document::{OCI_INDEX, is_index},
     error::ReadError,
     kept::Kept,
+    manifests::Manifests,
 };
 use crate::{
     store::{Store, facts::Source},
-    upstream::{Caller, Descriptor, REFERRERS_MAX, Reference, Upstream, UpstreamError, Upstreams},
+    upstream::{Caller, Descriptor, REFERRERS_MAX, Reference, UpstreamError, Upstreams},
 };
 
 /// All lists together. A descriptor with annotations has some hundred bytes.
@@ -35,16 +37,16 @@ pub struct Referrers {
     kept: Kept<(Source, Caller, BlobDigest), Vec<Descriptor>>,
     upstreams: Upstreams,
     store: Store,
-    manifest_size_max: u64,
+    manifests: Manifests,
 }
 
 impl Referrers {
-    pub fn new(upstreams: Upstreams, store: Store, ttl: Duration, manifest_size_max: u64) -> Self {
+    pub fn new(upstreams: Upstreams, store: Store, manifests: Manifests, ttl: Duration) -> Self {
         Self {
             kept: Kept::new(ttl, BYTES_MAX, |list| list.len() * DESCRIPTOR_BYTES),
             upstreams,
             store,
-            manifest_size_max,
+            manifests,
         }
     }
 
@@ -60,11 +62,10 @@ impl Referrers {
         let key = (source.clone(), caller.clone(), *digest);
         let answer = self.kept.get(&key, || {
             let (source, caller, digest) = key.clone();
-            let (store, size_max) = (self.store.clone(), self.manifest_size_max);
+            let (store, manifests) = (self.store.clone(), self.manifests.clone());
             async move {
-                let found = match upstream.referrers(&source.repository, &caller, &digest).await? {
-                    Some(found) => found,
-                    None => fallback(&upstream, &source, &caller, &digest, size_max).await?,
+                let Some(found) = upstream.referrers(&source.repository, &caller, &digest).await? else {
+                    return fallback(&manifests, &source, &caller, &digest).await;
                 };
                 remember(store, source, &found).await;
                 Ok(found)
@@ -74,36 +75,30 @@ impl Referrers {
     }
 }
 
-/// The list that clients keep themselves, as an index under a tag, where the registry does not keep one.
+/// The list that clients keep themselves, as an index under a tag, where the registry does not keep one. What it names
+/// is only named: whoever may push may put anything there.
 async fn fallback(
-    upstream: &Upstream,
+    manifests: &Manifests,
     source: &Source,
     caller: &Caller,
     digest: &BlobDigest,
-    size_max: u64,
-) -> Result<Vec<Descriptor>, UpstreamError> {
+) -> Result<Vec<Descriptor>, ReadError> {
     let Ok(tag) = fallback_tag(digest).parse().map(Reference::Tag) else {
         return Ok(Vec::new());
     };
-    let accept = [http::HeaderValue::from_static(OCI_INDEX)];
-    let answer = upstream
-        .manifest(&source.repository, caller, &tag, &accept, size_max)
-        .await;
-    let answer = match answer {
-        Ok(answer) => answer,
-        Err(UpstreamError::NotFound { .. }) => return Ok(Vec::new()),
+    let accept = Accept::new(&[http::HeaderValue::from_static(OCI_INDEX)]);
+    let index = match manifests.get(source, caller, &tag, &accept).await {
+        Ok(index) if is_index(&index.media_type) => index,
+        Ok(_) | Err(ReadError::BadManifest(_) | ReadError::Upstream(UpstreamError::NotFound { .. })) => {
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(error),
     };
-    // Whoever may push may put anything under the tag.
-    if !answer.media_type.as_deref().is_some_and(is_index) {
-        return Ok(Vec::new());
-    }
     #[derive(serde::Deserialize)]
     struct Index {
         manifests: Option<Vec<Descriptor>>,
     }
-    let index: Index =
-        serde_json::from_slice(&answer.bytes).map_err(|_| UpstreamError::BadAnswer("an index that is not JSON"))?;
+    let index: Index = serde_json::from_slice(&index.bytes).map_err(|_| ReadError::BadManifest("it is no index"))?;
     let mut found = index.manifests.unwrap_or_default();
     found.truncate(REFERRERS_MAX);
     Ok(found)

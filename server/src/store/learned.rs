@@ -159,13 +159,15 @@ impl Store {
         self.append_fact(&Fact::Manifest(f.clone()))
     }
 
+    /// Whether the rows that the fact would write are there.
     fn are_members(&self, f: &ManifestFact) -> Result<bool, StoreError> {
-        for digest in f.members.iter().chain([&f.digest]) {
-            if !self.is_member(&f.source, digest)? {
+        let index = &self.inner.index;
+        for digest in &f.members {
+            if index.member(&f.source, digest)?.is_none() {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(index.member(&f.source, &f.digest)? == Some(Membership::Served))
     }
 
     /// The latest fact for a manifest.
