@@ -59,8 +59,7 @@ pub(super) async fn answer(
     request: Request,
     link: Arc<Link>,
 ) -> Result<Response, Dropped> {
-    // The origin reads no bodies.
-    let (request, _) = request.into_parts();
+    let (request, body) = request.into_parts();
     let path = request.uri.path().to_owned();
     let query = request.uri.query().map(str::to_owned);
     let text = |name| {
@@ -94,11 +93,19 @@ pub(super) async fn answer(
     };
     let response = match listener {
         Listener::Cdn => exchange.cdn(&path, query.as_deref()).await?,
+        // The only body that the origin reads.
+        Listener::Registry if path == "/token" && request.method == Method::POST => {
+            let form = axum::body::to_bytes(body, FORM_SIZE_MAX).await.unwrap_or_default();
+            exchange.refreshed(&String::from_utf8_lossy(&form)).await?
+        }
         Listener::Registry => exchange.registry(&path, query.as_deref()).await?,
     };
     record.answered(response.status().as_u16());
     Ok(response)
 }
+
+/// Form of a token request, at most.
+const FORM_SIZE_MAX: usize = 64 << 10;
 
 /// The connection is to be dropped without an answer.
 #[derive(Debug, thiserror::Error)]
@@ -237,6 +244,12 @@ impl Exchange<'_> {
                 if let Some(secs) = retry_after_secs {
                     response.headers_mut().insert(header::RETRY_AFTER, (*secs).into());
                 }
+                for f in faults {
+                    if let Fault::Header { name, value } = f {
+                        let value = value.parse().expect("the test's own value");
+                        response.headers_mut().insert(*name, value);
+                    }
+                }
                 Some(response)
             }
             Fault::Redirect { location } => {
@@ -279,6 +292,11 @@ impl Exchange<'_> {
         builder = builder
             .header(header::CONTENT_TYPE, media_type)
             .header(header::ETAG, etag);
+        for f in &faults {
+            if let Fault::Header { name, value } = f {
+                builder = builder.header(*name, value);
+            }
+        }
         if found.is_blob {
             builder = builder
                 .header(header::ACCEPT_RANGES, "bytes")
@@ -317,6 +335,31 @@ impl Exchange<'_> {
             200,
             json!({ "token": token, "access_token": token, "expires_in": 300 }).to_string(),
         )
+    }
+
+    /// The OAuth2 form of a token request.
+    async fn refreshed(&self, form: &str) -> Result<Response, Dropped> {
+        let faults = self.faults("/token", None, false).await?;
+        if let Some(early) = self.early(&faults) {
+            return Ok(early);
+        }
+        let field = |name: &str| {
+            let pairs = form.split('&').filter_map(|pair| pair.split_once('='));
+            pairs
+                .filter(|(n, _)| *n == name)
+                .map(|(_, v)| percent_decoded(v))
+                .next()
+        };
+        let Auth::Identity { refresh_token } = self.state.auth() else {
+            return Ok(self.error(404, "NOT_FOUND", "no such token service here"));
+        };
+        let good =
+            field("grant_type").as_deref() == Some("refresh_token") && field("refresh_token") == Some(refresh_token);
+        if !good {
+            return Ok(self.error(401, "UNAUTHORIZED", "incorrect refresh token"));
+        }
+        let token = self.state.give_token(&field("scope").unwrap_or_default());
+        Ok(self.json(200, json!({ "access_token": token, "expires_in": 300 }).to_string()))
     }
 
     fn tags(&self, repository: &str) -> Response {

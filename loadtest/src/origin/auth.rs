@@ -24,6 +24,10 @@ pub enum Auth {
         /// What the token service wants; `None` gives tokens to anyone, as Docker Hub does.
         user: Option<(String, String)>,
     },
+    /// As `Bearer`, but tokens come only by POST of a refresh token.
+    Identity {
+        refresh_token: String,
+    },
 }
 
 impl Auth {
@@ -56,6 +60,7 @@ impl Auth {
         match self {
             Self::Anonymous => None,
             Self::Basic { .. } => Some("Basic realm=\"origin\"".to_owned()),
+            Self::Identity { .. } => Auth::bearer().challenge(own_url, repository),
             Self::Bearer { realm, service, .. } => {
                 let own = format!("{own_url}/token");
                 let realm = realm.as_ref().unwrap_or(&own);
@@ -95,7 +100,7 @@ impl Tokens {
         match auth {
             Auth::Anonymous => true,
             Auth::Basic { user, password } => header == Some(basic_header(user, password).as_str()),
-            Auth::Bearer { .. } => {
+            Auth::Bearer { .. } | Auth::Identity { .. } => {
                 let token = header.and_then(|h| h.strip_prefix("Bearer "));
                 let scope = token.and_then(|t| self.good.get(t));
                 match (scope, repository) {

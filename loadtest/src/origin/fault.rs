@@ -57,6 +57,8 @@ pub enum Fault {
     NoLength,
     /// Another `Content-Type`.
     ContentType(&'static str),
+    /// One more header, on content and on the error of a `Status` alike.
+    Header { name: &'static str, value: String },
     /// A redirect to anywhere.
     Redirect { location: String },
     /// Body bytes from this offset on wait until the test opens the gate.
