@@ -143,9 +143,17 @@ impl App {
 /// next process), the index is flushed.
 pub async fn serve(app: App, listener: TcpListener, stop: CancellationToken) -> Result<(), AppError> {
     let stopping = app.stopping.clone();
-    let told = tokio::spawn(async move {
-        stop.cancelled().await;
-        stopping.cancel();
+    let closing = CancellationToken::new();
+    let delay = Duration::from_millis(app.config.http.drain_delay_ms);
+    let told = tokio::spawn({
+        let closing = closing.clone();
+        async move {
+            stop.cancelled().await;
+            stopping.cancel();
+            // Those who ask `/readyz` get to know before connections are refused.
+            tokio::time::sleep(delay).await;
+            closing.cancel();
+        }
     });
     let router = http::router(app.clone());
     http::serve::serve(
@@ -153,7 +161,8 @@ pub async fn serve(app: App, listener: TcpListener, stop: CancellationToken) -> 
         app.transport.clone(),
         router,
         &app.config.http,
-        app.stopping.clone(),
+        &app.metrics,
+        closing,
     )
     .await;
     told.abort();

@@ -13,6 +13,8 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// In the syntax of `RUST_LOG`, which wins when it is set.
     pub filter: String,
+    /// Which requests get a line of their own, at level `info` and target `headstart_server::access`.
+    pub access: AccessLog,
 }
 
 impl Default for LogConfig {
@@ -20,6 +22,7 @@ impl Default for LogConfig {
         Self {
             format: LogFormat::Human,
             filter: "info".into(),
+            access: AccessLog::Errors,
         }
     }
 }
@@ -29,4 +32,15 @@ impl Default for LogConfig {
 pub enum LogFormat {
     Human,
     Json,
+}
+
+/// Which requests get a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLog {
+    Off,
+    /// Those that ended with a status of 400 or more, or before their answer was out.
+    Errors,
+    /// Every one; a few microseconds each.
+    All,
 }

@@ -11,6 +11,7 @@ mod cache;
 mod fetch;
 mod http;
 mod log;
+mod network;
 mod tags;
 mod telemetry;
 mod tls;
@@ -28,7 +29,8 @@ pub use self::{
     cache::{Budgets, CacheConfig},
     fetch::FetchConfig,
     http::HttpConfig,
-    log::{LogConfig, LogFormat},
+    log::{AccessLog, LogConfig, LogFormat},
+    network::Network,
     tags::{TagPolicy, TagsConfig},
     telemetry::TelemetryConfig,
     tls::{ClientCertificates, TlsConfig},
@@ -150,8 +152,11 @@ impl Config {
         if self.data_dir.as_os_str().is_empty() {
             return bad("data_dir is empty");
         }
-        if self.http.connections_max == 0 || self.http.requests_max == 0 || self.fetch.blobs_max == 0 {
-            return bad("connections_max, requests_max and blobs_max must be at least 1");
+        if let Err(what) = self.http.check() {
+            return bad(what);
+        }
+        if self.fetch.blobs_max == 0 {
+            return bad("blobs_max must be at least 1");
         }
         if self.fetch.blobs_max > FETCHES_MAX {
             return bad("blobs_max must be at most 256");

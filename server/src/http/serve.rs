@@ -1,38 +1,47 @@
 //! Connections: accept, bound, drain.
 //!
 //! In: a listener and a router. Out: nothing, when told to stop and every answer is out or out of time.
-//! Invariant: the number of connections, the size and time of request heads, and the time an answer may stand still are
-//! bounded.
-//! Not here: routes.
+//! Invariant: the number of connections (of all clients and of one), the size and time of request heads, the time an
+//! answer may stand still and the time a connection may be idle are bounded.
+//! Not here: routes, and when a peer has had its time ([`super::connection`]).
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    os::fd::{AsRawFd as _, BorrowedFd, RawFd},
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::Router;
 use http::{Request, Version};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
     service::TowerToHyperService,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use super::{stall::WriteStall, tls::Transport};
-use crate::config::HttpConfig;
-
-/// Header lines of a request; container clients send about ten.
-const HEADERS_MAX: usize = 64;
-
-/// Bytes of a request head, and of hyper's read buffer.
-const HEAD_SIZE_MAX: usize = 32 << 10;
-
-/// Requests at once on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 256;
+use super::{
+    clients::{Clients, Guest},
+    connection::{Connection, Times, Verdict},
+    socket,
+    tls::Transport,
+};
+use crate::{
+    config::HttpConfig,
+    metrics::{
+        Metrics,
+        label::{cut, shed},
+        names::{Count, Level},
+    },
+};
 
 /// An idle HTTP/2 peer is asked for a sign of life this often.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -40,18 +49,40 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Pause after a failed accept: it fails for want of file descriptors, and trying at once would only burn CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What every connection needs.
+struct Server {
+    builder: auto::Builder<TokioExecutor>,
+    transport: Transport,
+    router: Router,
+    metrics: Metrics,
+    times: Times,
+    /// No new requests.
+    stop: CancellationToken,
+    /// No more time.
+    cut: CancellationToken,
+}
+
 /// Serves until `stop`, then drains.
 pub async fn serve(
     listener: TcpListener,
     transport: Transport,
     router: Router,
     config: &HttpConfig,
+    metrics: &Metrics,
     stop: CancellationToken,
 ) {
-    let builder = Arc::new(builder(config));
+    let server = Arc::new(Server {
+        builder: builder(config),
+        transport,
+        router,
+        metrics: metrics.clone(),
+        times: Times::new(config),
+        stop: stop.clone(),
+        cut: CancellationToken::new(),
+    });
     let connections = Arc::new(Semaphore::new(config.connections_max));
-    let draining = GracefulShutdown::new();
-    let write_timeout = Duration::from_millis(config.write_timeout_ms);
+    let clients = Clients::new(config);
+    let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -61,50 +92,100 @@ pub async fn serve(
         let Some((stream, address, permit)) = accepted else {
             continue;
         };
+        let Some(guest) = clients.welcome(address.ip()) else {
+            metrics.add(Count::Shed, 1, &[shed::CLIENT_CONNECTIONS]);
+            tracing::debug!(%address, "a client has too many connections");
+            continue;
+        };
+        let server = server.clone();
+        tasks.spawn(async move {
+            let _permit = permit;
+            server.attend(stream, address, guest).await;
+        });
+    }
+    drop(listener);
+    tasks.close();
+    let time_max = Duration::from_millis(config.drain_timeout_ms);
+    if tokio::time::timeout(time_max, tasks.wait()).await.is_err() {
+        let left = tasks.len();
+        tracing::warn!(
+            connections = left,
+            "some answers were not out when the time to stop was up"
+        );
+        server.cut.cancel();
+        tasks.wait().await;
+    }
+}
+
+impl Server {
+    /// One connection, from its handshake to its end.
+    async fn attend(&self, stream: TcpStream, address: SocketAddr, _guest: Guest) {
+        let _held = self.metrics.hold(Level::Connections, &[]);
         // Answers are written in large pieces; waiting to fill a packet only delays their ends.
         let _ = stream.set_nodelay(true);
-        let (transport, router, builder) = (transport.clone(), router.clone(), builder.clone());
-        let (watcher, stopping) = (draining.watcher(), stop.clone());
-        tokio::spawn(async move {
-            let _permit = permit;
-            let secured = tokio::select! {
-                biased;
-                secured = transport.secure(stream, address) => secured,
-                // Nobody waits for an answer yet.
-                () = stopping.cancelled() => return,
-            };
-            let (stream, peer) = match secured {
-                Ok(secured) => secured,
-                Err(error) => return tracing::debug!(%error, %address, "handshake failed"),
-            };
-            let windows = stream.windows().cloned();
-            let service = router.map_request(move |mut request: Request<Incoming>| {
+        let socket = stream.as_raw_fd();
+        let secured = tokio::select! {
+            biased;
+            secured = self.transport.secure(stream, address) => secured,
+            // Nobody waits for an answer yet.
+            () = self.stop.cancelled() => return,
+        };
+        let (stream, peer) = match secured {
+            Ok(secured) => secured,
+            Err(error) => return tracing::debug!(%error, %address, "handshake failed"),
+        };
+        let connection = Connection::new(self.times, Instant::now());
+        let windows = stream.windows().cloned();
+        let service = self.router.clone().map_request({
+            let connection = connection.clone();
+            move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert(peer.clone());
+                request.extensions_mut().insert(connection.clone());
                 // HTTP/2 cuts bodies into frames and may copy them.
                 if let Some(windows) = windows.as_ref().filter(|_| request.version() <= Version::HTTP_11) {
                     request.extensions_mut().insert(windows.clone());
                 }
                 request
-            });
-            let service = TowerToHyperService::new(service);
-            let io = TokioIo::new(WriteStall::new(stream, write_timeout));
-            let connection = builder.serve_connection(io, service).into_owned();
-            if let Err(error) = watcher.watch(connection).await {
-                tracing::debug!(error, "connection ended");
             }
         });
+        let service = TowerToHyperService::new(service);
+        let mut served = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
+        let mut told = false;
+        let mut ticks = tokio::time::interval(self.times.tick());
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                ended = served.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(error, "connection ended");
+                    }
+                    return;
+                }
+                () = self.stop.cancelled(), if !told => {
+                    told = true;
+                    served.as_mut().graceful_shutdown();
+                }
+                () = self.cut.cancelled() => return self.metrics.add(Count::Cut, 1, &[cut::DRAIN]),
+                _ = ticks.tick() => match connection.look(Instant::now(), self.times.tick(), taken(socket)) {
+                    Verdict::Fine => {}
+                    Verdict::Idle => {
+                        self.metrics.add(Count::Cut, 1, &[cut::IDLE]);
+                        served.as_mut().graceful_shutdown();
+                    }
+                    Verdict::Cut(why) => {
+                        tracing::debug!(why, %address, "a client had its time");
+                        return self.metrics.add(Count::Cut, 1, &[why]);
+                    }
+                },
+            }
+        }
     }
-    drop(listener);
-    let left = draining.count();
-    if tokio::time::timeout(Duration::from_millis(config.drain_timeout_ms), draining.shutdown())
-        .await
-        .is_err()
-    {
-        tracing::warn!(
-            connections = left,
-            "some answers were not out when the time to stop was up"
-        );
-    }
+}
+
+/// Asked only while the connection lives that owns the socket.
+fn taken(socket: RawFd) -> Option<socket::Taken> {
+    // SAFETY: the descriptor is open, see above, and is only used for this one call.
+    socket::taken(unsafe { BorrowedFd::borrow_raw(socket) })
 }
 
 type Permit = tokio::sync::OwnedSemaphorePermit;
@@ -127,15 +208,16 @@ fn builder(config: &HttpConfig) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(config.header_timeout_ms))
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(HEAD_SIZE_MAX)
+        // Heads and idle connections have their times in `connection.rs`; hyper's own cannot tell one from the other.
+        .header_read_timeout(None)
+        .max_headers(config.headers_max)
+        .max_buf_size(config.header_size_max as usize)
         .half_close(false);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEAD_SIZE_MAX as u32);
+        .max_concurrent_streams(config.streams_max)
+        .max_header_list_size(config.header_size_max);
     builder
 }

@@ -24,7 +24,6 @@ use super::{
 };
 use crate::{
     app::App,
-    metrics::route,
     upstream::{Caller, ResolveError, Route},
 };
 
@@ -84,7 +83,7 @@ pub async fn base(State(app): State<App>, method: Method, extensions: Extensions
         }
         _ => unsupported().into_response(),
     };
-    finish(&app, route::BASE, None, response)
+    finish(None, response)
 }
 
 /// `/v2/{*rest}`
@@ -98,14 +97,9 @@ pub async fn any(
 ) -> Response {
     let Query(query) = match query {
         Ok(query) => query,
-        Err(error) => return finish(&app, route::OTHER, None, ApiError::from(error).into_response()),
+        Err(error) => return finish(None, ApiError::from(error).into_response()),
     };
     let path = V2Path::parse(&rest);
-    let label = match path {
-        V2Path::Manifest { .. } => route::MANIFESTS,
-        V2Path::Blob { .. } => route::BLOBS,
-        _ => route::OTHER,
-    };
     let asking = Asking {
         app: &app,
         ns: query.ns.as_deref(),
@@ -126,7 +120,7 @@ pub async fn any(
         ),
     };
     let response = answer.unwrap_or_else(|error| error.into_response());
-    finish(&app, label, query.ns.as_deref(), response)
+    finish(query.ns.as_deref(), response)
 }
 
 impl Asking<'_> {
@@ -186,12 +180,11 @@ fn unsupported() -> ApiError {
 }
 
 /// What every answer has.
-fn finish(app: &App, label: &'static str, ns: Option<&str>, mut response: Response) -> Response {
+fn finish(ns: Option<&str>, mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     if let Some(ns) = ns.and_then(|ns| HeaderValue::from_str(ns).ok()) {
         headers.insert(OCI_NAMESPACE, ns);
     }
-    app.metrics.request(label, response.status().as_u16());
     response
 }

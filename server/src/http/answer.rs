@@ -1,0 +1,124 @@
+//! The body of an answer on its way to the client.
+//!
+//! In: the body that a handler made. Out: the same bytes, at its client's pace, with every step reported.
+//! Invariant: bytes pass unchanged and unbuffered; what the request holds (its turn, its place on the connection) is
+//! given back when the body is gone, however it goes.
+//! Not here: when a peer is too slow ([`super::connection`]).
+
+use std::{
+    future::Future as _,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::Sleep;
+use tracing::Span;
+
+use super::{
+    admission::Turn,
+    connection::{Progress, Running},
+    exchange::{End, Exchange},
+    pace::Pace,
+};
+
+/// See the file's comment.
+pub struct Answer {
+    body: Body,
+    /// Bytes that are still to come, when that is known.
+    left: Option<u64>,
+    exchange: Exchange,
+    span: Span,
+    progress: Option<Arc<Progress>>,
+    pace: Option<Arc<Pace>>,
+    pause: Option<Pin<Box<Sleep>>>,
+    _running: Option<Running>,
+    _turn: Option<Turn>,
+}
+
+impl Answer {
+    pub fn new(
+        body: Body,
+        mut exchange: Exchange,
+        span: Span,
+        mut running: Option<Running>,
+        turn: Option<Turn>,
+    ) -> Self {
+        let left = body.size_hint().exact();
+        let empty = body.is_end_stream() || left == Some(0);
+        if empty {
+            exchange.end(End::Complete);
+        }
+        Self {
+            left,
+            progress: running.as_mut().filter(|_| !empty).map(Running::answer),
+            pace: turn.as_ref().and_then(Turn::pace),
+            pause: None,
+            body,
+            exchange,
+            span,
+            _running: running,
+            _turn: turn,
+        }
+    }
+
+    fn pass(&mut self, bytes: u64) {
+        self.exchange.sent(bytes);
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(bytes);
+            if *left == 0 {
+                // hyper knows the length, and does not ask for what comes after it.
+                self.exchange.end(End::Complete);
+            }
+        }
+        if let Some(progress) = &self.progress {
+            progress.hand(bytes);
+        }
+        let now = Instant::now();
+        if let Some(at) = self.pace.as_ref().and_then(|pace| pace.send(bytes, now)) {
+            self.pause = Some(Box::pin(tokio::time::sleep(at - now)));
+        }
+    }
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        let _entered = this.span.clone().entered();
+        if let Some(pause) = &mut this.pause {
+            if pause.as_mut().poll(cx).is_pending() {
+                // It is we who make the client wait.
+                this.progress.iter().for_each(|p| p.wait());
+                return Poll::Pending;
+            }
+            this.pause = None;
+        }
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if polled.is_pending() {
+            this.progress.iter().for_each(|p| p.wait());
+        }
+        let frame = ready!(polled);
+        match &frame {
+            Some(Ok(frame)) => this.pass(frame.data_ref().map_or(0, |data| data.len() as u64)),
+            Some(Err(_)) => this.exchange.end(End::Broken),
+            None if this.left.is_none_or(|left| left == 0) => this.exchange.end(End::Complete),
+            None => this.exchange.end(End::Broken),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,118 @@
+//! What surrounds every request: its name, its turn, its report.
+//!
+//! In: a request, with the connection it came by. Out: its answer, named, counted and watched to its end.
+//! Invariant: a refusal for want of room is 503 with `Retry-After` and never 429: containerd answers 429 with six
+//! immediate tries, and 503 with its next mirror. Probes and `/metrics` need no turn.
+//! Not here: the single rooms ([`super::admission`], [`super::exchange`], [`super::answer`]).
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use http::{StatusCode, Version};
+use tracing::Instrument as _;
+
+use super::{
+    admission::{Admission, Refused, Turn},
+    answer::Answer,
+    clients::{ClientKey, Clients},
+    connection::Connection,
+    error::{ApiError, OciCode},
+    exchange::Exchange,
+    request_id::{REQUEST_ID, RequestId},
+};
+use crate::{
+    access::Peer,
+    app::App,
+    metrics::{
+        names::{Count, Level},
+        route,
+    },
+};
+
+/// What a client is told to wait before it comes again.
+const RETRY_AFTER_SECS: u64 = 1;
+
+/// The rooms.
+#[derive(Clone, Debug)]
+pub struct Around {
+    app: App,
+    clients: Clients,
+    admission: Admission,
+}
+
+impl Around {
+    pub fn new(app: &App) -> Self {
+        Self {
+            app: app.clone(),
+            clients: Clients::new(&app.config.http),
+            admission: Admission::new(&app.config.http),
+        }
+    }
+
+    async fn turn(&self, key: ClientKey) -> Result<Turn, Refused> {
+        if let Some(turn) = self.admission.try_enter(key) {
+            return Ok(turn);
+        }
+        let _held = self.app.metrics.hold(Level::Waiting, &[]);
+        self.admission.wait(key).await
+    }
+}
+
+/// The outermost layer.
+pub async fn around(State(around): State<Around>, mut request: Request, next: Next) -> Response {
+    let peer = request
+        .extensions()
+        .get::<Peer>()
+        .map_or_else(Peer::unknown, Peer::clone);
+    let connection = request.extensions_mut().remove::<Arc<Connection>>();
+    let running = connection.map(|c| c.ask(request.version() == Version::HTTP_2));
+    let key = ClientKey::new(around.clients.address(peer.address.ip(), request.headers()));
+    let id = RequestId::of(request.headers());
+    let mut exchange = Exchange::new(
+        around.app.clone(),
+        id,
+        key,
+        request.method().clone(),
+        request.uri().clone(),
+    );
+    // At the level of errors, so that a line of any level that is shown has it.
+    let span = tracing::error_span!(
+        "request",
+        request_id = %exchange.id,
+        method = %request.method(),
+        route = exchange.route,
+        client = %key,
+    );
+    let (mut response, mut turn) = async {
+        if exchange.route == route::PROBES {
+            return (next.run(request).await, None);
+        }
+        match around.turn(key).await {
+            Ok(turn) => (next.run(request).await, Some(turn)),
+            Err(Refused(why)) => {
+                around.app.metrics.add(Count::Shed, 1, &[why]);
+                (refusal(), None)
+            }
+        }
+    }
+    .instrument(span.clone())
+    .await;
+    if let Some(turn) = &mut turn {
+        turn.begin_answer();
+    }
+    exchange.head(response.status().as_u16());
+    response.headers_mut().insert(REQUEST_ID, exchange.id.header());
+    response.map(|body| Body::new(Answer::new(body, exchange, span, running, turn)))
+}
+
+fn refusal() -> Response {
+    let mut error = ApiError::new(OciCode::Unavailable, "too many requests are running");
+    error.status = StatusCode::SERVICE_UNAVAILABLE;
+    error.retry_after_secs = Some(RETRY_AFTER_SECS);
+    error.into_response()
+}
