@@ -26,9 +26,15 @@ async fn every_cell_is_measured_without_errors() {
     for cell in cells {
         for server in ["registry", "registry-proxy", "nginx", "headstart"] {
             let sample = &cell["samples"][server][0];
-            assert!(sample["bytes"].as_u64() > Some(0) && sample["errors"] == 0, "{server}: {cell}");
+            assert!(
+                sample["bytes"].as_u64() > Some(0) && sample["errors"] == 0,
+                "{server}: {cell}"
+            );
         }
     }
     let table = report.table();
-    assert!(table.contains("blob-large") && table.contains("work per CPU second"), "{table}");
+    assert!(
+        table.contains("blob-large") && table.contains("work per CPU second"),
+        "{table}"
+    );
 }

@@ -29,6 +29,7 @@ enum Asked<'a> {
     Manifest { repository: &'a str, reference: &'a str },
     Blob { repository: &'a str, digest: &'a str },
     Tags { repository: &'a str },
+    Referrers { repository: &'a str, digest: &'a str },
     Nothing,
 }
 
@@ -47,6 +48,8 @@ fn parse(path: &str) -> Asked<'_> {
         Asked::Blob { repository, digest }
     } else if let Some(repository) = rest.strip_suffix("/tags/list") {
         Asked::Tags { repository }
+    } else if let Some((repository, digest)) = rest.rsplit_once("/referrers/") {
+        Asked::Referrers { repository, digest }
     } else {
         Asked::Nothing
     }
@@ -136,9 +139,10 @@ impl Exchange<'_> {
             return Ok(self.error(405, "UNSUPPORTED", "the origin is read-only"));
         }
         let repository = match asked {
-            Asked::Manifest { repository, .. } | Asked::Blob { repository, .. } | Asked::Tags { repository } => {
-                Some(repository)
-            }
+            Asked::Manifest { repository, .. }
+            | Asked::Blob { repository, .. }
+            | Asked::Tags { repository }
+            | Asked::Referrers { repository, .. } => Some(repository),
             _ => None,
         };
         if !matches!(asked, Asked::Token) && !self.state.allows(self.authorization.as_deref(), repository) {
@@ -158,7 +162,11 @@ impl Exchange<'_> {
         Ok(match (asked, found) {
             (Asked::Ping, _) => self.json(200, "{}".into()),
             (Asked::Token, _) => self.token(query.unwrap_or_default()),
-            (Asked::Tags { repository }, _) => self.tags(repository),
+            (Asked::Tags { repository }, _) => self.tags(repository, query.unwrap_or_default()),
+            (Asked::Referrers { repository, digest }, _) if self.state.has_referrers() => {
+                self.referrers(repository, digest, query.unwrap_or_default())
+            }
+            (Asked::Referrers { .. }, _) => self.error(404, "NOT_FOUND", "no such route"),
             (Asked::Blob { .. }, Some((digest, ..))) if self.state.redirects() => self.redirect(&digest),
             (Asked::Blob { .. }, Some((digest, media_type, bytes))) => self.content(
                 Found {
@@ -362,11 +370,46 @@ impl Exchange<'_> {
         Ok(self.json(200, json!({ "access_token": token, "expires_in": 300 }).to_string()))
     }
 
-    fn tags(&self, repository: &str) -> Response {
-        match self.state.tags(repository) {
-            Some(tags) => self.json(200, json!({ "name": repository, "tags": tags }).to_string()),
-            None => self.error(404, "NAME_UNKNOWN", "repository name not known to registry"),
+    /// Sorted, at most a page, with a relative link to the next.
+    fn tags(&self, repository: &str, query: &str) -> Response {
+        let Some(tags) = self.state.tags(repository) else {
+            return self.error(404, "NAME_UNKNOWN", "repository name not known to registry");
+        };
+        let last = parameter(query, "last").unwrap_or_default();
+        let page = self.page(query);
+        let rest: Vec<_> = tags.into_iter().filter(|tag| *tag > last).collect();
+        let shown = &rest[..rest.len().min(page)];
+        let json = json!({ "name": repository, "tags": shown }).to_string();
+        let next = (shown.len() < rest.len()).then(|| shown.last()).flatten();
+        let link = next.map(|last| format!("</v2/{repository}/tags/list?last={last}&n={page}>; rel=\"next\""));
+        self.linked(json, link)
+    }
+
+    /// Unfiltered, whatever was asked for, which the specification allows.
+    fn referrers(&self, repository: &str, digest: &str, query: &str) -> Response {
+        let all = self.state.referrers(repository, digest);
+        let from = parameter(query, "from").and_then(|n| n.parse().ok()).unwrap_or(0);
+        let from = all.len().min(from);
+        let to = all.len().min(from.saturating_add(self.page(query)));
+        let json = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": all[from..to] }).to_string();
+        let link = (to < all.len()).then(|| format!("</v2/{repository}/referrers/{digest}?from={to}>; rel=\"next\""));
+        let mut response = self.linked(json, link);
+        let kind = OCI_INDEX.parse().expect("ascii");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
+    }
+
+    fn page(&self, query: &str) -> usize {
+        let asked = parameter(query, "n").and_then(|n| n.parse().ok());
+        asked.unwrap_or(usize::MAX).min(self.state.page_max())
+    }
+
+    fn linked(&self, json: String, link: Option<String>) -> Response {
+        let mut response = self.json(200, json);
+        if let Some(link) = link.and_then(|link| link.parse().ok()) {
+            response.headers_mut().insert(header::LINK, link);
         }
+        response
     }
 
     fn redirect(&self, digest: &BlobDigest) -> Response {
@@ -406,6 +449,14 @@ impl Exchange<'_> {
     fn built(&self, builder: http::response::Builder, body: Body) -> Response {
         builder.body(body).expect("the origin's own heads are well formed")
     }
+}
+
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// A parameter of a query that needs no decoding.
+fn parameter(query: &str, name: &str) -> Option<String> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(n, _)| *n == name).map(|(_, value)| value.to_owned())
 }
 
 fn base(status: u16) -> http::response::Builder {

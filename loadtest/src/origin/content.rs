@@ -47,6 +47,31 @@ impl Content {
         Some((digest, repository.manifests.get(&digest)?.clone()))
     }
 
+    /// Descriptors of the manifests whose `subject` is `digest`, ascending by digest.
+    pub(super) fn referrers(&self, repository: &str, digest: &str) -> Vec<serde_json::Value> {
+        let Some(repository) = self.repositories.get(repository) else {
+            return Vec::new();
+        };
+        let mut found: Vec<_> = repository
+            .manifests
+            .iter()
+            .filter_map(|(own, manifest)| {
+                let fields: serde_json::Value = serde_json::from_slice(&manifest.bytes).ok()?;
+                (fields["subject"]["digest"].as_str()? == digest).then(|| {
+                    let kind = fields["artifactType"]
+                        .as_str()
+                        .or(fields["config"]["mediaType"].as_str());
+                    serde_json::json!({
+                        "mediaType": manifest.media_type, "digest": own.to_string(), "size": manifest.bytes.len(),
+                        "artifactType": kind, "annotations": fields["annotations"],
+                    })
+                })
+            })
+            .collect();
+        found.sort_by_key(|descriptor| descriptor["digest"].to_string());
+        found
+    }
+
     /// Of any repository: the CDN knows signatures, not names.
     pub(super) fn any_blob(&self, digest: &BlobDigest) -> Option<Bytes> {
         self.repositories.values().find_map(|r| r.blobs.get(digest).cloned())

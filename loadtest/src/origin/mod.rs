@@ -204,6 +204,16 @@ impl Origin {
         self.state.set_redirects(on);
     }
 
+    /// Whether there is a referrers API. Off at first, as in the distribution project's registry.
+    pub fn referrers_api(&self, on: bool) {
+        self.state.set_referrers(on);
+    }
+
+    /// Lists come in pages of so many entries.
+    pub fn page_max(&self, entries: usize) {
+        self.state.set_page_max(entries);
+    }
+
     /// Signed URLs given out so far answer 403.
     pub fn expire_signatures(&self) {
         self.state.expire_signatures();

@@ -3,7 +3,7 @@
 //! In: the test's changes. Out: answers to the handlers. Invariant: locks are held for look-ups only, never across an
 //! await. Not here: HTTP.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, RwLock};
 
 use bytes::Bytes;
@@ -22,6 +22,9 @@ pub(super) struct State {
     auth: RwLock<Auth>,
     tokens: Mutex<Tokens>,
     redirects: AtomicBool,
+    referrers: AtomicBool,
+    /// Entries of a list in one answer.
+    page_max: AtomicUsize,
     /// Part of every signed URL; raised to let the ones given out expire.
     signature: AtomicU64,
     url: String,
@@ -40,6 +43,8 @@ impl State {
             auth: RwLock::new(auth),
             tokens: Mutex::default(),
             redirects: AtomicBool::new(false),
+            referrers: AtomicBool::new(false),
+            page_max: AtomicUsize::new(usize::MAX),
             signature: AtomicU64::new(1),
             url,
             cdn_host,
@@ -100,6 +105,27 @@ impl State {
     pub(super) fn tags(&self, repository: &str) -> Option<Vec<String>> {
         let content = self.content.read().expect("no holder panics");
         Some(content.repositories.get(repository)?.tags.keys().cloned().collect())
+    }
+
+    pub(super) fn referrers(&self, repository: &str, digest: &str) -> Vec<serde_json::Value> {
+        let content = self.content.read().expect("no holder panics");
+        content.referrers(repository, digest)
+    }
+
+    pub(super) fn has_referrers(&self) -> bool {
+        self.referrers.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_referrers(&self, on: bool) {
+        self.referrers.store(on, Ordering::SeqCst);
+    }
+
+    pub(super) fn page_max(&self) -> usize {
+        self.page_max.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_page_max(&self, entries: usize) {
+        self.page_max.store(entries, Ordering::SeqCst);
     }
 
     pub(super) fn redirects(&self) -> bool {

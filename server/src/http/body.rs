@@ -81,6 +81,8 @@ where
             Some(counted(parts.stream(open), metrics, rep.route))
         }
         Resolved::Unsatisfiable => {
+            // What is said of the representation's age is not meant for an error.
+            headers.remove(header::CACHE_CONTROL);
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(0));
             headers.insert(header::CONTENT_RANGE, unsatisfied(rep.size));
             *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;

@@ -7,7 +7,9 @@
 //!
 //! RFC 9110, section 14. What is malformed, in another unit, or too much is *ignored* (200 with everything), as 14.2
 //! allows; ranges of numbers of which none can be satisfied are 416. That includes `500-0`, which the RFC lets a server
-//! either ignore or reject, and registry conformance suites expect to be rejected.
+//! either ignore or reject, and registry conformance suites expect to be rejected. Several ranges are sent ascending,
+//! overlapping and touching ones as one, so an answer never has more bytes than the representation (and the heads of at
+//! most [`RANGES_MAX`] parts).
 
 use std::ops::Range;
 

@@ -71,7 +71,13 @@ pub(super) struct Asking<'a> {
 }
 
 /// `/v2/`
-pub async fn base(State(app): State<App>, method: Method, extensions: Extensions) -> Response {
+pub async fn base(
+    State(app): State<App>,
+    query: Result<Query<V2Query>, QueryRejection>,
+    method: Method,
+    extensions: Extensions,
+) -> Response {
+    let ns = query.ok().and_then(|Query(query)| query.ns);
     let allowed = app.access.allow_ping(&client_of(&extensions)).await;
     let response = match (allowed, &method) {
         (Err(error), &Method::GET | &Method::HEAD) => ApiError::from_access(Asked::Manifest, &error).into_response(),
@@ -83,7 +89,7 @@ pub async fn base(State(app): State<App>, method: Method, extensions: Extensions
         }
         _ => unsupported().into_response(),
     };
-    finish(None, response)
+    finish(ns.as_deref(), response)
 }
 
 /// `/v2/{*rest}`
@@ -109,7 +115,7 @@ pub async fn any(
     };
     let answer = match path {
         _ if !matches!(method, Method::GET | Method::HEAD) => Err(unsupported()),
-        V2Path::Base => return base(State(app), method, extensions).await,
+        V2Path::Base => return base(State(app), Ok(Query(query)), method, extensions).await,
         V2Path::Manifest { name, reference } => asking.manifest(name, reference).await,
         V2Path::Blob { name, digest } => asking.blob(name, digest).await,
         V2Path::Tags { name } => asking.tags(name, &query).await,
