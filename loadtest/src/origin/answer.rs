@@ -15,7 +15,7 @@ use headstart_layer_format::BlobDigest;
 use http::{HeaderMap, Method, header};
 use serde_json::json;
 
-use super::auth::{Auth, basic_header};
+use super::auth::Auth;
 use super::body::body;
 use super::calls::{Call, Listener, Record};
 use super::fault::{self, Fault, Subject};
@@ -326,19 +326,22 @@ impl Exchange<'_> {
     }
 
     fn token(&self, query: &str) -> Response {
-        let Auth::Bearer { user, .. } = self.state.auth() else {
+        let auth = self.state.auth();
+        if matches!(
+            auth,
+            Auth::Anonymous | Auth::Basic { .. } | Auth::Identity { .. } | Auth::Users { bearer: false, .. }
+        ) {
             return self.error(404, "NOT_FOUND", "no token service here");
-        };
-        let wanted = user.map(|(user, password)| basic_header(&user, &password));
-        if wanted.is_some() && wanted != self.authorization {
-            return self.error(401, "UNAUTHORIZED", "incorrect username or password");
         }
         let scopes: Vec<String> = query
             .split('&')
             .filter_map(|pair| pair.strip_prefix("scope="))
             .map(percent_decoded)
             .collect();
-        let token = self.state.give_token(&scopes.join(" "));
+        let Some(scope) = auth.scope(self.authorization.as_deref(), &scopes.join(" ")) else {
+            return self.error(401, "UNAUTHORIZED", "incorrect username or password");
+        };
+        let token = self.state.give_token(&scope);
         self.json(
             200,
             json!({ "token": token, "access_token": token, "expires_in": 300 }).to_string(),

@@ -28,6 +28,31 @@ pub enum Auth {
     Identity {
         refresh_token: String,
     },
+    /// Each user has repositories of their own, and some are for everybody.
+    Users {
+        /// Tokens from the origin's own `/token`, or Basic.
+        bearer: bool,
+        users: Vec<User>,
+        public: Vec<String>,
+    },
+}
+
+/// One of [`Auth::Users`].
+#[derive(Clone, Debug)]
+pub struct User {
+    pub name: String,
+    pub password: String,
+    pub repositories: Vec<String>,
+}
+
+impl User {
+    pub fn new(name: &str, password: &str, repositories: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            password: password.to_owned(),
+            repositories: repositories.iter().map(|r| (*r).to_owned()).collect(),
+        }
+    }
 }
 
 impl Auth {
@@ -47,6 +72,14 @@ impl Auth {
         }
     }
 
+    pub fn users(bearer: bool, users: &[User], public: &[&str]) -> Self {
+        Self::Users {
+            bearer,
+            users: users.to_vec(),
+            public: public.iter().map(|r| (*r).to_owned()).collect(),
+        }
+    }
+
     pub fn bearer_for(user: &str, password: &str) -> Self {
         Self::Bearer {
             realm: None,
@@ -63,12 +96,49 @@ impl Auth {
             Self::Identity { .. } => Auth::bearer().challenge(own_url, repository),
             Self::Bearer { realm, service, .. } => {
                 let own = format!("{own_url}/token");
-                let realm = realm.as_ref().unwrap_or(&own);
-                let scope = repository.map_or(String::new(), |r| format!(",scope=\"repository:{r}:pull\""));
-                Some(format!("Bearer realm=\"{realm}\",service=\"{service}\"{scope}"))
+                Some(bearer(realm.as_ref().unwrap_or(&own), service, repository))
+            }
+            Self::Users { bearer: true, .. } => Some(bearer(&format!("{own_url}/token"), "origin.test", repository)),
+            Self::Users { .. } => Some("Basic realm=\"origin\"".to_owned()),
+        }
+    }
+
+    /// The scope of a token for whoever shows `header`; `None` for wrong credentials, or where no tokens are given.
+    pub(super) fn scope(&self, header: Option<&str>, asked: &str) -> Option<String> {
+        match self {
+            Self::Anonymous | Self::Basic { .. } | Self::Identity { .. } | Self::Users { bearer: false, .. } => None,
+            Self::Bearer { user, .. } => {
+                let wanted = user.as_ref().map(|(user, password)| basic_header(user, password));
+                (wanted.is_none() || wanted.as_deref() == header).then(|| asked.to_owned())
+            }
+            Self::Users { users, public, .. } => {
+                let user = user_of(users, header);
+                if header.is_some() && user.is_none() {
+                    return None;
+                }
+                let granted = |scope: &&str| {
+                    let repository = scope.strip_prefix("repository:").and_then(|s| s.strip_suffix(":pull"));
+                    repository.is_some_and(|r| may_read(user, public, r))
+                };
+                Some(asked.split(' ').filter(granted).collect::<Vec<_>>().join(" "))
             }
         }
     }
+}
+
+fn bearer(realm: &str, service: &str, repository: Option<&str>) -> String {
+    let scope = repository.map_or(String::new(), |r| format!(",scope=\"repository:{r}:pull\""));
+    format!("Bearer realm=\"{realm}\",service=\"{service}\"{scope}")
+}
+
+fn user_of<'u>(users: &'u [User], header: Option<&str>) -> Option<&'u User> {
+    let header = header?;
+    users.iter().find(|u| basic_header(&u.name, &u.password) == header)
+}
+
+fn may_read(user: Option<&User>, public: &[String], repository: &str) -> bool {
+    let has = |repositories: &[String]| repositories.iter().any(|r| r == repository);
+    has(public) || user.is_some_and(|user| has(&user.repositories))
 }
 
 /// `Authorization: Basic` of a user.
@@ -100,7 +170,18 @@ impl Tokens {
         match auth {
             Auth::Anonymous => true,
             Auth::Basic { user, password } => header == Some(basic_header(user, password).as_str()),
-            Auth::Bearer { .. } | Auth::Identity { .. } => {
+            Auth::Users {
+                bearer: false,
+                users,
+                public,
+            } => {
+                let user = user_of(users, header);
+                match repository {
+                    Some(repository) => may_read(user, public, repository),
+                    None => user.is_some(),
+                }
+            }
+            Auth::Bearer { .. } | Auth::Identity { .. } | Auth::Users { .. } => {
                 let token = header.and_then(|h| h.strip_prefix("Bearer "));
                 let scope = token.and_then(|t| self.good.get(t));
                 match (scope, repository) {

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
 
-pub use auth::{Auth, basic_header};
+pub use auth::{Auth, User, basic_header};
 pub use calls::{Call, Listener};
 pub use fault::{Fault, Gate, Target};
 

@@ -16,9 +16,10 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use headstart_layer_format::{
     BlobDigest, ChainId, DigestError, Toc,
-    api::{ChainStatus, ChunksRequest, LayerState, LayerStatus},
+    api::{ChainStatus, ChunksRequest, ImageStatus, LayerState, LayerStatus},
     limits::{CHUNK_LAYERS_MAX, CHUNK_REQUEST_MAX, TOC_WAIT_MS_MAX},
     routes,
 };
@@ -42,6 +43,8 @@ use crate::{
 const CHUNKS_BODY_SIZE_MAX: usize = CHUNK_REQUEST_MAX * 96 + CHUNK_LAYERS_MAX * 160 + 1024;
 /// What a node is told to wait before it asks again about a conversion.
 const RETRY_AFTER_SECS: u64 = 1;
+/// Layers of one image whose membership may have to be asked of an upstream at once.
+const LAYERS_CHECKED_AT_ONCE: usize = 8;
 /// A layer that is converted again may get another TOC and other frames under the same address, so a cache asks by ETag.
 const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
 
@@ -101,13 +104,40 @@ async fn image(
     details.enter(&app, &client, Named::Manifest(manifest)).await?;
     let status = image_status(&app.store, &app.layers, &manifest, details.wait()).await;
     let status = status.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
-    let status = status.ok_or_else(|| {
+    let mut status = status.ok_or_else(|| {
         ApiError::new(
             OciCode::ManifestUnknown,
             format!("no image manifest {manifest} was served here"),
         )
     })?;
+    refuse_unreadable(&app, &client, &details, &mut status).await;
     Ok(json(StatusCode::OK, &status))
+}
+
+/// A manifest may name what is somebody else's: of such layers nothing is told. They are refused, so that a node does
+/// not wait for them.
+async fn refuse_unreadable(app: &App, client: &Client, details: &Details, image: &mut ImageStatus) {
+    if app.access.allow_unknown(client).await.is_ok() {
+        return;
+    }
+    let digests: Vec<BlobDigest> = image.layers.iter().map(|layer| layer.digest).collect();
+    let checks = stream::iter(digests.into_iter().map(Named::Layer))
+        .map(|layer| async move { details.enter(app, client, layer).await.is_ok() })
+        .buffered(LAYERS_CHECKED_AT_ONCE);
+    let allowed: Vec<bool> = checks.collect().await;
+    for (layer, _) in image.layers.iter_mut().zip(allowed).filter(|(_, allowed)| !allowed) {
+        *layer = LayerStatus {
+            digest: layer.digest,
+            state: LayerState::Refused,
+            reason: Some("this client may not read it".into()),
+            diff_id: None,
+            chain_id: None,
+            media_type: layer.media_type.take(),
+            size: layer.size,
+            converted: None,
+            toc: None,
+        };
+    }
 }
 
 async fn chain(
@@ -264,7 +294,7 @@ async fn chunks(
     }
     let wanted = readable(&app, &client, request).await?;
     let metrics = app.metrics.clone();
-    let stream = futures_util::StreamExt::inspect(app.seekable.chunks(wanted), move |part| {
+    let stream = app.seekable.chunks(wanted).inspect(move |part| {
         if let Ok(part) = part {
             metrics.served(route::CHUNKS, part.len() as u64);
         }

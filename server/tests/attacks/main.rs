@@ -6,3 +6,6 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+
+mod cross_repository;
+mod private_to_anyone;

@@ -5,6 +5,8 @@
 //! Not here: the origin (`headstart_loadtest::origin`).
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod lazy;
+
 use std::{net::SocketAddr, path::Path};
 
 use bytes::Bytes;
@@ -62,6 +64,21 @@ impl Server {
             http,
             stop,
             running,
+        }
+    }
+
+    /// Requests of somebody who shows `authorization`.
+    pub fn anybody(&self) -> lazy::As<'_> {
+        lazy::As {
+            server: self,
+            authorization: None,
+        }
+    }
+
+    pub fn client(&self, authorization: impl Into<String>) -> lazy::As<'_> {
+        lazy::As {
+            server: self,
+            authorization: Some(authorization.into()),
         }
     }
 
