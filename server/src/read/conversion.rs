@@ -39,6 +39,8 @@ pub(super) struct Job {
     pub layer: BlobDigest,
     /// Tried first; the recorded sources follow.
     pub source: Option<Source>,
+    /// On whose behalf that one is asked. The others are asked for the server: nobody's credentials go elsewhere.
+    pub caller: Caller,
     /// Size of the blob, if a manifest said so.
     pub size: Option<u64>,
 }
@@ -290,10 +292,11 @@ impl Shared {
         sources.extend(recorded.into_iter().filter(|s| job.source.as_ref() != Some(s)));
         let mut reason = "read the original: no source is known".to_owned();
         for source in sources.iter().take(SOURCES_TRIED_MAX) {
-            match self
-                .runtime
-                .block_on(self.blobs.open(source, &Caller::Server, &job.layer))
-            {
+            let caller = match job.source.as_ref() == Some(source) {
+                true => &job.caller,
+                false => &Caller::Server,
+            };
+            match self.runtime.block_on(self.blobs.open(source, caller, &job.layer)) {
                 Ok(blob) => return Ok(blob),
                 Err(error) => reason = format!("read the original: {error}"),
             }

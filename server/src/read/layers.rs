@@ -93,8 +93,9 @@ impl Layers {
         }
     }
 
-    /// A manifest was verified, recorded and is being served: queue its layers, learn its DiffIDs. Does not block.
-    pub fn manifest_served(&self, fact: ManifestFact) {
+    /// A manifest was verified, recorded and is being served: queue its layers, learn its DiffIDs. What has to be fetched
+    /// for that is fetched from the manifest's source on behalf of `caller`. Does not block.
+    pub fn manifest_served(&self, fact: ManifestFact, caller: &Caller) {
         let Some(image) = fact.image.clone() else { return };
         if self.inner.stop.is_cancelled() {
             return;
@@ -103,22 +104,23 @@ impl Layers {
             tracing::warn!(manifest = %fact.digest, "too many new manifests; its layers are converted when asked for");
             return;
         };
-        let layers = self.clone();
+        let (layers, caller) = (self.clone(), caller.clone());
         let stop = self.inner.stop.clone();
         self.inner.tasks.spawn(stop.run_until_cancelled_owned(async move {
             let _permit = permit;
-            layers.queue_image(&fact, &image).await;
-            if let Err(reason) = layers.learn_config(&fact, &image).await {
+            layers.queue_image(&fact, &image, &caller).await;
+            if let Err(reason) = layers.learn_config(&fact, &image, &caller).await {
                 tracing::warn!(manifest = %fact.digest, reason, "failed to learn DiffIDs from the image config");
             }
         }));
     }
 
-    async fn queue_image(&self, fact: &ManifestFact, image: &ImageFact) {
+    async fn queue_image(&self, fact: &ManifestFact, image: &ImageFact, caller: &Caller) {
         for layer in image.layers.iter().filter(|l| is_tar_layer(&l.media_type)) {
             let job = Job {
                 layer: layer.digest,
                 source: Some(fact.source.clone()),
+                caller: caller.clone(),
                 size: Some(layer.size),
             };
             let layers = self.clone();
@@ -129,7 +131,7 @@ impl Layers {
         }
     }
 
-    async fn learn_config(&self, fact: &ManifestFact, image: &ImageFact) -> Result<(), String> {
+    async fn learn_config(&self, fact: &ManifestFact, image: &ImageFact, caller: &Caller) -> Result<(), String> {
         let (store, manifest) = (self.inner.store.clone(), fact.digest);
         let known = tokio::task::spawn_blocking(move || store.diff_ids(&manifest)).await;
         if known.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?.is_some() {
@@ -139,7 +141,7 @@ impl Layers {
         let bytes = self
             .inner
             .blobs
-            .read_small(&fact.source, &Caller::Server, &image.config, CONFIG_SIZE_MAX)
+            .read_small(&fact.source, caller, &image.config, CONFIG_SIZE_MAX)
             .await;
         let bytes = bytes.map_err(|e| e.to_string())?;
         let config: ImageConfig = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
@@ -210,6 +212,7 @@ impl Layers {
             let job = Job {
                 layer: *layer,
                 source: None,
+                caller: Caller::Server,
                 size: None,
             };
             let now = tokio::task::spawn_blocking(move || layers.ensure(job)).await;

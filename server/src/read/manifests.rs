@@ -170,7 +170,7 @@ impl Inner {
     ) -> Result<Manifest, ReadError> {
         if let Some(found) = self.shelf.find(source, digest).await? {
             self.obtainable.check(caller, &found.fact, None).await?;
-            return Ok(self.hand_out(found, None));
+            return Ok(self.hand_out(found, caller, None));
         }
         let what = What::Manifest(Reference::Digest(*digest), accept.class());
         if let Some(no) = self.negative.get(source, caller, &what) {
@@ -178,7 +178,7 @@ impl Inner {
         }
         let fetched = self.fetch_digest(source, caller, digest, accept).await;
         self.learn(source, caller, what, &fetched);
-        Ok(self.hand_out(fetched?, None))
+        Ok(self.hand_out(fetched?, caller, None))
     }
 
     async fn by_tag(self: &Arc<Self>, key: &Key, tag: &Tag, accept: &Accept) -> Result<Manifest, ReadError> {
@@ -188,7 +188,7 @@ impl Inner {
             && let Some(found) = self.shelf.find(&key.source, &digest).await?
         {
             self.obtainable.check(&key.caller, &found.fact, None).await?;
-            return Ok(self.hand_out(found, None));
+            return Ok(self.hand_out(found, &key.caller, None));
         }
         let last = last.map(|(digest, _)| digest);
         let what = What::Manifest(key.reference.clone(), key.class);
@@ -201,7 +201,7 @@ impl Inner {
             }
         };
         let error = match answer {
-            Ok(found) => return Ok(self.hand_out(found, None)),
+            Ok(found) => return Ok(self.hand_out(found, &key.caller, None)),
             Err(ReadError::Upstream(error)) => error,
             Err(error) => return Err(error),
         };
@@ -220,7 +220,7 @@ impl Inner {
             upstream = key.source.upstream, repository = key.source.repository, tag = tag.as_str(), %error,
             "tag is served without the upstream's word"
         );
-        Ok(self.hand_out(found, Some(warning)))
+        Ok(self.hand_out(found, &key.caller, Some(warning)))
     }
 
     /// Where the tag pointed last, for a client that takes `accept`; and whether that may be answered without asking.
@@ -337,14 +337,14 @@ impl Inner {
         self.shelf.keep(source, digest, media_type, answer.bytes).await
     }
 
-    fn hand_out(&self, found: Found, warning: Option<Warning>) -> Manifest {
+    fn hand_out(&self, found: Found, caller: &Caller, warning: Option<Warning>) -> Manifest {
         let manifest = Manifest {
             digest: found.fact.digest,
             media_type: found.fact.media_type.clone(),
             bytes: found.bytes,
             warning,
         };
-        self.layers.manifest_served(found.fact);
+        self.layers.manifest_served(found.fact, caller);
         manifest
     }
 
