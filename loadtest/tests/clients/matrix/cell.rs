@@ -7,7 +7,7 @@
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::{
     corpus::SyntheticImage,
-    origin::{Call, Origin},
+    origin::{Call, Fault, Origin, Target},
     playground::proxy::Proxy,
 };
 
@@ -122,6 +122,10 @@ impl Cell {
     /// Asks the server for what shall be in its cache.
     async fn warm(&self, warm: Warm, proxy: &Proxy) {
         let mut paths = Vec::new();
+        if warm == Warm::Manifest {
+            // A manifest makes the server convert, and so fetch; it must not get them.
+            self.upstream.always(Target::Blobs, Fault::Wall { at: 0 });
+        }
         if warm != Warm::Cold {
             paths.push("manifests/v1".to_owned());
         }
