@@ -53,5 +53,8 @@ fn crane_pulls_lists_digests_and_validates() {
         let manifest = crane("manifest", &["manifest", &image("single")]).await;
         assert_eq!(manifest.trim_end().as_bytes(), single.manifest.as_ref());
         crane("validate", &["validate", "--remote", &image("multi")]).await;
+        let tags = crane("ls", &["ls", &format!("{}/registry.test/team/app", proxy.address())]).await;
+        let tags: Vec<&str> = tags.split_whitespace().filter(|t| !t.starts_with("sha256")).collect();
+        assert_eq!(tags, ["multi", "single"]);
     });
 }

@@ -88,5 +88,11 @@ fn oras_copies_pulls_artifacts_and_discovers_referrers() {
             found.contains(&digest.to_string()) && found.contains(ARTIFACT),
             "{found}"
         );
+        let tags = oras(
+            "tags",
+            &["repo", "tags", "--plain-http", image("x").trim_end_matches(":x")],
+        )
+        .await;
+        assert!(tags.contains("sbom") && tags.contains("multi"), "{tags}");
     });
 }
