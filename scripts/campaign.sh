@@ -28,5 +28,7 @@ for ((i = 1; i <= count; i++)); do
     cargo test --locked --quiet -p headstart-shim --test lazy -- restart faults
     # The real binaries and the real image: three kills in one ingest, every byte compared.
     cargo test --locked --quiet -p headstart-loadtest --test e2e -- crash
+    # Real clients, and upstreams that misbehave: the order of things differs each time.
+    cargo test --locked --quiet -p headstart-loadtest --test clients
 done
 echo "campaign: $count repetitions passed"
