@@ -27,6 +27,7 @@ use crate::{
         seekable::Seekable,
         tags::TagLists,
     },
+    reclaim::Reclaimer,
     store::{Store, StoreError, originals::Originals},
     upstream::{SetupError, Upstreams},
 };
@@ -66,6 +67,7 @@ pub struct App {
     pub tags: TagLists,
     pub referrers: Referrers,
     pub seekable: Seekable,
+    pub reclaimer: Reclaimer,
     stopping: CancellationToken,
 }
 
@@ -75,15 +77,24 @@ impl App {
         let metrics = Metrics::new();
         let upstreams = Upstreams::new(&config, &metrics)?;
         let transport = Transport::new(config.tls.as_ref())?;
-        let data_dir = config.data_dir.clone();
+        let (data_dir, cache) = (config.data_dir.clone(), config.cache.clone());
         // Opening may rebuild the index, which takes its time.
         let opened = tokio::task::spawn_blocking(move || {
             std::fs::create_dir_all(&data_dir).map_err(AppError::DataDir)?;
             let originals = Originals::open(&data_dir).map_err(AppError::DataDir)?;
-            let store = Store::open(&data_dir).map_err(AppError::Store)?;
-            Ok::<_, AppError>((originals, store))
+            let budgets = cache.budgets(&data_dir).map_err(AppError::DataDir)?;
+            let store = Store::open_with(&data_dir, budgets.pack_size_max()).map_err(AppError::Store)?;
+            Ok::<_, AppError>((originals, store, budgets))
         });
-        let (originals, store) = opened.await??;
+        let (originals, store, budgets) = opened.await??;
+        let reclaimer = Reclaimer::start(
+            config.data_dir.clone(),
+            originals.clone(),
+            store.clone(),
+            budgets,
+            metrics.clone(),
+        )
+        .map_err(AppError::DataDir)?;
         let fetch = config.fetch.clone();
         let blobs = Blobs::new(
             originals.clone(),
@@ -129,6 +140,7 @@ impl App {
             tags,
             referrers,
             seekable,
+            reclaimer,
             stopping: CancellationToken::new(),
         })
     }
@@ -168,8 +180,11 @@ pub async fn serve(app: App, listener: TcpListener, stop: CancellationToken) -> 
     told.abort();
     app.layers.shutdown().await;
     app.blobs.shutdown().await;
-    let store = app.store.clone();
-    tokio::task::spawn_blocking(move || store.flush())
-        .await?
-        .map_err(AppError::Flush)
+    let (store, reclaimer) = (app.store.clone(), app.reclaimer.clone());
+    tokio::task::spawn_blocking(move || {
+        reclaimer.stop();
+        store.flush()
+    })
+    .await?
+    .map_err(AppError::Flush)
 }

@@ -12,6 +12,7 @@ pub mod http;
 pub mod ingest;
 pub mod metrics;
 pub mod read;
+pub mod reclaim;
 pub mod store;
 pub mod upstream;
 pub mod watched;

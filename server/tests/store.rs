@@ -3,16 +3,18 @@
 //! Each test writes through the public API, hurts the files as a crash or a bad disk would, opens again and asks:
 //! is every answer either the right one or a miss?
 
+#[path = "support/layers.rs"]
+mod layers;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use headstart_layer_format::toc::{
-    ChunkEntry, ChunkTable, Entry, EntryId, Inode, InodeId, Kind, Mtime, SkeletonBuilder, Tree,
-};
+use headstart_layer_format::toc::ChunkEntry;
 use headstart_layer_format::{BlobDigest, ChainId, ChunkDigest, DiffId, Toc};
 use headstart_server::store::facts::{ConfigFact, ImageFact, LayerFact, ManifestFact, Source, TagFact};
 use headstart_server::store::{LayerRecord, Store};
+use layers::{assert_ready, copy_tree, packs, publish, toc_of};
 
 /// Small packs, so that the tests roll through several.
 const PACK_SIZE_MAX: u64 = 16 << 10;
@@ -26,64 +28,6 @@ fn source() -> Source {
         upstream: "docker.io".into(),
         repository: "library/thing".into(),
     }
-}
-
-fn chunk_bytes(n: u32) -> Vec<u8> {
-    (0..1024u32)
-        .flat_map(|i| (i.wrapping_mul(n.wrapping_add(77)) ^ n).to_le_bytes())
-        .collect()
-}
-
-fn put_chunk(store: &Store, raw: &[u8]) -> ChunkEntry {
-    let digest = ChunkDigest::of(raw);
-    let frame = zstd::bulk::compress(raw, 3).unwrap();
-    let (frame_len, _) = store.append_chunk(&digest, raw.len() as u32, &frame).unwrap();
-    ChunkEntry {
-        digest,
-        raw_len: raw.len() as u32,
-        frame_len,
-    }
-}
-
-/// A layer of one directory whose data space is the given chunks.
-fn toc_of(layer: &BlobDigest, chunks: Vec<ChunkEntry>) -> Toc {
-    let mut skeleton = SkeletonBuilder::new().unwrap();
-    skeleton.literal(&[0; 1024]).unwrap();
-    skeleton.body(chunks.iter().map(|c| u64::from(c.raw_len)).sum());
-    let root = Inode {
-        mode: 0o755,
-        uid: 0,
-        gid: 0,
-        mtime: Mtime::default(),
-        xattrs: Vec::new(),
-        kind: Kind::Directory {
-            opaque: false,
-            implied: true,
-        },
-    };
-    let entry = Entry {
-        parent: EntryId::ROOT,
-        name: Box::default(),
-        inode: InodeId::ROOT,
-    };
-    let tree = Tree::new(vec![entry], vec![root]).unwrap();
-    let diff_id = DiffId::of(layer.to_string().as_bytes());
-    Toc::new(
-        *layer,
-        diff_id,
-        tree,
-        ChunkTable::new(chunks).unwrap(),
-        skeleton.finish().unwrap(),
-    )
-    .unwrap()
-}
-
-fn publish(store: &Store, name: &str, chunks: std::ops::Range<u32>) -> (BlobDigest, Toc) {
-    let layer = BlobDigest::of(name.as_bytes());
-    let entries = chunks.map(|n| put_chunk(store, &chunk_bytes(n))).collect();
-    let toc = toc_of(&layer, entries);
-    store.publish_layer(&layer, &toc).unwrap();
-    (layer, toc)
 }
 
 fn manifest(layers: &[BlobDigest]) -> ManifestFact {
@@ -149,40 +93,6 @@ fn assert_everything(store: &Store, fact: &ManifestFact, diff_ids: &[DiffId]) {
     let refused = store.layer(&BlobDigest::of(b"bad layer")).unwrap();
     assert!(matches!(refused, Some(LayerRecord::Refused { reason, .. }) if reason == "not a tar"));
     assert_ready(store, &layer);
-}
-
-fn assert_ready(store: &Store, layer: &BlobDigest) {
-    let (summary, bytes) = store.toc(layer).unwrap().expect("a TOC");
-    assert_eq!(Toc::digest(&bytes), summary.digest);
-    let toc = Toc::decode(&bytes).unwrap();
-    assert_eq!(toc.layer_digest(), layer);
-    for c in toc.chunks().entries() {
-        let frame = store.read_chunk(&c.digest).unwrap().expect("a chunk");
-        let raw = zstd::bulk::decompress(&frame, c.raw_len as usize).unwrap();
-        assert_eq!(ChunkDigest::of(&raw), c.digest);
-    }
-}
-
-fn packs(dir: &Path) -> Vec<PathBuf> {
-    let mut out: Vec<_> = std::fs::read_dir(dir.join("packs"))
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .collect();
-    out.sort();
-    out
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_tree(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 #[test]

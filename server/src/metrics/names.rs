@@ -27,6 +27,8 @@ metrics! {
     IngestBytes = "headstart_ingest_bytes_total", "bytes", [INGEST_KIND], "Bytes through conversions, by kind";
     Corruption = "headstart_corruption_total", "events", [DAMAGED], "Bytes that did not match their digest, treated as a miss";
     IndexRebuilds = "headstart_index_rebuilds_total", "events", [], "Times the index was rebuilt from packs";
+    Evictions = "headstart_evictions_total", "objects", [EVICTED, EVICT_REASON], "Originals and converted layers that were given up";
+    ReclaimedBytes = "headstart_reclaimed_bytes_total", "bytes", [RECLAIMED], "Bytes of the disk that became free";
     TelemetryFailures = "headstart_telemetry_failures_total", "exports", [SIGNAL], "Exports of traces or metrics that failed";
 }
 
@@ -35,6 +37,7 @@ metrics! {
     Seconds: Counter;
     Ingest = "headstart_ingest_seconds_total", "seconds", [], "Wall time spent in conversions";
     UpstreamQueue = "headstart_upstream_queue_seconds_total", "seconds", [UPSTREAM], "Time requests waited for an upstream's budget";
+    Reclaim = "headstart_reclaim_seconds_total", "seconds", [], "Time spent in rounds of reclaiming";
     IngestCpu = "headstart_ingest_cpu_seconds_total", "seconds", [], "CPU time spent in conversions";
 }
 
@@ -52,6 +55,7 @@ metrics! {
 metrics! {
     /// What something is at the moment: set when it changes.
     Gauge: Gauge;
+    HeldBytes = "headstart_held_bytes", "bytes", [HELD], "Bytes of the disk that are in use";
     ConversionQueue = "headstart_conversion_queue_length", "layers", [], "Layers that wait for their conversion";
 }
 

@@ -14,13 +14,15 @@ pub struct Rung {
     pub over_budget: bool,
     /// A write failed for want of space.
     pub disk_full: bool,
+    /// The operator wants something.
+    pub order: bool,
     /// The server is stopping.
     pub stop: bool,
 }
 
 impl Rung {
     fn any(self) -> bool {
-        self.over_budget || self.disk_full || self.stop
+        self.over_budget || self.disk_full || self.order || self.stop
     }
 }
 
@@ -70,7 +72,7 @@ impl Bell {
     }
 
     fn rung(&self) -> MutexGuard<'_, Rung> {
-        // Three independent flags: nothing can be half-changed.
+        // Independent flags: nothing can be half-changed.
         self.0.rung.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -43,6 +43,8 @@ pub use index::IndexError;
 pub use layer_use::LayerHold;
 use layer_use::LayerUse;
 pub use layers::{CONVERTER_VERSION, LayerRecord};
+/// A pack without a record.
+pub use pack::PACK_HEADER_LEN as EMPTY_PACK_BYTES;
 pub use pack::PackId;
 use packs::Packs;
 

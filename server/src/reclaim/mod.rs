@@ -1,0 +1,414 @@
+//! Reclaiming: one thread that keeps originals and packs within their budgets.
+//!
+//! In: budgets, a bell, the operator's orders. Out: less on the disk, and what was done about it.
+//! Invariant: one thread, at low priority, decides and deletes; it waits for nothing but the bell and stops promptly.
+//! Nothing goes from under a reader: originals are unlinked (readers hold open files), layers that are read are held, and
+//! records that move are looked up again. Memberships and facts stay, so that a later request simply fetches again.
+//! Not here: what is old ([`crate::store::usage`]), which layers ([`crate::store::plan`]), how a pack is emptied
+//! ([`crate::store::sweep`]).
+
+mod originals;
+mod packs;
+mod report;
+
+use std::collections::{HashSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use headstart_layer_format::BlobDigest;
+use tokio::sync::oneshot;
+
+use crate::config::Budgets;
+use crate::metrics::Metrics;
+use crate::metrics::names::{Count, Gauge, Seconds};
+use crate::store::Store;
+use crate::store::bell::{Bell, Rung};
+use crate::store::originals::Originals;
+use crate::store::plan::{Reason, Wanted};
+use crate::store::usage::{SAVE_EVERY_MS, now_ms};
+use packs::{Cycle, FactBytes};
+pub use report::{Gone, Report};
+
+/// A look at the budgets, also when nobody rings: the free space of the disk changes without us.
+const PERIOD: Duration = Duration::from_secs(20);
+/// Last uses of layers are one row each, in one batch.
+const SAVE_LAYERS_EVERY_MS: u64 = 600_000;
+/// A cycle that freed nothing is not repeated before this, however often the bell rings.
+const BACKOFF: Duration = Duration::from_secs(5);
+/// What a full disk costs at least: less would be asked for again at once.
+const DISK_FULL_BYTES: u64 = 64 << 20;
+/// Nice value: serving and converting go first.
+const NICENESS: i32 = 15;
+/// Unlinking a large file takes milliseconds of the file system's journal.
+const UNLINK_PAUSE: Duration = Duration::from_millis(1);
+/// Orders waiting at once; an operator gives one at a time.
+const ORDERS_MAX: usize = 16;
+
+/// What the operator wants.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// A full round: budgets, ages, and every pack that is worth it.
+    Collect { dry_run: bool },
+    /// These originals and layers go, pinned or not.
+    Remove(HashSet<BlobDigest>),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    #[error("reclaim: too many orders are waiting")]
+    Busy,
+    #[error("reclaim: the server is stopping")]
+    Stopping,
+    #[error("{0}")]
+    Failed(String),
+}
+
+type Reply = oneshot::Sender<Result<Report, String>>;
+
+/// Clones talk to the same thread.
+#[derive(Clone, Debug)]
+pub struct Reclaimer {
+    inner: Arc<Inner>,
+    thread: Arc<Running>,
+}
+
+/// The thread ends when nobody can give it orders any more.
+#[derive(Debug)]
+struct Running {
+    bell: Bell,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.bell.ring(|rung| rung.stop = true);
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    data_dir: PathBuf,
+    originals: Originals,
+    store: Store,
+    budgets: Budgets,
+    metrics: Metrics,
+    bell: Bell,
+    orders: Mutex<VecDeque<(Order, Reply)>>,
+}
+
+impl Reclaimer {
+    /// Starts the thread. It first finds out what there is; nothing is evicted before.
+    pub fn start(
+        data_dir: PathBuf,
+        originals: Originals,
+        store: Store,
+        budgets: Budgets,
+        metrics: Metrics,
+    ) -> std::io::Result<Self> {
+        let bell = originals.bell().clone();
+        originals.set_bytes_max(budgets.originals_bytes_max);
+        store.set_bytes_max(budgets.chunks_bytes_max, bell.clone());
+        let inner = Arc::new(Inner {
+            data_dir,
+            originals,
+            store,
+            budgets,
+            metrics,
+            bell: bell.clone(),
+            orders: Mutex::default(),
+        });
+        let thread = std::thread::Builder::new().name("reclaim".into()).spawn({
+            let inner = inner.clone();
+            move || inner.run()
+        })?;
+        Ok(Self {
+            inner,
+            thread: Arc::new(Running {
+                bell,
+                thread: Mutex::new(Some(thread)),
+            }),
+        })
+    }
+
+    /// Has an order carried out; waits for it.
+    pub async fn order(&self, order: Order) -> Result<Report, OrderError> {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut orders = self.inner.orders.lock().unwrap_or_else(PoisonError::into_inner);
+            if orders.len() >= ORDERS_MAX {
+                return Err(OrderError::Busy);
+            }
+            orders.push_back((order, reply));
+        }
+        self.inner.bell.ring(|rung| rung.order = true);
+        match answer.await {
+            Ok(done) => done.map_err(OrderError::Failed),
+            Err(_) => Err(OrderError::Stopping),
+        }
+    }
+
+    /// Ends the thread, at its next step, and writes down what was used when. Blocks.
+    pub fn stop(&self) {
+        self.inner.bell.ring(|rung| rung.stop = true);
+        let thread = self.thread.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the reclaimer panicked");
+        }
+    }
+}
+
+/// What the thread remembers between rounds.
+#[derive(Debug, Default)]
+struct Memory {
+    facts: FactBytes,
+    not_before: Option<Instant>,
+    ages_looked_at: Option<Instant>,
+}
+
+impl Inner {
+    fn run(&self) {
+        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+            tracing::warn!(%error, "reclaiming runs at the server's own priority");
+        }
+        if let Err(error) = self.originals.scan(|| !self.bell.is_stopping()) {
+            tracing::error!(%error, "failed to find out which originals there are; none is evicted");
+        }
+        let mut memory = Memory::default();
+        let mut rung = Rung::default();
+        while !rung.stop {
+            let started = Instant::now();
+            self.carry_out_orders(&mut memory);
+            if let Err(error) = self.round(rung, &mut memory) {
+                tracing::error!(%error, "a round of reclaiming failed");
+            }
+            self.originals.save_uses(SAVE_EVERY_MS);
+            self.save_layer_uses(SAVE_LAYERS_EVERY_MS);
+            self.report_held();
+            self.metrics
+                .add_seconds(Seconds::Reclaim, started.elapsed().as_secs_f64(), &[]);
+            rung = self.bell.wait(PERIOD);
+        }
+        self.originals.save_uses(0);
+        self.save_layer_uses(0);
+        // Their callers are told that the server stops, by the end of the channel.
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn save_layer_uses(&self, lag_ms: u64) {
+        if let Err(error) = self.store.save_layer_uses(lag_ms) {
+            tracing::warn!(%error, "last uses of layers are not saved");
+        }
+    }
+
+    fn carry_out_orders(&self, memory: &mut Memory) {
+        loop {
+            let next = self.orders.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some((order, reply)) = next else { return };
+            let done = match order {
+                Order::Collect { dry_run } => self.collect(dry_run, memory),
+                Order::Remove(digests) => self.remove(digests, memory),
+            };
+            // Whoever asked may have gone.
+            let _ = reply.send(done.map_err(|error| error.to_string()));
+        }
+    }
+
+    fn collect(&self, dry_run: bool, memory: &mut Memory) -> Result<Report, ReclaimError> {
+        let mut report = Report {
+            dry_run,
+            ..Report::default()
+        };
+        self.originals_round(self.bytes_short()?, dry_run, &mut report)?;
+        self.packs_round(self.wanted()?, 0, false, dry_run, memory, &mut report)?;
+        Ok(self.ended(report))
+    }
+
+    fn remove(&self, digests: HashSet<BlobDigest>, memory: &mut Memory) -> Result<Report, ReclaimError> {
+        let mut report = Report::default();
+        for digest in &digests {
+            if let Some(kept) = self.originals.kept(digest) {
+                self.originals.remove(digest)?;
+                self.count_original(digest, kept.bytes, Reason::Removed, &mut report);
+            }
+            self.store.forget_refusal(digest)?;
+        }
+        let wanted = Wanted {
+            removed: digests,
+            ..self.wanted()?
+        };
+        self.packs_round(wanted, 0, false, false, memory, &mut report)?;
+        Ok(self.ended(report))
+    }
+
+    fn ended(&self, mut report: Report) -> Report {
+        report.originals_held_bytes = self.originals.usage().bytes();
+        report.packs_held_bytes = self.store.pack_bytes();
+        report
+    }
+
+    /// What a ring, or the clock, makes necessary.
+    fn round(&self, rung: Rung, memory: &mut Memory) -> Result<(), ReclaimError> {
+        let mut report = Report::default();
+        let mut needed = self.bytes_short()?;
+        if rung.disk_full {
+            needed = needed.max(DISK_FULL_BYTES);
+        }
+        self.originals_round(needed, false, &mut report)?;
+        let still_needed = needed.saturating_sub(report.originals_bytes);
+        let held = self.store.pack_bytes();
+        let over = held > self.store.reclaim_above();
+        let ages = self.are_ages_due(memory);
+        if !(over || ages || still_needed > 0) || memory.not_before.is_some_and(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        let mut wanted = self.wanted()?;
+        let mut packs_bytes_wanted = self.low_water();
+        if still_needed > 0 {
+            packs_bytes_wanted = packs_bytes_wanted.min(held.saturating_sub(still_needed));
+            if wanted.bytes_max > packs_bytes_wanted {
+                wanted.bytes_max = packs_bytes_wanted;
+                wanted.reason = Reason::DiskFull;
+            }
+        }
+        let urgent = still_needed > 0 || held > self.store.bytes_max();
+        let swept = self.packs_round(wanted, packs_bytes_wanted, urgent, false, memory, &mut report);
+        let idle = swept.is_err() || self.store.pack_bytes() >= held;
+        memory.not_before = idle.then(|| Instant::now() + BACKOFF);
+        swept
+    }
+
+    /// Ages are looked at four times within the shortest of them, and not all the time.
+    fn are_ages_due(&self, memory: &mut Memory) -> bool {
+        let Some(ttl_ms) = self.budgets.chunks_ttl_ms else {
+            return false;
+        };
+        let every = Duration::from_millis(ttl_ms / 4);
+        if memory.ages_looked_at.is_some_and(|at| at.elapsed() < every) {
+            return false;
+        }
+        memory.ages_looked_at = Some(Instant::now());
+        true
+    }
+
+    /// Rewriting ends here: between what may live and where a cycle begins.
+    fn low_water(&self) -> u64 {
+        match self.budgets.chunks_bytes_max {
+            u64::MAX => u64::MAX,
+            max => max / 16 * 13,
+        }
+    }
+
+    /// By budget and age.
+    fn wanted(&self) -> Result<Wanted, ReclaimError> {
+        let used_before_unix_ms = self.budgets.chunks_ttl_ms.map_or(0, |ttl| now_ms().saturating_sub(ttl));
+        Ok(Wanted {
+            bytes_max: match self.budgets.chunks_bytes_max {
+                u64::MAX => u64::MAX,
+                max => max / 4 * 3,
+            },
+            reason: Reason::Budget,
+            used_before_unix_ms,
+            pinned: self.store.pinned()?,
+            removed: HashSet::new(),
+        })
+    }
+
+    /// Bytes by which the disk is below what must stay free.
+    fn bytes_short(&self) -> Result<u64, ReclaimError> {
+        let stat = rustix::fs::statvfs(&self.data_dir).map_err(std::io::Error::from)?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        Ok(self.budgets.free_bytes_min.saturating_sub(free))
+    }
+
+    fn originals_round(&self, needed_bytes: u64, dry_run: bool, report: &mut Report) -> Result<(), ReclaimError> {
+        if !self.originals.usage().is_scanned() {
+            return Ok(());
+        }
+        let partials = self.originals.partials();
+        let partial_bytes: u64 = partials.iter().map(|p| p.bytes).sum();
+        self.metrics.set(Gauge::HeldBytes, partial_bytes, &["partials"]);
+        let total = self.originals.usage().bytes() + partial_bytes;
+        let ages = self.budgets.originals_ttl_ms.is_some() || self.budgets.manifests_ttl_ms.is_some();
+        if total <= self.budgets.originals_bytes_max && needed_bytes == 0 && !ages {
+            return Ok(());
+        }
+        let pinned = self.store.pinned()?;
+        let kept = self.originals.usage().oldest_first();
+        let held = originals::Held {
+            kept: &kept,
+            partials: &partials,
+            pinned: &pinned,
+            now_ms: now_ms(),
+            needed_bytes,
+        };
+        let is_manifest = |digest: &BlobDigest| Ok(self.store.manifest(digest)?.is_some());
+        for victim in originals::choose(&held, &self.budgets, is_manifest)? {
+            if self.bell.is_stopping() {
+                break;
+            }
+            if dry_run {
+                report.original(victim.digest, victim.bytes, victim.reason);
+                continue;
+            }
+            if victim.partial {
+                self.originals.remove_partial(&victim.digest)?;
+            } else {
+                self.originals.remove(&victim.digest)?;
+            }
+            self.count_original(&victim.digest, victim.bytes, victim.reason, report);
+            if needed_bytes == 0 {
+                self.bell.pause(UNLINK_PAUSE);
+            }
+        }
+        Ok(())
+    }
+
+    fn count_original(&self, digest: &BlobDigest, bytes: u64, reason: Reason, report: &mut Report) {
+        tracing::debug!(%digest, bytes, reason = reason.name(), "an original is evicted");
+        report.original(*digest, bytes, reason);
+        self.metrics.add(Count::Evictions, 1, &["original", reason.name()]);
+        self.metrics.add(Count::ReclaimedBytes, bytes, &["originals"]);
+    }
+
+    fn packs_round(
+        &self,
+        wanted: Wanted,
+        packs_bytes_wanted: u64,
+        urgent: bool,
+        dry_run: bool,
+        memory: &mut Memory,
+        report: &mut Report,
+    ) -> Result<(), ReclaimError> {
+        let cycle = Cycle {
+            store: &self.store,
+            bell: &self.bell,
+            packs_bytes_wanted,
+            urgent,
+            dry_run,
+        };
+        let done = cycle.run(&wanted, &mut memory.facts, report);
+        if !dry_run {
+            for gone in &report.layers {
+                self.metrics.add(Count::Evictions, 1, &["layer", &gone.reason]);
+            }
+            self.metrics.add(Count::ReclaimedBytes, report.packs_bytes, &["packs"]);
+        }
+        Ok(done?)
+    }
+
+    fn report_held(&self) {
+        let set = |kind, bytes| self.metrics.set(Gauge::HeldBytes, bytes, &[kind]);
+        set("originals", self.originals.usage().bytes());
+        set("packs", self.store.pack_bytes());
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReclaimError {
+    #[error("reclaim: {0}")]
+    Store(#[from] crate::store::StoreError),
+    #[error("reclaim: {0}")]
+    Io(#[from] std::io::Error),
+}

@@ -1,0 +1,132 @@
+//! One cycle over the packs: plan, evict, sweep.
+//!
+//! In: a store, what is wanted, how far to go. Out: a [`Report`]. Invariant: evictions are durable before anything of the
+//! evicted layers goes; the pack with the least that lives goes first, so that a full disk is asked for as little as
+//! possible. A dry run changes nothing.
+//! Not here: when a cycle runs ([`super`]).
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::report::Report;
+use crate::store::bell::Bell;
+use crate::store::plan::Wanted;
+use crate::store::sweep::Step;
+use crate::store::{PackId, Store, StoreError};
+
+/// A pack of which at most this share lives is always worth rewriting.
+const LIVE_PERCENT_WORTH: u64 = 50;
+/// Under pressure, one with at least this share of garbage is.
+const GARBAGE_PERCENT_MIN: u64 = 5;
+/// Copying is done in steps of this, with a pause between.
+const BURST_BYTES: u64 = 4 << 20;
+/// Copying without hurry: a fraction of what a disk can do.
+const BYTES_PER_SEC: u64 = 64 << 20;
+
+/// Live facts of sealed packs, found once: a sealed pack gets no more, and what dies in it until the next start only
+/// makes it look fuller.
+pub type FactBytes = HashMap<PackId, u64>;
+
+#[derive(Debug)]
+pub struct Cycle<'a> {
+    pub store: &'a Store,
+    pub bell: &'a Bell,
+    /// Packs are rewritten until they hold no more than this.
+    pub packs_bytes_wanted: u64,
+    /// No pauses.
+    pub urgent: bool,
+    pub dry_run: bool,
+}
+
+struct Candidate {
+    pack: PackId,
+    len: u64,
+    live: u64,
+    current: bool,
+}
+
+impl Cycle<'_> {
+    pub fn run(&self, wanted: &Wanted, facts: &mut FactBytes, report: &mut Report) -> Result<(), StoreError> {
+        let go_on = || !self.bell.is_stopping();
+        let cycle = self.store.cycle();
+        let Some(mut plan) = self.store.plan(wanted, &go_on)? else {
+            return Ok(());
+        };
+        if self.dry_run {
+            for victim in &plan.victims {
+                report.layer(victim.layer, victim.bytes, victim.reason);
+            }
+        } else {
+            for victim in self.store.evict(&mut plan)? {
+                tracing::info!(layer = %victim.layer, bytes = victim.bytes, reason = victim.reason.name(), "a layer is evicted");
+                report.layer(victim.layer, victim.bytes, victim.reason);
+            }
+        }
+        let mut all = Vec::new();
+        let (current, end) = self.store.current_pack();
+        let packs = self.store.sealed_packs();
+        facts.retain(|pack, _| packs.iter().any(|(id, _)| id == pack));
+        for (pack, len) in packs.into_iter().chain([(current, end)]) {
+            let is_current = pack == current;
+            let known = facts.get(&pack).copied().filter(|_| !is_current);
+            let of_facts = match known {
+                Some(bytes) => bytes,
+                None => self.store.live_fact_bytes(pack, len, &go_on)?,
+            };
+            if !is_current {
+                facts.insert(pack, of_facts);
+            }
+            let live = plan.live.by_pack.get(&pack).copied().unwrap_or(0) + of_facts;
+            all.push(Candidate {
+                pack,
+                len,
+                live: live.min(len),
+                current: is_current,
+            });
+        }
+        all.sort_unstable_by_key(|c| (c.live * 1000 / c.len.max(1), c.pack));
+        let mut held = self.store.pack_bytes();
+        for candidate in all {
+            let garbage = candidate.len - candidate.live;
+            let worth = candidate.live * 100 <= candidate.len * LIVE_PERCENT_WORTH
+                || (held > self.packs_bytes_wanted && garbage * 100 >= candidate.len * GARBAGE_PERCENT_MIN);
+            // The current one is mostly new: only what is mostly garbage, and more than a few records, is worth a roll.
+            let too_small = candidate.current && garbage * 100 < candidate.len * LIVE_PERCENT_WORTH;
+            if garbage <= crate::store::EMPTY_PACK_BYTES || !worth || too_small || !go_on() {
+                continue;
+            }
+            if self.dry_run {
+                report.packs_count += 1;
+                report.packs_bytes += garbage;
+                held -= garbage;
+                continue;
+            }
+            if candidate.current {
+                self.store.seal_current_pack()?;
+            }
+            let mut debt = 0;
+            let mut step = |step: Step| {
+                if let Step::Record { moved_bytes } = step {
+                    debt += moved_bytes;
+                }
+                if debt >= BURST_BYTES && !self.urgent {
+                    self.bell.pause(Duration::from_micros(debt * 1_000_000 / BYTES_PER_SEC));
+                    debt = 0;
+                }
+                !self.bell.is_stopping()
+            };
+            if let Some(swept) = self.store.sweep_pack(&cycle, candidate.pack, &plan.live, &mut step)? {
+                report.packs_count += 1;
+                report.packs_bytes += swept.pack_bytes.saturating_sub(swept.moved_bytes);
+                tracing::info!(
+                    pack = candidate.pack.0,
+                    bytes = swept.pack_bytes,
+                    moved_bytes = swept.moved_bytes,
+                    "a pack is reclaimed"
+                );
+            }
+            held = self.store.pack_bytes();
+        }
+        Ok(())
+    }
+}
