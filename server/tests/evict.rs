@@ -75,7 +75,6 @@ fn record_facts(store: &Store, layer: BlobDigest, diff_id: DiffId) -> ManifestFa
         digest: BlobDigest::of(b"manifest"),
         media_type: "application/vnd.oci.image.manifest.v1+json".into(),
         size: 1234,
-        tag: None,
         members: vec![config, layer],
         image: Some(ImageFact {
             config,
