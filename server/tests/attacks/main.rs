@@ -8,4 +8,8 @@
 mod support;
 
 mod cross_repository;
+mod digest_traversal;
+mod foreign_layers;
+mod huge_inputs;
+mod manifest_confusion;
 mod private_to_anyone;
