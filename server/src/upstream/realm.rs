@@ -30,6 +30,10 @@ impl Realms {
         let (Some(host), Some(own)) = (realm.host_str(), self.upstream.host_str()) else {
             return false;
         };
+        // A user in it would be sent as `Authorization`, in place of what we mean to show.
+        if !realm.username().is_empty() || realm.password().is_some() {
+            return false;
+        }
         if realm.scheme() != self.upstream.scheme() && realm.scheme() != "https" {
             return false;
         }
@@ -88,6 +92,7 @@ mod tests {
             "http://auth.docker.io/token",
             "https://auth.docker.io:8443/token",
             "https://docker.evil/",
+            "https://user:password@auth.docker.io/token",
         ] {
             assert!(!allows(hub, "docker.io", &[], evil), "{evil}");
         }

@@ -88,7 +88,7 @@ impl Transport {
                 return Ok(response);
             }
             let location = response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok());
-            let next = location.and_then(|l| url.join(l).ok());
+            let next = location.and_then(|l| without_user(url.join(l).ok()?));
             url = next
                 .filter(|next| self.may_redirect(&url, next))
                 .ok_or(UpstreamError::BadAnswer("a redirect to where we do not go"))?;
@@ -209,6 +209,13 @@ impl Transport {
         let time_max = self.header_timeout.saturating_mul(SMALL_BODY_TIMES);
         timeout(time_max, read).await.unwrap_or(Err(UpstreamError::Timeout))
     }
+}
+
+/// A user in a URL would be sent as `Authorization`.
+fn without_user(mut url: Url) -> Option<Url> {
+    url.set_username("").ok()?;
+    url.set_password(None).ok()?;
+    Some(url)
 }
 
 /// Scheme, host and port.

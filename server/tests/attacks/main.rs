@@ -13,3 +13,7 @@ mod foreign_layers;
 mod huge_inputs;
 mod manifest_confusion;
 mod private_to_anyone;
+mod bearer_realm;
+mod huge_tokens;
+mod redirect_credentials;
+mod ssrf;
