@@ -29,6 +29,7 @@ use crate::{
     },
     reclaim::Reclaimer,
     store::{Store, StoreError, originals::Originals},
+    telemetry::{self, TelemetryError},
     upstream::{SetupError, Upstreams},
 };
 
@@ -37,6 +38,8 @@ use crate::{
 pub enum AppError {
     #[error(transparent)]
     Setup(#[from] SetupError),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     #[error(transparent)]
     Access(#[from] AccessSetupError),
     #[error(transparent)]
@@ -74,7 +77,7 @@ pub struct App {
 impl App {
     /// Opens the data directory and wires the rooms.
     pub async fn open(config: Config) -> Result<App, AppError> {
-        let metrics = Metrics::new();
+        let metrics = Metrics::with(telemetry::meters(&config.telemetry)?);
         let upstreams = Upstreams::new(&config, &metrics)?;
         let transport = Transport::new(config.tls.as_ref())?;
         let (data_dir, cache) = (config.data_dir.clone(), config.cache.clone());

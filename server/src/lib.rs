@@ -14,5 +14,6 @@ pub mod metrics;
 pub mod read;
 pub mod reclaim;
 pub mod store;
+pub mod telemetry;
 pub mod upstream;
 pub mod watched;

@@ -10,13 +10,16 @@ use clap::Parser;
 use headstart_server::{
     app::{self, App},
     config::{Config, LogConfig, LogFormat},
+    telemetry::Traces,
 };
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    EnvFilter, Layer as _, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 /// Blocking tasks that still run when the runtime ends get this long; they hold nothing that is not synced.
 const RUNTIME_END: Duration = Duration::from_secs(2);
@@ -68,7 +71,6 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error),
     };
-    log_to_stderr(&config.log);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
@@ -82,6 +84,16 @@ fn main() -> ExitCode {
 }
 
 async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let traces = Traces::start(&config.telemetry)?;
+    log_to_stderr(&config.log, traces.as_ref());
+    let served = serve(config).await;
+    if let Some(traces) = traces {
+        traces.shutdown().await;
+    }
+    served
+}
+
+async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let stop = CancellationToken::new();
     // Before anything that takes long, so that a stop during a rebuild of the index is one too.
     stop_on_signal(stop.clone())?;
@@ -118,16 +130,24 @@ fn stop_on_signal(stop: CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
-fn log_to_stderr(config: &LogConfig) {
+/// Libraries print headers and bodies in their traces; nothing below this level is taken from them, whatever the filter
+/// says, so that no secret gets into a log.
+const FOREIGN_LEVEL: tracing::Level = tracing::Level::DEBUG;
+
+fn log_to_stderr(config: &LogConfig, traces: Option<&Traces>) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&config.filter));
-    let output = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let own = filter_fn(|meta| meta.target().starts_with("headstart") || *meta.level() <= FOREIGN_LEVEL);
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    match config.format {
-        LogFormat::Human => output.init(),
-        LogFormat::Json => output.json().init(),
-    }
+    let lines = match config.format {
+        LogFormat::Human => lines.boxed(),
+        LogFormat::Json => lines.json().with_current_span(false).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(own).with_filter(filter))
+        .with(traces.map(Traces::layer))
+        .init();
 }
 
 fn fail(error: &dyn std::error::Error) -> ExitCode {

@@ -155,6 +155,9 @@ impl Config {
         if let Err(what) = self.http.check() {
             return bad(what);
         }
+        if let Err(what) = self.telemetry.check() {
+            return bad(what);
+        }
         if self.fetch.blobs_max == 0 {
             return bad("blobs_max must be at least 1");
         }

@@ -32,6 +32,7 @@ use crate::{
         names::{Count, Level},
         route,
     },
+    telemetry,
 };
 
 /// What a client is told to wait before it comes again.
@@ -83,11 +84,13 @@ pub async fn around(State(around): State<Around>, mut request: Request, next: Ne
     // At the level of errors, so that a line of any level that is shown has it.
     let span = tracing::error_span!(
         "request",
+        otel.kind = "server",
         request_id = %exchange.id,
         method = %request.method(),
         route = exchange.route,
         client = %key,
     );
+    telemetry::adopt(&span, request.headers(), &around.app.config.telemetry);
     let (mut response, mut turn) = async {
         if exchange.route == route::PROBES {
             return (next.run(request).await, None);
@@ -105,6 +108,7 @@ pub async fn around(State(around): State<Around>, mut request: Request, next: Ne
     if let Some(turn) = &mut turn {
         turn.begin_answer();
     }
+    telemetry::status(&span, response.status().as_u16());
     exchange.head(response.status().as_u16());
     response.headers_mut().insert(REQUEST_ID, exchange.id.header());
     response.map(|body| Body::new(Answer::new(body, exchange, span, running, turn)))

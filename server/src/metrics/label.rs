@@ -106,7 +106,6 @@ pub const EVICTED: Label = closed("kind", &["original", "layer"]);
 pub const EVICT_REASON: Label = closed("reason", &["budget", "age", "removed", "disk_full"]);
 pub const RECLAIMED: Label = closed("kind", &["originals", "packs"]);
 pub const HELD: Label = closed("kind", &["originals", "partials", "packs"]);
-pub const SIGNAL: Label = closed("signal", &["traces", "metrics"]);
 
 pub const fn closed(key: &'static str, values: &'static [&'static str]) -> Label {
     Label {

@@ -29,7 +29,6 @@ metrics! {
     IndexRebuilds = "headstart_index_rebuilds_total", "events", [], "Times the index was rebuilt from packs";
     Evictions = "headstart_evictions_total", "objects", [EVICTED, EVICT_REASON], "Originals and converted layers that were given up";
     ReclaimedBytes = "headstart_reclaimed_bytes_total", "bytes", [RECLAIMED], "Bytes of the disk that became free";
-    TelemetryFailures = "headstart_telemetry_failures_total", "exports", [SIGNAL], "Exports of traces or metrics that failed";
 }
 
 metrics! {
