@@ -14,6 +14,7 @@ use std::{
 };
 
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 type Waiting<K, V> = Mutex<HashMap<K, watch::Receiver<Option<V>>>>;
 
@@ -57,8 +58,9 @@ where
                     let (publish, result) = watch::channel(None);
                     waiting.insert(key.clone(), result.clone());
                     let (all, work) = (self.clone(), work());
+                    let span = tracing::Span::current();
                     tokio::spawn(async move {
-                        let value = work.await;
+                        let value = work.instrument(span).await;
                         all.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
                         publish.send_replace(Some(value));
                     });

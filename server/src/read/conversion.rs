@@ -19,9 +19,13 @@ use tokio::sync::{mpsc, watch};
 use super::blobs::{Blob, Blobs};
 use super::layers::unknown;
 use crate::ingest::{ConvertError, Failure, IngestConfig, Progress, convert};
-use crate::metrics::Metrics;
+use crate::metrics::{
+    Metrics,
+    names::{Gauge, Level},
+};
 use crate::store::facts::Source;
 use crate::store::{Store, StoreError};
+use crate::telemetry::Cause;
 use crate::upstream::Caller;
 
 /// Sources tried for one conversion.
@@ -43,6 +47,8 @@ pub(super) struct Job {
     pub caller: Caller,
     /// Size of the blob, if a manifest said so.
     pub size: Option<u64>,
+    /// The request that wants it first.
+    pub cause: Cause,
 }
 
 #[derive(Debug)]
@@ -159,6 +165,7 @@ impl Queue {
         let status = known.status(&job.layer);
         state.known.insert(job.layer, known);
         state.waiting.push_back(job);
+        self.shared.count_waiting(&state);
         drop(state);
         self.shared.work.notify_one();
         status
@@ -216,6 +223,9 @@ impl Shared {
         while let Some((job, progress)) = self.next() {
             let layer = job.layer;
             let started = Instant::now();
+            let _held = self.metrics.hold(Level::Conversions, &[]);
+            let span = tracing::info_span!(parent: None, "ingest", %layer, outcome = tracing::field::Empty);
+            let _entered = job.cause.of(span).entered();
             let outcome = catch_unwind(AssertUnwindSafe(|| self.convert(job, &progress)))
                 .unwrap_or_else(|_| Outcome::Failed("convert: it panicked".into()));
             self.report(&layer, &outcome, started.elapsed(), &progress);
@@ -230,6 +240,11 @@ impl Shared {
         }
     }
 
+    fn count_waiting(&self, state: &State) {
+        self.metrics
+            .set(Gauge::ConversionQueue, state.waiting.len() as u64, &[]);
+    }
+
     fn next(&self) -> Option<(Job, Arc<Progress>)> {
         let mut state = self.state();
         loop {
@@ -237,6 +252,7 @@ impl Shared {
                 return None;
             }
             if let Some(job) = state.waiting.pop_front() {
+                self.count_waiting(&state);
                 let progress = Arc::new(Progress::new(Duration::from_millis(self.config.time_max_ms)));
                 let known = Known {
                     size: job.size,
@@ -337,6 +353,7 @@ impl Shared {
             ("reused_chunks", read(&progress.reused_chunks)),
         ];
         self.metrics.ingest_layer(name);
+        tracing::Span::current().record("outcome", name);
         self.metrics
             .ingest_seconds(wall.as_secs_f64(), progress.cpu().as_secs_f64());
         for (kind, n) in bytes {

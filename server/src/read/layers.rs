@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use super::blobs::Blobs;
 use super::conversion::{Job, Queue};
@@ -23,6 +24,7 @@ use crate::ingest::IngestConfig;
 use crate::metrics::Metrics;
 use crate::store::facts::{ConfigFact, ImageFact, ManifestFact};
 use crate::store::{LayerRecord, Store, StoreError};
+use crate::telemetry::Cause;
 use crate::upstream::Caller;
 
 /// Image configs are some kilobytes; the history of a huge one some hundred.
@@ -106,13 +108,16 @@ impl Layers {
         };
         let (layers, caller) = (self.clone(), caller.clone());
         let stop = self.inner.stop.clone();
-        self.inner.tasks.spawn(stop.run_until_cancelled_owned(async move {
+        let span = Cause::here().of(tracing::info_span!(parent: None, "learn image", manifest = %fact.digest));
+        let learning = async move {
             let _permit = permit;
             layers.queue_image(&fact, &image, &caller).await;
             if let Err(reason) = layers.learn_config(&fact, &image, &caller).await {
                 tracing::warn!(manifest = %fact.digest, reason, "failed to learn DiffIDs from the image config");
             }
-        }));
+        };
+        let learning = stop.run_until_cancelled_owned(learning.instrument(span));
+        self.inner.tasks.spawn(learning);
     }
 
     async fn queue_image(&self, fact: &ManifestFact, image: &ImageFact, caller: &Caller) {
@@ -122,6 +127,7 @@ impl Layers {
                 source: Some(fact.source.clone()),
                 caller: caller.clone(),
                 size: Some(layer.size),
+                cause: Cause::here(),
             };
             let layers = self.clone();
             let queued = tokio::task::spawn_blocking(move || layers.ensure(job)).await;
@@ -214,6 +220,7 @@ impl Layers {
                 source: None,
                 caller: Caller::Server,
                 size: None,
+                cause: Cause::here(),
             };
             let now = tokio::task::spawn_blocking(move || layers.ensure(job)).await;
             let status = match now {

@@ -7,12 +7,16 @@
 //! body held in memory has a bound. No content coding is asked for, so bodies are the registry's bytes.
 //! Not here: which authorization to use ([`super::exchange`]).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::{RequestBuilder, Response, Url};
 use tokio::time::timeout;
+use tracing::Instrument as _;
 
 use super::{
     UpstreamError,
@@ -21,7 +25,7 @@ use super::{
     dial::Dial,
     hold::retry_after,
 };
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, telemetry};
 
 /// Redirects in one request. Registries use one (to a CDN), some two.
 const HOPS_MAX: usize = 5;
@@ -163,10 +167,19 @@ impl Transport {
     }
 
     async fn head_of(&self, request: RequestBuilder, label: &'static str) -> Result<Response, UpstreamError> {
-        let answer = match timeout(self.header_timeout, request.send()).await {
+        let mut told = HeaderMap::new();
+        let span = tracing::info_span!("upstream", otel.kind = "client", upstream = %self.upstream, method = label);
+        span.in_scope(|| telemetry::propagate(&mut told));
+        let started = Instant::now();
+        let sent = timeout(self.header_timeout, request.headers(told).send());
+        let answer = match sent.instrument(span.clone()).await {
             Ok(answer) => answer.map_err(UpstreamError::from),
             Err(_) => Err(UpstreamError::Timeout),
         };
+        if let Ok(answer) = &answer {
+            self.metrics.upstream_head(&self.upstream, started.elapsed());
+            telemetry::status(&span, answer.status().as_u16());
+        }
         let status = answer.as_ref().ok().map(|a| a.status().as_u16());
         self.metrics.upstream_request(&self.upstream, label, status);
         answer
