@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::identity::IdentityConfig;
+
 /// Bounds of every request to a server.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -23,6 +25,8 @@ pub struct FetchConfig {
     pub run_bytes_max: u64,
     /// Longest pause between two rounds over all servers while a reader waits.
     pub retry_pause_ms_max: u64,
+    /// Who the node is to its servers; nobody in particular without.
+    pub identity: IdentityConfig,
 }
 
 impl Default for FetchConfig {
@@ -34,6 +38,7 @@ impl Default for FetchConfig {
             inflight_bytes_max: 64 << 20,
             run_bytes_max: 2 << 20,
             retry_pause_ms_max: 500,
+            identity: IdentityConfig::default(),
         }
     }
 }

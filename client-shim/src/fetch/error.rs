@@ -21,6 +21,9 @@ pub enum FetchError {
     /// Servers answered, and have not got it: asking again at once is useless.
     #[error("get it from a server: it answered {status}")]
     Rejected { status: u16 },
+    /// The server does not take this node for one that may read it. Credentials change on one side first, so it may soon.
+    #[error("be let in by a server: it answered {status}")]
+    Unauthorized { status: u16 },
     /// A server's answer is not what the contract says: decline, and report.
     #[error("make sense of a server's answer: {0}")]
     Malformed(&'static str),
@@ -36,7 +39,7 @@ impl FetchError {
     /// Whether the same request may succeed soon without anything changing on this node.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::Deadline => true,
+            Self::Unreachable(_) | Self::Deadline | Self::Unauthorized { .. } => true,
             Self::Config(_) | Self::Rejected { .. } | Self::Malformed(_) | Self::Corrupt(_) | Self::Disk(_) => false,
         }
     }

@@ -11,6 +11,7 @@ pub mod config;
 mod data;
 pub mod error;
 mod health;
+pub mod identity;
 mod run;
 pub mod servers;
 pub mod single_flight;
@@ -18,6 +19,7 @@ pub mod verify;
 
 pub use config::FetchConfig;
 pub use error::FetchError;
+pub use identity::IdentityConfig;
 pub use servers::{Servers, TocAnswer};
 pub use single_flight::Flights;
 pub use verify::{ChunkSink, VerifiedChunk};

@@ -11,7 +11,7 @@ use headstart_layer_format::api::{ChainStatus, ImageStatus, LayerState, LayerSta
 use headstart_layer_format::limits::{TOC_SIZE_MAX, TOC_WAIT_MS_MAX};
 use headstart_layer_format::{BlobDigest, ChainId, Toc, routes};
 use http::StatusCode;
-use http::header::ACCEPT;
+use http::header::{ACCEPT, AUTHORIZATION};
 use reqwest::{Client, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
@@ -21,6 +21,7 @@ use super::budget::Budget;
 pub use super::config::FetchConfig;
 pub use super::error::FetchError;
 use super::health::Health;
+use super::identity::Identity;
 
 /// Bytes of a status body: 500 layers of about 1 KiB each, with room for reasons.
 const STATUS_SIZE_MAX: u64 = 4 << 20;
@@ -35,7 +36,7 @@ pub struct Servers(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    client: Client,
+    identity: Identity,
     servers: Vec<Arc<Server>>,
     config: FetchConfig,
     budget: Budget,
@@ -67,18 +68,21 @@ impl Servers {
             return Err(FetchError::Config(format!("it must have 1 to {SERVERS_MAX} servers")));
         }
         let servers = urls.iter().map(|u| parse_base(u)).collect::<Result<Vec<_>, _>>()?;
-        let client = Client::builder()
-            .user_agent(concat!("headstart-shim/", env!("CARGO_PKG_VERSION")))
-            // The list is closed: neither an environment variable nor a server may lead elsewhere.
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(config.connect_timeout())
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .tcp_nodelay(true)
-            .build()
-            .map_err(|e| FetchError::Config(e.to_string()))?;
+        let connect_timeout = config.connect_timeout();
+        let builder = move || {
+            Client::builder()
+                .user_agent(concat!("headstart-shim/", env!("CARGO_PKG_VERSION")))
+                // The list is closed: neither an environment variable nor a server may lead elsewhere.
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(connect_timeout)
+                .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+                .tcp_nodelay(true)
+        };
+        let is_plain = servers.iter().any(|s| s.base.starts_with("http:"));
+        let identity = Identity::new(&config.identity, is_plain, builder)?;
         Ok(Servers(Arc::new(Inner {
-            client,
+            identity,
             servers,
             config: config.clone(),
             budget: Budget::new(config.inflight_bytes_max),
@@ -146,7 +150,7 @@ impl Servers {
             routes::layer_toc(layer),
             routes::WAIT_MS_QUERY
         );
-        let request = self.0.client.get(url).header(ACCEPT, routes::TOC_MEDIA_TYPE);
+        let request = self.client().get(url).header(ACCEPT, routes::TOC_MEDIA_TYPE);
         let response = self.send(server, request, Duration::from_millis(wait_ms)).await?;
         match response.status() {
             StatusCode::OK => {
@@ -175,7 +179,7 @@ impl Servers {
         let mut error = None;
         let mut unknown = false;
         for server in self.order() {
-            let request = self.0.client.get(format!("{}{path}", server.base));
+            let request = self.client().get(format!("{}{path}", server.base));
             let answer = match self.send(&server, request, wait).await {
                 Ok(r) if r.status() == StatusCode::NOT_FOUND => {
                     unknown = true;
@@ -214,6 +218,10 @@ impl Servers {
         request: RequestBuilder,
         wait: Duration,
     ) -> Result<Response, FetchError> {
+        let request = match self.0.identity.now().1 {
+            Some(authorization) => request.header(AUTHORIZATION, authorization),
+            None => request,
+        };
         let answer = match timeout(self.0.config.response_timeout() + wait, request.send()).await {
             Err(_) => Err(FetchError::Unreachable("it did not answer in time".into())),
             Ok(Err(e)) => Err(body::unreachable(&e)),
@@ -233,8 +241,9 @@ impl Servers {
         outcome
     }
 
-    pub(super) fn client(&self) -> &Client {
-        &self.0.client
+    /// For requests that [`Servers::send`] sends; each asks anew, for the node's identity may change.
+    pub(super) fn client(&self) -> Client {
+        self.0.identity.now().0
     }
 
     pub(super) fn config(&self) -> &FetchConfig {
@@ -255,6 +264,10 @@ pub(super) fn refusal(server: &Server, status: StatusCode) -> FetchError {
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
         server.health.failed();
         FetchError::Unreachable(format!("it answered {}", status.as_u16()))
+    } else if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        FetchError::Unauthorized {
+            status: status.as_u16(),
+        }
     } else {
         FetchError::Rejected {
             status: status.as_u16(),

@@ -2,6 +2,7 @@
 
 mod cache;
 mod faults;
+mod identity;
 mod layers;
 mod measure;
 mod mount;

@@ -16,7 +16,7 @@ use crate::support::node::lazy_config;
 use crate::support::{Body, Item, Node, What};
 
 /// What the corpus says a layer contains, in this suite's own terms.
-fn items(oracle: &Oracle) -> BTreeMap<Vec<u8>, Item> {
+pub fn items(oracle: &Oracle) -> BTreeMap<Vec<u8>, Item> {
     let mut first_names: HashMap<u32, Vec<u8>> = HashMap::new();
     let mut out = BTreeMap::new();
     for entry in &oracle.entries {

@@ -43,6 +43,10 @@ impl Node {
     }
 
     pub fn open_with(root: &Path, urls: &[String], config: LazyConfig) -> Result<Self, LayersError> {
+        Self::open_as(root, urls, config, &fetch_config())
+    }
+
+    pub fn open_as(root: &Path, urls: &[String], config: LazyConfig, fetch: &FetchConfig) -> Result<Self, LayersError> {
         assert!(
             rustix::process::geteuid().is_root(),
             "these tests mount: run them as root"
@@ -52,7 +56,7 @@ impl Node {
             .enable_all()
             .build()
             .unwrap();
-        let servers = Servers::new(urls, &fetch_config())?;
+        let servers = Servers::new(urls, fetch)?;
         let layers = runtime.block_on(NodeLayers::open(root, &config, servers))?;
         Ok(Self { layers, runtime })
     }
