@@ -115,7 +115,7 @@ impl Obtainable {
         if trouble.is_none() && matches!(upstream.health(), Health::Good { since } if since.elapsed() < GOOD_FOR) {
             return Ok(());
         }
-        let Some(missing) = self.missing(fact).await? else {
+        let Some(missing) = self.missing(fact, trouble.is_none()).await? else {
             inner.complete.insert(fact.digest, ());
             return Ok(());
         };
@@ -134,10 +134,11 @@ impl Obtainable {
         })?)
     }
 
-    /// Something that the manifest needs and that is not here.
-    async fn missing(&self, fact: &ManifestFact) -> Result<Option<Missing>, ReadError> {
+    /// Something that the manifest needs and that is not here. What `arrives` counts as here, unless the upstream that it
+    /// comes from is known to be in trouble.
+    async fn missing(&self, fact: &ManifestFact, arrives: bool) -> Result<Option<Missing>, ReadError> {
         let (inner, fact) = (self.inner.clone(), fact.clone());
-        blocking(move || inner.missing(&fact, 0)).await
+        blocking(move || inner.missing(&fact, arrives, 0)).await
     }
 
     /// Asks the upstream for the head of what is missing: once for everybody, and not again for a while.
@@ -197,9 +198,9 @@ async fn ask(upstream: &Upstream, repository: &str, caller: &Caller, missing: Mi
 }
 
 impl Inner {
-    fn missing(&self, fact: &ManifestFact, depth: u32) -> Result<Option<Missing>, ReadError> {
+    fn missing(&self, fact: &ManifestFact, arrives: bool, depth: u32) -> Result<Option<Missing>, ReadError> {
         if !is_index(&fact.media_type) {
-            return Ok(self.missing_blob(fact));
+            return Ok(self.missing_blob(fact, arrives));
         }
         for child in fact.members.iter().take(CHILDREN_MAX) {
             let Some(child) = self.store.manifest(child)? else {
@@ -208,19 +209,20 @@ impl Inner {
             let here = self.originals.path(&child.digest).exists();
             // An attestation that is here does not make the image be here.
             let counts = child.image.is_some() || is_index(&child.media_type) || fact.members.len() == 1;
-            if here && counts && depth < DEPTH_MAX && self.missing(&child, depth + 1)?.is_none() {
+            if here && counts && depth < DEPTH_MAX && self.missing(&child, arrives, depth + 1)?.is_none() {
                 return Ok(None);
             }
         }
         Ok(fact.members.first().copied().map(Missing::Child))
     }
 
-    fn missing_blob(&self, fact: &ManifestFact) -> Option<Missing> {
+    fn missing_blob(&self, fact: &ManifestFact, arrives: bool) -> Option<Missing> {
         let foreign = |digest: &BlobDigest| {
             let mut layers = fact.image.iter().flat_map(|image| &image.layers);
             layers.any(|layer| layer.digest == *digest && is_foreign_layer(&layer.media_type))
         };
-        let here = |digest: &BlobDigest| self.originals.path(digest).exists() || self.blobs.is_arriving(digest);
+        let here =
+            |digest: &BlobDigest| self.originals.path(digest).exists() || (arrives && self.blobs.is_arriving(digest));
         let missing = fact.members.iter().find(|digest| !here(digest) && !foreign(digest));
         missing.copied().map(Missing::Blob)
     }
