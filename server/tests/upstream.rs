@@ -390,6 +390,27 @@ async fn a_place_is_held_until_the_body_is_through_and_the_wait_for_one_ends() {
 }
 
 #[tokio::test]
+async fn an_upstream_may_have_time_outs_of_its_own() {
+    let origin = with_tag(Auth::Anonymous);
+    let mut config = of(&origin);
+    config.header_timeout_ms = Some(200);
+    origin.always(Target::Manifests, Fault::DelayHeaders(Duration::from_secs(600)));
+    let hasty = upstream(&config);
+    let answer = tokio::time::timeout(Duration::from_secs(15), head(&hasty, &Caller::Server));
+    assert_eq!(answer.await, Ok(Err(UpstreamError::Timeout)), "below the general 20 s");
+    let digest = origin.add_blob(REPOSITORY, vec![7; 100_000]);
+    let stall = Fault::Stall {
+        after: 1_000,
+        pause: Duration::from_secs(600),
+    };
+    origin.always(Target::Blobs, stall);
+    config.idle_timeout_ms = Some(200);
+    let impatient = upstream(&config);
+    let answer = tokio::time::timeout(Duration::from_secs(15), blob(&impatient, &digest, 0));
+    assert_eq!(answer.await, Ok(Err(UpstreamError::Timeout)), "below the general 30 s");
+}
+
+#[tokio::test]
 async fn offline_is_offline() {
     let origin = with_tag(Auth::Anonymous);
     let mut config = of(&origin);

@@ -175,6 +175,25 @@ async fn a_helper_is_asked_for_the_registry_and_again_when_what_it_said_is_refus
 }
 
 #[tokio::test]
+async fn what_a_helper_said_gets_old() {
+    let dir = tempfile::tempdir().unwrap();
+    helper(dir.path(), "mine");
+    std::fs::write(dir.path().join("current"), "p").unwrap();
+    let origin = origin(Auth::basic("u", "p"));
+    let config = AuthConfig {
+        credential_helper: Some("mine".into()),
+        helper_dir: Some(dir.path().to_owned()),
+        helper_fresh_ms: 0,
+        ..AuthConfig::default()
+    };
+    let upstream = upstream("r.test", &origin, config);
+    assert_eq!(head(&upstream).await, Ok(()));
+    assert_eq!(head(&upstream).await, Ok(()));
+    let asked = std::fs::read_to_string(dir.path().join("asked")).unwrap();
+    assert!(asked.lines().count() > 1, "{asked}");
+}
+
+#[tokio::test]
 async fn a_helper_that_is_not_there_is_our_trouble_and_no_denial() {
     let dir = tempfile::tempdir().unwrap();
     let origin = origin(Auth::bearer_for("u", "p"));

@@ -118,7 +118,10 @@ impl Resolve for OwnResolver {
         Box::pin(async move {
             let ips = dial.look_up(name.as_str()).await?;
             let mut classes = ips.iter().map(|ip| class(*ip));
-            if let Some(first) = classes.next() {
+            // A proxy's name is looked up here too, and says nothing of the upstream.
+            if let Some(first) = classes.next()
+                && name.as_str().eq_ignore_ascii_case(&dial.0.own_host)
+            {
                 // Names with addresses of several classes prove nothing.
                 let all = if classes.all(|c| c == first) {
                     first
@@ -204,6 +207,8 @@ mod tests {
         ]);
         let dial = Dial::new("r.test", [].iter(), &map);
         assert_eq!(away(&dial, "cdn.test").await, None, "before its own address is known");
+        assert!(dial.own().resolve("cdn.test".parse().unwrap()).await.is_ok());
+        assert_eq!(away(&dial, "cdn.test").await, None, "another name proves nothing");
         assert!(dial.own().resolve("r.test".parse().unwrap()).await.is_ok());
         assert!(away(&dial, "cdn.test").await.is_some());
         assert_eq!(away(&dial, "here.test").await, None);

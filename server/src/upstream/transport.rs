@@ -115,9 +115,12 @@ impl Transport {
         headers: &HeaderMap,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, UpstreamError> {
-        self.budget.request().await?;
         let pair = self.pair();
-        let client = if self.is_own(url) { &pair.own } else { &pair.away };
+        let own = self.is_own(url);
+        if own {
+            self.budget.request().await?;
+        }
+        let client = if own { &pair.own } else { &pair.away };
         let mut request = client
             .request(method.clone(), url.clone())
             .header(header::ACCEPT_ENCODING, "identity")
@@ -136,7 +139,6 @@ impl Transport {
                 "a token realm at an address where we do not go",
             ));
         }
-        self.budget.request().await?;
         let mut form = Url::parse("form:").map_err(|_| UpstreamError::BadAnswer("no form"))?;
         form.query_pairs_mut().extend_pairs(fields);
         let pair = self.pair();

@@ -7,13 +7,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bearer_realm;
 mod cross_repository;
 mod digest_traversal;
 mod foreign_layers;
 mod huge_inputs;
+mod huge_tokens;
 mod manifest_confusion;
 mod private_to_anyone;
-mod bearer_realm;
-mod huge_tokens;
 mod redirect_credentials;
 mod ssrf;
