@@ -181,12 +181,17 @@ impl Blobs {
 
     /// On disk? And known to be in the repository?
     async fn look(&self, source: &Source, digest: &BlobDigest) -> Result<Option<(Arc<File>, u64, bool)>, ReadError> {
+        if self.0.store.member_at_hand(source, digest)
+            && let Some((file, size)) = self.0.originals.file_at_hand(digest)
+        {
+            return Ok(Some((file, size, true)));
+        }
         let (inner, source, digest) = (self.0.clone(), source.clone(), *digest);
         blocking(move || {
-            let Some((file, size)) = inner.originals.get(&digest)? else {
+            let Some((file, size)) = inner.originals.open_file(&digest)? else {
                 return Ok(None);
             };
-            Ok(Some((Arc::new(file), size, inner.store.is_member(&source, &digest)?)))
+            Ok(Some((file, size, inner.store.is_member(&source, &digest)?)))
         })
         .await
     }

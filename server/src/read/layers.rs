@@ -23,6 +23,7 @@ use super::conversion::{Job, Queue};
 use crate::ingest::IngestConfig;
 use crate::metrics::Metrics;
 use crate::store::facts::{ConfigFact, ImageFact, ManifestFact};
+use crate::store::hot::Hot;
 use crate::store::{LayerRecord, Store, StoreError};
 use crate::telemetry::Cause;
 use crate::upstream::Caller;
@@ -31,6 +32,11 @@ use crate::upstream::Caller;
 const CONFIG_SIZE_MAX: u64 = 8 << 20;
 /// Served manifests whose config has not been read yet; further ones are looked at when they are served again.
 const MANIFESTS_MAX: usize = 1024;
+/// A manifest that left nothing to do is not looked at again for this long: looking costs more than serving it. Short,
+/// because eviction may undo a conversion.
+const SETTLED_FOR: Duration = Duration::from_secs(1);
+/// Manifests that this is remembered of.
+const SETTLED_MAX: usize = 4096;
 /// Configs read at the same time.
 const CONFIG_READS_MAX: usize = 8;
 
@@ -62,6 +68,8 @@ struct Inner {
     blobs: Blobs,
     manifests: Arc<Semaphore>,
     config_reads: Semaphore,
+    /// Served manifests that leave nothing to do, and when that was seen.
+    settled: Hot<BlobDigest, Instant>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -89,6 +97,7 @@ impl Layers {
                 blobs,
                 manifests: Arc::new(Semaphore::new(MANIFESTS_MAX)),
                 config_reads: Semaphore::new(CONFIG_READS_MAX),
+                settled: Hot::new(SETTLED_MAX),
                 tasks: TaskTracker::new(),
                 stop: CancellationToken::new(),
             }),
@@ -99,7 +108,8 @@ impl Layers {
     /// for that is fetched from the manifest's source on behalf of `caller`. Does not block.
     pub fn manifest_served(&self, fact: ManifestFact, caller: &Caller) {
         let Some(image) = fact.image.clone() else { return };
-        if self.inner.stop.is_cancelled() {
+        let settled = self.inner.settled.get(&fact.digest);
+        if self.inner.stop.is_cancelled() || settled.is_some_and(|at| at.elapsed() < SETTLED_FOR) {
             return;
         }
         let Ok(permit) = Arc::clone(&self.inner.manifests).try_acquire_owned() else {
@@ -111,16 +121,23 @@ impl Layers {
         let span = Cause::here().of(tracing::info_span!(parent: None, "learn image", manifest = %fact.digest));
         let learning = async move {
             let _permit = permit;
-            layers.queue_image(&fact, &image, &caller).await;
-            if let Err(reason) = layers.learn_config(&fact, &image, &caller).await {
-                tracing::warn!(manifest = %fact.digest, reason, "failed to learn DiffIDs from the image config");
+            let (settled, ticket) = (&layers.inner.settled, layers.inner.settled.ticket());
+            let nothing_to_do = layers.queue_image(&fact, &image, &caller).await;
+            match layers.learn_config(&fact, &image, &caller).await {
+                Ok(()) if nothing_to_do => settled.keep(ticket, fact.digest, Instant::now(), 1),
+                Ok(()) => {}
+                Err(reason) => {
+                    tracing::warn!(manifest = %fact.digest, reason, "failed to learn DiffIDs from the image config");
+                }
             }
         };
         let learning = stop.run_until_cancelled_owned(learning.instrument(span));
         self.inner.tasks.spawn(learning);
     }
 
-    async fn queue_image(&self, fact: &ManifestFact, image: &ImageFact, caller: &Caller) {
+    /// Whether every layer is ready or refused already.
+    async fn queue_image(&self, fact: &ManifestFact, image: &ImageFact, caller: &Caller) -> bool {
+        let mut settled = true;
         for layer in image.layers.iter().filter(|l| is_tar_layer(&l.media_type)) {
             let job = Job {
                 layer: layer.digest,
@@ -131,10 +148,17 @@ impl Layers {
             };
             let layers = self.clone();
             let queued = tokio::task::spawn_blocking(move || layers.ensure(job)).await;
-            if let Ok(Err(error)) = queued {
-                tracing::error!(%error, layer = %layer.digest, "failed to queue a layer");
-            }
+            let status = match queued {
+                Ok(Ok(status)) => status,
+                Ok(Err(error)) => {
+                    tracing::error!(%error, layer = %layer.digest, "failed to queue a layer");
+                    None
+                }
+                Err(_) => None,
+            };
+            settled &= status.is_some_and(|s| matches!(s.state, LayerState::Ready | LayerState::Refused));
         }
+        settled
     }
 
     async fn learn_config(&self, fact: &ManifestFact, image: &ImageFact, caller: &Caller) -> Result<(), String> {

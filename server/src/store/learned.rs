@@ -16,7 +16,7 @@ use super::layers::LayerRecord;
 use super::pack::Location;
 use super::pins::PinTarget;
 use super::record::RecordKind;
-use super::{Store, StoreError};
+use super::{Store, StoreError, at_hand, keys};
 
 /// Sources kept for one blob: enough to fail over, and a base layer may be in thousands of repositories.
 const SOURCES_MAX: usize = 16;
@@ -125,9 +125,15 @@ impl Store {
     pub(super) fn append_fact(&self, fact: &Fact) -> Result<(), StoreError> {
         let payload = serde_json::to_vec(fact).map_err(|_| StoreError::Encode)?;
         let inner = &self.inner;
-        inner
+        let appended = inner
             .packs
-            .append_fact(&payload, |at| index_fact(&inner.index, fact, at))
+            .append_fact(&payload, |at| index_fact(&inner.index, fact, at));
+        match fact {
+            Fact::Manifest(m) => inner.at_hand.manifests.forget(&m.digest),
+            Fact::Tag { source, tag, .. } => inner.at_hand.tags.forget(keys::tag(source, tag).as_slice()),
+            _ => {}
+        }
+        appended
     }
 
     fn read_fact(&self, locate: impl Fn() -> Result<Option<Location>, StoreError>) -> Result<Option<Fact>, StoreError> {
@@ -172,8 +178,13 @@ impl Store {
 
     /// The latest fact for a manifest.
     pub fn manifest(&self, d: &BlobDigest) -> Result<Option<ManifestFact>, StoreError> {
+        let manifests = &self.inner.at_hand.manifests;
+        let ticket = manifests.ticket();
         match self.read_fact(|| Ok(self.inner.index.manifest(d)?))? {
-            Some(Fact::Manifest(m)) if m.digest == *d => Ok(Some(m)),
+            Some(Fact::Manifest(m)) if m.digest == *d => {
+                manifests.keep(ticket, *d, m.clone(), at_hand::weight(&m));
+                Ok(Some(m))
+            }
             _ => Ok(None),
         }
     }
@@ -205,7 +216,13 @@ impl Store {
     }
 
     pub fn tag(&self, s: &Source, tag: &str) -> Result<Option<TagFact>, StoreError> {
-        Ok(self.inner.index.tag(s, tag)?.map(|row| row.fact))
+        let tags = &self.inner.at_hand.tags;
+        let ticket = tags.ticket();
+        let Some(row) = self.inner.index.tag(s, tag)? else {
+            return Ok(None);
+        };
+        tags.keep(ticket, keys::tag(s, tag), row.fact.clone(), 1);
+        Ok(Some(row.fact))
     }
 
     /// Tags of a source that were ever confirmed, at most `max`.
@@ -219,7 +236,9 @@ impl Store {
             let same = (row.fact.digest, &row.fact.media_type, row.fact.size) == (t.digest, &t.media_type, t.size);
             if same && t.confirmed_unix_secs.abs_diff(row.packed_unix_secs) < TAG_PACKED_SECS {
                 row.fact = t.clone();
-                return Ok(self.inner.index.set_tag(s, tag, &row)?);
+                let set = self.inner.index.set_tag(s, tag, &row);
+                self.inner.at_hand.tags.forget(keys::tag(s, tag).as_slice());
+                return Ok(set?);
             }
         }
         self.append_fact(&Fact::Tag {
@@ -237,11 +256,13 @@ impl Store {
 
     /// Whether a repository is known to hold a blob or manifest.
     pub fn is_member(&self, s: &Source, d: &BlobDigest) -> Result<bool, StoreError> {
-        let enough = match self.inner.doubts_manifests.load(Ordering::Relaxed) {
-            true => Membership::Served,
-            false => Membership::Named,
+        let members = &self.inner.at_hand.members;
+        let ticket = members.ticket();
+        let Some(known) = self.inner.index.member(s, d)? else {
+            return Ok(false);
         };
-        Ok(self.inner.index.member(s, d)?.is_some_and(|m| m >= enough))
+        members.keep(ticket, keys::member(s, d), known, 1);
+        Ok(known >= self.membership_enough())
     }
 
     /// Records that the upstream has the digest in this repository.

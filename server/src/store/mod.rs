@@ -6,10 +6,12 @@
 //! thread that may wait.
 //! Not here: original blobs (`originals.rs`), and who may see what (`read`).
 
+mod at_hand;
 pub mod bell;
 pub mod conversion;
 pub mod facts;
 pub mod hasher;
+pub mod hot;
 mod in_flight;
 mod index;
 mod keys;
@@ -109,6 +111,7 @@ struct Inner {
     /// What opening found; reported when metrics are attached.
     opened: OpenReport,
     metrics: OnceLock<Metrics>,
+    at_hand: at_hand::AtHand,
     /// See [`Store::doubt_manifests`].
     doubts_manifests: AtomicBool,
     /// Released last: fields are dropped in order.

@@ -63,6 +63,7 @@ pub(super) fn open(dir: &Path, pack_size_max: u64) -> Result<Arc<Inner>, StoreEr
         _committer: committer,
         opened: report,
         metrics: OnceLock::new(),
+        at_hand: Default::default(),
         doubts_manifests: AtomicBool::new(false),
         _lock: lock,
     });

@@ -20,11 +20,13 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
 
 use super::{
     bell::Bell,
     hasher::BlobHasher,
+    hot::Hot,
     partial::Partial,
     usage::{Kept, Usage, now_ms},
 };
@@ -44,6 +46,12 @@ const BOOT_FILE: &str = "boot-id";
 /// Linux's name of the running boot.
 const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// Originals that stay open: a small part of what a process may have open, and of the connections that come with them.
+const OPEN_MAX: usize = 256;
+
+/// Memory for small originals, some thousand manifests.
+const VERIFIED_BYTES_MAX: usize = 16 << 20;
+
 /// The directory of originals; clones share it.
 #[derive(Clone, Debug)]
 pub struct Originals(Arc<Inner>);
@@ -55,6 +63,10 @@ struct Inner {
     bell: Bell,
     /// The bell is rung when more than this is kept.
     bytes_max: AtomicU64,
+    /// Kept open; an original that goes is closed.
+    open: Hot<BlobDigest, (Arc<File>, u64)>,
+    /// Small ones that were verified.
+    verified: Hot<BlobDigest, Bytes>,
     /// Fetches that may be unfinished; those that ended are dropped at the next look.
     partials: Mutex<HashSet<BlobDigest>>,
 }
@@ -74,6 +86,8 @@ impl Originals {
             usage: Usage::default(),
             bell: Bell::default(),
             bytes_max: AtomicU64::new(u64::MAX),
+            open: Hot::new(OPEN_MAX),
+            verified: Hot::new(VERIFIED_BYTES_MAX),
             partials: Mutex::default(),
         }));
         let boot_file = originals.0.root.join(BOOT_FILE);
@@ -130,6 +144,37 @@ impl Originals {
         }
     }
 
+    /// As [`Originals::get`]; the file stays open for those who come next.
+    pub fn open_file(&self, digest: &BlobDigest) -> io::Result<Option<(Arc<File>, u64)>> {
+        let ticket = self.0.open.ticket();
+        let Some((file, size)) = self.get(digest)? else {
+            return Ok(None);
+        };
+        let file = Arc::new(file);
+        self.0.open.keep(ticket, *digest, (file.clone(), size), 1);
+        Ok(Some((file, size)))
+    }
+
+    /// An original that is open already. No disk is touched. Counts as a use.
+    pub fn file_at_hand(&self, digest: &BlobDigest) -> Option<(Arc<File>, u64)> {
+        let (file, size) = self.0.open.get(digest)?;
+        // Somebody else may have taken it away: whoever comes now gets what the path says.
+        let stat = rustix::fs::fstat(&*file).ok();
+        if stat.is_none_or(|s| s.st_nlink == 0 || u64::try_from(s.st_size) != Ok(size)) {
+            self.0.open.forget(digest);
+            return None;
+        }
+        self.used(digest, size);
+        Some((file, size))
+    }
+
+    /// A small original that was verified when it was read. No disk is touched. Counts as a use.
+    pub fn bytes_at_hand(&self, digest: &BlobDigest) -> Option<Bytes> {
+        let bytes = self.0.verified.get(digest)?;
+        self.used(digest, bytes.len() as u64);
+        Some(bytes)
+    }
+
     /// The whole of a small original, verified once more. Damage is a miss, and the damaged file goes away.
     pub fn read_verified(&self, digest: &BlobDigest, size_max: u64) -> io::Result<Stored> {
         let Some((mut file, size)) = self.get(digest)? else {
@@ -138,9 +183,12 @@ impl Originals {
         if size > size_max {
             return Ok(Stored::TooLarge(size));
         }
+        let ticket = self.0.verified.ticket();
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
         file.read_to_end(&mut bytes)?;
         if BlobHasher::matches(digest, &bytes) {
+            let kept = Bytes::copy_from_slice(&bytes);
+            self.0.verified.keep(ticket, *digest, kept, bytes.len());
             Ok(Stored::Found(bytes))
         } else {
             self.remove(digest)?;
@@ -151,6 +199,8 @@ impl Originals {
     /// Forgets an original.
     pub fn remove(&self, digest: &BlobDigest) -> io::Result<()> {
         ignore_missing(fs::remove_file(self.path(digest)))?;
+        self.0.open.forget(digest);
+        self.0.verified.forget(digest);
         self.0.usage.remove(digest);
         Ok(())
     }
