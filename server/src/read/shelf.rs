@@ -56,8 +56,11 @@ impl Shelf {
         }
     }
 
-    /// From disk, if the repository is known to have it.
+    /// From memory or disk, if the repository is known to have it.
     pub async fn find(&self, source: &Source, digest: &BlobDigest) -> Result<Option<Found>, ReadError> {
+        if let Some(found) = self.at_hand(source, digest) {
+            return Ok(Some(found));
+        }
         let (shelf, source, digest) = (self.clone(), source.clone(), *digest);
         blocking(move || {
             let Some(fact) = shelf.store.manifest(&digest)? else {
@@ -79,6 +82,18 @@ impl Shelf {
             Ok(Some(Found { fact, bytes }))
         })
         .await
+    }
+
+    /// [`Shelf::find`] without a disk.
+    fn at_hand(&self, source: &Source, digest: &BlobDigest) -> Option<Found> {
+        if !self.store.member_at_hand(source, digest) {
+            return None;
+        }
+        let bytes = self.originals.bytes_at_hand(digest)?;
+        let fact = self.store.manifest_at_hand(digest)?;
+        let source = source.clone();
+        let fact = ManifestFact { source, ..fact };
+        Some(Found { fact, bytes })
     }
 
     /// Keeps a verified manifest and what it says. A store that fails costs later requests time, not this one its
@@ -113,6 +128,9 @@ impl Shelf {
 
     /// Where the tag pointed when the upstream last confirmed it to anybody.
     pub async fn tag(&self, source: &Source, tag: &Tag) -> Result<Option<TagFact>, ReadError> {
+        if let Some(fact) = self.store.tag_at_hand(source, tag.as_str()) {
+            return Ok(Some(fact));
+        }
         let (store, source, tag) = (self.store.clone(), source.clone(), tag.clone());
         blocking(move || Ok(store.tag(&source, tag.as_str())?)).await
     }
