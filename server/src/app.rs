@@ -110,6 +110,7 @@ impl App {
         if access.is_restricted() {
             store.doubt_manifests();
         }
+        blobs.keep_swept();
         let layers = Layers::new(store.clone(), blobs.clone(), config.ingest.clone(), metrics.clone());
         let negative = Negative::new(Duration::from_millis(fetch.negative_ttl_ms));
         let listing_ttl = Duration::from_millis(fetch.listing_ttl_ms);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, future::join_all};
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
-use support::{REPOSITORY, Server, noise};
+use support::{REPOSITORY, Server, UPSTREAM, noise};
 
 const MIB: usize = 1 << 20;
 
@@ -81,7 +81,7 @@ async fn wrong_bytes_are_a_broken_answer_and_leave_nothing_behind() {
         let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
         assert!(body.is_err(), "the answer is not complete");
         assert!(server.app.originals.get(&digest).unwrap().is_none());
-        assert!(!server.app.originals.partial_path(&digest).exists());
+        assert!(!server.app.originals.partial_path(&digest, UPSTREAM).exists());
         assert!(
             server
                 .app
@@ -96,10 +96,11 @@ async fn wrong_bytes_are_a_broken_answer_and_leave_nothing_behind() {
     }
 }
 
+/// A range is never longer than what is fetched for it: of a blob of one unit, that is the blob.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_range_in_the_middle_of_a_wrong_blob_is_not_completed_either() {
+async fn a_range_in_the_middle_of_a_small_wrong_blob_is_not_completed_either() {
     let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
-    let digest = origin.add_blob(REPOSITORY, noise(2 * MIB, 3));
+    let digest = origin.add_blob(REPOSITORY, noise(MIB, 3));
     origin.once(Target::Digest(digest), Fault::WrongByte { at: 100 });
     let server = Server::start(&origin, dir.path()).await;
     let request = server
@@ -156,12 +157,11 @@ async fn a_server_that_stops_in_the_middle_resumes_after_its_restart() {
     soon(server.stop()).await;
     origin.clear_faults();
     gate.open();
-    let kept = std::fs::metadata(
-        headstart_server::store::originals::Originals::open(dir.path())
-            .unwrap()
-            .partial_path(&digest),
-    );
-    let kept = kept.unwrap().len();
+    let kept = headstart_server::store::originals::Originals::open(dir.path())
+        .unwrap()
+        .partial(&digest, UPSTREAM)
+        .unwrap()
+        .prefix();
     assert!(kept >= MIB as u64);
     origin.clear_calls();
 
@@ -175,24 +175,24 @@ async fn a_server_that_stops_in_the_middle_resumes_after_its_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partial_that_is_wrong_costs_one_try() {
     let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
-    let content = noise(MIB, 7);
+    let content = noise(MIB + MIB / 2, 7);
     let digest = origin.add_blob(REPOSITORY, content.clone());
     let server = Server::start(&origin, dir.path()).await;
-    server
-        .app
-        .originals
-        .partial(&digest)
-        .unwrap()
-        .append(&noise(MIB / 2, 8))
-        .unwrap();
+    let left = |digest: &BlobDigest, bytes: &[u8], units: std::ops::Range<u64>| {
+        let mut partial = server.app.originals.partial(digest, UPSTREAM).unwrap();
+        partial.set_size(3 * MIB as u64 / 2).unwrap();
+        partial.write_at(bytes, 0).unwrap();
+        units.for_each(|unit| partial.mark(unit).unwrap());
+    };
+    left(&digest, &noise(MIB, 8), 0..1);
     let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
     assert!(body.is_err());
     let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
     assert!(body.unwrap() == content);
     // A whole one that was not renamed yet needs no byte of the upstream.
-    let other = noise(MIB, 9);
+    let other = noise(MIB + MIB / 2, 9);
     let digest = origin.add_blob(REPOSITORY, other.clone());
-    server.app.originals.partial(&digest).unwrap().append(&other).unwrap();
+    left(&digest, &other, 0..2);
     let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
     assert!(body.unwrap() == other);
     assert_eq!(origin.bytes_sent(&digest), 0);
@@ -239,4 +239,75 @@ async fn a_blob_of_one_repository_is_not_given_to_another() {
     );
     assert_eq!(soon(server.fetch(&server.blob_url(&digest))).await.0, 200);
     assert_eq!(origin.calls().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cold_blob_does_not_wait_for_conversions() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let layers = [noise(2 * MIB, 30), noise(2 * MIB, 31)];
+    let [stuck, other] = layers.clone().map(|bytes| origin.add_blob(REPOSITORY, bytes));
+    let config = origin.add_blob(REPOSITORY, "{}");
+    let layer = |digest: &BlobDigest| {
+        serde_json::json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "digest": digest.to_string(),
+            "size": 2 * MIB,
+        })
+    };
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": media_type,
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": config.to_string(),
+            "size": 2,
+        },
+        "layers": [layer(&stuck), layer(&other)],
+    });
+    origin.add_manifest(REPOSITORY, Some("tag"), media_type, manifest.to_string());
+    let gate = origin.hold(Target::Digest(stuck), 100_000);
+    let mut config = support::config(&origin, dir.path());
+    config.ingest.workers = 1;
+    let server = Server::with(config).await;
+    assert_eq!(soon(server.fetch(&server.manifest_url("tag"))).await.0, 200);
+    // The one worker reads the first layer, for as long as the gate is closed.
+    origin
+        .wait_for("the conversion", |calls| calls.iter().any(|c| c.digest == Some(stuck)))
+        .await;
+    let (status, bytes) = soon(server.fetch(&server.blob_url(&other))).await;
+    assert_eq!(status, 200);
+    assert!(bytes.unwrap() == layers[1]);
+    // Nor do those who ask for the very layer.
+    let mut body = soon(server.get(&server.blob_url(&stuck))).await.bytes_stream();
+    let first = soon(body.next()).await.unwrap().unwrap();
+    assert!(layers[0].starts_with(&first));
+    gate.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_turn_in_vain_is_told_to_come_back() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let [held, content] = [noise(2 * MIB, 32), noise(2 * MIB, 33)];
+    let (busy, waits) = (
+        origin.add_blob(REPOSITORY, held),
+        origin.add_blob(REPOSITORY, content.clone()),
+    );
+    let gate = origin.hold(Target::Digest(busy), 100_000);
+    let mut config = support::config(&origin, dir.path());
+    config.fetch.blobs_max = 1;
+    config.fetch.turn_wait_ms = 300;
+    let server = Server::with(config).await;
+    let first = soon(server.get(&server.blob_url(&busy))).await;
+    let refused = soon(server.get(&server.blob_url(&waits))).await;
+    assert_eq!(refused.status(), 503);
+    assert!(refused.headers().contains_key("retry-after"));
+    gate.open();
+    soon(first.bytes()).await.unwrap();
+    let mut answer = soon(server.fetch(&server.blob_url(&waits))).await;
+    // The first gives its turn back when it is on disk.
+    while answer.0 == 503 {
+        answer = soon(server.fetch(&server.blob_url(&waits))).await;
+    }
+    assert!(answer.1.unwrap() == content);
 }

@@ -32,6 +32,20 @@ pub struct FetchConfig {
     pub negative_ttl_ms: u64,
     /// Lists of tags and of referrers are answered without asking again for this long.
     pub listing_ttl_ms: u64,
+    /// A Range of a blob that is not here fetches only that from the upstream. Off: it follows a fetch of the whole.
+    pub cold_range: bool,
+    /// Such ranges fetched at once; further ones wait.
+    pub ranges_max: usize,
+    /// Connections for one large blob. More than 1 helps where an upstream limits each connection.
+    pub parallel_ranges: usize,
+    /// Blobs smaller than this are fetched over one connection.
+    pub parallel_min_bytes: u64,
+    /// Answers streamed from the upstream at once without being kept, while the disk is full.
+    pub pass_through_max: usize,
+    /// A fetch waits this long for its turn, then the client is told to come back. Below containerd's 30 s.
+    pub turn_wait_ms: u64,
+    /// Unfinished fetches that nobody has gone on with for this long are removed.
+    pub partial_ttl_ms: u64,
 }
 
 impl Default for FetchConfig {
@@ -48,6 +62,13 @@ impl Default for FetchConfig {
             tag_fresh_ms: 0,
             negative_ttl_ms: 5_000,
             listing_ttl_ms: 10_000,
+            cold_range: true,
+            ranges_max: 128,
+            parallel_ranges: 1,
+            parallel_min_bytes: 64 << 20,
+            pass_through_max: 64,
+            turn_wait_ms: 20_000,
+            partial_ttl_ms: 24 * 3_600_000,
         }
     }
 }

@@ -57,9 +57,7 @@ where
     }
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     // RFC 9110 section 14.2: only GET has ranges.
-    let asked = request
-        .get(header::RANGE)
-        .filter(|_| method == Method::GET && if_range(request, &rep.etag));
+    let asked = range_asked(request, &rep.etag).filter(|_| method == Method::GET);
     let body = match range::resolve(asked, rep.size) {
         Resolved::Whole => {
             headers.insert(header::CONTENT_TYPE, rep.content_type.clone());
@@ -105,6 +103,11 @@ fn if_none_match(request: &HeaderMap, etag: &HeaderValue) -> bool {
         .flat_map(|v| v.split(','))
         .map(str::trim)
         .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == own)
+}
+
+/// The `Range` of a GET, if it is to be honoured.
+pub fn range_asked<'a>(request: &'a HeaderMap, etag: &HeaderValue) -> Option<&'a HeaderValue> {
+    request.get(header::RANGE).filter(|_| if_range(request, etag))
 }
 
 /// Whether `Range` may be honoured (RFC 9110 section 13.1.5; strong comparison, and we give no dates).

@@ -19,6 +19,9 @@ use crate::{access::AccessError, read::ReadError, store::StoreError, upstream::U
 /// What every client can answer, and with what password files, token files and upstreams can work.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"headstart\"");
 
+/// When to come back after all turns were taken: about what a layer takes.
+const RETRY_AFTER_BUSY_SECS: u64 = 5;
+
 /// Error codes of the distribution specification (and `UNAVAILABLE`, which distribution itself adds).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OciCode {
@@ -119,6 +122,10 @@ impl ApiError {
                 },
                 message,
             ),
+            ReadError::Busy => Self {
+                retry_after_secs: Some(RETRY_AFTER_BUSY_SECS),
+                ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
+            },
             ReadError::Stopping => {
                 Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
             }

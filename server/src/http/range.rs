@@ -15,6 +15,8 @@ use std::ops::Range;
 
 use http::HeaderValue;
 
+use crate::read::wants::{Spec, Wants};
+
 /// Ranges in one request. zstd:chunked clients ask for some ten at a time; more is a way to make us seek.
 pub const RANGES_MAX: usize = 16;
 
@@ -61,6 +63,22 @@ pub fn resolve(header: Option<&HeaderValue>, size: u64) -> Resolved {
         1 => Resolved::One(ranges.swap_remove(0)),
         _ => Resolved::Several(ranges),
     }
+}
+
+/// The same header while the size is not known.
+pub fn wants(header: Option<&HeaderValue>) -> Wants {
+    let Some(asked) = header.and_then(parse) else {
+        return Wants::Whole;
+    };
+    let specs = asked.into_iter().map(|asked| match asked {
+        Asked::FromTo(first, last) => Spec::From {
+            first,
+            last: Some(last),
+        },
+        Asked::From(first) => Spec::From { first, last: None },
+        Asked::Last(len) => Spec::Suffix(len),
+    });
+    Wants::Ranges(specs.collect())
 }
 
 /// `bytes=a-b, c-, -d`. `None` for anything else.

@@ -162,7 +162,7 @@ impl Asking<'_> {
         headers.insert(header::CACHE_CONTROL, cache);
         Representation {
             size,
-            etag: ascii(format!("\"{digest}\"")),
+            etag: etag(digest),
             content_type,
             headers,
             route,
@@ -179,6 +179,11 @@ pub(super) fn resolve(app: &App, ns: Option<&str>, name: &str) -> Result<Route, 
         };
         ApiError::new(code, error.to_string())
     })
+}
+
+/// What is named by a digest changes with it.
+pub(super) fn etag(digest: &BlobDigest) -> HeaderValue {
+    HeaderValue::from_str(&format!("\"{digest}\"")).expect("a digest is ASCII")
 }
 
 fn unsupported() -> ApiError {

@@ -10,10 +10,11 @@ use headstart_layer_format::{BlobDigest, DigestError};
 use http::{HeaderValue, Method};
 
 use super::{
-    body::ranged_response,
+    body::{range_asked, ranged_response},
     error::{ApiError, Asked, OciCode},
+    range,
     sendfile::Windows,
-    v2::{Asking, CACHE_FOREVER, Probe},
+    v2::{Asking, CACHE_FOREVER, Probe, etag},
 };
 use crate::metrics::route;
 
@@ -39,7 +40,10 @@ impl Asking<'_> {
                 nothing,
             ));
         }
-        let blob = blobs.open(&route.source, &caller, &digest).await.map_err(failed)?;
+        // The size that the headers need is learned with the first bytes, of what is asked for and no more.
+        let wants = range::wants(range_asked(self.headers, &etag(&digest)));
+        let opened = blobs.open_range(&route.source, &caller, &digest, &wants).await;
+        let blob = opened.map_err(failed)?;
         let representation = self.representation(route::BLOBS, &digest, blob.size(), OCTETS, CACHE_FOREVER);
         let windows = self.extensions.get::<Windows>();
         let windowed = windows

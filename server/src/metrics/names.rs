@@ -26,6 +26,7 @@ metrics! {
     IngestLayers = "headstart_ingest_layers_total", "layers", [OUTCOME], "Conversions ended, by outcome";
     IngestBytes = "headstart_ingest_bytes_total", "bytes", [INGEST_KIND], "Bytes through conversions, by kind";
     Corruption = "headstart_corruption_total", "events", [DAMAGED], "Bytes that did not match their digest, treated as a miss";
+    PassThrough = "headstart_pass_through_total", "answers", [], "Answers streamed from an upstream past a disk that takes no more";
     IndexRebuilds = "headstart_index_rebuilds_total", "events", [], "Times the index was rebuilt from packs";
     Evictions = "headstart_evictions_total", "objects", [EVICTED, EVICT_REASON], "Originals and converted layers that were given up";
     ReclaimedBytes = "headstart_reclaimed_bytes_total", "bytes", [RECLAIMED], "Bytes of the disk that became free";

@@ -60,6 +60,11 @@ impl Metrics {
         self.add(Count::Corruption, 1, &[what]);
     }
 
+    /// An answer goes past a disk that takes no more.
+    pub fn pass_through(&self) {
+        self.add(Count::PassThrough, 1, &[]);
+    }
+
     pub fn index_rebuilt(&self) {
         self.add(Count::IndexRebuilds, 1, &[]);
     }

@@ -1,42 +1,44 @@
 //! Blobs, wherever they are: on disk, in flight, or to be fetched.
 //!
-//! In: a [`Source`] and a digest. Out: a [`Blob`], which streams, or is read by a thread.
-//! Invariant: one digest has at most one fetch at a time, whoever asks; a client that goes away stops nothing. A blob
-//! that is here is given to a source only if the repository is known to have it, or its upstream says so now.
-//! Not here: the fetch ([`super::fetch`]) and the hold-back ([`super::flight`]). A range of a blob that is not here yet
-//! follows the whole fetch; a ranged upstream request for it is a later step.
+//! In: a [`Source`], a digest, and what is wanted of it. Out: a [`Blob`], which streams, or is read by a thread.
+//! Invariant: a digest has at most one fetch from an upstream at a time, whoever asks; a client that goes away stops
+//! nothing. A blob that is here is given to a source only if the repository is known to have it, or its upstream says
+//! so now. Bytes that are not verified yet are given to clients of the upstream that sent them, and to no others.
+//! Not here: the fetch ([`super::fetch`]), the hold-back ([`super::flight`]), and the streams ([`super::blob`]).
 
 use std::{
     collections::HashMap,
     fs::File,
-    io::{self, Read},
-    ops::Range,
-    os::unix::fs::FileExt as _,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::TryStreamExt as _;
 use headstart_layer_format::BlobDigest;
-use tokio::sync::{Semaphore, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::watch;
 
+pub use super::blob::{Blob, BlockingReader};
 pub use super::error::ReadError;
-use super::{blocking::blocking, fetch::Fetch, flight::Flight};
+use super::{
+    blob::{Place, read_block},
+    blocking::blocking,
+    errand::{Errand, Yard},
+    fetch::{Boarded, Fetch},
+    opening::Opened,
+    wants::Wants,
+};
 use crate::{
     config::FetchConfig,
     metrics::Metrics,
     store::{
         Store,
         facts::Source,
+        leftovers::Remove,
         originals::{Originals, Stored},
     },
-    upstream::{Caller, Upstream, UpstreamError, Upstreams},
+    upstream::{BlobAnswer, BlobBody, Caller, Upstream, UpstreamError, Upstreams},
 };
-
-/// Bytes handed to a client at once: large enough that the hop to a thread does not show, small enough for thousands
-/// of clients.
-const BLOCK: u64 = 256 << 10;
 
 /// Times that a request looks again because what it joined failed for a reason that is not its own.
 const JOINS_MAX: usize = 4;
@@ -47,23 +49,24 @@ pub struct Blobs(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    originals: Originals,
     store: Store,
     upstreams: Upstreams,
-    config: FetchConfig,
-    metrics: Metrics,
-    flights: Mutex<HashMap<BlobDigest, Slot>>,
-    permits: Arc<Semaphore>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    yard: Arc<Yard>,
+    fetches: Mutex<HashMap<Key, Slot>>,
 }
+
+/// What an upstream, by its canonical name, says a digest is.
+type Key = (BlobDigest, String);
+
+type Started = Option<Result<Arc<Fetch>, ReadError>>;
 
 /// A fetch that is being started or is under way.
 #[derive(Clone, Debug)]
 struct Slot {
     /// Who it was started for: an upstream's "no" is an answer to them alone.
     source: Source,
-    ready: watch::Receiver<Option<Result<Arc<Flight>, ReadError>>>,
+    caller: Caller,
+    ready: watch::Receiver<Started>,
 }
 
 impl Blobs {
@@ -75,45 +78,85 @@ impl Blobs {
         metrics: Metrics,
     ) -> Blobs {
         Blobs(Arc::new(Inner {
-            originals,
             store,
             upstreams,
-            permits: Arc::new(Semaphore::new(config.blobs_max)),
-            config,
-            metrics,
-            flights: Mutex::default(),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            yard: Arc::new(Yard::new(originals, config, metrics)),
+            fetches: Mutex::default(),
         }))
     }
 
-    /// The blob from disk, or the flight in progress, or a new flight.
+    /// The blob from disk, or the fetch in progress, or a new fetch of the whole of it.
     pub async fn open(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<Blob, ReadError> {
+        self.open_range(source, caller, digest, &Wants::Whole).await
+    }
+
+    /// The same, but of a blob that is not here only what is wanted is fetched. Any of the wanted ranges can be
+    /// streamed; when this returns, the upstream has begun to send the first.
+    pub async fn open_range(
+        &self,
+        source: &Source,
+        caller: &Caller,
+        digest: &BlobDigest,
+        wants: &Wants,
+    ) -> Result<Blob, ReadError> {
+        let errand = self.errand(source, caller, digest)?;
+        let wants = if self.yard().config.cold_range {
+            wants
+        } else {
+            &Wants::Whole
+        };
         let mut failed = ReadError::Incomplete;
         for _ in 0..JOINS_MAX {
             if let Some((file, size, member)) = self.look(source, digest).await? {
                 if !member {
-                    self.ask(source, caller, digest).await?;
+                    self.ask(&errand, source).await?;
                 }
-                return Ok(Blob(Place::Disk { file, size }));
+                let place = Place::Disk { file, size };
+                return Ok(Blob { place, errand });
             }
-            let slot = self.join(source, caller, digest)?;
-            let mine = slot.source == *source;
-            match slot.wait().await {
-                Ok(flight) if !flight.has_failed() => {
+            if self.yard().is_disk_bad() {
+                return past_the_disk(errand).await;
+            }
+            let slot = self.join(&errand, source, wants)?;
+            let mine = slot.source == *source && slot.caller == *caller;
+            let error = match slot.wait().await {
+                Ok(fetch) => {
+                    let Some(seat) = fetch.board() else { continue };
                     if !mine && !self.is_member(source, digest).await? {
-                        self.ask(source, caller, digest).await?;
+                        self.ask(&errand, source).await?;
                     }
-                    return Ok(Blob(Place::Flight(flight)));
+                    match self.settle(seat, wants).await {
+                        Ok(place) => return Ok(Blob { place, errand }),
+                        Err(error) => error,
+                    }
                 }
-                Ok(_) => {}
                 // Only a fetch that found the original already here starts with this: look again.
-                Err(ReadError::Incomplete) => {}
-                Err(error) if mine => return Err(error),
-                Err(error) => failed = error,
+                Err(ReadError::Incomplete) => continue,
+                Err(error) => error,
+            };
+            match error {
+                ReadError::Disk(_) => return past_the_disk(errand).await,
+                error if mine => return Err(error),
+                error => failed = error,
             }
         }
         Err(failed)
+    }
+
+    /// Sees to it that what is wanted comes.
+    async fn settle(&self, seat: Boarded, wants: &Wants) -> Result<Place, ReadError> {
+        let fetch = seat.fetch();
+        let size = fetch.flight.size();
+        let withheld = wants.covers(size);
+        if withheld && !fetch.flight.is_whole() {
+            let permit = self.yard().whole().await?;
+            fetch.promote(None, permit);
+        }
+        // Until the first byte is here, the upstream's "no" can still become a status.
+        if let (false, Some(first)) = (withheld, wants.first(size)) {
+            fetch.readable(&first, false).await?;
+        }
+        Ok(Place::Flight { seat, withheld })
     }
 
     /// The size of a blob, for HEAD: asks the upstream for no more than that when the blob is not here.
@@ -121,7 +164,7 @@ impl Blobs {
         if let Some((_, size, true)) = self.look(source, digest).await? {
             return Ok(size);
         }
-        match self.ask(source, caller, digest).await? {
+        match self.ask(&self.errand(source, caller, digest)?, source).await? {
             Some(size) => Ok(size),
             None => Ok(self.open(source, caller, digest).await?.size()),
         }
@@ -129,8 +172,9 @@ impl Blobs {
 
     /// Whether a fetch of the blob is under way and brings bytes.
     pub fn is_arriving(&self, digest: &BlobDigest) -> bool {
-        let arrives = |slot: &Slot| matches!(&*slot.ready.borrow(), Some(Ok(flight)) if !flight.has_failed());
-        self.flights().get(digest).is_some_and(arrives)
+        let arrives = |slot: &Slot| matches!(&*slot.ready.borrow(), Some(Ok(fetch)) if !fetch.flight.has_failed());
+        let fetches = self.fetches();
+        fetches.iter().any(|((of, _), slot)| of == digest && arrives(slot))
     }
 
     /// The whole of a small blob, verified; for configs.
@@ -146,17 +190,23 @@ impl Blobs {
         if size > size_max {
             return Err(ReadError::TooLarge { size, size_max });
         }
-        if let Place::Flight(flight) = &blob.0 {
-            flight.verified().await?;
-            return read_block(flight.file().clone(), 0..size).await;
+        if let Place::Flight { seat, .. } = &blob.place {
+            let fetch = seat.fetch();
+            // An empty range is readable only when the outcome is known.
+            fetch.readable(&(size..size), true).await?;
+            return read_block(fetch.flight.file().clone(), 0..size).await;
         }
-        let (inner, wanted) = (self.0.clone(), *digest);
-        let stored = blocking(move || Ok(inner.originals.read_verified(&wanted, size_max)?)).await?;
+        if let Place::Upstream { .. } = &blob.place {
+            let pieces: Vec<Bytes> = blob.stream(0..size).try_collect().await?;
+            return Ok(pieces.concat().into());
+        }
+        let (yard, wanted) = (self.yard().clone(), *digest);
+        let stored = blocking(move || Ok(yard.originals.read_verified(&wanted, size_max)?)).await?;
         match stored {
             Stored::Found(bytes) => Ok(bytes.into()),
             Stored::TooLarge(size) => Err(ReadError::TooLarge { size, size_max }),
             Stored::Damaged => {
-                self.0.metrics.corruption("original");
+                self.yard().metrics.corruption("original");
                 tracing::warn!(%digest, "original on disk is damaged; it is forgotten");
                 Err(ReadError::DigestMismatch)
             }
@@ -166,29 +216,29 @@ impl Blobs {
 
     /// Forgets an original that a reader found to be damaged; the next request fetches it again.
     pub async fn forget_damaged(&self, digest: &BlobDigest) -> Result<(), ReadError> {
-        self.0.metrics.corruption("original");
+        self.yard().metrics.corruption("original");
         tracing::warn!(%digest, "original on disk is damaged; it is forgotten");
-        let (inner, digest) = (self.0.clone(), *digest);
-        blocking(move || Ok(inner.originals.remove(&digest)?)).await
+        let (yard, digest) = (self.yard().clone(), *digest);
+        blocking(move || Ok(yard.originals.remove(&digest)?)).await
     }
 
     /// Ends every fetch; what came so far stays and is resumed by the next process.
     pub async fn shutdown(&self) {
-        self.0.stop.cancel();
-        self.0.tasks.close();
-        self.0.tasks.wait().await;
+        self.yard().stop.cancel();
+        self.yard().tasks.close();
+        self.yard().tasks.wait().await;
     }
 
     /// On disk? And known to be in the repository?
     async fn look(&self, source: &Source, digest: &BlobDigest) -> Result<Option<(Arc<File>, u64, bool)>, ReadError> {
         if self.0.store.member_at_hand(source, digest)
-            && let Some((file, size)) = self.0.originals.file_at_hand(digest)
+            && let Some((file, size)) = self.yard().originals.file_at_hand(digest)
         {
             return Ok(Some((file, size, true)));
         }
         let (inner, source, digest) = (self.0.clone(), source.clone(), *digest);
         blocking(move || {
-            let Some((file, size)) = inner.originals.open_file(&digest)? else {
+            let Some((file, size)) = inner.yard.originals.open_file(&digest)? else {
                 return Ok(None);
             };
             Ok(Some((file, size, inner.store.is_member(&source, &digest)?)))
@@ -202,14 +252,19 @@ impl Blobs {
     }
 
     /// Asks the upstream whether the repository has the blob, and remembers a yes. Its size, if the upstream says so.
-    async fn ask(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<Option<u64>, ReadError> {
-        let size = self
-            .upstream(source)?
-            .blob_head(&source.repository, caller, digest)
-            .await?;
-        let (inner, source, digest) = (self.0.clone(), source.clone(), *digest);
-        blocking(move || Ok(inner.store.add_member(&source, &digest)?)).await?;
+    async fn ask(&self, errand: &Errand, source: &Source) -> Result<Option<u64>, ReadError> {
+        let size = errand.size().await?;
+        self.remember(source, &errand.digest).await;
         Ok(size)
+    }
+
+    /// That it is not remembered costs a question, not the answer.
+    async fn remember(&self, source: &Source, digest: &BlobDigest) {
+        let (inner, source, digest) = (self.0.clone(), source.clone(), *digest);
+        let added = blocking(move || Ok(inner.store.add_member(&source, &digest)?));
+        if let Err(error) = added.await {
+            tracing::warn!(%digest, %error, "membership is not recorded");
+        }
     }
 
     fn upstream(&self, source: &Source) -> Result<Arc<Upstream>, ReadError> {
@@ -218,71 +273,67 @@ impl Blobs {
         upstream.ok_or(ReadError::Upstream(UpstreamError::NotFound { name_unknown: true }))
     }
 
+    fn errand(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<Errand, ReadError> {
+        Ok(Errand {
+            yard: self.yard().clone(),
+            upstream: self.upstream(source)?,
+            repository: source.repository.clone(),
+            caller: caller.clone(),
+            digest: *digest,
+        })
+    }
+
     /// The slot of the fetch under way, or that of a new one.
-    fn join(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<Slot, ReadError> {
-        let upstream = self.upstream(source)?;
-        let mut flights = self.flights();
-        if let Some(slot) = flights.get(digest).filter(|slot| !slot.has_failed()) {
+    fn join(&self, errand: &Errand, source: &Source, wants: &Wants) -> Result<Slot, ReadError> {
+        let key = (errand.digest, source.upstream.clone());
+        let mut fetches = self.fetches();
+        if let Some(slot) = fetches.get(&key).filter(|slot| !slot.has_failed()) {
             return Ok(slot.clone());
         }
-        if self.0.stop.is_cancelled() {
+        if self.yard().stop.is_cancelled() {
             return Err(ReadError::Stopping);
         }
         let (publish, ready) = watch::channel(None);
         let slot = Slot {
             source: source.clone(),
+            caller: errand.caller.clone(),
             ready,
         };
-        flights.insert(*digest, slot.clone());
-        let fetch = Fetch {
-            upstream,
-            repository: source.repository.clone(),
-            caller: caller.clone(),
-            digest: *digest,
-            originals: self.0.originals.clone(),
-            config: self.0.config.clone(),
-            metrics: self.0.metrics.clone(),
-            stop: self.0.stop.clone(),
-        };
+        fetches.insert(key.clone(), slot.clone());
         // A task of its own: no client's leaving stops it.
-        self.0.tasks.spawn(self.clone().fly(fetch, source.clone(), publish));
+        let begun = self
+            .clone()
+            .begin(key, errand.clone(), source.clone(), wants.clone(), publish);
+        self.yard().tasks.spawn(begun);
         Ok(slot)
     }
 
-    async fn fly(self, fetch: Fetch, source: Source, publish: watch::Sender<Option<Result<Arc<Flight>, ReadError>>>) {
-        let digest = fetch.digest;
-        let inner = self.0.clone();
-        // The semaphore is never closed.
-        let _permit = inner.permits.clone().acquire_owned().await;
-        let here = {
-            let inner = inner.clone();
-            blocking(move || Ok(inner.originals.path(&digest).exists()))
-        };
-        let started = match here.await {
+    /// A fetch from its first request until its files are left for good.
+    async fn begin(self, key: Key, errand: Errand, source: Source, wants: Wants, publish: watch::Sender<Started>) {
+        let digest = errand.digest;
+        let started = async {
+            let permit = self.yard().whole().await?;
+            let yard = self.yard().clone();
             // A fetch that ended between the caller's look and this one has left an original; looking again finds it.
-            Ok(true) => Err(ReadError::Incomplete),
-            Ok(false) => tokio::select! {
+            if blocking(move || Ok(yard.originals.path(&digest).exists())).await? {
+                return Err(ReadError::Incomplete);
+            }
+            let opened = tokio::select! {
                 biased;
-                () = inner.stop.cancelled() => Err(ReadError::Stopping),
-                started = fetch.start() => started,
-            },
-            Err(error) => Err(error),
+                () = self.yard().stop.cancelled() => return Err(ReadError::Stopping),
+                opened = Opened::ask(&errand, &wants) => opened?,
+            };
+            Ok((Fetch::new(errand, opened), permit))
         };
-        match started {
-            Ok((flight, run)) => {
-                publish.send_replace(Some(Ok(flight)));
-                let recorded = {
-                    let inner = inner.clone();
-                    blocking(move || Ok(inner.store.add_member(&source, &digest)?))
-                };
-                let (recorded, ()) = tokio::join!(recorded, run);
-                if let Err(error) = recorded {
-                    tracing::warn!(%digest, %error, "membership is not recorded");
-                }
-                self.leave(&digest, &publish);
+        match started.await {
+            Ok(((fetch, first), permit)) => {
+                fetch.depart(first, permit);
+                publish.send_replace(Some(Ok(fetch.clone())));
+                tokio::join!(self.remember(&source, &digest), fetch.fly());
+                self.leave(&key, &publish);
             }
             Err(error) => {
-                self.leave(&digest, &publish);
+                self.leave(&key, &publish);
                 publish.send_replace(Some(Err(error)));
             }
         }
@@ -290,139 +341,67 @@ impl Blobs {
 
     /// Takes a fetch that has ended off the list, unless another has taken its place there: a flight that has failed
     /// is replaced at once, while its own fetch is still on its way out.
-    fn leave(&self, digest: &BlobDigest, ended: &watch::Sender<Option<Result<Arc<Flight>, ReadError>>>) {
-        let mut flights = self.flights();
-        if flights
-            .get(digest)
+    fn leave(&self, key: &Key, ended: &watch::Sender<Started>) {
+        let mut fetches = self.fetches();
+        if fetches
+            .get(key)
             .is_some_and(|slot| slot.ready.same_channel(&ended.subscribe()))
         {
-            flights.remove(digest);
+            fetches.remove(key);
         }
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<BlobDigest, Slot>> {
-        // Only whole inserts and removes happen under the lock.
-        self.0.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Runs `remove` unless there is a fetch with this partial; none begins meanwhile.
+    pub(super) fn unless_in_use(&self, partial: &Path, remove: Remove<'_>) {
+        let fetches = self.fetches();
+        let originals = &self.yard().originals;
+        let in_use = fetches
+            .keys()
+            .any(|(digest, upstream)| originals.partial_path(digest, upstream) == partial);
+        if !in_use {
+            remove();
+        }
     }
+
+    pub(super) fn yard(&self) -> &Arc<Yard> {
+        &self.0.yard
+    }
+
+    fn fetches(&self) -> MutexGuard<'_, HashMap<Key, Slot>> {
+        // Only whole inserts and removes happen under the lock.
+        self.0.fetches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Nothing can be written: the upstream's bytes pass through.
+async fn past_the_disk(errand: Errand) -> Result<Blob, ReadError> {
+    let size = match errand.size().await? {
+        Some(size) => size,
+        None => match errand.from(0).await? {
+            BlobAnswer::Body(BlobBody { size: Some(size), .. }) | BlobAnswer::Complete { size } => size,
+            BlobAnswer::Body(_) => return Err(ReadError::Disk("a blob of unknown size cannot be kept".into())),
+        },
+    };
+    Ok(Blob {
+        place: Place::Upstream { size },
+        errand,
+    })
 }
 
 impl Slot {
     fn has_failed(&self) -> bool {
         match &*self.ready.borrow() {
-            Some(Ok(flight)) => flight.has_failed(),
+            Some(Ok(fetch)) => fetch.flight.has_failed(),
             Some(Err(_)) => true,
             None => self.ready.has_changed().is_err(),
         }
     }
 
-    async fn wait(mut self) -> Result<Arc<Flight>, ReadError> {
+    async fn wait(mut self) -> Result<Arc<Fetch>, ReadError> {
         match self.ready.wait_for(Option::is_some).await {
             Ok(ready) => ready.clone().unwrap_or(Err(ReadError::Incomplete)),
             Err(_) => Err(ReadError::Stopping),
         }
-    }
-}
-
-/// A blob that can be read from its first byte on, though its last may not be here yet. Clones share the file.
-#[derive(Clone, Debug)]
-pub struct Blob(Place);
-
-#[derive(Clone, Debug)]
-enum Place {
-    Disk { file: Arc<File>, size: u64 },
-    Flight(Arc<Flight>),
-}
-
-impl Place {
-    fn file(&self) -> &Arc<File> {
-        match self {
-            Self::Disk { file, .. } => file,
-            Self::Flight(flight) => flight.file(),
-        }
-    }
-}
-
-impl Blob {
-    pub fn size(&self) -> u64 {
-        match &self.0 {
-            Place::Disk { size, .. } => *size,
-            Place::Flight(flight) => flight.size(),
-        }
-    }
-
-    /// The file and its size, when it is complete and verified.
-    pub fn on_disk(&self) -> Option<(&Arc<File>, u64)> {
-        match &self.0 {
-            Place::Disk { file, size } => Some((file, *size)),
-            Place::Flight(_) => None,
-        }
-    }
-
-    /// The bytes of `range`, which must be inside the size, at the pace they arrive and the reader takes them.
-    pub fn stream(&self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, ReadError>> + Send + use<> {
-        stream::try_unfold((self.0.clone(), range), |(place, mut range)| async move {
-            if range.start >= range.end {
-                return Ok(None);
-            }
-            let readable = match &place {
-                Place::Disk { .. } => range.end,
-                Place::Flight(flight) => flight.readable(&range).await?,
-            };
-            let end = readable.min(range.start.saturating_add(BLOCK));
-            let bytes = read_block(place.file().clone(), range.start..end).await?;
-            range.start = end;
-            Ok(Some((bytes, (place, range))))
-        })
-    }
-
-    /// For a thread (the conversion): follows the flight, and says "end" only after the digest was verified.
-    pub fn blocking_reader(&self) -> BlockingReader {
-        BlockingReader {
-            range: 0..self.size(),
-            place: self.0.clone(),
-        }
-    }
-}
-
-async fn read_block(file: Arc<File>, range: Range<u64>) -> Result<Bytes, ReadError> {
-    let len = usize::try_from(range.end - range.start).map_err(|_| ReadError::Disk("a block is too large".into()))?;
-    blocking(move || {
-        let mut block = vec![0; len];
-        file.read_exact_at(&mut block, range.start)?;
-        Ok(block.into())
-    })
-    .await
-}
-
-/// Reads a blob on a thread. Errors carry a [`ReadError`].
-#[derive(Debug)]
-pub struct BlockingReader {
-    place: Place,
-    range: Range<u64>,
-}
-
-impl Read for BlockingReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        let readable = match &self.place {
-            Place::Disk { .. } => self.range.end,
-            // At the end of the range this waits for the verdict.
-            Place::Flight(flight) => flight.readable_blocking(&self.range)?,
-        };
-        let len = usize::try_from(readable - self.range.start)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
-        if len == 0 {
-            return Ok(0);
-        }
-        let n = self.place.file().read_at(&mut buffer[..len], self.range.start)?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.range.start += n as u64;
-        Ok(n)
     }
 }
 
@@ -457,18 +436,22 @@ mod tests {
             config.fetch.clone(),
             metrics,
         );
-        let digest = BlobDigest::of(b"x");
+        let key = (BlobDigest::of(b"x"), "u".to_owned());
         let add = || {
             let (publish, ready) = watch::channel(None);
-            let source = source();
-            blobs.flights().insert(digest, Slot { source, ready });
+            let slot = Slot {
+                source: source(),
+                caller: Caller::Server,
+                ready,
+            };
+            blobs.fetches().insert(key.clone(), slot);
             publish
         };
         let old = add();
         let new = add();
-        blobs.leave(&digest, &old);
-        assert!(blobs.flights().contains_key(&digest));
-        blobs.leave(&digest, &new);
-        assert!(blobs.flights().is_empty());
+        blobs.leave(&key, &old);
+        assert!(blobs.fetches().contains_key(&key));
+        blobs.leave(&key, &new);
+        assert!(blobs.fetches().is_empty());
     }
 }

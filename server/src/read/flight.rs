@@ -1,20 +1,36 @@
-//! A blob in flight: one file being appended and hashed, and any number of readers that follow it.
+//! A blob in flight: one sparse file, those who write parts of it, and any number of readers.
 //!
-//! In: progress and outcome, from the one fetch. Out: how far a reader may go.
-//! Invariant: until the digest has been verified, the last [`HOLD_BACK`] bytes of every range are withheld, so no
-//! answer is ever complete with bytes that turn out wrong: the client sees a broken answer. A failed fetch fails
-//! every reader at once. Readers never slow the fetch or each other, and their leaving stops nothing.
-//! Not here: the fetch ([`super::fetch`]), and reading of the file ([`super::blobs`]).
+//! In: bytes as runs bring them, and the outcome. Out: how far a reader may go, and what nobody fetches yet.
+//! Invariant: what has landed never changes. Whoever reads *the whole* (in all but name) does not get the last
+//! [`HOLD_BACK`] bytes of a range until the digest has been verified, so no such answer is ever complete with bytes
+//! that turn out wrong: the client sees a broken answer. A failed flight fails every reader at once. Readers never slow
+//! the fetch or each other, and their leaving stops nothing that they share.
+//!
+//! What cannot be promised: a Range of a blob that is not here is answered as it arrives, and nothing can be said about
+//! its bytes before the blob is whole. The client that puts the parts together compares the digest, and so do we as
+//! soon as the last part is here: a mismatch throws all of them away. What one upstream sent unverified is never given
+//! to a client of another (a flight is of one upstream).
+//!
+//! Not here: requests upstream ([`super::run`], [`super::whole`]), when a reader has something fetched
+//! ([`super::demand`]), and reading of the file ([`super::blob`]).
 
 use std::{
     fs::File,
+    io,
     ops::Range,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
+use tokio_util::sync::CancellationToken;
 
-use super::error::ReadError;
+use super::{
+    claims::{Claims, Failed},
+    error::ReadError,
+    landed::Landed,
+};
+use crate::store::{partial::Partial, units::UNIT};
 
 /// Bytes withheld from the end of a range until the digest is known to be right. One would do; a little more keeps a
 /// client from believing that only its last packet was lost.
@@ -23,46 +39,166 @@ pub const HOLD_BACK: u64 = 64 << 10;
 /// One blob in flight.
 #[derive(Debug)]
 pub struct Flight {
-    file: Arc<File>,
+    partial: Partial,
     size: u64,
-    state: Mutex<State>,
-    /// Wakes readers in tasks.
+    pub(super) state: Mutex<State>,
+    /// Wakes readers and runs in tasks.
     notify: Notify,
     /// Wakes readers on threads.
     condvar: Condvar,
+    /// Ends every run of this flight.
+    pub stop: CancellationToken,
 }
 
-#[derive(Debug)]
-struct State {
-    /// Bytes in the file.
-    landed: u64,
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub landed: Landed,
+    pub claims: Claims,
+    /// Since when the whole of it is being fetched.
+    pub whole: Option<Instant>,
+    /// Bytes from the first on that were here then.
+    pub head_then: u64,
+    /// The upstream does not answer ranges, or not now: nothing is fetched ahead of the fetch of the whole.
+    pub no_ranges: bool,
+    /// Readers.
+    pub aboard: usize,
+    /// Nobody may board any more.
+    pub closed: bool,
+    /// Why no further byte will be written.
+    grounded: Option<ReadError>,
     /// `Some(Ok)`: verified.
     outcome: Option<Result<(), ReadError>>,
+    /// The files have their final name, or are gone, or are left for the next fetch.
+    done: bool,
+}
+
+/// What a reader finds.
+#[derive(Debug)]
+pub enum View {
+    /// It may read up to here.
+    Upto(u64),
+    Failed(ReadError),
+    /// Somebody brings it, or the verdict.
+    Awaited(Option<Failed>),
+    /// Nobody is fetching it.
+    Missing,
 }
 
 impl Flight {
-    pub fn new(file: Arc<File>, size: u64, landed: u64) -> Self {
+    pub fn new(partial: Partial, size: u64, stop: CancellationToken) -> Self {
+        let mut state = State::default();
+        partial
+            .present()
+            .iter()
+            .for_each(|range| state.landed.insert(range.clone()));
         Self {
-            file,
+            partial,
             size,
-            state: Mutex::new(State { landed, outcome: None }),
+            state: Mutex::new(state),
             notify: Notify::new(),
             condvar: Condvar::new(),
+            stop,
         }
     }
 
     pub fn file(&self) -> &Arc<File> {
-        &self.file
+        self.partial.file()
+    }
+
+    pub fn partial(&self) -> &Partial {
+        &self.partial
     }
 
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The fetch has this many bytes in the file now.
-    pub fn land(&self, landed: u64) {
-        self.state().landed = landed;
+    /// Writes the next bytes of a claim, as far as it goes and they are not here yet. Blocks for the disk.
+    pub fn write(&self, claim: u64, bytes: &[u8]) -> io::Result<()> {
+        let (range, gaps) = {
+            let mut state = self.state();
+            let Some(claim) = state.claims.get(claim) else {
+                return Err(io::Error::other("nobody asked for these bytes"));
+            };
+            let range = claim.at..claim.range.end.min(claim.at.saturating_add(bytes.len() as u64));
+            // Taken before it is written, so that the claim is not cut in the middle of it.
+            claim.at = range.end;
+            (range.clone(), state.landed.gaps(&range))
+        };
+        for gap in gaps {
+            // Both are inside `bytes`.
+            let (from, to) = (gap.start - range.start, gap.end - range.start);
+            self.partial.write_at(&bytes[from as usize..to as usize], gap.start)?;
+        }
+        let complete: Vec<u64> = {
+            let mut state = self.state();
+            state.landed.insert(range.clone());
+            let units = range.start / UNIT..range.end.div_ceil(UNIT);
+            units.filter(|unit| state.landed.covers(&self.unit(*unit))).collect()
+        };
         self.wake();
+        complete.into_iter().try_for_each(|unit| self.partial.mark(unit))
+    }
+
+    fn unit(&self, unit: u64) -> Range<u64> {
+        unit * UNIT..self.size.min((unit + 1) * UNIT)
+    }
+
+    /// What is left of a claim. `None`: it has been brought.
+    pub fn left(&self, claim: u64) -> Option<Range<u64>> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let claim = state.claims.get(claim)?;
+        // What is here from an earlier process is not asked for again.
+        claim.at = state.landed.end_from(claim.at).min(claim.range.end);
+        (claim.at < claim.range.end).then_some(claim.at..claim.range.end)
+    }
+
+    /// Whether a claim's holder has no more to write.
+    pub fn is_brought(&self, claim: u64) -> bool {
+        self.state().claims.get(claim).is_none_or(|c| c.at >= c.range.end)
+    }
+
+    /// Gives a claim back; why, if it was not brought.
+    pub fn release(&self, claim: u64, failed: Option<ReadError>) {
+        let mut state = self.state();
+        if let Some(claim) = state.claims.remove(claim)
+            && let Some(error) = failed
+        {
+            // Only the holder sets it, once.
+            let _ = claim.failed.set(error);
+            if state.whole.is_some() && !claim.of_whole {
+                state.no_ranges = true;
+                state.claims.heal(claim.range.start, self.size);
+            }
+        }
+        drop(state);
+        self.wake();
+    }
+
+    /// Whether every byte is here.
+    pub fn is_complete(&self) -> bool {
+        self.state().landed.covers(&(0..self.size))
+    }
+
+    pub fn is_whole(&self) -> bool {
+        self.state().whole.is_some()
+    }
+
+    /// No further byte is to be written, because of this; the first reason counts.
+    pub fn ground(&self, error: ReadError) {
+        self.state().grounded.get_or_insert(error);
+        self.stop.cancel();
+        self.wake();
+    }
+
+    pub fn grounded(&self) -> Option<ReadError> {
+        self.state().grounded.clone()
+    }
+
+    /// Waits until nobody writes.
+    pub async fn drained(&self) {
+        self.until(|state| state.claims.is_empty()).await;
     }
 
     /// The fetch has ended; the first outcome counts.
@@ -71,100 +207,244 @@ impl Flight {
         self.wake();
     }
 
+    /// The files are as they will be.
+    pub fn leave(&self) {
+        self.state().done = true;
+        self.wake();
+    }
+
+    /// Waits for that.
+    pub async fn left_behind(&self) {
+        self.until(|state| state.done).await;
+    }
+
     pub fn has_failed(&self) -> bool {
-        matches!(self.state().outcome, Some(Err(_)))
+        let state = self.state();
+        state.closed || matches!(state.outcome, Some(Err(_)))
     }
 
-    /// Waits until a reader of `range` at `range.start` may go on; returns up to where.
-    pub async fn readable(&self, range: &Range<u64>) -> Result<u64, ReadError> {
-        loop {
-            // Registered before the look, so that a wake-up in between is not lost.
-            let notified = self.notify.notified();
-            if let Some(progress) = self.progress(&self.state(), range) {
-                return progress;
-            }
-            notified.await;
+    /// One reader more, unless it is too late.
+    pub fn board(&self) -> bool {
+        let mut state = self.state();
+        if state.closed || matches!(state.outcome, Some(Err(_))) {
+            return false;
         }
+        state.aboard += 1;
+        true
     }
 
-    /// The same, for a thread.
+    pub fn unboard(&self) {
+        self.state().aboard -= 1;
+    }
+
+    /// Closes it if nobody reads and nobody fetches.
+    pub fn close_if_idle(&self) -> bool {
+        let mut state = self.state();
+        if state.aboard == 0 && state.claims.is_empty() && state.whole.is_none() {
+            state.closed = true;
+        }
+        state.closed
+    }
+
+    /// What a reader of `range` finds at its start. `withheld`: not the end of the range before the verdict.
+    pub fn view(&self, range: &Range<u64>, withheld: bool) -> View {
+        self.state().view(range, withheld)
+    }
+
+    /// Waits, on a thread, until a reader of `range` may go on; for flights that fetch the whole.
     pub fn readable_blocking(&self, range: &Range<u64>) -> Result<u64, ReadError> {
         let mut state = self.state();
         loop {
-            if let Some(progress) = self.progress(&state, range) {
-                return progress;
+            match state.view(range, true) {
+                View::Upto(end) => return Ok(end),
+                View::Failed(error) => return Err(error),
+                View::Awaited(_) | View::Missing => {
+                    state = self.condvar.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+
+    /// Waits, on a thread, until more than the first `at` bytes are here; up to where. `None`: no more will come.
+    pub fn hashable_blocking(&self, at: u64) -> Option<u64> {
+        let mut state = self.state();
+        loop {
+            let head = state.landed.end_from(0);
+            if head > at || at >= self.size {
+                return Some(head);
+            }
+            if state.grounded.is_some() {
+                return None;
             }
             state = self.condvar.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Waits until the whole blob is here and verified.
-    pub async fn verified(&self) -> Result<(), ReadError> {
-        // An empty range is readable only when the outcome is known.
-        self.readable(&(self.size..self.size)).await.map(drop)
+    /// Registered now, so that a wake-up between a look and the wait is not lost.
+    pub fn changed(&self) -> Notified<'_> {
+        self.notify.notified()
     }
 
-    fn progress(&self, state: &State, range: &Range<u64>) -> Option<Result<u64, ReadError>> {
-        match &state.outcome {
-            Some(Ok(())) => Some(Ok(range.end)),
-            Some(Err(error)) => Some(Err(error.clone())),
-            None => {
-                let limit = state.landed.min(range.end.saturating_sub(HOLD_BACK));
-                (limit > range.start).then_some(Ok(limit))
+    async fn until(&self, mut is_so: impl FnMut(&State) -> bool) {
+        loop {
+            let changed = self.changed();
+            if is_so(&self.state()) {
+                return;
             }
+            changed.await;
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Both fields are written whole, so a panic elsewhere leaves nothing half.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics half-way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake(&self) {
+    pub(super) fn wake(&self) {
         self.notify.notify_waiters();
         self.condvar.notify_all();
+    }
+}
+
+impl State {
+    fn view(&mut self, range: &Range<u64>, withheld: bool) -> View {
+        match &self.outcome {
+            Some(Ok(())) => return View::Upto(range.end),
+            Some(Err(error)) => return View::Failed(error.clone()),
+            None => {}
+        }
+        let here = self.landed.end_from(range.start).min(range.end);
+        let limit = match withheld {
+            true => here.min(range.end.saturating_sub(HOLD_BACK)),
+            false => here,
+        };
+        if limit > range.start {
+            return View::Upto(limit);
+        }
+        match self.claims.of(range.start) {
+            _ if here > range.start || range.is_empty() => View::Awaited(None),
+            Some(claim) => View::Awaited(Some(claim.failed.clone())),
+            None if self.whole.is_some() => View::Awaited(None),
+            None => View::Missing,
+        }
+    }
+
+    /// Whether no claim may be made any more.
+    pub fn is_over(&self) -> bool {
+        self.outcome.is_some() || self.grounded.is_some() || self.closed
+    }
+
+    /// What is here or on its way.
+    pub fn taken(&self) -> Landed {
+        let mut taken = self.landed.clone();
+        self.claims.ranges().for_each(|range| taken.insert(range.clone()));
+        taken
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::originals::Originals;
 
-    const SIZE: u64 = 10 * HOLD_BACK;
+    const SIZE: u64 = 3 * UNIT;
 
-    fn flight() -> Flight {
-        Flight::new(Arc::new(tempfile::tempfile().unwrap()), SIZE, 0)
+    fn flight(dir: &tempfile::TempDir) -> Flight {
+        let originals = Originals::open(dir.path()).unwrap();
+        let digest = headstart_layer_format::BlobDigest::of(b"x");
+        let mut partial = originals.partial(&digest, "u").unwrap();
+        partial.set_size(SIZE).unwrap();
+        Flight::new(partial, SIZE, CancellationToken::new())
+    }
+
+    fn claim(flight: &Flight, range: Range<u64>) -> u64 {
+        flight.state().claims.add(range, true)
+    }
+
+    fn upto(flight: &Flight, range: Range<u64>, withheld: bool) -> Option<u64> {
+        match flight.view(&range, withheld) {
+            View::Upto(end) => Some(end),
+            _ => None,
+        }
     }
 
     #[test]
-    fn readers_go_as_far_as_the_bytes_but_not_into_the_tail() {
-        let flight = flight();
-        flight.land(100);
-        assert_eq!(flight.readable_blocking(&(0..SIZE)).unwrap(), 100);
-        flight.land(SIZE);
-        assert_eq!(flight.readable_blocking(&(100..SIZE)).unwrap(), SIZE - HOLD_BACK);
-        assert!(flight.progress(&flight.state(), &(SIZE - HOLD_BACK..SIZE)).is_none());
-        // A range in the middle is not answered in full before the digest is known either.
-        assert!(flight.progress(&flight.state(), &(0..HOLD_BACK)).is_none());
+    fn readers_of_the_whole_go_as_far_as_the_bytes_but_not_into_the_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let flight = flight(&dir);
+        let all = claim(&flight, 0..SIZE);
+        flight.write(all, &[1; 100]).unwrap();
+        assert_eq!(upto(&flight, 0..SIZE, true), Some(100));
+        flight.write(all, &vec![1; SIZE as usize]).unwrap();
+        assert_eq!(upto(&flight, 100..SIZE, true), Some(SIZE - HOLD_BACK));
+        assert_eq!(upto(&flight, SIZE - HOLD_BACK..SIZE, true), None);
+        assert_eq!(upto(&flight, 0..HOLD_BACK, true), None);
+        // A part is another matter.
+        assert_eq!(upto(&flight, 0..HOLD_BACK, false), Some(HOLD_BACK));
         flight.finish(Ok(()));
-        assert_eq!(flight.readable_blocking(&(SIZE - HOLD_BACK..SIZE)).unwrap(), SIZE);
+        assert_eq!(upto(&flight, SIZE - HOLD_BACK..SIZE, true), Some(SIZE));
+        assert_eq!(flight.readable_blocking(&(SIZE..SIZE)).unwrap(), SIZE);
     }
 
-    #[tokio::test]
-    async fn a_failure_reaches_every_reader_even_with_bytes_left_to_read() {
-        let flight = Arc::new(flight());
-        flight.land(SIZE);
-        let waiting = tokio::spawn({
-            let flight = flight.clone();
-            async move { flight.verified().await }
-        });
+    #[test]
+    fn a_failure_reaches_every_reader_even_with_bytes_left_to_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let flight = flight(&dir);
+        let all = claim(&flight, 0..SIZE);
+        flight.write(all, &vec![1; SIZE as usize]).unwrap();
         flight.finish(Err(ReadError::DigestMismatch));
         flight.finish(Ok(()));
-        assert!(matches!(waiting.await.unwrap(), Err(ReadError::DigestMismatch)));
-        assert!(matches!(
-            flight.readable(&(0..SIZE)).await,
-            Err(ReadError::DigestMismatch)
-        ));
-        assert!(flight.has_failed());
+        for withheld in [true, false] {
+            let view = flight.view(&(0..SIZE), withheld);
+            assert!(matches!(view, View::Failed(ReadError::DigestMismatch)));
+        }
+        assert!(flight.has_failed() && !flight.board());
+    }
+
+    #[test]
+    fn what_is_here_is_never_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let flight = flight(&dir);
+        let middle = claim(&flight, UNIT..2 * UNIT);
+        flight.write(middle, &vec![2; UNIT as usize]).unwrap();
+        assert!(flight.left(middle).is_none());
+        flight.release(middle, None);
+        let all = claim(&flight, 0..SIZE);
+        flight.write(all, &vec![3; 2 * UNIT as usize]).unwrap();
+        assert_eq!(flight.left(all), Some(2 * UNIT..SIZE));
+        let mut bytes = vec![0; 2 * UNIT as usize];
+        std::os::unix::fs::FileExt::read_exact_at(&**flight.file(), &mut bytes, 0).unwrap();
+        assert!(bytes[..UNIT as usize].iter().all(|&b| b == 3));
+        assert!(bytes[UNIT as usize..].iter().all(|&b| b == 2));
+    }
+
+    #[test]
+    fn units_that_two_claims_complete_are_marked() {
+        let dir = tempfile::tempdir().unwrap();
+        let flight = flight(&dir);
+        let (first, second) = (claim(&flight, 0..100), claim(&flight, 100..UNIT));
+        flight.write(second, &vec![1; UNIT as usize]).unwrap();
+        flight.write(first, &[1; 200]).unwrap();
+        drop(flight);
+        let originals = Originals::open(dir.path()).unwrap();
+        let digest = headstart_layer_format::BlobDigest::of(b"x");
+        assert_eq!(originals.partial(&digest, "u").unwrap().prefix(), UNIT);
+    }
+
+    #[test]
+    fn who_gives_up_says_why_to_those_who_wait_and_nobody_boards_a_closed_flight() {
+        let dir = tempfile::tempdir().unwrap();
+        let flight = flight(&dir);
+        assert!(matches!(flight.view(&(0..1), false), View::Missing));
+        let first = claim(&flight, 0..100);
+        let View::Awaited(Some(failed)) = flight.view(&(0..1), false) else {
+            panic!("somebody is fetching it");
+        };
+        assert!(!flight.close_if_idle());
+        flight.release(first, Some(ReadError::Incomplete));
+        assert!(matches!(failed.get(), Some(ReadError::Incomplete)));
+        assert!(flight.board() && !flight.close_if_idle());
+        flight.unboard();
+        assert!(flight.close_if_idle() && !flight.board());
     }
 }

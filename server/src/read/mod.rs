@@ -5,24 +5,35 @@
 //! Not here: HTTP.
 
 pub mod accept;
+mod blob;
 pub mod blobs;
 pub(crate) mod blocking;
+mod claims;
 pub(crate) mod coalesce;
 mod conversion;
+mod demand;
 mod document;
+mod errand;
 mod error;
 mod fetch;
 mod flight;
 pub mod images;
 mod kept;
+mod landed;
 pub mod layers;
 pub mod manifests;
 pub mod negative;
 mod obtainable;
+mod opening;
+mod passage;
 pub mod policy;
 pub mod referrers;
+mod run;
 pub mod seekable;
 mod shelf;
+mod sweep;
 pub mod tags;
+pub mod wants;
+mod whole;
 
 pub use error::ReadError;

@@ -18,6 +18,7 @@ mod keys;
 mod layer_use;
 mod layers;
 mod learned;
+pub mod leftovers;
 mod open;
 pub mod originals;
 mod pack;
@@ -28,6 +29,7 @@ pub mod plan;
 mod record;
 mod recover;
 pub mod sweep;
+pub mod units;
 pub mod usage;
 
 use std::io;

@@ -2,9 +2,9 @@
 //!
 //! In: bytes that were verified. Out: open files.
 //! Invariant: a file at `originals/<algorithm>/<hex[..2]>/<hex>` was verified against its name, synced, then renamed
-//! into place, and is never written again. A `<hex>.partial` beside it is an unfinished fetch: it survives a crash of
-//! this process and is resumed. It does not survive a crash of the *machine*, whose unsynced pages could be anything:
-//! the boot's id is recorded, and another one voids all partials.
+//! into place, and is never written again. A `<hex>.<upstream>.partial` beside it, with its `.map`, is an unfinished
+//! fetch: it survives a crash of this process and is resumed. It does not survive a crash of the *machine*, whose
+//! unsynced pages could be anything: the boot's id is recorded, and another one voids all partials.
 //! A file may vanish under a reader that has it open: readers hold the open file, never the path.
 //! Not here: who may read what (memberships are facts of the index), what is evicted when ([`crate::reclaim`]), and
 //! concurrency: `read/blobs.rs` sees to it that one digest has one writer.
@@ -18,16 +18,19 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
-use headstart_layer_format::BlobDigest;
+use headstart_layer_format::{BlobDigest, digest::hex};
+use sha2::{Digest as _, Sha256};
 
 use super::{
     bell::Bell,
     hasher::BlobHasher,
     hot::Hot,
-    partial::Partial,
+    leftovers::{self, directories},
+    partial::{MAP_SUFFIX, Partial},
     usage::{Kept, Usage, now_ms},
 };
 
@@ -35,10 +38,13 @@ use super::{
 const DIRECTORY: &str = "originals";
 
 /// Suffix of an unfinished fetch.
-const PARTIAL_SUFFIX: &str = "partial";
+pub(super) const PARTIAL_SUFFIX: &str = "partial";
 
 /// Suffix of a small original that is being written; worth nothing after a restart.
 const NEW_SUFFIX: &str = "new";
+
+/// Bytes of the hash of an upstream's name in the names of its partials.
+const UPSTREAM_TAG_LEN: usize = 4;
 
 /// Holds the id of the boot that the partials were written in.
 const BOOT_FILE: &str = "boot-id";
@@ -68,7 +74,7 @@ struct Inner {
     /// Small ones that were verified.
     verified: Hot<BlobDigest, Bytes>,
     /// Fetches that may be unfinished; those that ended are dropped at the next look.
-    partials: Mutex<HashSet<BlobDigest>>,
+    partials: Mutex<HashSet<(BlobDigest, String)>>,
 }
 
 impl Originals {
@@ -94,6 +100,7 @@ impl Originals {
         let recorded = fs::read_to_string(&boot_file).ok();
         originals.sweep(NEW_SUFFIX)?;
         if boot_id.is_none() || recorded.as_deref() != boot_id {
+            originals.sweep(MAP_SUFFIX)?;
             let voided = originals.sweep(PARTIAL_SUFFIX)?;
             if voided > 0 {
                 tracing::info!(voided, "unfinished fetches of an earlier boot are void");
@@ -106,18 +113,21 @@ impl Originals {
     /// Removes the files with this suffix.
     fn sweep(&self, suffix: &str) -> io::Result<u64> {
         let mut swept = 0;
-        for algorithm in directories(&self.0.root)? {
-            for shard in directories(&algorithm)? {
-                for entry in fs::read_dir(shard)? {
-                    let path = entry?.path();
-                    if path.extension().is_some_and(|e| e == suffix) {
-                        fs::remove_file(path)?;
-                        swept += 1;
-                    }
-                }
-            }
-        }
+        leftovers::each(&self.0.root, suffix, |path| {
+            swept += 1;
+            ignore_missing(fs::remove_file(path))
+        })?;
         Ok(swept)
+    }
+
+    /// Unfinished fetches that nobody has touched for `age`, and maps without a fetch, go away. Returns how many.
+    /// `unless_in_use` is given the path of a partial, and runs what it is given while no fetch of that can begin.
+    pub fn sweep_leftovers(
+        &self,
+        age: Duration,
+        unless_in_use: impl FnMut(&Path, leftovers::Remove<'_>),
+    ) -> io::Result<u64> {
+        leftovers::sweep(&self.0.root, age, unless_in_use)
     }
 
     /// Where the verified bytes are, or would be.
@@ -126,9 +136,13 @@ impl Originals {
         self.0.root.join(digest.algorithm()).join(&hex[..2]).join(hex)
     }
 
-    /// Where an unfinished fetch is.
-    pub fn partial_path(&self, digest: &BlobDigest) -> PathBuf {
-        self.path(digest).with_extension(PARTIAL_SUFFIX)
+    /// Where an unfinished fetch from an upstream is.
+    pub fn partial_path(&self, digest: &BlobDigest, upstream: &str) -> PathBuf {
+        self.tagged_path(digest, &upstream_tag(upstream))
+    }
+
+    fn tagged_path(&self, digest: &BlobDigest, tag: &str) -> PathBuf {
+        self.path(digest).with_extension(format!("{tag}.{PARTIAL_SUFFIX}"))
     }
 
     /// The verified file and its size; `None` is a miss. Counts as a use.
@@ -256,11 +270,18 @@ impl Originals {
         Ok(())
     }
 
-    /// The unfinished fetch of `digest`, or an empty one. Its bytes are not hashed yet: [`Partial::rehash`].
-    pub fn partial(&self, digest: &BlobDigest) -> io::Result<Partial> {
-        self.partials_known().insert(*digest);
-        Partial::open(self.clone(), digest)
+    /// The unfinished fetch of `digest` from an upstream, or an empty one. Its bytes are not verified.
+    pub fn partial(&self, digest: &BlobDigest, upstream: &str) -> io::Result<Partial> {
+        let tag = upstream_tag(upstream);
+        let path = self.tagged_path(digest, &tag);
+        self.partials_known().insert((*digest, tag));
+        Partial::open(self.clone(), path, digest)
     }
+}
+
+/// Names of upstreams may have characters that names of files cannot.
+fn upstream_tag(upstream: &str) -> String {
+    hex(&Sha256::digest(upstream)[..UPSTREAM_TAG_LEN])
 }
 
 /// Answer of [`Originals::read_verified`].
@@ -299,8 +320,8 @@ impl Originals {
                     let Ok(digest) = format!("{name}:{hex}").parse::<BlobDigest>() else {
                         continue;
                     };
-                    if suffix == PARTIAL_SUFFIX {
-                        self.partials_known().insert(digest);
+                    if let Some((tag, PARTIAL_SUFFIX)) = suffix.split_once('.') {
+                        self.partials_known().insert((digest, tag.to_owned()));
                     } else if suffix.is_empty()
                         && let Ok(metadata) = entry.metadata()
                     {
@@ -318,8 +339,8 @@ impl Originals {
     pub fn partials(&self) -> Vec<Kept> {
         let mut known = self.partials_known();
         let mut out = Vec::new();
-        known.retain(|digest| {
-            let Ok(metadata) = fs::metadata(self.partial_path(digest)) else {
+        known.retain(|(digest, tag)| {
+            let Ok(metadata) = fs::metadata(self.tagged_path(digest, tag)) else {
                 return false;
             };
             out.push(Kept {
@@ -333,9 +354,16 @@ impl Originals {
         out
     }
 
-    /// Forgets an unfinished fetch that nobody goes on with.
+    /// Forgets the unfinished fetches of a digest that nobody goes on with. (One that somebody does go on with would
+    /// end without being kept.)
     pub fn remove_partial(&self, digest: &BlobDigest) -> io::Result<()> {
-        ignore_missing(fs::remove_file(self.partial_path(digest)))
+        let known = self.partials_known();
+        for (_, tag) in known.iter().filter(|(of, _)| of == digest) {
+            let path = self.tagged_path(digest, tag);
+            ignore_missing(fs::remove_file(path.with_extension(MAP_SUFFIX)))?;
+            ignore_missing(fs::remove_file(path))?;
+        }
+        Ok(())
     }
 
     /// Writes last uses to the files' mtimes, where they lag by more than `lag_ms`.
@@ -352,7 +380,7 @@ impl Originals {
         }
     }
 
-    fn partials_known(&self) -> MutexGuard<'_, HashSet<BlobDigest>> {
+    fn partials_known(&self) -> MutexGuard<'_, HashSet<(BlobDigest, String)>> {
         self.0.partials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -381,17 +409,6 @@ pub(super) fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn directories(of: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut out = Vec::new();
-    for entry in fs::read_dir(of)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            out.push(entry.path());
-        }
-    }
-    Ok(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,33 +419,14 @@ mod tests {
         let digest = BlobDigest::of(b"hello world");
         let open = |boot| Originals::open_in_boot(dir.path(), Some(boot)).unwrap();
 
-        open("one").partial(&digest).unwrap().append(b"hello ").unwrap();
-        let mut partial = open("one").partial(&digest).unwrap();
-        assert_eq!(partial.len(), 6);
-        partial.rehash().unwrap();
-        assert!(!partial.is_whole());
-        partial.append(b"world").unwrap();
-        assert!(partial.is_whole());
-        drop(partial);
-
-        assert!(open("two").partial(&digest).unwrap().is_empty());
-    }
-
-    #[test]
-    fn only_a_commit_makes_an_original() {
-        let dir = tempfile::tempdir().unwrap();
-        let originals = Originals::open(dir.path()).unwrap();
-        let digest = BlobDigest::of(b"abc");
-        let mut partial = originals.partial(&digest).unwrap();
-        partial.append(b"abc").unwrap();
-        assert!(originals.get(&digest).unwrap().is_none());
-        partial.commit().unwrap();
-        assert_eq!(
-            originals.read_verified(&digest, 3).unwrap(),
-            Stored::Found(b"abc".to_vec())
-        );
-        assert_eq!(originals.read_verified(&digest, 2).unwrap(), Stored::TooLarge(3));
-        assert!(!originals.partial_path(&digest).exists());
+        let mut partial = open("one").partial(&digest, "u").unwrap();
+        partial.set_size(11).unwrap();
+        partial.write_at(b"hello world", 0).unwrap();
+        partial.mark(0).unwrap();
+        assert_eq!(open("one").partial(&digest, "u").unwrap().prefix(), 11);
+        assert_eq!(open("one").partial(&digest, "other").unwrap().prefix(), 0);
+        let partial = open("two").partial(&digest, "u").unwrap();
+        assert_eq!((partial.size(), partial.prefix()), (None, 0));
     }
 
     #[test]

@@ -1,122 +1,252 @@
-//! An unfinished fetch: an append-only file and its running hash.
+//! An unfinished fetch: a sparse file, and the map of the units that are there.
 //!
-//! In: bytes of one blob, in order. Out: an original, once the digest is right.
-//! Invariant: nothing is published before its digest was compared. The file survives a crash of this process and is
-//! resumed; what an earlier process wrote is hashed again first.
-//! Not here: which digest is being fetched (`read/`), and the directory ([`super::originals`]).
+//! In: bytes of one blob from one upstream, in any order. Out: an original, once somebody has compared the digest.
+//! Invariant: after a crash of this process, what the map marks is what was written, and nothing else is believed. A
+//! map goes away before the bytes that it speaks of do. Bytes of one upstream never end up in the partial of another:
+//! until the digest is compared they are only that upstream's word.
+//! Not here: hashing and who writes what (`read/flight.rs`), the map's layout ([`super::units`]), and the directory
+//! ([`super::originals`]).
 
 use std::{
     fs::{self, File, OpenOptions},
     io,
+    ops::Range,
     os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::Arc,
+    time::SystemTime,
 };
 
 use headstart_layer_format::BlobDigest;
 
 use super::{
-    hasher::BlobHasher,
     originals::{Originals, ignore_missing, parent, publish},
+    units::{UNIT, UnitMap, units},
 };
 
-/// Bytes read at once when a partial is hashed again.
-const REHASH_BUFFER: usize = 1 << 20;
+/// Suffix of the map.
+pub(super) const MAP_SUFFIX: &str = "map";
 
-/// An unfinished fetch: an append-only file and its running hash. Dropping it keeps the file.
+/// An unfinished fetch. Dropping it keeps the files.
 #[derive(Debug)]
 pub struct Partial {
     file: Arc<File>,
     path: PathBuf,
     originals: Originals,
     digest: BlobDigest,
-    hasher: BlobHasher,
-    hashed: u64,
-    len: u64,
+    map: Option<UnitMap>,
+    size: Option<u64>,
+    /// What an earlier fetch left: ascending, disjoint, not touching.
+    present: Vec<Range<u64>>,
 }
 
 impl Partial {
-    /// What an earlier fetch left, or nothing yet. Its bytes are not hashed: [`Partial::rehash`].
-    pub(super) fn open(originals: Originals, digest: &BlobDigest) -> io::Result<Self> {
-        let path = originals.partial_path(digest);
+    /// What an earlier fetch left at `path`, or nothing yet.
+    pub(super) fn open(originals: Originals, path: PathBuf, digest: &BlobDigest) -> io::Result<Self> {
         fs::create_dir_all(parent(&path))?;
+        let map_path = path.with_extension(MAP_SUFFIX);
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(&path)?;
-        let len = file.metadata()?.len();
-        Ok(Self {
+        options.read(true).write(true);
+        let (file, old) = match options.open(&path) {
+            Ok(file) => (file, UnitMap::load(&map_path)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // A crash between commit and clean-up leaves a map of bytes that are elsewhere now.
+                ignore_missing(fs::remove_file(&map_path))?;
+                (options.create_new(true).open(&path)?, None)
+            }
+            Err(error) => return Err(error),
+        };
+        let mut partial = Self {
             file: Arc::new(file),
             path,
             originals,
             digest: *digest,
-            hasher: BlobHasher::of(digest),
-            hashed: 0,
-            len,
-        })
+            map: None,
+            size: None,
+            present: Vec::new(),
+        };
+        match old {
+            Some((map, marks)) => {
+                partial.present = present(&marks.present, marks.size, partial.file.metadata()?.len());
+                partial.size = Some(marks.size);
+                partial.map = Some(map);
+                // It is in use again; its age counts from now.
+                partial.file.set_modified(SystemTime::now())?;
+            }
+            None => partial.restart()?,
+        }
+        Ok(partial)
     }
 
-    /// Bytes on disk.
-    pub fn len(&self) -> u64 {
-        self.len
+    /// Size of the blob, as recorded.
+    pub fn size(&self) -> Option<u64> {
+        self.size
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    /// What an earlier fetch left: ascending, disjoint, not touching.
+    pub fn present(&self) -> &[Range<u64>] {
+        &self.present
+    }
+
+    /// Bytes from the first on that an earlier fetch left.
+    pub fn prefix(&self) -> u64 {
+        self.present.first().filter(|r| r.start == 0).map_or(0, |r| r.end)
     }
 
     /// For readers that follow; stays valid after commit or discard.
-    pub fn file(&self) -> Arc<File> {
-        self.file.clone()
-    }
-
-    /// Hashes what an earlier process left.
-    pub fn rehash(&mut self) -> io::Result<()> {
-        let mut buffer = vec![0; REHASH_BUFFER];
-        while self.hashed < self.len {
-            let n = self.file.read_at(&mut buffer, self.hashed)?;
-            if n == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            self.hasher.update(&buffer[..n]);
-            self.hashed += n as u64;
-        }
-        Ok(())
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
     }
 
     /// Starts over.
     pub fn restart(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.hasher = BlobHasher::of(&self.digest);
-        self.hashed = 0;
-        self.len = 0;
+        self.map = None;
+        self.size = None;
+        self.present.clear();
+        ignore_missing(fs::remove_file(self.path.with_extension(MAP_SUFFIX)))?;
+        self.file.set_len(0)
+    }
+
+    /// Records the size of the blob; from now on units can be marked.
+    pub fn set_size(&mut self, size: u64) -> io::Result<()> {
+        if self.size != Some(size) {
+            self.restart()?;
+            self.map = Some(UnitMap::create(&self.path.with_extension(MAP_SUFFIX), size)?);
+            self.size = Some(size);
+        }
         Ok(())
     }
 
-    /// Appends and hashes.
-    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        debug_assert_eq!(self.hashed, self.len, "an old partial is rehashed before it grows");
-        self.file.write_all_at(bytes, self.len)?;
-        self.hasher.update(bytes);
-        self.len += bytes.len() as u64;
-        self.hashed = self.len;
+    /// Records the size after the fact: every byte has been written, from the first on.
+    pub fn keep(&mut self, size: u64) -> io::Result<()> {
+        let map = UnitMap::create(&self.path.with_extension(MAP_SUFFIX), size)?;
+        (0..units(size)).try_for_each(|unit| map.mark(unit))?;
+        self.map = Some(map);
+        self.size = Some(size);
+        self.present = std::iter::once(0..size).filter(|range| !range.is_empty()).collect();
         Ok(())
     }
 
-    /// Whether the bytes so far are the blob.
-    pub fn is_whole(&self) -> bool {
-        self.hasher.clone().finish() == self.digest
+    /// Writes bytes; they are not believed after a crash until their units are marked.
+    pub fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, at)
     }
 
-    /// Publishes; call only after [`Partial::is_whole`].
-    pub fn commit(self) -> io::Result<()> {
+    /// Marks a unit of which every byte was written.
+    pub fn mark(&self, unit: u64) -> io::Result<()> {
+        self.map.as_ref().map_or(Ok(()), |map| map.mark(unit))
+    }
+
+    /// Publishes. Call it only after the digest was compared, and write no more.
+    pub fn commit(&self) -> io::Result<()> {
         self.file.sync_data()?;
         publish(&self.path, &self.originals.path(&self.digest))?;
-        self.originals.published(&self.digest, self.len);
-        Ok(())
+        self.originals.published(&self.digest, self.size.unwrap_or_default());
+        ignore_missing(fs::remove_file(self.path.with_extension(MAP_SUFFIX)))
     }
 
     /// Throws the bytes away.
-    pub fn discard(self) -> io::Result<()> {
+    pub fn discard(&self) -> io::Result<()> {
+        ignore_missing(fs::remove_file(self.path.with_extension(MAP_SUFFIX)))?;
         ignore_missing(fs::remove_file(&self.path))
+    }
+}
+
+/// The marked units as byte ranges. A unit that the file is too short for was never written, whatever the map says.
+fn present(marks: &[bool], size: u64, file_len: u64) -> Vec<Range<u64>> {
+    let mut out: Vec<Range<u64>> = Vec::new();
+    for unit in (0u64..).zip(marks).filter(|(_, marked)| **marked).map(|(unit, _)| unit) {
+        let range = unit * UNIT..size.min((unit + 1) * UNIT);
+        match out.last_mut() {
+            _ if range.end > file_len => {}
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => out.push(range),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest() -> BlobDigest {
+        BlobDigest::of(b"a")
+    }
+
+    fn open(dir: &tempfile::TempDir) -> Partial {
+        Originals::open(dir.path()).unwrap().partial(&digest(), "u").unwrap()
+    }
+
+    #[test]
+    fn what_was_marked_is_there_again_and_what_was_only_written_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = 3 * UNIT + 5;
+        let mut partial = open(&dir);
+        partial.set_size(size).unwrap();
+        partial.write_at(b"xxxxx", 3 * UNIT).unwrap();
+        partial.mark(3).unwrap();
+        partial.write_at(&[7; UNIT as usize], UNIT).unwrap();
+        drop(partial);
+
+        let partial = open(&dir);
+        assert_eq!((partial.size(), partial.prefix()), (Some(size), 0));
+        assert_eq!(partial.present(), std::slice::from_ref(&(3 * UNIT..size)));
+        partial.mark(1).unwrap();
+        partial.mark(0).unwrap();
+        let partial = open(&dir);
+        assert_eq!(partial.present(), [0..2 * UNIT, 3 * UNIT..size]);
+        assert_eq!(partial.prefix(), 2 * UNIT);
+    }
+
+    #[test]
+    fn a_map_without_its_bytes_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut partial = open(&dir);
+        partial.set_size(2 * UNIT).unwrap();
+        partial.mark(0).unwrap();
+        partial.mark(1).unwrap();
+        partial.write_at(b"x", UNIT - 1).unwrap();
+        // The file is one unit long, so the second was never written.
+        assert_eq!(open(&dir).present(), std::slice::from_ref(&(0..UNIT)));
+        // The bytes went elsewhere; the map stayed behind.
+        let path = Originals::open(dir.path()).unwrap().partial_path(&digest(), "u");
+        fs::remove_file(path).unwrap();
+        assert_eq!((open(&dir).size(), open(&dir).present().len()), (None, 0));
+    }
+
+    #[test]
+    fn another_size_starts_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut partial = open(&dir);
+        partial.set_size(UNIT).unwrap();
+        partial.write_at(&[1; UNIT as usize], 0).unwrap();
+        partial.mark(0).unwrap();
+        let mut partial = open(&dir);
+        partial.set_size(UNIT).unwrap();
+        assert_eq!(partial.prefix(), UNIT);
+        partial.set_size(UNIT + 1).unwrap();
+        assert_eq!(partial.prefix(), 0);
+        assert!(open(&dir).present().is_empty());
+    }
+
+    #[test]
+    fn commit_and_discard_leave_no_map() {
+        let dir = tempfile::tempdir().unwrap();
+        let originals = Originals::open(dir.path()).unwrap();
+        let path = originals.partial_path(&digest(), "u");
+        let there = || (path.exists(), path.with_extension(MAP_SUFFIX).exists());
+        let mut partial = open(&dir);
+        partial.set_size(1).unwrap();
+        assert_eq!(there(), (true, true));
+        partial.discard().unwrap();
+        assert_eq!(there(), (false, false));
+        let mut partial = open(&dir);
+        partial.set_size(1).unwrap();
+        partial.write_at(b"a", 0).unwrap();
+        assert!(originals.get(&digest()).unwrap().is_none());
+        partial.commit().unwrap();
+        assert_eq!(there(), (false, false));
+        assert_eq!(originals.get(&digest()).unwrap().map(|(_, size)| size), Some(1));
     }
 }

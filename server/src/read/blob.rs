@@ -1,0 +1,188 @@
+//! A blob that can be read, wherever its bytes are or come from.
+//!
+//! In: a place, and ranges. Out: streams for clients, and a reader for a thread.
+//! Invariant: a stream gives the bytes of its range in order, each once, or ends with an error. When the disk fails
+//! under it, it goes on with the upstream's bytes from where it is, and nothing that it promised changes.
+//! Not here: which place a blob has ([`super::blobs`]).
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+
+use super::{blocking::blocking, errand::Errand, error::ReadError, fetch::Boarded, passage::Passage};
+
+/// Bytes handed to a client at once: large enough that the hop to a thread does not show, small enough for thousands
+/// of clients.
+const BLOCK: u64 = 256 << 10;
+
+/// A blob that can be read, though not all of it may be here yet. Clones share the file.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    pub(super) place: Place,
+    /// For the way past a disk that fails.
+    pub(super) errand: Errand,
+}
+
+/// Where a blob is.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// Verified and complete.
+    Disk { file: Arc<File>, size: u64 },
+    /// `withheld`: the end of every range, until the digest is verified.
+    Flight { seat: Boarded, withheld: bool },
+    /// With the upstream only.
+    Upstream { size: u64 },
+}
+
+impl Blob {
+    pub fn size(&self) -> u64 {
+        match &self.place {
+            Place::Disk { size, .. } | Place::Upstream { size } => *size,
+            Place::Flight { seat, .. } => seat.fetch().flight.size(),
+        }
+    }
+
+    /// The file and its size, when it is complete and verified.
+    pub fn on_disk(&self) -> Option<(&Arc<File>, u64)> {
+        match &self.place {
+            Place::Disk { file, size } => Some((file, *size)),
+            _ => None,
+        }
+    }
+
+    /// The bytes of `range`, which must be inside the size, at the pace they arrive and the reader takes them.
+    pub fn stream(&self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, ReadError>> + Send + use<> {
+        let state = match &self.place {
+            Place::Upstream { size } => Reading::Past(Box::new(Passage::new(self.errand.clone(), range, *size))),
+            place => Reading::Here {
+                place: place.clone(),
+                whole: range.start == 0,
+                range,
+                errand: self.errand.clone(),
+            },
+        };
+        stream::try_unfold(state, |state| state.next())
+    }
+
+    /// For a thread (the conversion): follows the flight, and says "end" only after the digest was verified.
+    pub fn blocking_reader(&self) -> BlockingReader {
+        BlockingReader {
+            range: 0..self.size(),
+            place: self.place.clone(),
+        }
+    }
+}
+
+/// A stream's state.
+enum Reading {
+    Here {
+        place: Place,
+        /// It began with the first byte.
+        whole: bool,
+        range: Range<u64>,
+        errand: Errand,
+    },
+    Past(Box<Passage>),
+}
+
+impl Reading {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, ReadError> {
+        loop {
+            let bytes = match &mut self {
+                Self::Past(passage) => passage.next().await?,
+                Self::Here {
+                    place,
+                    whole,
+                    range,
+                    errand,
+                } => match block(place, range).await {
+                    Err(ReadError::Disk(reason)) => {
+                        let Place::Flight { seat, .. } = &*place else {
+                            return Err(ReadError::Disk(reason));
+                        };
+                        let flight = &seat.fetch().flight;
+                        // What was given out so far is in the file still, and is part of what the digest is of.
+                        let begun = (*whole && range.end == flight.size()).then(|| flight.file().clone());
+                        let passage = Passage::new(errand.clone(), range.clone(), flight.size());
+                        self = Self::Past(Box::new(passage.after(begun).await?));
+                        continue;
+                    }
+                    block => block?,
+                },
+            };
+            return Ok(bytes.map(|bytes| (bytes, self)));
+        }
+    }
+}
+
+/// The next bytes of `range`, which moves on.
+async fn block(place: &Place, range: &mut Range<u64>) -> Result<Option<Bytes>, ReadError> {
+    if range.start >= range.end {
+        return Ok(None);
+    }
+    let (file, readable) = match place {
+        Place::Disk { file, .. } => (file, range.end),
+        Place::Flight { seat, withheld } => {
+            let fetch = seat.fetch();
+            (fetch.flight.file(), fetch.readable(range, *withheld).await?)
+        }
+        Place::Upstream { .. } => return Err(ReadError::Disk("the blob is not here".into())),
+    };
+    let end = readable.min(range.start.saturating_add(BLOCK));
+    let bytes = read_block(file.clone(), range.start..end).await?;
+    range.start = end;
+    Ok(Some(bytes))
+}
+
+pub(super) async fn read_block(file: Arc<File>, range: Range<u64>) -> Result<Bytes, ReadError> {
+    let len = usize::try_from(range.end - range.start).map_err(|_| ReadError::Disk("a block is too large".into()))?;
+    blocking(move || {
+        let mut block = vec![0; len];
+        file.read_exact_at(&mut block, range.start)?;
+        Ok(block.into())
+    })
+    .await
+}
+
+/// Reads a blob on a thread. Errors carry a [`ReadError`].
+#[derive(Debug)]
+pub struct BlockingReader {
+    place: Place,
+    range: Range<u64>,
+}
+
+impl Read for BlockingReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let (file, readable) = match &self.place {
+            Place::Disk { file, .. } => (file, self.range.end),
+            // At the end of the range this waits for the verdict.
+            Place::Flight { seat, .. } => {
+                let flight = &seat.fetch().flight;
+                (flight.file(), flight.readable_blocking(&self.range)?)
+            }
+            Place::Upstream { .. } => return Err(ReadError::Disk("the blob is not here".into()).into()),
+        };
+        let len = usize::try_from(readable - self.range.start)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        if len == 0 {
+            return Ok(0);
+        }
+        let n = file.read_at(&mut buffer[..len], self.range.start)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.range.start += n as u64;
+        Ok(n)
+    }
+}

@@ -1,0 +1,182 @@
+//! What a reader of a part has fetched for it.
+//!
+//! In: where a reader is, and how far it may want to read. Out: claims and their runs, a little ahead of it.
+//! Invariant: nothing is fetched that is here or on its way, nor beyond the units of what was asked for, nor more than
+//! a window ahead of what the reader has taken: clients of open-ended ranges hang up early. While the whole is being
+//! fetched, a reader follows it, unless that would take long: then the part is fetched ahead, and the fetch of the
+//! whole leaves it out, so the bytes upstream stay those of the blob.
+//! Not here: the run ([`super::run`]), and where a reader's bytes are ([`super::blob`]).
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+
+use super::{
+    error::ReadError,
+    fetch::Fetch,
+    flight::{State, View},
+    run::Brought,
+};
+use crate::{store::units::UNIT, upstream::BlobBody};
+
+/// Fetched ahead of a reader whose range ends within the blob: it has said what it wants.
+pub const AHEAD_RANGE: u64 = 16 * UNIT;
+/// Fetched ahead of one whose range ends with the blob: it may well hang up long before.
+const AHEAD_OPEN: u64 = 4 * UNIT;
+
+/// So far ahead of the fetch of the whole, a reader waits for it whatever its pace.
+const FOLLOW: u64 = 8 * UNIT;
+/// Further ahead, it waits for as much as comes in this time,
+const FOLLOW_TIME: Duration = Duration::from_secs(3);
+/// but the pace is not judged before this.
+const JUDGE_AFTER: Duration = Duration::from_millis(500);
+
+/// A reader looks again after this even if nothing has happened: an upstream may have slowed down.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+impl Fetch {
+    /// Waits until a reader of `range` may go on; returns up to where. `withheld`: it reads the whole, and does not get
+    /// the end of the range before the verdict.
+    pub async fn readable(self: &Arc<Self>, range: &Range<u64>, withheld: bool) -> Result<u64, ReadError> {
+        let mut awaited = None;
+        loop {
+            let changed = self.flight.changed();
+            if !withheld {
+                if let Some(error) = awaited.take().and_then(|f: super::claims::Failed| f.get().cloned())
+                    && !self.flight.is_whole()
+                {
+                    return Err(error);
+                }
+                self.demand(range);
+            }
+            match self.flight.view(range, withheld) {
+                View::Upto(end) => return Ok(end),
+                View::Failed(error) => return Err(error),
+                View::Awaited(failed) => awaited = failed,
+                View::Missing => {}
+            }
+            // It makes no difference which of the two it was.
+            let _ = timeout(LOOK_AGAIN, changed).await;
+        }
+    }
+
+    /// Begins with the body of the opening request.
+    pub(super) fn land_range(self: &Arc<Self>, body: BlobBody, permit: OwnedSemaphorePermit) {
+        let claim = {
+            let mut state = self.flight.state();
+            let end = body.end.unwrap_or(body.start).min(self.flight.size());
+            let gap = state.taken().gaps(&(body.start..end)).into_iter().next();
+            match gap {
+                Some(gap) if !state.is_over() => state.claims.add(gap, false),
+                _ => return,
+            }
+        };
+        self.spawn(claim, Some((body, permit)));
+    }
+
+    /// Claims what this reader will need next, and has it brought.
+    fn demand(self: &Arc<Self>, range: &Range<u64>) {
+        let claims = {
+            let mut state = self.flight.state();
+            self.reserve(&mut state, range)
+        };
+        for claim in claims {
+            self.spawn(claim, None);
+        }
+    }
+
+    fn reserve(&self, state: &mut State, range: &Range<u64>) -> Vec<u64> {
+        if range.start >= range.end || state.is_over() {
+            return Vec::new();
+        }
+        let size = self.flight.size();
+        let window = if range.end == size { AHEAD_OPEN } else { AHEAD_RANGE };
+        let start = range.start / UNIT * UNIT;
+        let up = |at: u64| at.div_ceil(UNIT).saturating_mul(UNIT).min(size);
+        let goal = up(range.end).min(up(range.start.saturating_add(window)));
+        if state.whole.is_some() && !self.cut_in(state, start) {
+            return Vec::new();
+        }
+        let taken = state.taken();
+        let ahead = taken.end_from(range.start);
+        // Half a window is left before more is asked for, so that requests are not of one unit each.
+        if ahead >= up(range.end) || (ahead > range.start && (ahead - range.start) * 2 >= window) {
+            return Vec::new();
+        }
+        let gaps = taken.gaps(&(start..goal));
+        gaps.into_iter().map(|gap| state.claims.add(gap, false)).collect()
+    }
+
+    /// Whether `start` is to be fetched ahead of the fetch of the whole, which is cut there if it has it on its list.
+    fn cut_in(&self, state: &mut State, start: u64) -> bool {
+        if state.no_ranges || state.landed.end_from(start) > start {
+            return false;
+        }
+        let head = state.landed.end_from(0);
+        let (distance, elapsed) = match state.whole {
+            Some(since) => (start.saturating_sub(head), since.elapsed()),
+            None => return false,
+        };
+        let brought = head.saturating_sub(state.head_then) as f64 / elapsed.as_secs_f64().max(0.001);
+        let soon = brought * FOLLOW_TIME.as_secs_f64();
+        if distance <= FOLLOW || elapsed < JUDGE_AFTER || distance as f64 <= soon {
+            return false;
+        }
+        match state.claims.of(start) {
+            // Not into what is being written; and a part that is being brought ahead is left alone.
+            Some(claim) if claim.of_whole && claim.at < start => {
+                claim.range.end = start;
+                true
+            }
+            Some(_) => false,
+            None => true,
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, claim: u64, body: Option<(BlobBody, OwnedSemaphorePermit)>) {
+        let fetch = self.clone();
+        self.errand.yard.tasks.spawn(async move {
+            let mut guard = Guard(Some((fetch.clone(), claim)));
+            let (body, permit) = match body {
+                Some((body, permit)) => (Some(body), Ok(permit)),
+                None => (None, fetch.errand.yard.range().await),
+            };
+            let brought = match &permit {
+                Ok(_) => fetch.bring_claim(claim, body, false).await,
+                Err(error) => Err(error.clone()),
+            };
+            guard.0 = None;
+            match (brought, permit) {
+                (Ok(Brought::All), Ok(permit)) => {
+                    fetch.flight.release(claim, None);
+                    if fetch.flight.is_complete() {
+                        // The last gap is closed: verify.
+                        fetch.promote(None, permit);
+                    }
+                }
+                // Ahead of a fetch of the whole, it was not worth it.
+                (Ok(Brought::Whole(_)), _) if fetch.flight.is_whole() => {
+                    fetch.flight.release(claim, Some(ReadError::Incomplete));
+                }
+                (Ok(Brought::Whole(body)), Ok(permit)) => fetch.promote_ignored(claim, body, permit),
+                (Err(error), _) | (_, Err(error)) => {
+                    if matches!(error, ReadError::Disk(_) | ReadError::DigestMismatch) {
+                        fetch.flight.ground(error.clone());
+                    }
+                    fetch.flight.release(claim, Some(error));
+                }
+            }
+        });
+    }
+}
+
+/// Gives the claim back should the run panic.
+struct Guard(Option<(Arc<Fetch>, u64)>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some((fetch, claim)) = self.0.take() {
+            fetch.flight.release(claim, Some(ReadError::Incomplete));
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Who asks which upstream for what, and the room that all such errands share.
+//!
+//! In: a source, a caller and a digest. Out: requests upstream with those filled in, and permits to make them.
+//! Invariant: what runs at once is bounded (fetches of the whole, ranged fetches, pass-through streams), and so is the
+//! wait for a turn: who has waited in vain is told to come back rather than kept.
+//! Not here: what becomes of the bytes.
+
+use std::{
+    io,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use headstart_layer_format::BlobDigest;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::error::ReadError;
+use crate::{
+    config::FetchConfig,
+    metrics::Metrics,
+    store::originals::Originals,
+    upstream::{BlobAnswer, Caller, RangeAnswer, Upstream, UpstreamError},
+};
+
+/// After a failed write, blobs that are not here pass through unkept for this long, before one tries the disk again.
+const DISK_PAUSE: Duration = Duration::from_secs(5);
+
+/// Pauses between tries of one request: the first, and the longest.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// The longest `Retry-After` that is waited for with a client at the other end.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
+
+/// What all errands share.
+#[derive(Debug)]
+pub struct Yard {
+    pub originals: Originals,
+    pub config: FetchConfig,
+    pub metrics: Metrics,
+    pub stop: CancellationToken,
+    pub tasks: TaskTracker,
+    wholes: Arc<Semaphore>,
+    ranges: Arc<Semaphore>,
+    passages: Arc<Semaphore>,
+    disk_failed: Mutex<Option<Instant>>,
+}
+
+impl Yard {
+    pub fn new(originals: Originals, config: FetchConfig, metrics: Metrics) -> Self {
+        Self {
+            wholes: Arc::new(Semaphore::new(config.blobs_max)),
+            ranges: Arc::new(Semaphore::new(config.ranges_max)),
+            passages: Arc::new(Semaphore::new(config.pass_through_max)),
+            originals,
+            config,
+            metrics,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            disk_failed: Mutex::default(),
+        }
+    }
+
+    /// A turn to fetch a whole blob.
+    pub async fn whole(&self) -> Result<OwnedSemaphorePermit, ReadError> {
+        self.turn(&self.wholes).await
+    }
+
+    /// A turn to fetch a range.
+    pub async fn range(&self) -> Result<OwnedSemaphorePermit, ReadError> {
+        self.turn(&self.ranges).await
+    }
+
+    /// A turn to stream past a disk that takes nothing.
+    pub async fn passage(&self) -> Result<OwnedSemaphorePermit, ReadError> {
+        self.turn(&self.passages).await
+    }
+
+    async fn turn(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ReadError> {
+        let wait = Duration::from_millis(self.config.turn_wait_ms);
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(ReadError::Stopping),
+            turn = timeout(wait, of.clone().acquire_owned()) => match turn {
+                Ok(Ok(permit)) => Ok(permit),
+                // The semaphores are never closed.
+                Ok(Err(_)) => Err(ReadError::Stopping),
+                Err(_) => Err(ReadError::Busy),
+            },
+        }
+    }
+
+    /// A write failed: nothing else is tried on this disk for a while, and if it is full, space is made.
+    pub fn disk_failed(&self, error: &io::Error) {
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            self.originals.disk_full();
+        }
+        *self.disk_failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether a write failed a moment ago.
+    pub fn is_disk_bad(&self) -> bool {
+        let failed = *self.disk_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_some_and(|at| at.elapsed() < DISK_PAUSE)
+    }
+}
+
+/// Who asks which upstream for what.
+#[derive(Clone, Debug)]
+pub struct Errand {
+    pub yard: Arc<Yard>,
+    pub upstream: Arc<Upstream>,
+    pub repository: String,
+    pub caller: Caller,
+    pub digest: BlobDigest,
+}
+
+impl Errand {
+    /// The blob from a byte on.
+    pub async fn from(&self, at: u64) -> Result<BlobAnswer, UpstreamError> {
+        self.upstream
+            .blob(&self.repository, &self.caller, &self.digest, at)
+            .await
+    }
+
+    /// A part of the blob.
+    pub async fn range(&self, range: Range<u64>) -> Result<RangeAnswer, UpstreamError> {
+        self.upstream
+            .blob_range(&self.repository, &self.caller, &self.digest, range)
+            .await
+    }
+
+    /// Its size, if the upstream says so.
+    pub async fn size(&self) -> Result<Option<u64>, UpstreamError> {
+        self.upstream
+            .blob_head(&self.repository, &self.caller, &self.digest)
+            .await
+    }
+}
+
+/// Doubles from try to try, or is what the upstream asks for, within reason.
+pub fn pause(tries: u32, error: &ReadError) -> Duration {
+    if let ReadError::Upstream(UpstreamError::TooManyRequests {
+        retry_after_secs: Some(secs),
+    }) = error
+    {
+        return Duration::from_secs(*secs).clamp(PAUSE_FIRST, RETRY_AFTER_MAX);
+    }
+    PAUSE_FIRST
+        .saturating_mul(1 << tries.saturating_sub(1).min(16))
+        .min(PAUSE_MAX)
+}
+
+/// Whether the same request may succeed later.
+pub fn may_pass(error: &ReadError) -> bool {
+    match error {
+        ReadError::Incomplete | ReadError::Upstream(UpstreamError::TooManyRequests { .. }) => true,
+        ReadError::Upstream(error) => error.is_transient(),
+        _ => false,
+    }
+}

@@ -1,0 +1,258 @@
+//! The first request of a fetch: does the upstream have the blob, and how large is it?
+//!
+//! In: an errand, and what the first client wants. Out: a partial of known size, and the body that the request brought.
+//! Invariant: what an earlier fetch left is continued if the upstream still says the same size, and else thrown away. An
+//! upstream's "no" leaves no file behind.
+//! Not here: what follows ([`super::whole`], [`super::run`]).
+
+use std::ops::Range;
+
+use super::{
+    blocking::blocking,
+    demand::AHEAD_RANGE,
+    errand::{Errand, pause},
+    error::ReadError,
+    wants::Wants,
+    whole::SEGMENT,
+};
+use crate::{
+    store::partial::Partial,
+    upstream::{BlobAnswer, BlobBody, RangeAnswer, UpstreamError},
+};
+
+/// What a fetch begins with.
+#[derive(Debug)]
+pub struct Opened {
+    pub partial: Partial,
+    pub size: u64,
+    pub first: First,
+}
+
+/// The body of the opening request.
+#[derive(Debug)]
+pub enum First {
+    /// The whole is to be fetched; this body, if there is one, begins it.
+    Whole(Option<BlobBody>),
+    /// Of the range that was asked for.
+    Range(BlobBody),
+    /// Readers say what they need.
+    Nothing,
+}
+
+impl Opened {
+    pub async fn ask(errand: &Errand, wants: &Wants) -> Result<Self, ReadError> {
+        let partial = {
+            let errand = errand.clone();
+            blocking(move || {
+                let partial = errand.yard.originals.partial(&errand.digest, errand.upstream.name());
+                Ok(partial.inspect_err(|error| errand.yard.disk_failed(error))?)
+            })
+            .await?
+        };
+        let is_empty = partial.present().is_empty();
+        let opened = match wants {
+            wants if wants.is_whole() => whole(errand, partial).await,
+            wants => range(errand, partial, wants).await,
+        };
+        if opened.is_err() && is_empty {
+            let errand = errand.clone();
+            // It has just been opened again, and is empty.
+            let _ = blocking(move || {
+                let name = errand.upstream.name();
+                Ok(errand.yard.originals.partial(&errand.digest, name)?.discard()?)
+            })
+            .await;
+        }
+        opened
+    }
+}
+
+/// Continues behind what is here.
+async fn whole(errand: &Errand, mut partial: Partial) -> Result<Opened, ReadError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let from = partial.prefix();
+        let answer = match until(errand, &partial) {
+            Some(until) => match errand.range(from..until).await {
+                Ok(RangeAnswer::Part(body) | RangeAnswer::Whole(body)) => Ok(BlobAnswer::Body(body)),
+                Ok(RangeAnswer::PastEnd { size }) if size == from => Ok(BlobAnswer::Complete { size }),
+                Ok(RangeAnswer::PastEnd { .. }) => Err(UpstreamError::Status(416)),
+                Err(error) => Err(error),
+            },
+            None => errand.from(from).await,
+        };
+        let (body, size) = match answer {
+            Ok(BlobAnswer::Complete { size }) => (None, Some(size)),
+            Ok(BlobAnswer::Body(body)) => {
+                let size = body.size;
+                (Some(body), size)
+            }
+            // What is here is longer than the blob, or the upstream cannot do ranges: from the start, then.
+            Err(UpstreamError::Status(416) | UpstreamError::BadAnswer(_)) if from > 0 => {
+                partial = restarted(partial).await?;
+                continue;
+            }
+            Err(error) => {
+                retry(errand, tries, error.into()).await?;
+                continue;
+            }
+        };
+        let Some(size) = size else {
+            // Without a body there is a size.
+            let Some(body) = body else {
+                return Err(ReadError::Incomplete);
+            };
+            return spool(errand, restarted(partial).await?, body).await;
+        };
+        check_size(errand, size)?;
+        let ignored = body.as_ref().is_some_and(|b| b.start != from);
+        if ignored || partial.size().is_some_and(|known| known != size) {
+            partial = restarted(partial).await?;
+            if body.as_ref().is_none_or(|b| b.start > 0) {
+                continue;
+            }
+        }
+        return Ok(Opened {
+            partial: sized(errand, partial, size).await?,
+            size,
+            first: First::Whole(body),
+        });
+    }
+}
+
+/// Where the first request of a whole fetch ends, if not at the end of the blob.
+fn until(errand: &Errand, partial: &Partial) -> Option<u64> {
+    let from = partial.prefix();
+    let next = partial.present().iter().map(|r| r.start).find(|&start| start > from);
+    let parallel = errand.yard.config.parallel_ranges > 1 && partial.size().is_none_or(|size| from < size);
+    let segment = parallel.then(|| from + SEGMENT);
+    [next, segment].into_iter().flatten().min()
+}
+
+/// Asks for the first of what is wanted, or only for the size when that is recorded or cannot be learned so.
+async fn range(errand: &Errand, partial: Partial, wants: &Wants) -> Result<Opened, ReadError> {
+    if let Some(size) = partial.size() {
+        if wants.covers(size) {
+            return whole(errand, partial).await;
+        }
+        return Ok(Opened {
+            partial,
+            size,
+            first: First::Nothing,
+        });
+    }
+    let Some(range) = wants.opening(AHEAD_RANGE) else {
+        return match errand.size().await? {
+            Some(size) if !wants.covers(size) => {
+                check_size(errand, size)?;
+                Ok(Opened {
+                    partial: sized(errand, partial, size).await?,
+                    size,
+                    first: First::Nothing,
+                })
+            }
+            _ => whole(errand, partial).await,
+        };
+    };
+    let (size, first) = match first_range(errand, range).await? {
+        RangeAnswer::PastEnd { size } => (Some(size), First::Nothing),
+        RangeAnswer::Whole(body) => (body.size, First::Whole(Some(body))),
+        RangeAnswer::Part(body) => match body.size {
+            // It is the whole, or as good as.
+            Some(size) if wants.covers(size) && body.start == 0 => (Some(size), First::Whole(Some(body))),
+            Some(size) if wants.covers(size) => (Some(size), First::Whole(None)),
+            size => (size, First::Range(body)),
+        },
+    };
+    match (size, first) {
+        (Some(size), first) => {
+            check_size(errand, size)?;
+            Ok(Opened {
+                partial: sized(errand, partial, size).await?,
+                size,
+                first,
+            })
+        }
+        (None, First::Whole(Some(body))) => spool(errand, partial, body).await,
+        (None, _) => Err(UpstreamError::BadAnswer("a part of a blob of unknown size").into()),
+    }
+}
+
+async fn first_range(errand: &Errand, range: Range<u64>) -> Result<RangeAnswer, ReadError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match errand.range(range.clone()).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => retry(errand, tries, error.into()).await?,
+        }
+    }
+}
+
+/// A pause before the next try, or the error.
+async fn retry(errand: &Errand, tries: u32, error: ReadError) -> Result<(), ReadError> {
+    match &error {
+        // A time-out has already used up the client's patience.
+        ReadError::Upstream(e)
+            if e.is_transient() && *e != UpstreamError::Timeout && tries < errand.yard.config.tries_max =>
+        {
+            tokio::time::sleep(pause(tries, &error)).await;
+            Ok(())
+        }
+        _ => Err(error),
+    }
+}
+
+/// The upstream does not say how long the blob is, and clients must be told: the whole of it first. Rare.
+async fn spool(errand: &Errand, mut partial: Partial, mut body: BlobBody) -> Result<Opened, ReadError> {
+    let mut size = 0;
+    while let Some(bytes) = body.chunk().await? {
+        let at = size;
+        size += bytes.len() as u64;
+        check_size(errand, size)?;
+        let errand = errand.clone();
+        partial = blocking(move || {
+            partial
+                .write_at(&bytes, at)
+                .inspect_err(|error| errand.yard.disk_failed(error))?;
+            Ok(partial)
+        })
+        .await?;
+    }
+    partial = blocking(move || {
+        partial.keep(size)?;
+        Ok(partial)
+    })
+    .await?;
+    Ok(Opened {
+        partial,
+        size,
+        first: First::Whole(None),
+    })
+}
+
+fn check_size(errand: &Errand, size: u64) -> Result<(), ReadError> {
+    let size_max = errand.yard.config.blob_size_max;
+    match size > size_max {
+        true => Err(ReadError::TooLarge { size, size_max }),
+        false => Ok(()),
+    }
+}
+
+async fn sized(errand: &Errand, mut partial: Partial, size: u64) -> Result<Partial, ReadError> {
+    let yard = errand.yard.clone();
+    blocking(move || {
+        partial.set_size(size).inspect_err(|error| yard.disk_failed(error))?;
+        Ok(partial)
+    })
+    .await
+}
+
+async fn restarted(mut partial: Partial) -> Result<Partial, ReadError> {
+    blocking(move || {
+        partial.restart()?;
+        Ok(partial)
+    })
+    .await
+}

@@ -1,0 +1,262 @@
+//! The fetch of a whole blob: every part that nobody else is bringing, in order, on one connection or several.
+//!
+//! In: a flight, and the body that the opening request brought. Out: a verified original, or every reader is told why
+//! not.
+//! Invariant: the digest is taken of the bytes as they are in the file, in order, while they come. A right one is
+//! published; a wrong one leaves nothing behind; any other failure but the disk's leaves the partial, which the next
+//! fetch resumes. With several connections, none is further ahead of the first missing byte than the window.
+//! Not here: one part ([`super::run`]).
+
+use std::{
+    io,
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    sync::{Arc, MutexGuard},
+    time::Instant,
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use headstart_layer_format::BlobDigest;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    error::ReadError,
+    fetch::Fetch,
+    flight::{Flight, State},
+    landed::Landed,
+    run::Brought,
+};
+use crate::{
+    store::hasher::BlobHasher,
+    upstream::{BlobBody, UpstreamError},
+};
+
+/// What one of several connections brings at a time: large beside the cost of a request.
+pub const SEGMENT: u64 = 8 << 20;
+
+/// Bytes read at once for hashing.
+const HASH_BUFFER: usize = 1 << 20;
+
+impl Fetch {
+    /// From now on the whole is fetched; does nothing more if it already is. `permit` is held to the end.
+    pub(super) fn promote(self: &Arc<Self>, body: Option<BlobBody>, permit: OwnedSemaphorePermit) {
+        let state = self.flight.state();
+        self.promote_locked(state, body, false, permit);
+    }
+
+    /// The same, when the upstream answers a range with everything: the claim to the range is given up for it.
+    pub(super) fn promote_ignored(self: &Arc<Self>, claim: u64, body: BlobBody, permit: OwnedSemaphorePermit) {
+        let mut state = self.flight.state();
+        state.claims.remove(claim);
+        state.no_ranges = true;
+        self.promote_locked(state, Some(body), true, permit);
+    }
+
+    fn promote_locked(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        body: Option<BlobBody>,
+        mut is_all: bool,
+        permit: OwnedSemaphorePermit,
+    ) {
+        if state.whole.is_some() || state.is_over() {
+            drop(state);
+            self.flight.wake();
+            return;
+        }
+        state.whole = Some(Instant::now());
+        state.head_then = state.landed.end_from(0);
+        let lanes = self.lanes(&state);
+        let first = match (self.gap(&state.taken(), lanes), body) {
+            (Some(gap), Some(body)) if body.start <= gap.start => {
+                let end = body.end.unwrap_or(self.flight.size());
+                // Several lanes ask for a segment each: this is more than was asked for.
+                is_all |= lanes > 1 && end > gap.end;
+                let claimed = gap.start..end.min(gap.end);
+                (claimed.start < claimed.end).then(|| {
+                    let claim = state.claims.add(claimed, true);
+                    if is_all {
+                        state.no_ranges = true;
+                        state.claims.widen(claim, self.flight.size());
+                    }
+                    (claim, body)
+                })
+            }
+            _ => None,
+        };
+        drop(state);
+        self.flight.wake();
+        let (fetch, tasks) = (self.clone(), self.errand.yard.tasks.clone());
+        tasks.spawn(async move {
+            // Whatever happens to this task, no reader waits for ever.
+            let landing = Landing(fetch.clone());
+            fetch.bring_whole(first).await;
+            drop((landing, permit));
+        });
+    }
+
+    async fn bring_whole(self: &Arc<Self>, first: Option<(u64, BlobBody)>) {
+        let hashing = tokio::task::spawn_blocking({
+            let fetch = self.clone();
+            move || hash(&fetch.errand.digest, &fetch.flight)
+        });
+        if let Err(error) = self.bring(first).await {
+            self.flight.ground(error);
+        }
+        self.flight.drained().await;
+        match (hashing.await, self.flight.grounded()) {
+            (Ok(Ok(Some(found))), None) => {
+                let fetch = self.clone();
+                // An error here is that of a panicked thread; the landing tells the readers.
+                let _ = tokio::task::spawn_blocking(move || fetch.conclude(&found)).await;
+            }
+            (Ok(Err(error)), None) => self.give_up(error.into()).await,
+            (_, error) => self.give_up(error.unwrap_or(ReadError::Incomplete)).await,
+        }
+    }
+
+    /// Brings every byte that nobody else brings, and waits for those.
+    async fn bring(self: &Arc<Self>, first: Option<(u64, BlobBody)>) -> Result<(), ReadError> {
+        let mut lanes = self.lanes(&self.flight.state());
+        let run = |claim, body, patient| {
+            let fetch = self.clone();
+            async move { (claim, fetch.bring_claim(claim, body, patient).await) }
+        };
+        let mut runs = FuturesUnordered::new();
+        runs.extend(first.map(|(claim, body)| run(claim, Some(body), lanes == 1)));
+        let mut failed = None;
+        loop {
+            let changed = self.flight.changed();
+            while failed.is_none() && runs.len() < lanes {
+                let Some(claim) = self.claim_next(lanes) else { break };
+                runs.push(run(claim, None, lanes == 1));
+            }
+            if runs.is_empty() {
+                match failed {
+                    Some(error) => return Err(error),
+                    None if self.flight.is_complete() => return Ok(()),
+                    None if self.stop().is_cancelled() => {
+                        return Err(self.flight.grounded().unwrap_or(ReadError::Stopping));
+                    }
+                    None => {}
+                }
+                tokio::select! {
+                    () = changed => {}
+                    () = self.stop().cancelled() => {}
+                }
+                continue;
+            }
+            let (claim, brought) = tokio::select! {
+                Some(ended) = runs.next() => ended,
+                () = changed, if runs.len() < lanes => continue,
+            };
+            match brought {
+                Ok(Brought::All) => self.flight.release(claim, None),
+                Ok(Brought::Whole(body)) => {
+                    // One body with everything: it brings whatever is missing.
+                    lanes = 1;
+                    {
+                        let mut state = self.flight.state();
+                        state.no_ranges = true;
+                        state.claims.widen(claim, self.flight.size());
+                    }
+                    runs.push(run(claim, Some(body), true));
+                }
+                Err(ReadError::Upstream(UpstreamError::TooManyRequests { .. })) if lanes > 1 => {
+                    lanes = lanes.saturating_sub(1).min(runs.len().max(1));
+                    self.flight.release(claim, None);
+                }
+                Err(error) => {
+                    self.flight.release(claim, Some(error.clone()));
+                    // The others end where they are.
+                    self.flight.ground(error.clone());
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+    }
+
+    fn claim_next(&self, lanes: usize) -> Option<u64> {
+        let mut state = self.flight.state();
+        if state.is_over() {
+            return None;
+        }
+        let gap = self.gap(&state.taken(), lanes)?;
+        let head = state.landed.end_from(0);
+        let window = SEGMENT.saturating_mul(lanes as u64);
+        if lanes > 1 && gap.start >= head.saturating_add(window) {
+            return None;
+        }
+        Some(state.claims.add(gap, true))
+    }
+
+    /// The first part that is neither here nor on its way, cut to a segment if there are several lanes.
+    fn gap(&self, taken: &Landed, lanes: usize) -> Option<Range<u64>> {
+        let gap = taken.gaps(&(0..self.flight.size())).into_iter().next()?;
+        let end = match lanes {
+            1 => gap.end,
+            _ => gap.end.min(gap.start + SEGMENT),
+        };
+        Some(gap.start..end)
+    }
+
+    /// Connections for this blob.
+    fn lanes(&self, state: &State) -> usize {
+        let config = &self.errand.yard.config;
+        match self.flight.size() >= config.parallel_min_bytes && !state.no_ranges {
+            true => config.parallel_ranges.max(1),
+            false => 1,
+        }
+    }
+
+    /// Publishes, or cleans up.
+    fn conclude(&self, found: &BlobDigest) {
+        let digest = &self.errand.digest;
+        let cleaned = if found == digest {
+            // Readers need not wait for the disk; a crash now costs a fetch, not a wrong byte.
+            self.flight.finish(Ok(()));
+            let committed = self.flight.partial().commit();
+            committed.inspect_err(|error| {
+                self.disk_error(error);
+                // It may have been renamed already; then there is nothing to remove.
+                let _ = self.flight.partial().discard();
+            })
+        } else {
+            self.errand.yard.metrics.corruption("upstream_blob");
+            tracing::warn!(%digest, size = self.flight.size(), "upstream's bytes do not match the digest; nothing is kept");
+            let cleaned = self.flight.partial().discard();
+            self.flight.finish(Err(ReadError::DigestMismatch));
+            cleaned
+        };
+        if let Err(error) = cleaned {
+            tracing::warn!(%digest, %error, "original cannot be published or removed");
+        }
+        self.flight.leave();
+    }
+}
+
+/// Follows the bytes with the hash. `None`: they do not all come.
+fn hash(digest: &BlobDigest, flight: &Flight) -> io::Result<Option<BlobDigest>> {
+    let (mut hasher, mut at) = (BlobHasher::of(digest), 0);
+    let mut buffer = vec![0; HASH_BUFFER];
+    while at < flight.size() {
+        let Some(end) = flight.hashable_blocking(at) else {
+            return Ok(None);
+        };
+        let len = (end - at).min(HASH_BUFFER as u64) as usize;
+        flight.file().read_exact_at(&mut buffer[..len], at)?;
+        hasher.update(&buffer[..len]);
+        at += len as u64;
+    }
+    Ok(Some(hasher.finish()))
+}
+
+struct Landing(Arc<Fetch>);
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.0.flight.ground(ReadError::Incomplete);
+        self.0.flight.finish(Err(ReadError::Incomplete));
+        self.0.flight.leave();
+    }
+}

@@ -1,0 +1,166 @@
+//! A disk that takes no more: clients get their bytes, right and whole, and nothing is left behind.
+
+mod support;
+
+use std::{path::Path, process::Command, time::Duration};
+
+use futures_util::{StreamExt as _, future::join_all};
+use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
+use support::{REPOSITORY, Server, noise};
+
+const MIB: usize = 1 << 20;
+
+/// Runs what must end well before any time-out of the test harness.
+async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work)
+        .await
+        .expect("it ends")
+}
+
+/// A small disk of its own. Needs root, as the other tests that mount.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(mib: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "headstart-test"])
+            .arg(dir.path())
+            .status();
+        assert!(mounted.unwrap().success(), "a tmpfs can be mounted");
+        Self(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes every free byte, until the file is removed.
+    fn fill(&self) -> std::path::PathBuf {
+        let path = self.path().join("filler");
+        let zeroes = std::fs::File::open("/dev/zero").unwrap();
+        let error = std::io::copy(&mut &zeroes, &mut std::fs::File::create(&path).unwrap()).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+        path
+    }
+
+    /// Unfinished fetches and their maps.
+    fn unfinished(&self) -> Vec<std::path::PathBuf> {
+        let mut found = Vec::new();
+        let mut look = vec![self.path().join("originals")];
+        while let Some(dir) = look.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                match path.extension().and_then(|e| e.to_str()) {
+                    Some("partial" | "map") => found.push(path),
+                    _ if path.is_dir() => look.push(path),
+                    _ => {}
+                }
+            }
+        }
+        found
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a failed test may have files open.
+        let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_under_a_fetch_costs_no_client_its_bytes() {
+    let (origin, disk) = (Origin::start(Auth::Anonymous), SmallDisk::new(16));
+    let server = Server::start(&origin, disk.path()).await;
+    let content = noise(32 * MIB, 1);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    let readers = (0..4).map(|i| {
+        let (server, content) = (&server, &content);
+        async move {
+            if i == 3 {
+                let request = server.http.get(server.blob_url(&digest));
+                let part = request.header("range", "bytes=1000-31457279").send().await.unwrap();
+                assert_eq!(part.status(), 206);
+                assert!(part.bytes().await.unwrap() == content[1000..30 * MIB]);
+            } else {
+                let (status, bytes) = server.fetch(&server.blob_url(&digest)).await;
+                assert_eq!(status, 200);
+                assert!(bytes.unwrap() == *content);
+            }
+        }
+    });
+    soon(join_all(readers)).await;
+    assert!(disk.unfinished().is_empty());
+    let metrics = server.app.metrics.render();
+    assert!(metrics.contains("headstart_pass_through_total 4"), "{metrics}");
+
+    // What is given out past the disk is verified all the same, also what was read from the disk before.
+    for at in [5, 31 * MIB as u64] {
+        soon(async {
+            // Until the disk is tried again.
+            while !disk_is_tried(&server, &origin).await {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+        let digest = origin.add_blob(REPOSITORY, noise(32 * MIB, at));
+        origin.always(Target::Digest(digest), Fault::WrongByte { at });
+        let mut body = soon(server.get(&server.blob_url(&digest))).await.bytes_stream();
+        let mut got = 0;
+        let broken = loop {
+            match soon(body.next()).await {
+                Some(Ok(bytes)) => got += bytes.len(),
+                Some(Err(_)) => break true,
+                None => break false,
+            }
+        };
+        assert!(broken && got < 32 * MIB, "the answer is not complete");
+    }
+    server.stop().await;
+    assert!(disk.unfinished().is_empty());
+}
+
+/// Whether a blob of its own is kept.
+async fn disk_is_tried(server: &Server, origin: &Origin) -> bool {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1 << 40);
+    let content = noise(1000, NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    assert!(soon(server.fetch(&server.blob_url(&digest))).await.1.unwrap() == content);
+    // The answer is complete before the file has its name.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    server.app.originals.get(&digest).unwrap().is_some()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_already_lets_blobs_pass_and_is_used_again_when_there_is_space() {
+    let (origin, disk) = (Origin::start(Auth::Anonymous), SmallDisk::new(16));
+    let server = Server::start(&origin, disk.path()).await;
+    let filler = disk.fill();
+    for (size, seed) in [(3 * MIB, 3), (1000, 4), (0, 5)] {
+        let content = noise(size, seed);
+        let digest = origin.add_blob(REPOSITORY, content.clone());
+        for _ in 0..2 {
+            let (status, bytes) = soon(server.fetch(&server.blob_url(&digest))).await;
+            assert_eq!(status, 200);
+            assert!(bytes.unwrap() == content);
+        }
+        if size > 100 {
+            let request = server.http.get(server.blob_url(&digest)).header("range", "bytes=-100");
+            let part = soon(request.send()).await.unwrap();
+            assert_eq!(part.status(), 206);
+            assert!(soon(part.bytes()).await.unwrap() == content[size - 100..]);
+        }
+    }
+    let missing = headstart_layer_format::BlobDigest::of(b"missing");
+    assert_eq!(soon(server.error(&server.blob_url(&missing))).await.0, 404);
+    assert!(disk.unfinished().is_empty());
+    std::fs::remove_file(filler).unwrap();
+    soon(async {
+        while !disk_is_tried(&server, &origin).await {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    server.stop().await;
+}
