@@ -193,8 +193,11 @@ impl State {
         if taken.received > before.received && !self.http2 && self.asked {
             self.head_since.get_or_insert(now);
         }
-        if self.head_since.is_some_and(|since| now - since >= times.head) {
-            return Verdict::Cut(cut::HEAD);
+        if let Some(since) = self.head_since.filter(|_| !self.goodbye) {
+            return match now - since >= times.head {
+                true => Verdict::Cut(cut::HEAD),
+                false => Verdict::Fine,
+            };
         }
         let idle = now - self.idle_since;
         if !self.goodbye {

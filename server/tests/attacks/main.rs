@@ -18,4 +18,6 @@ mod huge_tokens;
 mod manifest_confusion;
 mod private_to_anyone;
 mod redirect_credentials;
+mod secrets_in_logs;
+mod slowloris;
 mod ssrf;

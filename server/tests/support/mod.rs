@@ -5,6 +5,8 @@
 //! Not here: the origin (`headstart_loadtest::origin`).
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod binary;
+
 pub mod lazy;
 
 use std::{net::SocketAddr, path::Path};

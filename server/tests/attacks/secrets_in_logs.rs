@@ -1,0 +1,111 @@
+//! Secrets in logs.
+//!
+//! The story: rpardini's docker-registry-proxy logged whole requests, with `Authorization`, when debugging was on; the
+//! distribution registry logged upstream URLs with the signatures of its storage, and passwords of its proxy
+//! configuration. Logs travel further than secrets should: collectors, tickets, screens.
+//!
+//! Here the real binary runs with everything logged (its own and its libraries' traces), every kind of secret passes
+//! through it, and none of them may be in its standard error or in a body that it makes itself. Taking away the limit on
+//! libraries in `main.rs` or the sensitivity of a header makes this fail.
+
+use headstart_loadtest::origin::{Auth, Fault, Origin, Target, basic_header};
+
+use crate::support::{REPOSITORY, UPSTREAM, binary::Binary, noise};
+
+const PASSWORD: &str = "hunter2-upstream-password";
+const CLIENT_PASSWORD: &str = "hunter3-client-password";
+const CLIENT_TOKEN: &str = "hunter4-client-bearer-token";
+const COOKIE: &str = "hunter5-client-cookie";
+const QUERY: &str = "hunter6-client-query";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_in_any_log_or_error() {
+    let origin = Origin::start(Auth::bearer_for("robot", PASSWORD));
+    let blob = origin.add_blob(REPOSITORY, noise(100_000, 1));
+    let manifest = origin.add_manifest(
+        REPOSITORY,
+        Some("latest"),
+        "application/vnd.oci.image.manifest.v1+json",
+        "{\"schemaVersion\":2}",
+    );
+    origin.redirect_blobs(true);
+    let config = format!(
+        "[[upstreams]]\nname = \"{UPSTREAM}\"\nurl = \"{}\"\n[upstreams.auth]\nusername = \"robot\"\npassword_env = \"UPSTREAM_PASSWORD\"",
+        origin.url()
+    );
+    let log = "filter = \"trace\"\naccess = \"all\"";
+    let mut server = Binary::start(&config, log, &[("UPSTREAM_PASSWORD", PASSWORD)]);
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut bodies = String::new();
+    let basic = basic_header("client", CLIENT_PASSWORD);
+    let bearer = format!("Bearer {CLIENT_TOKEN}");
+    for round in 0..2 {
+        for (what, shown) in [
+            (format!("manifests/{manifest}"), &basic),
+            ("manifests/latest".to_owned(), &bearer),
+            (format!("blobs/{blob}"), &basic),
+            (
+                format!("blobs/{}", headstart_layer_format::BlobDigest::of(b"none")),
+                &bearer,
+            ),
+            ("nonsense".to_owned(), &basic),
+        ] {
+            let url = server.url(&format!("/v2/{REPOSITORY}/{what}?ns={UPSTREAM}&token={QUERY}"));
+            let request = http
+                .get(url)
+                .header("authorization", shown)
+                .header("cookie", format!("session={COOKIE}"));
+            let response = request.send().await.unwrap();
+            let failed = !response.status().is_success();
+            let body = response.bytes().await.unwrap_or_default();
+            if failed {
+                bodies.push_str(&String::from_utf8_lossy(&body));
+            }
+        }
+        // The second time, nothing of the upstream works.
+        if round == 0 {
+            origin.always(
+                Target::Everything,
+                Fault::Status {
+                    code: 500,
+                    retry_after_secs: None,
+                },
+            );
+            origin.expire_tokens();
+        }
+    }
+    server.terminate();
+    assert!(server.wait().success());
+    let calls = origin.calls();
+    let mut secrets: Vec<String> = [PASSWORD, CLIENT_PASSWORD, CLIENT_TOKEN, COOKIE, QUERY]
+        .map(str::to_owned)
+        .into();
+    secrets.push(basic["Basic ".len()..].to_owned());
+    secrets.push(basic_header("robot", PASSWORD)["Basic ".len()..].to_owned());
+    for call in &calls {
+        let shown = call.authorization.iter().filter_map(|a| a.split_once(' '));
+        secrets.extend(shown.map(|(_, secret)| secret.to_owned()));
+        if call.listener == headstart_loadtest::origin::Listener::Cdn {
+            secrets.extend(call.query.clone());
+        }
+    }
+    let cdn = calls
+        .iter()
+        .filter(|c| c.listener == headstart_loadtest::origin::Listener::Cdn);
+    assert!(cdn.count() > 0, "no signed URL was followed");
+    assert!(
+        calls.iter().any(|c| c.is_token())
+            && calls
+                .iter()
+                .any(|c| { c.authorization.as_deref().is_some_and(|a| a.starts_with("Bearer ")) }),
+        "no token was used"
+    );
+    let log = server.log();
+    assert!(log.contains("\"level\":\"DEBUG\"") && log.contains("headstart_server::access"));
+    for secret in &secrets {
+        for (place, text) in [("the log", &log), ("a body", &bodies)] {
+            let found = text.lines().find(|line| line.contains(secret.as_str()));
+            assert!(found.is_none(), "{secret:?} is in {place}: {found:?}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The real `headstart-server`, as a process.
+//!
+//! In: a configuration without `listen` and `data_dir`. Out: its address, its log, its end.
+//! Invariant: everything is in a temporary directory, and the process ends with the test.
+//! Not here: servers in the test's own process ([`super::Server`]).
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A debug build on a busy machine may take its time.
+const START_MAX: Duration = Duration::from_secs(60);
+
+pub struct Binary {
+    child: Child,
+    dir: tempfile::TempDir,
+    pub address: SocketAddr,
+}
+
+impl Binary {
+    /// Starts with these environment variables, and waits until it listens. Logs are JSON.
+    pub fn start(config: &str, log: &str, environment: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("server.toml");
+        let text = format!(
+            "listen = \"127.0.0.1:0\"\ndata_dir = \"{}\"\n{config}\n[log]\nformat = \"json\"\n{log}\n",
+            dir.path().join("data").display()
+        );
+        fs::write(&file, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_headstart-server"));
+        command.arg("--config").arg(&file).env_remove("RUST_LOG");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(dir.path().join("log")).unwrap())
+            .envs(environment.iter().copied());
+        let mut child = command.spawn().unwrap();
+        let deadline = Instant::now() + START_MAX;
+        let address = loop {
+            let log = fs::read_to_string(dir.path().join("log")).unwrap();
+            let ready = log.lines().filter(|line| line.contains("\"ready\"")).find_map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).ok()?;
+                line["fields"]["listen"].as_str()?.parse().ok()
+            });
+            if let Some(address) = ready {
+                break address;
+            }
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "{ended:?}: {log}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        Self { child, dir, address }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    /// The lines of its log with this target.
+    pub fn lines(&self, target: &str) -> Vec<serde_json::Value> {
+        let log = self.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
+        lines
+            .filter(|line: &serde_json::Value| line["target"] == target)
+            .collect()
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + START_MAX;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+}
+
+impl Drop for Binary {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
