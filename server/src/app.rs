@@ -25,6 +25,7 @@ use crate::{
         policy::Policies,
         referrers::Referrers,
         seekable::Seekable,
+        sizes::Sizes,
         tags::TagLists,
     },
     reclaim::Reclaimer,
@@ -68,6 +69,7 @@ pub struct App {
     pub layers: Layers,
     pub manifests: Manifests,
     pub tags: TagLists,
+    pub sizes: Sizes,
     pub referrers: Referrers,
     pub seekable: Seekable,
     pub reclaimer: Reclaimer,
@@ -114,6 +116,7 @@ impl App {
         let layers = Layers::new(store.clone(), blobs.clone(), config.ingest.clone(), metrics.clone());
         let negative = Negative::new(Duration::from_millis(fetch.negative_ttl_ms));
         let listing_ttl = Duration::from_millis(fetch.listing_ttl_ms);
+        let sizes = Sizes::new(blobs.clone(), originals.clone(), negative.clone());
         let tags = TagLists::new(upstreams.clone(), store.clone(), negative.clone(), listing_ttl);
         let manifests = Manifests::new(
             Parts {
@@ -123,7 +126,7 @@ impl App {
                 blobs: blobs.clone(),
                 layers: layers.clone(),
                 policies: Policies::new(&config, &upstreams),
-                negative,
+                negative: negative.clone(),
                 metrics: metrics.clone(),
             },
             &fetch,
@@ -142,6 +145,7 @@ impl App {
             layers,
             manifests,
             tags,
+            sizes,
             referrers,
             seekable,
             reclaimer,

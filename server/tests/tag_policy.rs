@@ -243,6 +243,19 @@ async fn a_stampede_for_what_is_not_there_is_one_call_and_a_refusal_is_never_kep
         assert_eq!(setup.manifest_calls(), ["GET"], "{reference}");
         origin.clear_calls();
     }
+    let layer = noise(1000, 9);
+    let url = server.blob_url(&BlobDigest::of(&layer));
+    let heads = (0..50).map(|_| server.http.head(&url).send());
+    for head in futures_util::future::join_all(heads).await {
+        assert_eq!(head.unwrap().status(), 404);
+    }
+    let calls = origin.calls();
+    assert_eq!(calls.iter().filter(|c| c.is_blob()).count(), 1, "{calls:#?}");
+    // A manifest that came afterwards says that it is there.
+    let layer = origin.add_blob(REPOSITORY, layer);
+    setup.image(Some("pushed"), &[layer]);
+    assert_eq!(server.fetch(&server.manifest_url("pushed")).await.0, 200);
+    assert_eq!(server.http.head(&url).send().await.unwrap().status(), 200);
     // What arrives by another way is seen at once.
     let digest = origin.add_manifest(REPOSITORY, Some("late"), OCI_INDEX, index(7));
     assert_eq!(server.fetch(&server.manifest_url("late")).await.0, 200);

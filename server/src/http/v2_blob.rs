@@ -29,7 +29,8 @@ impl Asking<'_> {
         let failed = |error| ApiError::from_read(Asked::Blob, &error);
         let blobs = &self.app.blobs;
         if self.method == Method::HEAD {
-            let size = blobs.size(&route.source, &caller, &digest).await.map_err(failed)?;
+            let size = self.app.sizes.get(&route.source, &caller, &digest).await;
+            let size = size.map_err(failed)?;
             let representation = self.representation(route::BLOBS, &digest, size, OCTETS, CACHE_FOREVER);
             let nothing = |_| futures_util::stream::empty::<Result<bytes::Bytes, std::convert::Infallible>>();
             return Ok(ranged_response(

@@ -357,7 +357,9 @@ impl Inner {
         let media_type = answer
             .media_type
             .ok_or(ReadError::BadManifest("it comes without a Content-Type"))?;
-        self.shelf.keep(source, digest, media_type, answer.bytes).await
+        let found = self.shelf.keep(source, digest, media_type, answer.bytes).await?;
+        self.negative.forget_blobs(source, caller, &found.fact.members);
+        Ok(found)
     }
 
     fn hand_out(&self, found: Found, caller: &Caller, warning: Option<Warning>) -> Manifest {

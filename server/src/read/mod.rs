@@ -32,6 +32,7 @@ mod run;
 pub mod seekable;
 mod shelf;
 mod sweep;
+pub mod sizes;
 pub mod tags;
 pub mod wants;
 mod whole;

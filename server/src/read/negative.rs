@@ -50,6 +50,14 @@ impl Negative {
         Some(UpstreamError::NotFound { name_unknown })
     }
 
+    /// A manifest that came just now names these: they are there.
+    pub fn forget_blobs(&self, source: &Source, caller: &Caller, digests: &[BlobDigest]) {
+        for digest in digests {
+            self.0
+                .invalidate(&(source.clone(), caller.clone(), What::Blob(*digest)));
+        }
+    }
+
     /// Keeps the error if it is a "not found", and forgets an older one if the answer was another.
     pub fn learn<T>(&self, source: &Source, caller: &Caller, what: What, answer: Result<T, &UpstreamError>) {
         let key = (source.clone(), caller.clone(), what);
