@@ -108,7 +108,7 @@ impl App {
             fetch.clone(),
             metrics.clone(),
         );
-        let access = Access::new(&config.access, &upstreams, &store, &blobs)?;
+        let access = Access::new(&config, &upstreams, &store, &blobs)?;
         if access.is_restricted() {
             store.doubt_manifests();
         }

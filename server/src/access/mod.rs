@@ -29,7 +29,7 @@ use proofs::Proofs;
 use rules::{Names, Rules};
 
 use crate::{
-    config::{AccessConfig, AccessMode, ChallengePing},
+    config::{AccessMethod, AccessMode, ChallengePing, ClientCertificates, Config},
     read::blobs::Blobs,
     store::{Store, facts::Source},
     upstream::{Caller, Reference, Upstreams},
@@ -67,12 +67,17 @@ enum Standing {
 
 impl Access {
     /// Reads the files that the configuration names. To be called on a Tokio runtime.
-    pub fn new(
-        config: &AccessConfig,
-        upstreams: &Upstreams,
-        store: &Store,
-        blobs: &Blobs,
-    ) -> Result<Self, AccessSetupError> {
+    pub fn new(config: &Config, upstreams: &Upstreams, store: &Store, blobs: &Blobs) -> Result<Self, AccessSetupError> {
+        let shows_certificates = config
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.client_cert != ClientCertificates::Off);
+        let config = &config.access;
+        if config.methods.contains(&AccessMethod::Certificate) && !shows_certificates {
+            return Err(AccessSetupError(
+                "method certificate needs [tls] with client_cert and client_ca_file".into(),
+            ));
+        }
         if !config.is_restricted() {
             return Ok(Self(None));
         }

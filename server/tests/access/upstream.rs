@@ -1,0 +1,197 @@
+//! Mode `upstream`: rights are proven there, remembered for a while, and counted at the origin.
+
+use std::time::Duration;
+
+use headstart_loadtest::{
+    corpus::SyntheticImage,
+    origin::{Auth, Call, Origin, User, basic_header},
+};
+use headstart_server::config::{AccessMode, Config};
+
+use crate::support::{Server, config, error_of};
+
+const PRIVATE: &str = "alice/app";
+const SHARED: &str = "team/shared";
+const PUBLIC: &str = "open/app";
+
+fn users() -> [User; 2] {
+    [
+        User::new("alice", "alice's", &[PRIVATE, SHARED]),
+        User::new("bob", "bob's", &[SHARED]),
+    ]
+}
+
+fn three_repositories(bearer: bool) -> (Origin, SyntheticImage) {
+    let origin = Origin::start(Auth::users(bearer, &users(), &[PUBLIC]));
+    let image = SyntheticImage::tiny(81);
+    for repository in [PRIVATE, SHARED, PUBLIC] {
+        image.push(&origin, repository, "latest");
+    }
+    (origin, image)
+}
+
+fn asking(origin: &Origin, dir: &std::path::Path) -> Config {
+    let mut config = config(origin, dir);
+    config.access.mode = AccessMode::Upstream;
+    config
+}
+
+fn calls_of(origin: &Origin, repository: &str, which: impl Fn(&Call) -> bool) -> usize {
+    let path = format!("/v2/{repository}/");
+    origin
+        .calls()
+        .iter()
+        .filter(|c| c.path.starts_with(&path) && which(c))
+        .count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_client_has_its_own_rights_and_decisions_are_remembered() {
+    for bearer in [false, true] {
+        let (origin, image) = three_repositories(bearer);
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::with(asking(&origin, dir.path())).await;
+        let clients = [
+            (server.anybody(), [401, 401, 200]),
+            (server.client(basic_header("alice", "alice's")), [200, 200, 200]),
+            (server.client(basic_header("bob", "bob's")), [401, 200, 200]),
+            (server.client(basic_header("bob", "wrong")), [401, 401, 200]),
+        ];
+        let layer = image.layers[0].digest;
+        for (client, wants) in &clients {
+            for (repository, want) in [PRIVATE, SHARED, PUBLIC].iter().zip(wants) {
+                for path in [format!("manifests/{}", image.manifest_digest), format!("blobs/{layer}")] {
+                    let answer = client.get(&server.url(&format!("{repository}/{path}"))).await;
+                    assert_eq!(answer.status(), *want, "{repository} {path} {:?}", client.authorization);
+                    assert_eq!(answer.headers().contains_key("www-authenticate"), *want == 401);
+                    answer.bytes().await.unwrap();
+                }
+            }
+        }
+        // Warm: nobody is asked about anything for as long as the decisions are good, also not about what is refused.
+        origin.clear_calls();
+        for _ in 0..3 {
+            for (client, wants) in &clients {
+                for (repository, want) in [PRIVATE, SHARED, PUBLIC].iter().zip(wants) {
+                    let url = server.url(&format!("{repository}/blobs/{layer}"));
+                    assert_eq!(client.status(&url).await, *want, "{repository}");
+                }
+            }
+        }
+        assert!(origin.calls().is_empty(), "{:?}", origin.calls());
+        server.stop().await;
+    }
+}
+
+/// A hundred clients at once are one question.
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_are_shared() {
+    let (origin, image) = three_repositories(true);
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::with(asking(&origin, dir.path())).await;
+    let url = server.url(&format!("{PUBLIC}/blobs/{}", image.layers[0].digest));
+    let anybody = server.anybody();
+    let all = futures_util::future::join_all((0..100).map(|_| anybody.status(&url))).await;
+    assert!(all.iter().all(|s| *s == 200));
+    let is_head = |c: &Call| c.method == "HEAD" && c.status == 200;
+    // One for the right; the fetch itself may ask one more.
+    assert!(calls_of(&origin, PUBLIC, is_head) <= 2, "{:?}", origin.calls());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_revoked_ends_with_its_time_to_live() {
+    let (origin, image) = three_repositories(false);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = asking(&origin, dir.path());
+    config.access.ttl_ms = 1_500;
+    config.access.public_ttl_ms = 1_500;
+    config.access.refused_ttl_ms = 100;
+    config.access.stale_grace_ms = 60_000;
+    let server = Server::with(config).await;
+    let blob = |repository: &str| server.url(&format!("{repository}/blobs/{}", image.layers[0].digest));
+    let (alice, anybody) = (server.client(basic_header("alice", "alice's")), server.anybody());
+    assert_eq!(alice.status(&blob(PRIVATE)).await, 200);
+    assert_eq!(anybody.status(&blob(PUBLIC)).await, 200);
+
+    // Alice loses her repository, and the public one is public no more. A grace is for outages, not for a no.
+    origin.set_auth(Auth::users(false, &[User::new("alice", "alice's", &[])], &[]));
+    tokio::time::sleep(Duration::from_millis(1_600)).await;
+    assert_eq!(alice.status(&blob(PRIVATE)).await, 401);
+    assert_eq!(anybody.status(&blob(PUBLIC)).await, 401);
+
+    // And gets it back.
+    origin.set_auth(Auth::users(false, &users(), &[PUBLIC]));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(alice.status(&blob(PRIVATE)).await, 200);
+    assert_eq!(anybody.status(&blob(PUBLIC)).await, 200);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_outlived_by_the_grace_alone() {
+    for (grace_ms, want) in [(0, 502), (60_000, 200)] {
+        let (origin, image) = three_repositories(false);
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = asking(&origin, dir.path());
+        config.access.ttl_ms = 1;
+        config.access.public_ttl_ms = 1;
+        config.access.refused_ttl_ms = 60_000;
+        config.access.stale_grace_ms = grace_ms;
+        let server = Server::with(config).await;
+        let url = server.url(&format!("{PRIVATE}/blobs/{}", image.layers[0].digest));
+        let (alice, bob) = (
+            server.client(basic_header("alice", "alice's")),
+            server.client(basic_header("bob", "bob's")),
+        );
+        assert_eq!(alice.status(&url).await, 200);
+        origin.stop();
+        let got = alice.status(&url).await;
+        assert!(got == want || (want == 502 && got == 503), "{grace_ms}: {got}");
+        // Nobody gains a right by an outage.
+        assert_ne!(bob.status(&url).await, 200);
+        server.stop().await;
+    }
+}
+
+/// What is not there is 404 for whoever may look, and not a challenge.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_challenges_nobody() {
+    let (origin, _) = three_repositories(true);
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::with(asking(&origin, dir.path())).await;
+    let answer = server
+        .anybody()
+        .get(&server.url(&format!("{PUBLIC}/manifests/nope")))
+        .await;
+    assert!(!answer.headers().contains_key("www-authenticate"));
+    assert_eq!(error_of(answer).await, (404, "MANIFEST_UNKNOWN".to_owned()));
+    let answer = server.anybody().get(&format!("http://{}/v2/", server.address)).await;
+    assert_eq!(answer.status(), 200);
+    server.stop().await;
+}
+
+/// A client's own bearer token goes to its upstream as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_own_token_is_shown_to_its_upstream() {
+    let (origin, image) = three_repositories(true);
+    let scope = format!("repository%3A{}%3Apull", PRIVATE.replace('/', "%2F"));
+    let token = reqwest::Client::builder().no_proxy().build().unwrap();
+    let token = token.get(format!("{}/token?service=origin.test&scope={scope}", origin.url()));
+    let token: serde_json::Value = token
+        .basic_auth("alice", Some("alice's"))
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let token = token["token"].as_str().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::with(asking(&origin, dir.path())).await;
+    let url = |repository: &str| server.url(&format!("{repository}/blobs/{}", image.layers[0].digest));
+    let alice = server.client(format!("Bearer {token}"));
+    assert_eq!(alice.status(&url(PRIVATE)).await, 200);
+    assert_eq!(alice.status(&url(SHARED)).await, 401, "the token is for one repository");
+    server.stop().await;
+}
