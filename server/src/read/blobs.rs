@@ -26,6 +26,7 @@ use super::{
     errand::{Errand, Yard},
     fetch::{Boarded, Fetch},
     opening::Opened,
+    setbacks::Setbacks,
     wants::Wants,
 };
 use crate::{
@@ -53,6 +54,7 @@ struct Inner {
     upstreams: Upstreams,
     yard: Arc<Yard>,
     fetches: Mutex<HashMap<Key, Slot>>,
+    setbacks: Setbacks,
 }
 
 /// What an upstream, by its canonical name, says a digest is.
@@ -82,6 +84,7 @@ impl Blobs {
             upstreams,
             yard: Arc::new(Yard::new(originals, config, metrics)),
             fetches: Mutex::default(),
+            setbacks: Setbacks::default(),
         }))
     }
 
@@ -116,6 +119,9 @@ impl Blobs {
             }
             if self.yard().is_disk_bad() {
                 return past_the_disk(errand).await;
+            }
+            if let Some(error) = self.0.setbacks.refusal(source, caller, digest) {
+                return Err(error);
             }
             let slot = self.join(&errand, source, wants)?;
             let mine = slot.source == *source && slot.caller == *caller;
@@ -175,6 +181,16 @@ impl Blobs {
         let arrives = |slot: &Slot| matches!(&*slot.ready.borrow(), Some(Ok(fetch)) if !fetch.flight.has_failed());
         let fetches = self.fetches();
         fetches.iter().any(|((of, _), slot)| of == digest && arrives(slot))
+    }
+
+    /// Why the last fetch of the blob failed, if that was a moment ago.
+    pub fn setback(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Option<ReadError> {
+        self.0.setbacks.last(source, caller, digest)
+    }
+
+    /// Counts as a fetch that did not begin.
+    pub fn set_back(&self, source: &Source, caller: &Caller, digest: &BlobDigest, error: &ReadError) {
+        self.0.setbacks.refused(source, caller, digest, error);
     }
 
     /// The whole of a small blob, verified; for configs.
@@ -310,7 +326,8 @@ impl Blobs {
 
     /// A fetch from its first request until its files are left for good.
     async fn begin(self, key: Key, errand: Errand, source: Source, wants: Wants, publish: watch::Sender<Started>) {
-        let digest = errand.digest;
+        let (digest, caller) = (errand.digest, errand.caller.clone());
+        let setbacks = self.0.setbacks.clone();
         let started = async {
             let permit = self.yard().whole().await?;
             let yard = self.yard().clone();
@@ -329,10 +346,17 @@ impl Blobs {
             Ok(((fetch, first), permit)) => {
                 fetch.depart(first, permit);
                 publish.send_replace(Some(Ok(fetch.clone())));
-                tokio::join!(self.remember(&source, &digest), fetch.fly());
+                tokio::join!(self.remember(&source, &digest), fetch.clone().fly());
+                if let Some(outcome) = fetch.flight.outcome() {
+                    setbacks.ended(&source, &caller, &digest, outcome.as_ref().copied());
+                }
                 self.leave(&key, &publish);
             }
             Err(error) => {
+                // What was already here is no failure.
+                if !matches!(error, ReadError::Incomplete) {
+                    setbacks.refused(&source, &caller, &digest, &error);
+                }
                 self.leave(&key, &publish);
                 publish.send_replace(Some(Err(error)));
             }

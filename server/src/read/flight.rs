@@ -223,6 +223,11 @@ impl Flight {
         state.closed || matches!(state.outcome, Some(Err(_)))
     }
 
+    /// How it ended, when it has.
+    pub fn outcome(&self) -> Option<Result<(), ReadError>> {
+        self.state().outcome.clone()
+    }
+
     /// One reader more, unless it is too late.
     pub fn board(&self) -> bool {
         let mut state = self.state();

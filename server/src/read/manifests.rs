@@ -174,7 +174,7 @@ impl Inner {
     ) -> Result<Manifest, ReadError> {
         if let Some(found) = self.shelf.find(source, digest).await? {
             self.obtainable.check(caller, &found.fact, None).await?;
-            return Ok(self.hand_out(found, caller, None));
+            return self.hand_out(found, caller, None);
         }
         let what = What::Manifest(Reference::Digest(*digest), accept.class());
         if let Some(no) = self.negative.get(source, caller, &what) {
@@ -182,7 +182,7 @@ impl Inner {
         }
         let fetched = self.fetch_digest(source, caller, digest, accept).await;
         self.learn(source, caller, what, &fetched);
-        Ok(self.hand_out(fetched?, caller, None))
+        self.hand_out(fetched?, caller, None)
     }
 
     /// Without asking anybody where the tag points, if it may be believed.
@@ -201,7 +201,7 @@ impl Inner {
             return Ok(None);
         };
         self.obtainable.check(caller, &found.fact, None).await?;
-        Ok(Some(self.hand_out(found, caller, None)))
+        Ok(Some(self.hand_out(found, caller, None)?))
     }
 
     async fn by_tag(self: &Arc<Self>, key: &Key, tag: &Tag, accept: &Accept) -> Result<Manifest, ReadError> {
@@ -211,7 +211,7 @@ impl Inner {
             && let Some(found) = self.shelf.find(&key.source, &digest).await?
         {
             self.obtainable.check(&key.caller, &found.fact, None).await?;
-            return Ok(self.hand_out(found, &key.caller, None));
+            return self.hand_out(found, &key.caller, None);
         }
         let last = last.map(|(digest, _)| digest);
         let what = What::Manifest(key.reference.clone(), key.class);
@@ -224,7 +224,7 @@ impl Inner {
             }
         };
         let error = match answer {
-            Ok(found) => return Ok(self.hand_out(found, &key.caller, None)),
+            Ok(found) => return self.hand_out(found, &key.caller, None),
             Err(ReadError::Upstream(error)) => error,
             Err(error) => return Err(error),
         };
@@ -243,7 +243,7 @@ impl Inner {
             upstream = key.source.upstream, repository = key.source.repository, tag = tag.as_str(), %error,
             "tag is served without the upstream's word"
         );
-        Ok(self.hand_out(found, &key.caller, Some(warning)))
+        self.hand_out(found, &key.caller, Some(warning))
     }
 
     /// Where the tag pointed last, for a client that takes `accept`; and whether that may be answered without asking.
@@ -362,7 +362,8 @@ impl Inner {
         Ok(found)
     }
 
-    fn hand_out(&self, found: Found, caller: &Caller, warning: Option<Warning>) -> Manifest {
+    fn hand_out(&self, found: Found, caller: &Caller, warning: Option<Warning>) -> Result<Manifest, ReadError> {
+        self.obtainable.no_setback(caller, &found.fact)?;
         let manifest = Manifest {
             digest: found.fact.digest,
             media_type: found.fact.media_type.clone(),
@@ -370,7 +371,7 @@ impl Inner {
             warning,
         };
         self.layers.manifest_served(found.fact, caller);
-        manifest
+        Ok(manifest)
     }
 
     fn learn(&self, source: &Source, caller: &Caller, what: What, answer: &Result<Found, ReadError>) {

@@ -134,6 +134,29 @@ impl Obtainable {
         })?)
     }
 
+    /// Whether something that the manifest names could not be had a moment ago. Costs no upstream call, so it is asked of
+    /// manifests that the upstream has just confirmed, too.
+    pub fn no_setback(&self, caller: &Caller, fact: &ManifestFact) -> Result<(), ReadError> {
+        let inner = &self.inner;
+        let of_index = is_index(&fact.media_type);
+        let setback = |digest: &BlobDigest| {
+            let error = inner.blobs.setback(&fact.source, caller, digest)?;
+            (of_index || !inner.originals.path(digest).exists()).then_some(error)
+        };
+        let Some(error) = fact.members.iter().find_map(setback) else {
+            return Ok(());
+        };
+        tracing::info!(
+            manifest = %fact.digest, upstream = fact.source.upstream, repository = fact.source.repository, %error,
+            "manifest is withheld: one of its blobs could not be had a moment ago"
+        );
+        if !of_index {
+            // So that the index above it is withheld next time: its platform is chosen after the mirror.
+            inner.blobs.set_back(&fact.source, caller, &fact.digest, &error);
+        }
+        Err(error)
+    }
+
     /// Something that the manifest needs and that is not here. What `arrives` counts as here, unless the upstream that it
     /// comes from is known to be in trouble.
     async fn missing(&self, fact: &ManifestFact, arrives: bool) -> Result<Option<Missing>, ReadError> {

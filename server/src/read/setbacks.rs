@@ -1,0 +1,133 @@
+//! Blobs whose fetch went wrong a moment ago.
+//!
+//! In: how fetches ended. Out: whether to refuse at the head what would only be cut again.
+//! Invariant: one failure is chance: the next request fetches anew. A second in a row refuses requests for the blob with a
+//! status, which sends containerd to its next host in the middle of a layer, where a body that breaks off would not. Any
+//! failure lets manifests that name the blob be refused, because podman changes mirrors at the manifest or never. Both for
+//! [`REMEMBERED`] only, and only towards who would have been served by the same upstream in the same role.
+//! Not here: upstreams that are down (`upstream/breaker.rs`), and "not found" as an answer ([`super::negative`]).
+
+use std::time::Duration;
+
+use headstart_layer_format::BlobDigest;
+
+use super::error::ReadError;
+use crate::{store::facts::Source, upstream::Caller};
+
+/// Longer than a client's own repetitions, shorter than a person's.
+const REMEMBERED: Duration = Duration::from_secs(10);
+
+/// Blobs remembered. More of them going wrong at once is an outage.
+const ENTRIES_MAX: u64 = 4096;
+
+/// Failures in a row from which on requests are refused.
+const REFUSED_FROM: u32 = 2;
+
+type Key = (Source, Caller, BlobDigest);
+
+#[derive(Clone, Debug)]
+struct Setback {
+    error: ReadError,
+    /// Times in a row that it broke off after its head.
+    broke_off: u32,
+}
+
+/// All of them; clones share them.
+#[derive(Clone, Debug)]
+pub struct Setbacks(moka::sync::Cache<Key, Setback>);
+
+impl Default for Setbacks {
+    fn default() -> Self {
+        let cache = moka::sync::Cache::builder();
+        Self(cache.max_capacity(ENTRIES_MAX).time_to_live(REMEMBERED).build())
+    }
+}
+
+impl Setbacks {
+    /// A fetch has ended that had begun to bring bytes.
+    pub fn ended(&self, source: &Source, caller: &Caller, digest: &BlobDigest, outcome: Result<(), &ReadError>) {
+        match outcome {
+            Ok(()) => self.0.invalidate(&key(source, caller, digest)),
+            Err(error) => self.add(key(source, caller, digest), error, 1),
+        }
+    }
+
+    /// A fetch did not begin: whoever asked for it was told so by a status.
+    pub fn refused(&self, source: &Source, caller: &Caller, digest: &BlobDigest, error: &ReadError) {
+        self.add(key(source, caller, digest), error, 0);
+    }
+
+    /// The last failure, if any.
+    pub fn last(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Option<ReadError> {
+        self.0.get(&key(source, caller, digest)).map(|setback| setback.error)
+    }
+
+    /// Why a request for the blob is refused before its head: what came of it broke off in the middle, repeatedly.
+    pub fn refusal(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Option<ReadError> {
+        let setback = self.0.get(&key(source, caller, digest))?;
+        (setback.broke_off >= REFUSED_FROM).then_some(setback.error)
+    }
+
+    fn add(&self, key: Key, error: &ReadError, broke_off: u32) {
+        if !is_upstreams_fault(error) {
+            return;
+        }
+        let before = self.0.get(&key).map_or(0, |setback| setback.broke_off);
+        let setback = Setback {
+            error: error.clone(),
+            broke_off: before.saturating_add(broke_off),
+        };
+        self.0.insert(key, setback);
+    }
+}
+
+fn key(source: &Source, caller: &Caller, digest: &BlobDigest) -> Key {
+    (source.clone(), caller.clone(), *digest)
+}
+
+/// Not our disk's, our limits' or our shutdown's.
+fn is_upstreams_fault(error: &ReadError) -> bool {
+    match error {
+        ReadError::Unknown | ReadError::DigestMismatch | ReadError::Incomplete | ReadError::Upstream(_) => true,
+        ReadError::TooLarge { .. } | ReadError::BadManifest(_) => false,
+        ReadError::Disk(_) | ReadError::Busy | ReadError::Stopping => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(repository: &str) -> Source {
+        Source {
+            upstream: "u".into(),
+            repository: repository.into(),
+        }
+    }
+
+    #[test]
+    fn the_second_failure_in_a_row_refuses_and_a_success_forgives() {
+        let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
+        let (source, caller) = (at("r"), Caller::Server);
+        let fails = || setbacks.ended(&source, &caller, &digest, Err(&ReadError::DigestMismatch));
+        setbacks.refused(&source, &caller, &digest, &ReadError::Unknown);
+        fails();
+        assert!(setbacks.last(&source, &caller, &digest).is_some());
+        assert!(setbacks.refusal(&source, &caller, &digest).is_none());
+        fails();
+        assert!(setbacks.refusal(&source, &caller, &digest).is_some());
+        assert!(setbacks.refusal(&at("other"), &caller, &digest).is_none());
+        assert!(setbacks.refusal(&source, &Caller::Anybody, &digest).is_none());
+        setbacks.ended(&source, &caller, &digest, Ok(()));
+        assert!(setbacks.last(&source, &caller, &digest).is_none());
+    }
+
+    #[test]
+    fn our_own_troubles_are_not_held_against_a_blob() {
+        let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
+        for error in [ReadError::Busy, ReadError::Stopping, ReadError::Disk("full".into())] {
+            setbacks.ended(&at("r"), &Caller::Server, &digest, Err(&error));
+        }
+        assert!(setbacks.last(&at("r"), &Caller::Server, &digest).is_none());
+    }
+}
