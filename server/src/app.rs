@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::{Access, AccessSetupError},
+    admin,
     config::Config,
     http::{
         self,
@@ -176,6 +177,7 @@ pub async fn serve(app: App, listener: TcpListener, stop: CancellationToken) -> 
         }
     });
     let router = http::router(app.clone());
+    let administration = tokio::spawn(admin::serve(app.clone(), closing.clone()));
     http::serve::serve(
         listener,
         app.transport.clone(),
@@ -186,6 +188,7 @@ pub async fn serve(app: App, listener: TcpListener, stop: CancellationToken) -> 
     )
     .await;
     told.abort();
+    administration.await?;
     app.layers.shutdown().await;
     app.blobs.shutdown().await;
     let (store, reclaimer) = (app.store.clone(), app.reclaimer.clone());

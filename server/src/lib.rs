@@ -6,7 +6,9 @@
 //! Not here: the formats (`headstart-layer-format`) and anything of the node.
 
 pub mod access;
+pub mod admin;
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod http;
 pub mod ingest;

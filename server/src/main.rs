@@ -1,14 +1,20 @@
 //! `headstart-server`: command line, logging, signals.
 //!
-//! In: `--config FILE`. Out: a running server; exit status 0 after a clean stop.
+//! In: `--config FILE`. Out: a running server; exit status 0 after a clean stop. Or a subcommand ([`headstart_server::cli`]).
 //! Invariant: SIGTERM and SIGINT stop cleanly; a second one stops at once.
 //! Not here: anything a test could want to run in-process (that is `app.rs`).
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Parser;
 use headstart_server::{
     app::{self, App},
+    cli::{self, Command},
     config::{Config, LogConfig, LogFormat},
     telemetry::Traces,
 };
@@ -63,10 +69,16 @@ struct Arguments {
     /// Configuration file (TOML). Without it, public registries are mirrored on 127.0.0.1:5080.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Talks to a running server; without one of these, this is the server.
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(command) = arguments.command {
+        return ask(command, arguments.config.as_deref());
+    }
     let config = match Config::load(arguments.config.as_deref()) {
         Ok(config) => config,
         Err(error) => return fail(&error),
@@ -80,6 +92,18 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error.as_ref()),
+    }
+}
+
+/// A subcommand: a question to a running server.
+fn ask(command: Command, config: Option<&Path>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    match runtime.block_on(cli::run(command, config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
     }
 }
 

@@ -45,6 +45,11 @@ impl Store {
         }))
     }
 
+    /// Every layer that anything was recorded of.
+    pub fn layers(&self) -> Result<Vec<(BlobDigest, LayerRecord)>, StoreError> {
+        Ok(self.inner.index.layers()?)
+    }
+
     /// Whether a chunk is stored (perhaps not yet synced), and its frame length.
     pub fn chunk_frame_len(&self, digest: &ChunkDigest) -> Result<Option<u32>, StoreError> {
         Ok(self.chunk_location(digest)?.map(|at| at.payload_len))

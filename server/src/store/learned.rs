@@ -150,6 +150,17 @@ impl Store {
         Ok(fact)
     }
 
+    /// Every manifest that was ever served.
+    pub fn manifests(&self) -> Result<Vec<BlobDigest>, StoreError> {
+        Ok(self.inner.index.manifests()?)
+    }
+
+    /// Every tag, and what it points at.
+    pub fn all_tags(&self) -> Result<Vec<(Source, String, BlobDigest)>, StoreError> {
+        let rows = self.inner.index.tags()?.into_iter();
+        Ok(rows.map(|(source, tag, row)| (source, tag, row.fact.digest)).collect())
+    }
+
     /// Records a manifest that was verified and served, and its members. Nothing is appended when the manifest and its
     /// members of this source are known: a manifest in two repositories would otherwise grow the packs at every request.
     pub fn record_manifest(&self, f: &ManifestFact) -> Result<(), StoreError> {

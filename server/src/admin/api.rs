@@ -1,0 +1,135 @@
+//! What goes over the administration socket: paths and bodies, both ways.
+//!
+//! Invariant: a server and a command line of one version agree, because both use these types; `v1` in the paths is for
+//! the others.
+//! Not here: behaviour.
+
+use headstart_layer_format::BlobDigest;
+use serde::{Deserialize, Serialize};
+
+pub const IMAGES: &str = "/admin/v1/images";
+pub const BLOBS: &str = "/admin/v1/blobs";
+pub const LAYERS: &str = "/admin/v1/layers";
+pub const PIN: &str = "/admin/v1/pin";
+pub const UNPIN: &str = "/admin/v1/unpin";
+pub const REMOVE: &str = "/admin/v1/remove";
+pub const COLLECT: &str = "/admin/v1/gc";
+pub const WARM: &str = "/admin/v1/warm";
+
+/// Rows of a list when nobody says how many; and at most.
+const LIMIT_DEFAULT: usize = 1_000;
+const LIMIT_MAX: usize = 100_000;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Failure {
+    pub error: String,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Page {
+    pub limit: Option<usize>,
+}
+
+impl Page {
+    pub fn limit(&self) -> usize {
+        self.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX)
+    }
+}
+
+/// Most recently used first.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct List<T> {
+    pub items: Vec<T>,
+    /// How many there are, listed or not.
+    pub count: usize,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Image {
+    /// `upstream/repository:tag`, or `@digest` for one that no tag points at.
+    pub name: String,
+    pub digest: BlobDigest,
+    /// Of originals that are here.
+    pub bytes: u64,
+    pub used_unix_ms: u64,
+    pub pinned: bool,
+    /// Layers of all platforms: converted, here as originals, known.
+    pub layers_ready: u64,
+    pub layers_here: u64,
+    pub layers_count: u64,
+}
+
+/// A blob, or a layer in its converted form.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Object {
+    pub digest: BlobDigest,
+    pub bytes: u64,
+    pub used_unix_ms: u64,
+    pub pinned: bool,
+    /// `manifest`, `blob`; `ready`, `refused`, `unconverted`.
+    pub state: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct What {
+    /// An image reference or a digest.
+    pub target: String,
+    #[serde(default)]
+    pub force: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Changed {
+    pub changed: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct How {
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Warm {
+    pub images: Vec<String>,
+    /// `os/architecture[/variant]`; empty: the server's own.
+    #[serde(default)]
+    pub platforms: Vec<String>,
+    #[serde(default)]
+    pub all_platforms: bool,
+}
+
+/// What happened to an image that is being warmed. Every image ends with `Done` or `Failed`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// What there is to fetch, as far as its manifests say.
+    Resolved {
+        image: String,
+        blobs: u64,
+        bytes: u64,
+    },
+    Progress {
+        image: String,
+        bytes: u64,
+    },
+    /// Everything is here; so many layers are still being converted.
+    Converting {
+        image: String,
+        left: u64,
+    },
+    /// The image is complete. Refused layers stay ordinary blobs.
+    Done {
+        image: String,
+        bytes: u64,
+        refused: u64,
+    },
+    Failed {
+        image: String,
+        error: String,
+    },
+}

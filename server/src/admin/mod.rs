@@ -1,0 +1,227 @@
+//! Administration: HTTP and JSON over a unix socket, for whoever may enter the data directory.
+//!
+//! In: requests of [`crate::cli`] on `<data_dir>/admin.sock`. Out: lists, pins, removals, reclaiming, warming.
+//! Invariant: the socket is 0600 before it has its name, so only the server's own user (and root) can connect; nothing of
+//! this is reachable over the network. Paths are versioned. A server whose socket cannot be made serves all the same.
+//! Not here: what the orders do ([`crate::reclaim`], [`warm`]).
+
+pub mod api;
+mod reference;
+mod view;
+mod warm;
+
+use std::{
+    fs::Permissions,
+    io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Query, State},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use http::{HeaderValue, StatusCode, header};
+use tokio::net::UnixListener;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+
+use self::reference::Target;
+use crate::{
+    app::App,
+    read::ReadError,
+    reclaim::{Order, OrderError, Report},
+    store::StoreError,
+};
+
+/// Below `data_dir`.
+pub const SOCKET: &str = "admin.sock";
+/// Lists of references are short.
+const BODY_SIZE_MAX: usize = 1 << 20;
+/// Lines of progress waiting for a slow reader.
+const LINES_MAX: usize = 256;
+
+/// Serves until `stop`.
+pub async fn serve(app: App, stop: CancellationToken) {
+    let path = app.config.data_dir.join(SOCKET);
+    let listener = match listen(&path) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "there is no administration socket");
+            return;
+        }
+    };
+    let router = router(app);
+    let serving = axum::serve(listener, router).with_graceful_shutdown({
+        let stop = stop.clone();
+        async move { stop.cancelled().await }
+    });
+    // What is under way ends with the server: a warming that was cut off is begun again.
+    tokio::select! {
+        ended = serving.into_future() => if let Err(error) = ended {
+            tracing::warn!(%error, "the administration socket failed");
+        },
+        () = stop.cancelled() => {}
+    }
+    let _ = std::fs::remove_file(path);
+}
+
+/// The store's lock is ours, so a socket that is there already is a dead server's.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let new: PathBuf = path.with_extension("new");
+    for stale in [path, &new] {
+        match std::fs::remove_file(stale) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let listener = UnixListener::bind(&new)?;
+    std::fs::set_permissions(&new, Permissions::from_mode(0o600))?;
+    std::fs::rename(&new, path)?;
+    Ok(listener)
+}
+
+fn router(app: App) -> Router {
+    Router::new()
+        .route(api::IMAGES, get(images))
+        .route(api::BLOBS, get(blobs))
+        .route(api::LAYERS, get(layers))
+        .route(api::PIN, post(pin))
+        .route(api::UNPIN, post(unpin))
+        .route(api::REMOVE, post(remove))
+        .route(api::COLLECT, post(collect))
+        .route(api::WARM, post(warm_images))
+        .layer(DefaultBodyLimit::max(BODY_SIZE_MAX))
+        .with_state(app)
+}
+
+/// What the command line prints after "failed to".
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdminError {
+    #[error("{0}")]
+    Bad(String),
+    #[error("find {0}: it is not here")]
+    Unknown(String),
+    #[error("remove {0}: it is pinned (--force removes it all the same)")]
+    Pinned(String),
+    #[error(transparent)]
+    Order(#[from] OrderError),
+    #[error("{0}")]
+    Read(#[from] ReadError),
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("run a task: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl IntoResponse for AdminError {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Bad(_) => StatusCode::BAD_REQUEST,
+            Self::Unknown(_) => StatusCode::NOT_FOUND,
+            Self::Pinned(_) => StatusCode::CONFLICT,
+            Self::Order(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Read(_) | Self::Store(_) | Self::Task(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let error = self.to_string();
+        (status, Json(api::Failure { error })).into_response()
+    }
+}
+
+type Answer<T> = Result<Json<T>, AdminError>;
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, AdminError> + Send + 'static) -> Answer<T> {
+    Ok(Json(tokio::task::spawn_blocking(work).await??))
+}
+
+async fn images(State(app): State<App>, Query(page): Query<api::Page>) -> Answer<api::List<api::Image>> {
+    blocking(move || Ok(view::images(&app, page.limit())?)).await
+}
+
+async fn blobs(State(app): State<App>, Query(page): Query<api::Page>) -> Answer<api::List<api::Object>> {
+    blocking(move || Ok(view::blobs(&app, page.limit())?)).await
+}
+
+async fn layers(State(app): State<App>, Query(page): Query<api::Page>) -> Answer<api::List<api::Object>> {
+    blocking(move || Ok(view::layers(&app, page.limit())?)).await
+}
+
+async fn pin(State(app): State<App>, Json(what): Json<api::What>) -> Answer<api::Changed> {
+    blocking(move || set_pin(&app, &what.target, true)).await
+}
+
+async fn unpin(State(app): State<App>, Json(what): Json<api::What>) -> Answer<api::Changed> {
+    blocking(move || set_pin(&app, &what.target, false)).await
+}
+
+fn set_pin(app: &App, text: &str, pinned: bool) -> Result<api::Changed, AdminError> {
+    let target = Target::parse(text, &app.upstreams)?.pin();
+    if pinned && app.store.target_digest(&target)?.is_none() {
+        return Err(AdminError::Unknown(text.to_owned()));
+    }
+    let changed = app.store.set_pin(&target, pinned)?;
+    Ok(api::Changed { changed })
+}
+
+async fn remove(State(app): State<App>, Json(what): Json<api::What>) -> Answer<Report> {
+    let (reader, text, force) = (app.clone(), what.target.clone(), what.force);
+    let chosen = blocking(move || {
+        let target = Target::parse(&text, &reader.upstreams)?;
+        let unknown = || AdminError::Unknown(text.clone());
+        let root = reader.store.target_digest(&target.pin())?.ok_or_else(unknown)?;
+        let digests = view::only_of(&reader, &root)?;
+        let known = |digest| -> Result<bool, StoreError> {
+            Ok(reader.originals.kept(digest).is_some() || reader.store.layer(digest)?.is_some())
+        };
+        let mut any = false;
+        for digest in &digests {
+            any |= known(digest)?;
+        }
+        if !any {
+            return Err(unknown());
+        }
+        if !force && reader.store.pinned()?.contains(&root) {
+            return Err(AdminError::Pinned(text.clone()));
+        }
+        Ok(digests)
+    });
+    let Json(digests) = chosen.await?;
+    Ok(Json(app.reclaimer.order(Order::Remove(digests)).await?))
+}
+
+async fn collect(State(app): State<App>, Json(how): Json<api::How>) -> Answer<Report> {
+    let order = Order::Collect { dry_run: how.dry_run };
+    Ok(Json(app.reclaimer.order(order).await?))
+}
+
+/// JSON lines, as things happen. Whoever hangs up cancels what is not fetched yet.
+async fn warm_images(State(app): State<App>, Json(what): Json<api::Warm>) -> Result<Response, AdminError> {
+    let mut targets = Vec::new();
+    for image in &what.images {
+        let Target::Image { source, reference } = Target::parse(image, &app.upstreams)? else {
+            return Err(AdminError::Bad(format!("warm {image}: it names no repository")));
+        };
+        targets.push((image.clone(), source, reference));
+    }
+    let platforms = warm::Platforms::parse(&what)?;
+    let (lines, received) = tokio::sync::mpsc::channel(LINES_MAX);
+    tokio::spawn(async move {
+        let hung_up = lines.clone();
+        tokio::select! {
+            () = hung_up.closed() => {}
+            () = warm::run(app, targets, platforms, lines) => {}
+        }
+    });
+    let body = ReceiverStream::new(received).map(|event: api::Event| {
+        let mut line = serde_json::to_vec(&event).unwrap_or_default();
+        line.push(b'\n');
+        Ok::<_, std::convert::Infallible>(line)
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    let json_lines = HeaderValue::from_static("application/x-ndjson");
+    response.headers_mut().insert(header::CONTENT_TYPE, json_lines);
+    Ok(response)
+}

@@ -1,0 +1,148 @@
+//! What is here, for the operator's eyes.
+//!
+//! In: store and originals. Out: lists; and what only one image needs.
+//! Invariant: reads only. Sizes are of what is here now.
+//! Not here: changing anything.
+
+use std::collections::{HashMap, HashSet};
+
+use headstart_layer_format::BlobDigest;
+
+use super::api::{Image, List, Object};
+use crate::{
+    app::App,
+    store::{LayerRecord, StoreError},
+};
+
+fn list<T>(mut items: Vec<T>, limit: usize, bytes: impl Fn(&T) -> u64) -> List<T> {
+    let (count, bytes) = (items.len(), items.iter().map(bytes).sum());
+    items.truncate(limit);
+    List { items, count, bytes }
+}
+
+/// By tag; and roots that no tag points at.
+pub fn images(app: &App, limit: usize) -> Result<List<Image>, StoreError> {
+    let pinned = app.store.pinned()?;
+    let mut names: Vec<(String, BlobDigest)> = Vec::new();
+    for (source, tag, digest) in app.store.all_tags()? {
+        names.push((format!("{}/{}:{tag}", source.upstream, source.repository), digest));
+    }
+    let tagged: HashSet<BlobDigest> = names.iter().map(|(_, digest)| *digest).collect();
+    let mut below = HashSet::new();
+    let mut roots = Vec::new();
+    for digest in app.store.manifests()? {
+        if let Some(fact) = app.store.manifest(&digest)? {
+            below.extend(fact.members);
+            if !tagged.contains(&digest) {
+                roots.push((fact.source, digest));
+            }
+        }
+    }
+    for (source, digest) in roots {
+        if !below.contains(&digest) {
+            names.push((format!("{}/{}@{digest}", source.upstream, source.repository), digest));
+        }
+    }
+    let mut seen: HashMap<BlobDigest, u64> = HashMap::new();
+    let mut items = Vec::with_capacity(names.len());
+    for (name, digest) in names {
+        let mut image = Image {
+            name,
+            digest,
+            bytes: 0,
+            used_unix_ms: 0,
+            pinned: pinned.contains(&digest),
+            layers_ready: 0,
+            layers_here: 0,
+            layers_count: 0,
+        };
+        let mut layers = HashSet::new();
+        for part in app.store.closure(&digest)? {
+            if let Some(kept) = app.originals.kept(&part) {
+                image.bytes += kept.bytes;
+                image.used_unix_ms = image.used_unix_ms.max(kept.used_unix_ms);
+                seen.insert(part, kept.bytes);
+            }
+            let of_image = app.store.manifest(&part)?.and_then(|fact| fact.image);
+            layers.extend(of_image.into_iter().flat_map(|i| i.layers).map(|l| l.digest));
+        }
+        image.layers_count = layers.len() as u64;
+        for layer in layers {
+            image.layers_here += u64::from(app.originals.kept(&layer).is_some());
+            if let Some(LayerRecord::Ready { .. }) = app.store.layer(&layer)? {
+                image.layers_ready += 1;
+                image.used_unix_ms = image.used_unix_ms.max(app.store.layer_used_ms(&layer)?);
+            }
+        }
+        if image.bytes > 0 || image.layers_ready > 0 {
+            items.push(image);
+        }
+    }
+    items.sort_by(|a, b| (b.used_unix_ms, &a.name).cmp(&(a.used_unix_ms, &b.name)));
+    let mut out = list(items, limit, |_| 0);
+    // Images share layers; each byte counts once.
+    out.bytes = seen.values().sum();
+    Ok(out)
+}
+
+pub fn blobs(app: &App, limit: usize) -> Result<List<Object>, StoreError> {
+    let pinned = app.store.pinned()?;
+    let kept = app.originals.usage().oldest_first();
+    let (count, bytes) = (kept.len(), kept.iter().map(|k| k.bytes).sum());
+    let mut items = Vec::new();
+    for kept in kept.into_iter().rev().take(limit) {
+        let is_manifest = app.store.manifest(&kept.digest)?.is_some();
+        items.push(Object {
+            digest: kept.digest,
+            bytes: kept.bytes,
+            used_unix_ms: kept.used_unix_ms,
+            pinned: pinned.contains(&kept.digest),
+            state: if is_manifest { "manifest" } else { "blob" }.into(),
+        });
+    }
+    Ok(List { items, count, bytes })
+}
+
+pub fn layers(app: &App, limit: usize) -> Result<List<Object>, StoreError> {
+    let pinned = app.store.pinned()?;
+    let mut items = Vec::new();
+    for (digest, record) in app.store.layers()? {
+        let (state, bytes, used_unix_ms) = match record {
+            LayerRecord::Ready { toc, .. } => ("ready", toc.size + toc.blob_size, app.store.layer_used_ms(&digest)?),
+            LayerRecord::Refused { .. } => ("refused", 0, 0),
+            LayerRecord::Unconverted => ("unconverted", 0, 0),
+        };
+        items.push(Object {
+            digest,
+            bytes,
+            used_unix_ms,
+            pinned: pinned.contains(&digest),
+            state: state.into(),
+        });
+    }
+    items.sort_by_key(|o| (std::cmp::Reverse(o.used_unix_ms), o.digest));
+    Ok(list(items, limit, |o| o.bytes))
+}
+
+/// What would be of no use without `root`: everything below it, except what pins protect for another reason or a
+/// manifest that is here, and not below it, names.
+pub fn only_of(app: &App, root: &BlobDigest) -> Result<HashSet<BlobDigest>, StoreError> {
+    let mut mine = app.store.closure(root)?;
+    let mut others = HashSet::new();
+    for digest in app.store.manifests()? {
+        if !mine.contains(&digest)
+            && app.originals.kept(&digest).is_some()
+            && let Some(fact) = app.store.manifest(&digest)?
+        {
+            others.extend(fact.members);
+        }
+    }
+    for target in app.store.pins()? {
+        match app.store.target_digest(&target)? {
+            Some(pinned) if pinned != *root => others.extend(app.store.closure(&pinned)?),
+            _ => {}
+        }
+    }
+    mine.retain(|digest| digest == root || !others.contains(digest));
+    Ok(mine)
+}

@@ -1,0 +1,196 @@
+//! The subcommands: they talk to a running server.
+//!
+//! In: arguments. Out: text on standard output, an exit status: 0 when everything that was asked for was done.
+//! Invariant: nothing here touches the data directory but its socket. `--json` prints what the server said.
+//! Not here: what the server does ([`crate::admin`]).
+
+mod client;
+mod show;
+mod warm;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::{
+    admin::{SOCKET, api},
+    config::{Config, ConfigError},
+    reclaim::Report,
+};
+use client::Client;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Lists what a running server holds, most recently used first.
+    Ls {
+        #[arg(value_enum, default_value = "images")]
+        what: Kind,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Rows.
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        #[command(flatten)]
+        server: Place,
+    },
+    /// Keeps an image (or a digest) whatever the budgets say. A pinned tag follows the tag.
+    Pin {
+        #[arg(value_name = "IMAGE|DIGEST", required = true)]
+        targets: Vec<String>,
+        #[command(flatten)]
+        server: Place,
+    },
+    /// Lifts a pin.
+    Unpin {
+        #[arg(value_name = "IMAGE|DIGEST", required = true)]
+        targets: Vec<String>,
+        #[command(flatten)]
+        server: Place,
+    },
+    /// Removes an image, except what other images need, or a digest. The next request fetches it again.
+    Rm {
+        #[arg(value_name = "IMAGE|DIGEST", required = true)]
+        targets: Vec<String>,
+        /// Also if it is pinned.
+        #[arg(long)]
+        force: bool,
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Place,
+    },
+    /// Reclaims now: budgets, ages, and garbage in packs.
+    Gc {
+        /// Changes nothing; says what would go.
+        #[arg(long)]
+        dry_run: bool,
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Place,
+    },
+    /// Fetches and converts images before anybody asks for them.
+    Warm {
+        #[arg(value_name = "IMAGE", required = true)]
+        images: Vec<String>,
+        /// os/architecture[/variant], several with commas. Left out: the server's own.
+        #[arg(long = "platform", value_name = "PLATFORM", value_delimiter = ',')]
+        platforms: Vec<String>,
+        /// Every manifest of an index.
+        #[arg(long, conflicts_with = "platforms")]
+        all_platforms: bool,
+        #[command(flatten)]
+        server: Place,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Kind {
+    Images,
+    Blobs,
+    Layers,
+}
+
+/// Where the server is.
+#[derive(Clone, Debug, Args)]
+pub struct Place {
+    /// The server's configuration, for its data_dir.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The server's administration socket; above --config.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+/// Fits "failed to ...".
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("reach a running server at {path}: {why}")]
+    NoServer { path: PathBuf, why: String },
+    #[error("talk to the server: {0}")]
+    Http(#[from] reqwest::Error),
+    #[error("understand the server: {0}")]
+    Answer(#[from] serde_json::Error),
+    /// The server's own words.
+    #[error("{0}")]
+    Refused(String),
+    #[error("warm {failed} of {count} images")]
+    NotWarm { failed: usize, count: usize },
+    #[error("print: {0}")]
+    Print(#[from] std::io::Error),
+}
+
+impl Place {
+    /// `above`: a `--config` before the subcommand.
+    fn client(&self, above: Option<&Path>) -> Result<Client, CliError> {
+        let path = match &self.socket {
+            Some(path) => path.clone(),
+            None => Config::load(self.config.as_deref().or(above))?.data_dir.join(SOCKET),
+        };
+        Client::new(path)
+    }
+}
+
+/// Runs a subcommand.
+pub async fn run(command: Command, above: Option<&Path>) -> Result<(), CliError> {
+    match command {
+        Command::Ls {
+            what,
+            json,
+            limit,
+            server,
+        } => {
+            let client = server.client(above)?;
+            match what {
+                Kind::Images => show::images(client.list(api::IMAGES, limit).await?, json),
+                Kind::Blobs => show::objects(client.list(api::BLOBS, limit).await?, json),
+                Kind::Layers => show::objects(client.list(api::LAYERS, limit).await?, json),
+            }
+        }
+        Command::Pin { targets, server } => set_pins(&server.client(above)?, api::PIN, targets, "pinned").await,
+        Command::Unpin { targets, server } => set_pins(&server.client(above)?, api::UNPIN, targets, "unpinned").await,
+        Command::Rm {
+            targets,
+            force,
+            json,
+            server,
+        } => {
+            let client = server.client(above)?;
+            for target in targets {
+                let report: Report = client.post(api::REMOVE, &api::What { target, force }).await?;
+                show::report(&report, json)?;
+            }
+            Ok(())
+        }
+        Command::Gc { dry_run, json, server } => {
+            let report: Report = server.client(above)?.post(api::COLLECT, &api::How { dry_run }).await?;
+            show::report(&report, json)
+        }
+        Command::Warm {
+            images,
+            platforms,
+            all_platforms,
+            server,
+        } => {
+            let what = api::Warm {
+                images,
+                platforms,
+                all_platforms,
+            };
+            warm::run(&server.client(above)?, &what).await
+        }
+    }
+}
+
+async fn set_pins(client: &Client, path: &str, targets: Vec<String>, done: &str) -> Result<(), CliError> {
+    for target in targets {
+        let what = api::What { target, force: false };
+        let changed: api::Changed = client.post(path, &what).await?;
+        let already = if changed.changed { "" } else { " (already)" };
+        show::line(&format!("{} {done}{already}", what.target))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! `warm`, as a progress bar or as lines.
+//!
+//! In: the server's events, one JSON line each. Out: how far it is; an error when an image failed or the server went away.
+//! Invariant: every image of the request is accounted for at the end. Ending this process cancels the warming.
+//! Not here: the warming.
+
+use std::{collections::HashMap, io::IsTerminal as _};
+
+use futures_util::StreamExt as _;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{CliError, client::Client, show};
+use crate::admin::api::{self, Event};
+
+/// Longest line of an answer: an error's text.
+const LINE_SIZE_MAX: usize = 1 << 20;
+
+pub async fn run(client: &Client, what: &api::Warm) -> Result<(), CliError> {
+    let mut body = client.stream(api::WARM, what).await?.bytes_stream();
+    let mut shown = Shown::new();
+    let mut line = Vec::new();
+    while let Some(part) = body.next().await {
+        for byte in part? {
+            if byte != b'\n' {
+                line.push(byte);
+                if line.len() > LINE_SIZE_MAX {
+                    return Err(CliError::Refused("understand the server: its line does not end".into()));
+                }
+                continue;
+            }
+            shown.event(serde_json::from_slice(&line)?)?;
+            line.clear();
+        }
+    }
+    shown.bar.finish_and_clear();
+    let count = what.images.len();
+    if shown.done != count {
+        let failed = count - shown.done.min(count);
+        return Err(CliError::NotWarm { failed, count });
+    }
+    Ok(())
+}
+
+struct Shown {
+    bar: ProgressBar,
+    is_terminal: bool,
+    /// Total and done, by image.
+    bytes: HashMap<String, (u64, u64)>,
+    done: usize,
+}
+
+impl Shown {
+    fn new() -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        let bar = match is_terminal {
+            true => ProgressBar::new(0),
+            false => ProgressBar::hidden(),
+        };
+        let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self {
+            bar,
+            is_terminal,
+            bytes: HashMap::new(),
+            done: 0,
+        }
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), CliError> {
+        match event {
+            Event::Resolved { image, blobs, bytes } => {
+                self.say(&format!("{image}: {blobs} blobs, layers of {}", show::size(bytes)))?;
+                self.bytes.insert(image, (bytes, 0));
+            }
+            Event::Progress { image, bytes } => {
+                let of = self.bytes.entry(image).or_default();
+                // Configs are not in the sum that manifests give.
+                *of = (of.0.max(bytes), bytes);
+            }
+            Event::Converting { image, left } => self.bar.set_message(format!("{image}: converting {left} layers")),
+            Event::Done { image, bytes, refused } => {
+                self.done += 1;
+                let ordinary = match refused {
+                    0 => String::new(),
+                    n => format!("; {n} layers stay ordinary blobs"),
+                };
+                self.say(&format!("{image}: done, {}{ordinary}", show::size(bytes)))?;
+            }
+            Event::Failed { image, error } => self.bar.suspend(|| eprintln!("{image}: failed to {error}")),
+        }
+        let (total, done) = self.bytes.values().fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1));
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        Ok(())
+    }
+
+    fn say(&self, text: &str) -> Result<(), CliError> {
+        if self.is_terminal {
+            self.bar.suspend(|| show::line(text))
+        } else {
+            show::line(text)
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The subcommands against the real binary: a server process, and the command line that talks to it over its socket.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use headstart_layer_format::BlobDigest;
+use headstart_loadtest::corpus::{SyntheticImage, index_of};
+use headstart_loadtest::origin::{Auth, Origin, Target};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_headstart-server");
+const REPOSITORY: &str = "team/app";
+
+struct Server {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(origin: &Origin) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_config(dir.path(), origin);
+        Self::start_in(dir)
+    }
+
+    fn start_in(dir: tempfile::TempDir) -> Self {
+        let mut child = Command::new(BINARY)
+            .arg("--config")
+            .arg(dir.path().join("server.toml"))
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("\"ready\"") {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "the server ended");
+        }
+        // Or its log fills the pipe.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        let server = Self { child, dir };
+        for _ in 0..500 {
+            if server.dir.path().join("data/admin.sock").exists() {
+                return server;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("there is no socket");
+    }
+
+    /// A subcommand; `--config` comes after it, as people write it.
+    fn ask(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(BINARY);
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(self.dir.path().join("server.toml"));
+        command.output().unwrap()
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.ask(arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.ok(arguments)).unwrap()
+    }
+
+    fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.ask(arguments);
+        assert!(!output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn write_config(dir: &Path, origin: &Origin) {
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\ndata_dir = \"{}\"\n[[upstreams]]\nname = \"up.test\"\nurl = \"{}\"\n",
+        dir.join("data").display(),
+        origin.url()
+    );
+    std::fs::write(dir.join("server.toml"), text).unwrap();
+}
+
+fn original(server: &Server, digest: &BlobDigest) -> std::path::PathBuf {
+    let hex = digest.hex();
+    server
+        .dir
+        .path()
+        .join("data/originals/sha256")
+        .join(&hex[..2])
+        .join(hex)
+}
+
+#[test]
+fn an_image_is_warmed_listed_pinned_and_removed() {
+    let image = SyntheticImage::seeded(51);
+    let origin = Origin::with_image(REPOSITORY, "v1", &image);
+    let server = Server::start(&origin);
+    let name = format!("up.test/{REPOSITORY}:v1");
+    assert_eq!(server.json(&["ls", "--json"])["count"], 0);
+
+    let said = server.ok(&["warm", &name]);
+    assert!(
+        said.contains(&format!("{name}: {} blobs", 1 + image.layers.len())),
+        "{said}"
+    );
+    assert!(said.contains(&format!("{name}: done")), "{said}");
+    for layer in &image.layers {
+        assert_eq!(origin.bytes_sent(&layer.digest), layer.blob.len() as u64);
+        assert!(original(&server, &layer.digest).exists());
+    }
+    // Again: everything is here.
+    server.ok(&["warm", &name]);
+    for layer in &image.layers {
+        assert_eq!(origin.bytes_sent(&layer.digest), layer.blob.len() as u64);
+    }
+
+    let images = server.json(&["ls", "--json"]);
+    let listed = &images["items"][0];
+    assert_eq!(
+        (images["count"].as_u64(), listed["name"].as_str()),
+        (Some(1), Some(name.as_str()))
+    );
+    assert_eq!(listed["digest"], image.manifest_digest.to_string());
+    assert_eq!(listed["layers_ready"], image.layers.len());
+    assert_eq!(listed["pinned"], false);
+    let blobs = server.json(&["ls", "blobs", "--json"]);
+    assert_eq!(blobs["count"], image.layers.len() + 2);
+    let layers = server.json(&["ls", "layers", "--json", "--limit", "1"]);
+    assert_eq!(
+        (layers["items"].as_array().unwrap().len(), layers["count"].as_u64()),
+        (1, Some(image.layers.len() as u64))
+    );
+    assert!(server.ok(&["ls"]).contains(&name));
+
+    assert!(server.ok(&["pin", &name]).contains("pinned"));
+    assert!(server.ok(&["pin", &name]).contains("already"));
+    assert_eq!(server.json(&["ls", "--json"])["items"][0]["pinned"], true);
+    let refused = server.fails(&["rm", &name]);
+    assert!(refused.contains("it is pinned"), "{refused}");
+    let digest = image.layers[0].digest.to_string();
+    assert!(server.fails(&["rm", &digest]).contains("it is pinned"));
+    server.ok(&["unpin", &name]);
+
+    // Nothing is over a budget.
+    let dry = server.json(&["gc", "--dry-run", "--json"]);
+    assert_eq!(
+        (dry["dry_run"].as_bool(), dry["originals_count"].as_u64()),
+        (Some(true), Some(0))
+    );
+    let gone = server.json(&["rm", "--json", &name]);
+    assert_eq!(gone["originals_count"], image.layers.len() + 2);
+    assert_eq!(gone["layers_count"], image.layers.len());
+    assert!(gone["packs_bytes"].as_u64().unwrap() > 0, "{gone}");
+    assert!(!original(&server, &image.manifest_digest).exists());
+    assert_eq!(server.json(&["ls", "--json"])["count"], 0);
+    assert!(server.fails(&["rm", &name]).contains("it is not here"));
+    assert!(server.fails(&["rm", "sha256:12"]).contains("parse the image reference"));
+    server.ok(&["gc"]);
+    // Facts stayed; the bytes come again.
+    server.ok(&["warm", &name]);
+    assert_eq!(
+        origin.bytes_sent(&image.layers[0].digest),
+        2 * image.layers[0].blob.len() as u64
+    );
+}
+
+#[test]
+fn platforms_are_chosen_and_layers_that_images_share_stay() {
+    let (one, two) = (SyntheticImage::seeded(52), SyntheticImage::seeded(53));
+    let origin = Origin::start(Auth::Anonymous);
+    let index = index_of(&[("amd64", &one), ("arm64", &two)]);
+    for (tag, image) in [("one", &one), ("two", &two)] {
+        image.push(&origin, REPOSITORY, tag);
+    }
+    origin.add_manifest(
+        REPOSITORY,
+        Some("multi"),
+        "application/vnd.oci.image.index.v1+json",
+        index,
+    );
+    let server = Server::start(&origin);
+    let name = format!("up.test/{REPOSITORY}:multi");
+    server.ok(&["warm", "--platform", "linux/arm64", &name]);
+    assert!(original(&server, &two.layers[0].digest).exists());
+    assert!(!original(&server, &one.layers[0].digest).exists());
+    let none = server.fails(&["warm", "--platform", "plan9/mips", &name]);
+    assert!(none.contains("none of those") && none.contains("warm 1 of 1"), "{none}");
+    server.ok(&["warm", "--all-platforms", &name]);
+    assert!(original(&server, &one.layers[0].digest).exists());
+    // Another tag of one of its images: what the index needs stays.
+    let other = format!("up.test/{REPOSITORY}:two");
+    server.ok(&["warm", &other]);
+    server.ok(&["rm", &other]);
+    assert!(original(&server, &two.layers[0].digest).exists());
+    server.ok(&["rm", &name]);
+    assert!(!original(&server, &two.layers[0].digest).exists());
+}
+
+#[test]
+fn failures_have_words_and_an_exit_status() {
+    let image = SyntheticImage::tiny(54);
+    let origin = Origin::with_image(REPOSITORY, "v1", &image);
+    let server = Server::start(&origin);
+    let name = format!("up.test/{REPOSITORY}:v1");
+    let missing = format!("up.test/{REPOSITORY}:none");
+    let partly = server.ask(&["warm", &name, &missing]);
+    assert!(!partly.status.success());
+    let (said, errors) = (
+        String::from_utf8(partly.stdout).unwrap(),
+        String::from_utf8(partly.stderr).unwrap(),
+    );
+    assert!(said.contains(&format!("{name}: done")), "{said}");
+    assert!(
+        errors.contains(&format!("{missing}: failed to read manifest none")),
+        "{errors}"
+    );
+    assert!(errors.contains("warm 1 of 2 images"), "{errors}");
+    assert!(
+        server
+            .fails(&["warm", "quay.io/a/b"])
+            .contains("parse the image reference")
+    );
+    assert!(
+        server
+            .fails(&["warm", "--platform", "linux", &name])
+            .contains("platform")
+    );
+    assert!(server.fails(&["pin", &missing]).contains("it is not here"));
+}
+
+#[test]
+fn a_warming_ends_with_the_one_who_asked_and_a_stale_socket_is_replaced() {
+    let image = SyntheticImage::seeded(55);
+    let origin = Origin::with_image(REPOSITORY, "v1", &image);
+    let gate = origin.hold(Target::Digest(image.layers[0].digest), 10);
+    let mut server = Server::start(&origin);
+    let name = format!("up.test/{REPOSITORY}:v1");
+    let mut asking = Command::new(BINARY)
+        .args(["warm", &name, "--config"])
+        .arg(server.dir.path().join("server.toml"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(asking.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(line.contains("blobs"), "{line}");
+    asking.kill().unwrap();
+    asking.wait().unwrap();
+    drop(gate);
+    // The server goes on, also after a kill that leaves its socket behind.
+    server.ok(&["ls"]);
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    let dir = std::mem::replace(&mut server.dir, tempfile::tempdir().unwrap());
+    let socket = dir.path().join("data/admin.sock");
+    assert!(socket.exists());
+    let ask = |dir: &Path| {
+        let socket = dir.join("data/admin.sock");
+        Command::new(BINARY)
+            .args(["ls", "--socket"])
+            .arg(socket)
+            .output()
+            .unwrap()
+    };
+    let nobody = ask(dir.path());
+    let error = String::from_utf8(nobody.stderr).unwrap();
+    assert!(
+        !nobody.status.success() && error.contains("failed to reach a running server at"),
+        "{error}"
+    );
+    std::fs::remove_file(&socket).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let again = Server::start_in(dir);
+    for _ in 0..500 {
+        if ask(again.dir.path()).status.success() {
+            let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&socket).unwrap());
+            assert_eq!(mode & 0o777, 0o600);
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("the stale socket stays");
+}
