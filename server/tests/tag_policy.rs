@@ -211,7 +211,7 @@ async fn a_client_gets_what_it_takes_or_what_the_upstream_gives_to_it() {
     assert_eq!(accepts.len(), 2);
     assert_eq!(accepts[1], ["text/x", DOCKER_MANIFEST]);
     // One that takes the kept type is answered from here.
-    assert_eq!(ask(&[&OCI_INDEX]).await.status(), 200);
+    assert_eq!(ask(&[OCI_INDEX]).await.status(), 200);
     assert_eq!(origin.calls().len(), 2);
     // What was kept for all is what the next one of all gets, whatever the narrow one was given.
     let other = setup.origin.add_manifest(REPOSITORY, Some("a"), DOCKER_MANIFEST, {

@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn left_out_is_a_share_and_zero_is_no_limit() {
         let budgets = CacheConfig::default().budgets_of(1000 << 30);
-        assert_eq!(budgets.originals_bytes_max, 10 * SHARE_PERCENT << 30);
+        assert_eq!(budgets.originals_bytes_max, (10 * SHARE_PERCENT) << 30);
         assert_eq!(budgets.free_bytes_min, 1 << 30);
         assert_eq!(budgets.pack_size_max(), 1 << 30);
         let small = CacheConfig {

@@ -4,12 +4,11 @@
 //! Invariant: each file's head tells the story and its source; the test fails when the defence is taken away.
 //! Not here: hostile layers (`ingest.rs`) and hostile TOCs (`layer-format/tests/hostile.rs`).
 
-mod cache_poisoning;
-
 #[path = "../support/mod.rs"]
 mod support;
 
 mod bearer_realm;
+mod cache_poisoning;
 mod cross_repository;
 mod digest_traversal;
 mod foreign_layers;
