@@ -4,6 +4,8 @@
 //! else; who served what is counted at the next host.
 //! Not here: how a client pulls ([`super::columns`]).
 
+use std::time::Duration;
+
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::{
     corpus::SyntheticImage,
@@ -18,6 +20,10 @@ use super::{
 use crate::support::{Bench, images};
 
 pub const REPOSITORY: &str = "team/app";
+
+/// Pause before the same command again. The kubelet's is ten seconds; containerd needs a moment after a failed pull to
+/// forget what it was given, and goes on from wrong bytes until it has.
+const AGAIN_AFTER: Duration = Duration::from_secs(3);
 
 pub struct Cell {
     pub row: usize,
@@ -39,7 +45,7 @@ pub enum Outcome {
     BlobsElsewhere,
     /// Refused at the manifest; everything from the next host.
     NextHost,
-    /// The first pull failed, and the same command again got the image (from the server or the next host): what the
+    /// The first pull failed, and the same command a moment later got the image (from the server or the next host): what the
     /// kubelet does by itself.
     SecondTry,
     /// Twice no image.
@@ -110,10 +116,13 @@ impl Cell {
         let (first, ()) = tokio::join!(client.pull(self, bench, "first"), expire);
         let outcome = match first {
             Ok(()) => self.outcome(),
-            Err(first) => match client.pull(self, bench, "second").await {
-                Ok(()) => Outcome::SecondTry,
-                Err(second) => Outcome::Failed(format!("{first}; then: {second}")),
-            },
+            Err(first) => {
+                tokio::time::sleep(AGAIN_AFTER).await;
+                match client.pull(self, bench, "second").await {
+                    Ok(()) => Outcome::SecondTry,
+                    Err(second) => Outcome::Failed(format!("{first}; then: {second}")),
+                }
+            }
         };
         self.assert_no_wrong_body(proxy).await;
         outcome
