@@ -312,6 +312,54 @@ async fn a_manifest_is_withheld_when_its_blobs_are_neither_here_nor_to_be_had() 
     }
 }
 
+/// An upstream that has manifests and does not give blobs (their store is down, or behind a firewall) is found out before a
+/// manifest is served, for an index too; and asking costs one HEAD a repository.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_was_just_fetched_is_withheld_when_its_upstream_gives_no_blobs() {
+    let setup = setup(|_| {}).await;
+    let Setup { origin, .. } = &setup;
+    let layer = origin.add_blob(REPOSITORY, noise(1000, 1));
+    let (image, _) = setup.image(Some("image"), &[layer]);
+    let own = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let of = |digest: &BlobDigest| {
+        let child = json!({ "mediaType": OCI_MANIFEST, "digest": digest, "size": 1,
+                            "platform": { "os": "linux", "architecture": own } });
+        json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [child] }).to_string()
+    };
+    origin.add_manifest(REPOSITORY, Some("multi"), OCI_INDEX, of(&image));
+    let lost = of(&BlobDigest::of(b"never pushed"));
+    origin.add_manifest(REPOSITORY, Some("child-lost"), OCI_INDEX, lost);
+    let fresh = |dir: &tempfile::TempDir| Server::with(config(origin, dir.path()));
+    for code in [403, 404, 416, 500] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = fresh(&dir).await;
+        let retry_after_secs = None;
+        origin.always(Target::Blobs, Fault::Status { code, retry_after_secs });
+        origin.clear_calls();
+        for tag in ["multi", "image"] {
+            let (status, _) = server.error(&server.manifest_url(tag)).await;
+            assert!(matches!(status, 403 | 404 | 502), "{code}, {tag}: {status}");
+        }
+        assert!(origin.calls().iter().all(|c| !c.is_blob() || c.method == "HEAD"));
+        origin.clear_faults();
+        server.stop().await;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let server = fresh(&dir).await;
+    origin.clear_calls();
+    for reference in ["child-lost", "multi", "image"] {
+        assert_eq!(
+            server.fetch(&server.manifest_url(reference)).await.0,
+            200,
+            "{reference}"
+        );
+    }
+    let calls = origin.calls();
+    let heads = calls.iter().filter(|c| c.is_blob() && c.method == "HEAD");
+    assert_eq!(heads.count(), 1, "{calls:#?}");
+    server.stop().await;
+}
+
 /// In an air gap: what was pulled is served, with a warning by tag; the rest is refused where clients can still turn to
 /// another mirror.
 #[tokio::test(flavor = "multi_thread")]

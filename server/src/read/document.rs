@@ -118,6 +118,34 @@ pub fn read(bytes: &[u8], media_type: &str) -> Result<Document, &'static str> {
     Ok(Document { members, image })
 }
 
+/// The manifest that an index has for Linux on machines like ours.
+pub fn own_child(bytes: &[u8]) -> Option<BlobDigest> {
+    #[derive(Deserialize)]
+    struct Index {
+        manifests: Vec<Child>,
+    }
+    #[derive(Deserialize)]
+    struct Child {
+        digest: String,
+        platform: Option<Platform>,
+    }
+    #[derive(Deserialize)]
+    struct Platform {
+        os: String,
+        architecture: String,
+    }
+    let own = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let index: Index = serde_json::from_slice(bytes).ok()?;
+    let is_own = |p: &Platform| p.os == "linux" && p.architecture == own;
+    let mut children = index.manifests.iter();
+    let child = children.find(|child| child.platform.as_ref().is_some_and(is_own))?;
+    child.digest.parse().ok()
+}
+
 /// The image, if every layer is a tar with a digest we know.
 fn image(fields: &Fields, media_type: &str) -> Option<ImageFact> {
     if !matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST) {
@@ -175,6 +203,19 @@ mod tests {
         let image = document.image.unwrap();
         assert_eq!(image.config, c);
         assert_eq!(image.layers.iter().map(|l| l.digest).collect::<Vec<_>>(), [a, b, a]);
+    }
+
+    #[test]
+    fn an_index_has_a_child_for_machines_like_ours() {
+        let child = |content: &str, os: &str, architecture: &str| {
+            json!({ "digest": BlobDigest::of(content.as_bytes()).to_string(),
+                    "platform": { "os": os, "architecture": architecture } })
+        };
+        let own = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+        let index = json!({ "manifests": [child("a", "unknown", "unknown"), child("b", "linux", own)] });
+        assert_eq!(own_child(index.to_string().as_bytes()), Some(BlobDigest::of(b"b")));
+        let index = json!({ "manifests": [child("a", "windows", own), { "digest": "sha256:1" }] });
+        assert_eq!(own_child(index.to_string().as_bytes()), None);
     }
 
     #[test]

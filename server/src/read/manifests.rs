@@ -20,10 +20,11 @@ use super::{
     accept::{Accept, Class},
     blobs::Blobs,
     coalesce::Coalesce,
+    document::{is_index, own_child},
     error::ReadError,
     layers::Layers,
     negative::{Negative, What},
-    obtainable::Obtainable,
+    obtainable::{Obtainable, VOUCH_MAX},
     policy::{Policies, Policy},
     shelf::{self, Found, Shelf},
 };
@@ -182,7 +183,9 @@ impl Inner {
         }
         let fetched = self.fetch_digest(source, caller, digest, accept).await;
         self.learn(source, caller, what, &fetched);
-        self.hand_out(fetched?, caller, None)
+        let found = fetched?;
+        self.vouch(caller, &found, accept).await?;
+        self.hand_out(found, caller, None)
     }
 
     /// Without asking anybody where the tag points, if it may be believed.
@@ -224,7 +227,10 @@ impl Inner {
             }
         };
         let error = match answer {
-            Ok(found) => return self.hand_out(found, &key.caller, None),
+            Ok(found) => {
+                self.vouch(&key.caller, &found, accept).await?;
+                return self.hand_out(found, &key.caller, None);
+            }
             Err(ReadError::Upstream(error)) => error,
             Err(error) => return Err(error),
         };
@@ -360,6 +366,35 @@ impl Inner {
         let found = self.shelf.keep(source, digest, media_type, answer.bytes).await?;
         self.negative.forget_blobs(source, caller, &found.fact.members);
         Ok(found)
+    }
+
+    /// Before a manifest that the upstream has just given or confirmed is served.
+    async fn vouch(self: &Arc<Self>, caller: &Caller, found: &Found, accept: &Accept) -> Result<(), ReadError> {
+        if self.obtainable.is_vouched(&found.fact.source, caller) {
+            return Ok(());
+        }
+        let vouched = tokio::time::timeout(VOUCH_MAX, self.ask_for_blobs(caller, found, accept));
+        vouched.await.unwrap_or(Ok(()))
+    }
+
+    /// Of an index, its child for machines like ours stands for all: the client most likely asks for it next.
+    async fn ask_for_blobs(self: &Arc<Self>, caller: &Caller, found: &Found, accept: &Accept) -> Result<(), ReadError> {
+        if !is_index(&found.fact.media_type) {
+            return self.obtainable.vouch(caller, &found.fact).await;
+        }
+        let source = &found.fact.source;
+        let Some(child) = own_child(&found.bytes) else {
+            return Ok(());
+        };
+        let child = match self.shelf.find(source, &child).await? {
+            Some(child) => Ok(child),
+            None => self.fetch_digest(source, caller, &child, accept).await,
+        };
+        match child {
+            Ok(child) if !is_index(&child.fact.media_type) => self.obtainable.vouch(caller, &child.fact).await,
+            // Some indexes name children that were never pushed.
+            _ => Ok(()),
+        }
     }
 
     fn hand_out(&self, found: Found, caller: &Caller, warning: Option<Warning>) -> Result<Manifest, ReadError> {

@@ -4,8 +4,10 @@
 //! Invariant: podman, skopeo and CRI-O choose their mirror by the manifest, and fail for good if a blob of it cannot be
 //! had afterwards. So a manifest whose blobs are neither here nor to be had is refused, and the client goes to its next
 //! mirror. An image that is here as a whole costs no upstream call; one that is not costs at most one, for everybody who
-//! asks within [`REMEMBERED`], and none while the upstream was seen to answer within [`GOOD_FOR`].
-//! Not here: manifests that an upstream has confirmed just now ([`super::manifests`] does not ask about those).
+//! asks within [`REMEMBERED`], and none while the upstream was seen to answer within [`GOOD_FOR`]. That an upstream has
+//! confirmed a manifest just now does not mean that its blobs can be had (they are often elsewhere, behind another name or a
+//! firewall): the head of one is asked for, once a repository and [`BLOBS_GOOD_FOR`]. Whatever takes long is taken for a yes.
+//! Not here: which manifests are confirmed when ([`super::manifests`]).
 
 use std::{
     sync::Arc,
@@ -33,6 +35,12 @@ use crate::{
 
 /// An upstream that answered this recently is taken to be up.
 const GOOD_FOR: Duration = Duration::from_secs(5);
+
+/// A repository one of whose blobs was to be had this recently is taken to have the others.
+const BLOBS_GOOD_FOR: Duration = Duration::from_secs(60);
+
+/// Nobody waits longer before a confirmed manifest is served: a slow upstream is not one that has nothing.
+pub const VOUCH_MAX: Duration = Duration::from_secs(2);
 
 /// How long an answer about one manifest is good. Blobs may be evicted, and upstreams recover.
 const REMEMBERED: Duration = Duration::from_secs(5);
@@ -71,6 +79,9 @@ struct Inner {
     probed: Cache<(Source, Caller, Missing), Result<(), UpstreamError>>,
     /// An outage concerns everything of an upstream.
     down: Cache<String, UpstreamError>,
+    /// Repositories that gave the head of a blob, or did not.
+    vouched: Cache<(Source, Caller), ()>,
+    withheld: Cache<(Source, Caller), UpstreamError>,
 }
 
 impl Obtainable {
@@ -93,6 +104,14 @@ impl Obtainable {
                     .max_capacity(ENTRIES_MAX)
                     .time_to_live(REMEMBERED)
                     .build(),
+                vouched: Cache::builder()
+                    .max_capacity(ENTRIES_MAX)
+                    .time_to_live(BLOBS_GOOD_FOR)
+                    .build(),
+                withheld: Cache::builder()
+                    .max_capacity(ENTRIES_MAX)
+                    .time_to_live(REMEMBERED)
+                    .build(),
             }),
             probes: Coalesce::default(),
         }
@@ -112,7 +131,9 @@ impl Obtainable {
         let source = &fact.source;
         let upstream = inner.upstreams.get(&source.upstream).cloned();
         let upstream = upstream.ok_or(UpstreamError::NotFound { name_unknown: true })?;
-        if trouble.is_none() && matches!(upstream.health(), Health::Good { since } if since.elapsed() < GOOD_FOR) {
+        let withheld = inner.withheld.get(&(source.clone(), caller.clone()));
+        let is_good = || matches!(upstream.health(), Health::Good { since } if since.elapsed() < GOOD_FOR);
+        if withheld.is_none() && trouble.is_none() && is_good() {
             return Ok(());
         }
         let Some(missing) = self.missing(fact, trouble.is_none()).await? else {
@@ -122,8 +143,8 @@ impl Obtainable {
         // Registries count manifests and blobs apart, so a limit on the one says nothing about the other; nor does a
         // manifest that is gone.
         let decided = trouble.filter(|e| e.is_outage() && !matches!(e, UpstreamError::TooManyRequests { .. }));
-        let answer = match decided {
-            Some(error) => Err(error.clone()),
+        let answer = match decided.cloned().or(withheld) {
+            Some(error) => Err(error),
             None => self.probe(source, caller, upstream, missing).await,
         };
         Ok(answer.inspect_err(|error| {
@@ -132,6 +153,39 @@ impl Obtainable {
                 "manifest is withheld: not all of its blobs are here or can be had"
             );
         })?)
+    }
+
+    /// Whether nothing needs to be asked before a manifest that the upstream has just confirmed is served.
+    pub fn is_vouched(&self, source: &Source, caller: &Caller) -> bool {
+        self.inner.vouched.contains_key(&(source.clone(), caller.clone()))
+    }
+
+    /// Of an image whose manifest the upstream has just confirmed: whether its repository gives blobs at all.
+    pub async fn vouch(&self, caller: &Caller, fact: &ManifestFact) -> Result<(), ReadError> {
+        let inner = &self.inner;
+        let source = &fact.source;
+        let Some(missing @ Missing::Blob(_)) = self.missing(fact, true).await? else {
+            return Ok(());
+        };
+        let Some(upstream) = inner.upstreams.get(&source.upstream).cloned() else {
+            return Ok(());
+        };
+        match self.probe(source, caller, upstream, missing).await {
+            Ok(()) => {
+                inner.vouched.insert((source.clone(), caller.clone()), ());
+                Ok(())
+            }
+            // A limit passes.
+            Err(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout) => Ok(()),
+            Err(error) => {
+                tracing::info!(
+                    manifest = %fact.digest, upstream = source.upstream, repository = source.repository, %error,
+                    "manifest is withheld: the upstream has it, but does not give its blobs"
+                );
+                inner.withheld.insert((source.clone(), caller.clone()), error.clone());
+                Err(error.into())
+            }
+        }
     }
 
     /// Whether something that the manifest names could not be had a moment ago. Costs no upstream call, so it is asked of
@@ -143,7 +197,8 @@ impl Obtainable {
             let error = inner.blobs.setback(&fact.source, caller, digest)?;
             (of_index || !inner.originals.path(digest).exists()).then_some(error)
         };
-        let Some(error) = fact.members.iter().find_map(setback) else {
+        let mut needed = fact.members.iter().filter(|digest| !is_foreign(fact, digest));
+        let Some(error) = needed.find_map(setback) else {
             return Ok(());
         };
         tracing::info!(
@@ -215,7 +270,7 @@ async fn ask(upstream: &Upstream, repository: &str, caller: &Caller, missing: Mi
     };
     match answer {
         // A registry without HEAD is there all the same.
-        Err(UpstreamError::Status(400..=499)) => Ok(()),
+        Err(UpstreamError::Status(400 | 405)) => Ok(()),
         answer => answer,
     }
 }
@@ -240,13 +295,18 @@ impl Inner {
     }
 
     fn missing_blob(&self, fact: &ManifestFact, arrives: bool) -> Option<Missing> {
-        let foreign = |digest: &BlobDigest| {
-            let mut layers = fact.image.iter().flat_map(|image| &image.layers);
-            layers.any(|layer| layer.digest == *digest && is_foreign_layer(&layer.media_type))
-        };
         let here =
             |digest: &BlobDigest| self.originals.path(digest).exists() || (arrives && self.blobs.is_arriving(digest));
-        let missing = fact.members.iter().find(|digest| !here(digest) && !foreign(digest));
+        let missing = fact
+            .members
+            .iter()
+            .find(|digest| !here(digest) && !is_foreign(fact, digest));
         missing.copied().map(Missing::Blob)
     }
+}
+
+/// Whether it is a layer that clients fetch from elsewhere, if at all.
+fn is_foreign(fact: &ManifestFact, digest: &BlobDigest) -> bool {
+    let mut layers = fact.image.iter().flat_map(|image| &image.layers);
+    layers.any(|layer| layer.digest == *digest && is_foreign_layer(&layer.media_type))
 }

@@ -34,13 +34,14 @@ async fn urls_in_descriptors_are_never_asked() {
     };
     let server = Server::with(config).await;
     let image_config = origin.add_blob(REPOSITORY, "{\"rootfs\":{\"diff_ids\":[]}}");
-    let urls = [format!("{}/v2/{REPOSITORY}/blobs/{foreign}", elsewhere.url())];
-    for kind in [
-        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-        // A liar does not say that the layer is foreign.
-        "application/vnd.oci.image.layer.v1.tar+gzip",
+    // A liar does not say that the layer is foreign.
+    let liars = elsewhere.add_blob(REPOSITORY, crate::support::noise(1000, 2));
+    for (kind, foreign) in [
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", foreign),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", foreign),
+        ("application/vnd.oci.image.layer.v1.tar+gzip", liars),
     ] {
+        let urls = [format!("{}/v2/{REPOSITORY}/blobs/{foreign}", elsewhere.url())];
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST,
             "config": {

@@ -149,9 +149,13 @@ pub fn all() -> Vec<Row> {
                 o.always(Target::Cdn, Fault::Truncate { after: 100_000 });
             })
         },
-        Row::lacks("404 on blobs", |o, _| status(o, Target::Blobs, 404)),
-        Row::lacks("416 on blobs", |o, _| status(o, Target::Blobs, 416)),
-        Row::lacks("500 on blobs", |o, _| status(o, Target::Blobs, 500)),
+        // That no blob is to be had is found out before the manifest is served.
+        Row::refuses("404 on blobs", |o, _| status(o, Target::Blobs, 404)),
+        Row::refuses("416 on blobs", |o, _| status(o, Target::Blobs, 416)),
+        Row::refuses("500 on blobs", |o, _| status(o, Target::Blobs, 500)),
+        Row::refuses("blobs reset at open", |o, _| {
+            o.always(Target::Blobs, Fault::ResetAtOnce)
+        }),
         Row {
             containerd: &[BlobsElsewhere, NextHost, SecondTry],
             ..Row::lacks("a layer stops half-way for good", |o, image| {
