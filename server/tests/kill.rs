@@ -10,7 +10,6 @@
 use std::{
     fmt::Write as _,
     io::Write as _,
-    net::TcpListener as StdListener,
     ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -35,6 +34,9 @@ const SLOW_BYTES_PER_SEC: u64 = 6 << 20;
 const KILL_AFTER_MS_MAX: u64 = 900;
 /// Rounds over one data directory; then a fresh one, so that the disk does not fill.
 const ROUNDS_A_DIRECTORY: u64 = 25;
+/// The server's log, for whoever has to find out why a round failed.
+const LOG: &str = "log";
+const LOG_LINES_TOLD: usize = 60;
 /// Nothing that works takes this long, on any machine.
 const STUCK: Duration = Duration::from_secs(90);
 
@@ -51,32 +53,42 @@ struct Process {
 
 impl Process {
     async fn start(dir: &Path, origin: &Origin, http: &reqwest::Client) -> Self {
-        let port = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = dir.join("server.toml");
         let mut file = std::fs::File::create(&config).unwrap();
+        // Port 0: a port that was free a moment ago may be another test's server by now.
         write!(
             file,
-            "listen = \"127.0.0.1:{port}\"\ndata_dir = {:?}\n[[upstreams]]\nname = \"{UPSTREAM}\"\nurl = \"{}\"\n",
+            "listen = \"127.0.0.1:0\"\ndata_dir = {:?}\n[[upstreams]]\nname = \"{UPSTREAM}\"\nurl = \"{}\"\n[log]\nformat = \"json\"\n",
             data(dir),
             origin.url()
         )
         .unwrap();
+        let log = dir.join(LOG);
         let child = Command::new(env!("CARGO_BIN_EXE_headstart-server"))
             .arg("--config")
             .arg(&config)
+            .env_remove("RUST_LOG")
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        let process = Self {
+        let mut process = Self {
             child,
-            url: format!("http://127.0.0.1:{port}"),
+            url: String::new(),
         };
         for _ in 0..1200 {
-            if let Ok(answer) = http.get(format!("{}{}", process.url, routes::READYZ)).send().await
-                && answer.status() == 200
-            {
-                return process;
+            let text = std::fs::read_to_string(&log).unwrap();
+            let address = text.lines().find_map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).ok()?;
+                line["fields"]["listen"].as_str().map(str::to_owned)
+            });
+            if let Some(address) = address {
+                process.url = format!("http://{address}");
+                if let Ok(answer) = http.get(format!("{}{}", process.url, routes::READYZ)).send().await
+                    && answer.status() == 200
+                {
+                    return process;
+                }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -100,8 +112,36 @@ impl Process {
 /// SIGKILL.
 impl Drop for Process {
     fn drop(&mut self) {
+        let dead = self.child.try_wait();
+        if std::thread::panicking() {
+            println!("the server before its end: {dead:?}");
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Where the process lives. When a round fails, the end of the log is told.
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let log = std::fs::read_to_string(self.path().join(LOG)).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        println!("{}", lines[lines.len().saturating_sub(LOG_LINES_TOLD)..].join("\n"));
     }
 }
 
@@ -261,10 +301,10 @@ async fn killed_at_any_moment_of_cold_pulls_it_comes_back_with_the_right_bytes_a
     let seed = u64::from(std::process::id());
     println!("{rounds} rounds, seed {seed}");
     let mut rng = Rng::new(seed);
-    let mut dir = tempfile::tempdir().unwrap();
+    let mut dir = Directory::new();
     for n in 0..rounds {
         if n > 0 && n % ROUNDS_A_DIRECTORY == 0 {
-            dir = tempfile::tempdir().unwrap();
+            dir = Directory::new();
         }
         origin.clear_faults();
         let round = Arc::new(Round::new(&origin, &mut rng));

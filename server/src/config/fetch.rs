@@ -17,6 +17,9 @@ pub struct FetchConfig {
     pub header_timeout_ms: u64,
     /// An upstream body that brings no byte for this long is given up and resumed.
     pub idle_timeout_ms: u64,
+    /// An upstream body slower than this, over `min_rate_window_ms`, is given up and resumed, too. 0: never.
+    pub min_rate_bytes_per_sec: u64,
+    pub min_rate_window_ms: u64,
     /// Tries of one blob in a row that bring no new byte.
     pub tries_max: u32,
     /// Blobs fetched from upstreams at once, each with a thread that writes; further ones wait. At most 256.
@@ -48,6 +51,41 @@ pub struct FetchConfig {
     pub partial_ttl_ms: u64,
 }
 
+/// Turns of any kind: what one process can have in hand at once.
+const TURNS_MAX: usize = 65_536;
+/// Connections for one blob.
+const PARALLEL_MAX: usize = 64;
+/// What its clients could still be waiting for.
+const TURN_WAIT_MS_MAX: u64 = 600_000;
+
+impl FetchConfig {
+    /// What types cannot say.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        if !(1..=super::FETCHES_MAX).contains(&self.blobs_max) {
+            return Err("blobs_max must be from 1 to 256");
+        }
+        if !(1..=TURNS_MAX).contains(&self.ranges_max) || !(1..=TURNS_MAX).contains(&self.pass_through_max) {
+            return Err("ranges_max and pass_through_max must be from 1 to 65536");
+        }
+        if !(1..=PARALLEL_MAX).contains(&self.parallel_ranges) {
+            return Err("parallel_ranges must be from 1 to 64");
+        }
+        if self.turn_wait_ms > TURN_WAIT_MS_MAX {
+            return Err("turn_wait_ms must be at most 600000");
+        }
+        if self.min_rate_window_ms == 0 {
+            return Err("min_rate_window_ms must be at least 1");
+        }
+        if self.negative_ttl_ms > 60_000 {
+            return Err("negative_ttl_ms must be at most 60000");
+        }
+        if self.tries_max == 0 {
+            return Err("tries_max must be at least 1");
+        }
+        Ok(())
+    }
+}
+
 impl Default for FetchConfig {
     fn default() -> Self {
         Self {
@@ -55,6 +93,8 @@ impl Default for FetchConfig {
             connect_timeout_ms: 5_000,
             header_timeout_ms: 20_000,
             idle_timeout_ms: 30_000,
+            min_rate_bytes_per_sec: 1024,
+            min_rate_window_ms: 60_000,
             tries_max: 5,
             blobs_max: 64,
             blob_size_max: 256 << 30,

@@ -158,17 +158,8 @@ impl Config {
         if let Err(what) = self.telemetry.check() {
             return bad(what);
         }
-        if self.fetch.blobs_max == 0 {
-            return bad("blobs_max must be at least 1");
-        }
-        if self.fetch.blobs_max > FETCHES_MAX {
-            return bad("blobs_max must be at most 256");
-        }
-        if self.fetch.negative_ttl_ms > 60_000 {
-            return bad("negative_ttl_ms must be at most 60000");
-        }
-        if self.fetch.tries_max == 0 {
-            return bad("tries_max must be at least 1");
+        if let Err(what) = self.fetch.check() {
+            return bad(what);
         }
         Ok(())
     }
@@ -205,6 +196,16 @@ mod tests {
             "listn = \"x\"",
             "[http]\nfoo = 1",
             "[fetch]\nblobs_max = 257",
+            "[fetch]\nblobs_max = 0",
+            "[fetch]\nranges_max = 0",
+            "[fetch]\nranges_max = 9223372036854775807",
+            "[fetch]\npass_through_max = 0",
+            "[fetch]\nparallel_ranges = 0",
+            "[fetch]\nparallel_ranges = 65",
+            "[fetch]\nturn_wait_ms = 600001",
+            "[fetch]\nmin_rate_window_ms = 0",
+            "[fetch]\nnegative_ttl_ms = 60001",
+            "[fetch]\ntries_max = 0",
             "[[upstreams]]\nname=\"a\"\nurl=\"b\"\npassword=\"c\"",
         ] {
             assert!(Config::parse(bad).is_err(), "{bad}");

@@ -15,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{blocking::blocking, errand::Errand, error::ReadError, fetch::Boarded, passage::Passage};
 
@@ -38,13 +39,16 @@ pub(super) enum Place {
     /// `withheld`: the end of every range, until the digest is verified.
     Flight { seat: Boarded, withheld: bool },
     /// With the upstream only.
-    Upstream { size: u64 },
+    Upstream {
+        size: u64,
+        permit: Arc<OwnedSemaphorePermit>,
+    },
 }
 
 impl Blob {
     pub fn size(&self) -> u64 {
         match &self.place {
-            Place::Disk { size, .. } | Place::Upstream { size } => *size,
+            Place::Disk { size, .. } | Place::Upstream { size, .. } => *size,
             Place::Flight { seat, .. } => seat.fetch().flight.size(),
         }
     }
@@ -60,7 +64,10 @@ impl Blob {
     /// The bytes of `range`, which must be inside the size, at the pace they arrive and the reader takes them.
     pub fn stream(&self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, ReadError>> + Send + use<> {
         let state = match &self.place {
-            Place::Upstream { size } => Reading::Past(Box::new(Passage::new(self.errand.clone(), range, *size))),
+            Place::Upstream { size, permit } => {
+                let passage = Passage::new(self.errand.clone(), range, *size);
+                Reading::Past(Box::new(passage.with(permit.clone())))
+            }
             place => Reading::Here {
                 place: place.clone(),
                 whole: range.start == 0,

@@ -11,12 +11,13 @@ use std::{
     fs::File,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use headstart_layer_format::BlobDigest;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 pub use super::blob::{Blob, BlockingReader};
 pub use super::error::ReadError;
@@ -25,7 +26,8 @@ use super::{
     blocking::blocking,
     errand::{Errand, Yard},
     fetch::{Boarded, Fetch},
-    opening::Opened,
+    flight::HOLD_BACK,
+    opening::{Opened, check_not_emptied},
     setbacks::Setbacks,
     wants::Wants,
 };
@@ -40,6 +42,9 @@ use crate::{
     },
     upstream::{BlobAnswer, BlobBody, Caller, Upstream, UpstreamError, Upstreams},
 };
+
+/// Small blobs wait this long for their verdict before the head of the answer goes out.
+const VERDICT_WAIT: Duration = Duration::from_secs(10);
 
 /// Times that a request looks again because what it joined failed for a reason that is not its own.
 const JOINS_MAX: usize = 4;
@@ -142,14 +147,15 @@ impl Blobs {
             };
             match error {
                 ReadError::Disk(_) => return past_the_disk(errand).await,
-                error if mine => return Err(error),
+                // These are not of the fetch that was joined: trying again would only add up the waits.
+                error if mine || matches!(error, ReadError::Busy | ReadError::Stopping) => return Err(error),
                 error => failed = error,
             }
         }
         Err(failed)
     }
 
-    /// Sees to it that what is wanted comes.
+    /// Sees to it that what is wanted comes. An answer that can only break off is an error instead.
     async fn settle(&self, seat: Boarded, wants: &Wants) -> Result<Place, ReadError> {
         let fetch = seat.fetch();
         let size = fetch.flight.size();
@@ -157,6 +163,14 @@ impl Blobs {
         if withheld && !fetch.flight.is_whole() {
             let permit = self.yard().whole().await?;
             fetch.promote(None, permit);
+        }
+        // Nothing of it would go out before the verdict: a status says more than an answer that breaks off. A longer wait
+        // would cost the client's patience, though.
+        if withheld && size <= HOLD_BACK {
+            let end = size..size;
+            if let Ok(verdict) = timeout(VERDICT_WAIT, fetch.readable(&end, true)).await {
+                verdict?;
+            }
         }
         // Until the first byte is here, the upstream's "no" can still become a status.
         if let (false, Some(first)) = (withheld, wants.first(size)) {
@@ -171,7 +185,7 @@ impl Blobs {
             return Ok(size);
         }
         match self.ask(&self.errand(source, caller, digest)?, source).await? {
-            Some(size) => Ok(size),
+            Some(size) => check_not_emptied(digest, size).map(|()| size),
             None => Ok(self.open(source, caller, digest).await?.size()),
         }
     }
@@ -406,8 +420,11 @@ async fn past_the_disk(errand: Errand) -> Result<Blob, ReadError> {
             BlobAnswer::Body(_) => return Err(ReadError::Disk("a blob of unknown size cannot be kept".into())),
         },
     };
+    check_not_emptied(&errand.digest, size)?;
+    // Before the head goes out: who waits in vain is told by a status.
+    let permit = Arc::new(errand.yard.passage().await?);
     Ok(Blob {
-        place: Place::Upstream { size },
+        place: Place::Upstream { size, permit },
         errand,
     })
 }

@@ -45,7 +45,8 @@ impl Fetch {
                 if let Some(error) = awaited.take().and_then(|f: super::claims::Failed| f.get().cloned())
                     && !self.flight.is_whole()
                 {
-                    return Err(error);
+                    // A run that was stopped did not fail by itself.
+                    return Err(self.flight.grounded().unwrap_or(error));
                 }
                 self.demand(range);
             }
@@ -139,7 +140,12 @@ impl Fetch {
             let mut guard = Guard(Some((fetch.clone(), claim)));
             let (body, permit) = match body {
                 Some((body, permit)) => (Some(body), Ok(permit)),
-                None => (None, fetch.errand.yard.range().await),
+                // A flight that has ended is not kept open by those who only wait for their turn.
+                None => tokio::select! {
+                    biased;
+                    () = fetch.flight.stop.cancelled() => (None, Err(ReadError::Stopping)),
+                    turn = fetch.errand.yard.range() => (None, turn),
+                },
             };
             let brought = match &permit {
                 Ok(_) => fetch.bring_claim(claim, body, false).await,

@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use headstart_layer_format::BlobDigest;
+
 use super::{
     blocking::blocking,
     demand::AHEAD_RANGE,
@@ -16,7 +18,7 @@ use super::{
     whole::SEGMENT,
 };
 use crate::{
-    store::partial::Partial,
+    store::{hasher::BlobHasher, partial::Partial},
     upstream::{BlobAnswer, BlobBody, RangeAnswer, UpstreamError},
 };
 
@@ -220,6 +222,7 @@ async fn spool(errand: &Errand, mut partial: Partial, mut body: BlobBody) -> Res
         })
         .await?;
     }
+    check_size(errand, size)?;
     partial = blocking(move || {
         partial.keep(size)?;
         Ok(partial)
@@ -236,7 +239,16 @@ fn check_size(errand: &Errand, size: u64) -> Result<(), ReadError> {
     let size_max = errand.yard.config.blob_size_max;
     match size > size_max {
         true => Err(ReadError::TooLarge { size, size_max }),
-        false => Ok(()),
+        false => check_not_emptied(&errand.digest, size),
+    }
+}
+
+/// An answer of no bytes is complete with its head, so there is no end of it that could be withheld: the digest is
+/// compared before. (Upstreams in trouble do send empty bodies with a 200.)
+pub fn check_not_emptied(digest: &BlobDigest, size: u64) -> Result<(), ReadError> {
+    match size > 0 || BlobHasher::matches(digest, b"") {
+        true => Ok(()),
+        false => Err(ReadError::DigestMismatch),
     }
 }
 

@@ -37,7 +37,8 @@ pub struct Passage {
     held: BytesMut,
     body: Option<Brought>,
     fruitless: u32,
-    permit: Option<OwnedSemaphorePermit>,
+    begun: bool,
+    permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 #[derive(Debug)]
@@ -57,8 +58,15 @@ impl Passage {
             held: BytesMut::new(),
             body: None,
             fruitless: 0,
+            begun: false,
             permit: None,
         }
+    }
+
+    /// The turn was waited for already; passages of one answer share it.
+    pub fn with(mut self, permit: Arc<OwnedSemaphorePermit>) -> Self {
+        self.permit = Some(permit);
+        self
     }
 
     /// The reader was given everything before the range, out of this file.
@@ -83,7 +91,9 @@ impl Passage {
     /// The next bytes; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
         if self.permit.is_none() {
-            self.permit = Some(self.errand.yard.passage().await?);
+            self.permit = Some(Arc::new(self.errand.yard.passage().await?));
+        }
+        if !std::mem::replace(&mut self.begun, true) {
             self.errand.yard.metrics.pass_through();
         }
         loop {

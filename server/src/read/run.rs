@@ -29,8 +29,8 @@ pub enum Brought {
 }
 
 impl Fetch {
-    /// Brings a claim; gives it back only together with what went wrong. `patient`: what
-    /// would try a client's patience ("too many requests", no answer in time) is waited out.
+    /// Brings a claim; gives it back only together with what went wrong. `patient`: what would try a client's patience
+    /// ("too many requests", no answer in time) is waited out. A body that stalls is continued in any case.
     pub(super) async fn bring_claim(
         self: &Arc<Self>,
         claim: u64,
@@ -42,6 +42,7 @@ impl Fetch {
             if self.flight.stop.is_cancelled() {
                 return Err(ReadError::Stopping);
             }
+            let is_asking = body.is_none();
             let error = match body.take() {
                 Some(body) => match self.take(claim, body).await {
                     Ok(()) => continue,
@@ -56,10 +57,11 @@ impl Fetch {
                     Err(error) => error,
                 },
             };
-            let trying = matches!(
-                error,
-                ReadError::Upstream(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout)
-            );
+            let trying = is_asking
+                && matches!(
+                    error,
+                    ReadError::Upstream(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout)
+                );
             if !may_pass(&error) || (trying && !patient) {
                 return Err(error);
             }

@@ -12,7 +12,10 @@ use std::time::Duration;
 use headstart_layer_format::BlobDigest;
 
 use super::error::ReadError;
-use crate::{store::facts::Source, upstream::Caller};
+use crate::{
+    store::facts::Source,
+    upstream::{Caller, UpstreamError},
+};
 
 /// Longer than a client's own repetitions, shorter than a person's.
 const REMEMBERED: Duration = Duration::from_secs(10);
@@ -88,6 +91,8 @@ fn key(source: &Source, caller: &Caller, digest: &BlobDigest) -> Key {
 /// Not our disk's, our limits' or our shutdown's.
 fn is_upstreams_fault(error: &ReadError) -> bool {
     match error {
+        // Our own budget for the upstream.
+        ReadError::Upstream(UpstreamError::Busy) => false,
         ReadError::Unknown | ReadError::DigestMismatch | ReadError::Incomplete | ReadError::Upstream(_) => true,
         ReadError::TooLarge { .. } | ReadError::BadManifest(_) => false,
         ReadError::Disk(_) | ReadError::Busy | ReadError::Stopping => false,
@@ -125,7 +130,8 @@ mod tests {
     #[test]
     fn our_own_troubles_are_not_held_against_a_blob() {
         let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
-        for error in [ReadError::Busy, ReadError::Stopping, ReadError::Disk("full".into())] {
+        let budget = ReadError::Upstream(UpstreamError::Busy);
+        for error in [ReadError::Busy, ReadError::Stopping, ReadError::Disk("full".into()), budget] {
             setbacks.ended(&at("r"), &Caller::Server, &digest, Err(&error));
         }
         assert!(setbacks.last(&at("r"), &Caller::Server, &digest).is_none());

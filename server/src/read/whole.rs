@@ -162,7 +162,10 @@ impl Fetch {
                     }
                     runs.push(run(claim, Some(body), true));
                 }
-                Err(ReadError::Upstream(UpstreamError::TooManyRequests { .. })) if lanes > 1 => {
+                // Both may mean that so many connections are too many.
+                Err(ReadError::Upstream(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout))
+                    if lanes > 1 =>
+                {
                     lanes = lanes.saturating_sub(1).min(runs.len().max(1));
                     self.flight.release(claim, None);
                 }
@@ -217,7 +220,10 @@ impl Fetch {
             self.flight.finish(Ok(()));
             let committed = self.flight.partial().commit();
             committed.inspect_err(|error| {
-                self.disk_error(error);
+                // Somebody has removed the unfinished fetch: that says nothing of the disk.
+                if error.kind() != io::ErrorKind::NotFound {
+                    self.disk_error(error);
+                }
                 // It may have been renamed already; then there is nothing to remove.
                 let _ = self.flight.partial().discard();
             })

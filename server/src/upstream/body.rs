@@ -1,8 +1,12 @@
 //! A blob's body on its way from an upstream.
 //!
 //! In: a response whose head was read. Out: its bytes, counted.
-//! Invariant: a body that breaks off is one failure, one that ends is a success. A body brings bytes of `start..end` and never one beyond `end`, whatever the upstream sends.
+//! Invariant: a body that breaks off is one failure, one that ends is a success. A body brings bytes of `start..end` and
+//! never one beyond `end`, whatever the upstream sends. One that drips is given up: it would hold a turn, and everybody
+//! who waits for its end, for as long as the upstream likes.
 //! Not here: verification, and resuming (`read/`).
+
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::Response;
@@ -12,7 +16,7 @@ use super::{
     breaker::Breaker,
     budget::{Budget, Place},
 };
-use crate::metrics::Metrics;
+use crate::{config::FetchConfig, metrics::Metrics};
 
 /// Answer to GET of a blob from an offset on.
 #[derive(Debug)]
@@ -50,6 +54,28 @@ pub struct BlobBody {
     flow: Box<Flow>,
     /// Bytes that the budget has not been asked for.
     owed: u64,
+    /// Of this window: what came, and how long we waited for it. What the disk and the budget take is our own time.
+    came: u64,
+    waited: Duration,
+}
+
+/// A body that brings less than this is given up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// Bytes.
+    pub(super) least: u64,
+    pub(super) window: Duration,
+}
+
+impl Pace {
+    pub(super) fn new(fetch: &FetchConfig) -> Self {
+        let window = Duration::from_millis(fetch.min_rate_window_ms);
+        let least = u128::from(fetch.min_rate_bytes_per_sec) * window.as_millis() / 1000;
+        Self {
+            least: u64::try_from(least).unwrap_or(u64::MAX),
+            window,
+        }
+    }
 }
 
 /// What a body needs of its upstream while it runs.
@@ -59,6 +85,7 @@ pub(super) struct Flow {
     pub(super) breaker: Breaker,
     pub(super) budget: Budget,
     pub(super) metrics: Metrics,
+    pub(super) pace: Pace,
     #[expect(dead_code, reason = "held for its drop")]
     pub(super) place: Place,
 }
@@ -73,6 +100,8 @@ impl BlobBody {
             response: Box::new(response),
             flow: Box::new(flow),
             owed: 0,
+            came: 0,
+            waited: Duration::ZERO,
         }
     }
 
@@ -82,7 +111,10 @@ impl BlobBody {
         if left == Some(0) {
             return Ok(None);
         }
-        let chunk = match self.response.chunk().await {
+        let asked = Instant::now();
+        let chunk = self.response.chunk().await;
+        self.waited += asked.elapsed();
+        let chunk = match chunk {
             Ok(chunk) => chunk,
             Err(error) => {
                 self.flow.breaker.failed();
@@ -100,8 +132,15 @@ impl BlobBody {
             chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         }
         self.at += chunk.len() as u64;
+        self.came += came;
         if Some(self.at) == self.end {
             self.flow.breaker.succeeded();
+        } else if self.waited >= self.flow.pace.window {
+            if self.came < self.flow.pace.least {
+                self.flow.breaker.failed();
+                return Err(UpstreamError::Timeout);
+            }
+            (self.came, self.waited) = (0, Duration::ZERO);
         }
         Ok(Some(chunk))
     }

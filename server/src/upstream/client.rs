@@ -21,7 +21,7 @@ use reqwest::{Response, Url};
 use super::{
     Caller, Reference, UpstreamError,
     answer::{ContentRange, ManifestAnswer, ManifestHead, accept_headers, content_digest, content_length, media_type},
-    body::{BlobAnswer, BlobBody, Flow, RangeAnswer},
+    body::{BlobAnswer, BlobBody, Flow, Pace, RangeAnswer},
     breaker::Breaker,
     budget::{Budget, Place},
     site::{Ask, Site},
@@ -55,6 +55,7 @@ pub struct Upstream {
     budget: Budget,
     health: Mutex<Health>,
     metrics: Metrics,
+    pace: Pace,
 }
 
 /// An answer, and what came with it.
@@ -77,6 +78,7 @@ impl Upstream {
             budget,
             health: Mutex::new(Health::Unknown),
             metrics,
+            pace: Pace::new(fetch),
         })
     }
 
@@ -269,6 +271,7 @@ impl Upstream {
             breaker: answer.breaker,
             budget: self.budget.clone(),
             metrics: self.metrics.clone(),
+            pace: self.pace,
             place: answer.place,
         };
         BlobBody::new(answer.response, start, end, size, flow)
