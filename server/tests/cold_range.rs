@@ -131,7 +131,8 @@ async fn clients_that_want_the_same_unit_share_one_request() {
     let mirror = Mirror::new().await;
     let (digest, content) = mirror.blob(8 * MIB, 4);
     let gate = mirror.origin.hold(Target::Digest(digest), 1000);
-    let froms: Vec<usize> = (0..20).map(|i| 5 * MIB + i * 1000).collect();
+    // Equal ones, and others in the same unit.
+    let froms: Vec<usize> = (0..100).map(|i| 5 * MIB + (i % 20) * 1000).collect();
     let asks = froms.iter().map(|from| {
         let range = format!("bytes={from}-{}", from + 5000);
         let mirror = &mirror;
@@ -425,4 +426,72 @@ async fn leftovers_are_swept_when_they_are_old() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_stalls_is_resumed_whoever_waits_for_it() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let mut config = config(&origin, dir.path());
+    config.fetch.idle_timeout_ms = 500;
+    config.fetch.parallel_ranges = 3;
+    config.fetch.parallel_min_bytes = 20 * MIB as u64;
+    let server = Server::with(config).await;
+    let mirror = Mirror { origin, server, dir };
+    let stall = |after: u64| Fault::Stall {
+        after,
+        pause: Duration::from_secs(3600),
+    };
+    // A part of a blob.
+    let (digest, content) = mirror.blob(10 * MIB, 21);
+    mirror.origin.once(Target::Digest(digest), stall(1_500_000));
+    let (status, _, body) = mirror.range(&digest, "bytes=1048576-5242879").await;
+    assert_eq!(status, 206);
+    assert!(body.unwrap() == content[MIB..5 * MIB]);
+    assert!(mirror.origin.bytes_sent(&digest) <= 5 * UNIT);
+    // One of several connections.
+    let (digest, content) = mirror.blob(30 * MIB, 22);
+    mirror.origin.times(3, Target::Digest(digest), stall(2_000_000));
+    assert!(mirror.whole(&digest).await.1.unwrap() == content);
+    assert!(mirror.origin.bytes_sent(&digest) <= 31 * UNIT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_take_turns_and_who_waits_in_vain_is_told_so() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let mut config = config(&origin, dir.path());
+    config.fetch.ranges_max = 1;
+    config.fetch.turn_wait_ms = 300;
+    let server = Server::with(config).await;
+    let mirror = Mirror { origin, server, dir };
+    let (digest, content) = mirror.blob(40 * MIB, 23);
+    // The size is known after this, so what follows takes turns of ranges.
+    assert_eq!(mirror.range(&digest, "bytes=0-9").await.0, 206);
+    let gate = mirror.origin.hold(Target::Digest(digest), 1000);
+    let first = mirror.ask(&digest, "bytes=10485760-10485769").await;
+    let second = mirror.ask(&digest, "bytes=31457280-31457289").await;
+    assert_eq!((first.status().as_u16(), second.status().as_u16()), (206, 503));
+    assert!(second.headers().contains_key("retry-after"));
+    gate.open();
+    assert!(soon(first.bytes()).await.unwrap() == content[10 * MIB..10 * MIB + 10]);
+    let (status, _, body) = mirror.range(&digest, "bytes=31457280-31457289").await;
+    assert_eq!(status, 206);
+    assert!(body.unwrap() == content[30 * MIB..30 * MIB + 10]);
+}
+
+/// Of an upstream that tells other lies about a blob from range to range, nothing is mixed into a whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_changes_between_ranges_is_never_made_up_of_both() {
+    let mirror = Mirror::new().await;
+    for size in [6 * MIB, 6 * MIB + 9] {
+        let content = noise(6 * MIB, 24 + size as u64);
+        let digest = mirror.origin.add_blob(REPOSITORY, content.clone());
+        // Another blob under this name: of the same size, or of another.
+        mirror.origin.add_blob_as(REPOSITORY, digest, noise(size, 99));
+        assert_eq!(mirror.range(&digest, "bytes=1048576-1048585").await.0, 206);
+        mirror.origin.add_blob_as(REPOSITORY, digest, content.clone());
+        // Whoever asks for it meanwhile gets a broken answer or none.
+        let (status, body) = mirror.whole(&digest).await;
+        assert!(status != 200 || body.is_err() || body.unwrap() == content);
+        assert!(mirror.whole(&digest).await.1.unwrap() == content);
+    }
 }

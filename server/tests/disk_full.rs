@@ -164,3 +164,34 @@ async fn a_disk_that_is_full_already_lets_blobs_pass_and_is_used_again_when_ther
     .await;
     server.stop().await;
 }
+
+/// One that waits for its turn in vain is told so by a status, not by an answer that breaks off.
+#[tokio::test(flavor = "multi_thread")]
+async fn past_a_full_disk_answers_take_turns_and_empty_ones_are_not_believed() {
+    let (origin, disk) = (Origin::start(Auth::Anonymous), SmallDisk::new(16));
+    let mut config = support::config(&origin, disk.path());
+    config.fetch.pass_through_max = 1;
+    config.fetch.turn_wait_ms = 300;
+    let server = Server::with(config).await;
+    disk.fill();
+    let content = noise(8 * MIB, 6);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    let gate = origin.hold(Target::Digest(digest), 100_000);
+    let first = soon(server.get(&server.blob_url(&digest))).await;
+    let second = soon(server.get(&server.blob_url(&digest))).await;
+    assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 503));
+    assert!(second.headers().contains_key("retry-after"));
+    gate.open();
+    assert!(soon(first.bytes()).await.unwrap() == content);
+    let mut again = soon(server.fetch(&server.blob_url(&digest))).await;
+    // The turn is given back when the answer is gone.
+    while again.0 == 503 {
+        again = soon(server.fetch(&server.blob_url(&digest))).await;
+    }
+    assert!(again.1.unwrap() == content);
+
+    let lie = headstart_layer_format::BlobDigest::of(b"not empty");
+    origin.add_blob_as(REPOSITORY, lie, "");
+    assert_eq!(soon(server.fetch(&server.blob_url(&lie))).await.0, 502);
+    server.stop().await;
+}

@@ -141,7 +141,7 @@ impl Blobs {
                         Err(error) => error,
                     }
                 }
-                // Only a fetch that found the original already here starts with this: look again.
+                // Only what found the original already here, or made it one, ends like this: look again.
                 Err(ReadError::Incomplete) => continue,
                 Err(error) => error,
             };
@@ -377,6 +377,36 @@ impl Blobs {
         }
     }
 
+    /// Which blob and upstream the partial at this path is of, if the upstream is still configured.
+    pub(super) fn owner(&self, partial: &Path) -> Option<(BlobDigest, String)> {
+        let digest = self.yard().originals.digest_of(partial)?;
+        let mut names = self.0.upstreams.names();
+        let name = names.find(|name| self.yard().originals.partial_path(&digest, name) == partial)?;
+        Some((digest, name.to_owned()))
+    }
+
+    /// Sees to it that no fetch of this begins, unless there is one.
+    pub(super) fn occupy(&self, digest: &BlobDigest, upstream: &str) -> Option<Occupied> {
+        let key = (*digest, upstream.to_owned());
+        let mut fetches = self.fetches();
+        if fetches.get(&key).is_some_and(|slot| !slot.has_failed()) {
+            return None;
+        }
+        let (publish, ready) = watch::channel(None);
+        // Nobody's: whoever waits for it finds out for himself.
+        let source = Source {
+            upstream: upstream.to_owned(),
+            repository: String::new(),
+        };
+        let slot = Slot {
+            source,
+            caller: Caller::Server,
+            ready,
+        };
+        fetches.insert(key.clone(), slot);
+        Some(Occupied { key, publish })
+    }
+
     /// Takes a fetch that has ended off the list, unless another has taken its place there: a flight that has failed
     /// is replaced at once, while its own fetch is still on its way out.
     fn leave(&self, key: &Key, ended: &watch::Sender<Started>) {
@@ -408,6 +438,20 @@ impl Blobs {
     fn fetches(&self) -> MutexGuard<'_, HashMap<Key, Slot>> {
         // Only whole inserts and removes happen under the lock.
         self.0.fetches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place on the list of fetches without a fetch. Dropped, it fails those who wait.
+#[derive(Debug)]
+pub(super) struct Occupied {
+    key: Key,
+    publish: watch::Sender<Started>,
+}
+
+impl Occupied {
+    pub(super) fn end(self, blobs: &Blobs, told: ReadError) {
+        blobs.leave(&self.key, &self.publish);
+        self.publish.send_replace(Some(Err(told)));
     }
 }
 

@@ -25,6 +25,7 @@ pub mod manifests;
 pub mod negative;
 mod obtainable;
 mod opening;
+mod orphans;
 mod passage;
 pub mod policy;
 pub mod referrers;

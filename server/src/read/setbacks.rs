@@ -131,7 +131,12 @@ mod tests {
     fn our_own_troubles_are_not_held_against_a_blob() {
         let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
         let budget = ReadError::Upstream(UpstreamError::Busy);
-        for error in [ReadError::Busy, ReadError::Stopping, ReadError::Disk("full".into()), budget] {
+        for error in [
+            ReadError::Busy,
+            ReadError::Stopping,
+            ReadError::Disk("full".into()),
+            budget,
+        ] {
             setbacks.ended(&at("r"), &Caller::Server, &digest, Err(&error));
         }
         assert!(setbacks.last(&at("r"), &Caller::Server, &digest).is_none());

@@ -1,6 +1,7 @@
 //! When unfinished fetches that nobody finishes go away: at the start, and every hour.
 //!
-//! In: the age of `[fetch] partial_ttl_ms`. Out: partials older than that, and maps without one, are removed.
+//! In: the age of `[fetch] partial_ttl_ms`. Out: partials older than that, and maps without one, are removed. Before the
+//! first sweep, those that only lack their name get it ([`super::orphans`]).
 //! Invariant: no file of a fetch that is on the list is touched, and none gets on the list meanwhile.
 //! Not here: the files (`store/leftovers.rs`).
 
@@ -15,6 +16,7 @@ impl Blobs {
     pub fn keep_swept(&self) {
         let blobs = self.clone();
         self.yard().tasks.spawn(async move {
+            blobs.adopt_orphans().await;
             loop {
                 blobs.sweep().await;
                 tokio::select! {

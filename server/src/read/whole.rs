@@ -35,7 +35,7 @@ use crate::{
 pub const SEGMENT: u64 = 8 << 20;
 
 /// Bytes read at once for hashing.
-const HASH_BUFFER: usize = 1 << 20;
+pub const HASH_BUFFER: usize = 1 << 20;
 
 impl Fetch {
     /// From now on the whole is fetched; does nothing more if it already is. `permit` is held to the end.

@@ -14,6 +14,7 @@ use std::{
 use super::{
     originals::{PARTIAL_SUFFIX, ignore_missing},
     partial::MAP_SUFFIX,
+    units::UnitMap,
 };
 
 /// Removes partials untouched for `age`, and maps without a partial. Returns how many of either kind.
@@ -48,6 +49,22 @@ pub(super) fn sweep(root: &Path, age: Duration, mut unless_in_use: impl FnMut(&P
         })
     })?;
     failed.map(|()| swept)
+}
+
+/// Partials of which every unit is there, according to their maps.
+pub(super) fn whole(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    each(root, MAP_SUFFIX, |map| {
+        let partial = map.with_extension(PARTIAL_SUFFIX);
+        if let Some((_, marks)) = UnitMap::load(map)?
+            && marks.present.iter().all(|here| *here)
+            && fs::metadata(&partial).is_ok_and(|file| file.len() == marks.size)
+        {
+            found.push(partial);
+        }
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// Removes one unfinished fetch, if it is time.

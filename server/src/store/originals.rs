@@ -130,6 +130,18 @@ impl Originals {
         leftovers::sweep(&self.0.root, age, unless_in_use)
     }
 
+    /// Unfinished fetches that lack nothing but their name. A crash leaves such.
+    pub fn whole_partials(&self) -> io::Result<Vec<PathBuf>> {
+        leftovers::whole(&self.0.root)
+    }
+
+    /// The blob that a file of this directory is of.
+    pub fn digest_of(&self, path: &Path) -> Option<BlobDigest> {
+        let algorithm = path.parent()?.parent()?.file_name()?.to_str()?;
+        let hex = path.file_name()?.to_str()?.split('.').next()?;
+        format!("{algorithm}:{hex}").parse().ok()
+    }
+
     /// Where the verified bytes are, or would be.
     pub fn path(&self, digest: &BlobDigest) -> PathBuf {
         let hex = digest.hex();

@@ -89,6 +89,11 @@ impl Upstreams {
         self.0.by_name.get(canonical(name))
     }
 
+    /// Canonical names, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.by_name.keys().map(String::as_str)
+    }
+
     /// Which upstream and repository `path` (the part of a `/v2/` path before `/manifests/` or `/blobs/`) means:
     /// by `ns`; else by a first path element that is an upstream's name; else at the default upstream.
     pub fn resolve(&self, ns: Option<&str>, path: &str) -> Result<Route, ResolveError> {
