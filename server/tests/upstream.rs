@@ -456,3 +456,65 @@ async fn a_signed_url_that_ended_is_asked_for_again_once() {
     origin.expire_signatures();
     assert_eq!(blob(&upstream, &digest, 1).await.unwrap(), content[1..]);
 }
+
+/// A client may be why its requests fail (a header that the upstream does not take), and could shut it for everybody.
+#[tokio::test]
+async fn clients_cannot_open_the_breaker_for_others() {
+    let origin = with_tag(Auth::Anonymous);
+    let mut config = of(&origin);
+    config.breaker.failures_max = 2;
+    let upstream = upstream(&config);
+    origin.always(Target::Everything, Fault::ResetAtOnce);
+    let mallory = client(&basic_header("mallory", "x"));
+    for _ in 0..4 {
+        assert!(matches!(
+            head(&upstream, &mallory).await,
+            Err(UpstreamError::Unreachable(_))
+        ));
+    }
+    origin.clear_faults();
+    assert_eq!(head(&upstream, &Caller::Server).await, Ok(()));
+    // The server's own failures do.
+    origin.always(Target::Everything, Fault::ResetAtOnce);
+    for _ in 0..2 {
+        assert!(head(&upstream, &Caller::Server).await.is_err());
+    }
+    let refused = head(&upstream, &mallory).await;
+    assert!(matches!(refused, Err(UpstreamError::CircuitOpen { .. })), "{refused:?}");
+}
+
+/// Those who want a token of a realm that does not answer waited for it one after the other, each for the whole time.
+#[tokio::test]
+async fn a_realm_that_does_not_answer_is_waited_for_once() {
+    let origin = with_tag(Auth::bearer());
+    origin.always(Target::Token, Fault::DelayHeaders(Duration::from_secs(600)));
+    let mut config = of(&origin);
+    config.header_timeout_ms = Some(1_000);
+    let upstream = upstream(&config);
+    let all = futures_util::future::join_all((0..20).map(|_| head(&upstream, &Caller::Server))).await;
+    assert!(all.iter().all(|one| *one == Err(UpstreamError::Timeout)), "{all:?}");
+    let asked = origin.calls().iter().filter(|c| c.is_token()).count();
+    assert!(asked <= 4, "{asked}");
+}
+
+/// The limit of an address without an account is not that of the server's account.
+#[tokio::test]
+async fn limits_of_anybody_do_not_hold_the_servers_account_back() {
+    let dir = tempfile::tempdir().unwrap();
+    for (with_account, want) in [(true, true), (false, false)] {
+        let origin = with_tag(Auth::Anonymous);
+        let config = if with_account {
+            with_password(&origin, dir.path())
+        } else {
+            of(&origin)
+        };
+        let upstream = upstream(&config);
+        let empty = Fault::Header {
+            name: "ratelimit-remaining",
+            value: "0;w=21600".into(),
+        };
+        origin.once(Target::Everything, empty);
+        assert_eq!(head(&upstream, &Caller::Anybody).await, Ok(()));
+        assert_eq!(manifest(&upstream, &Caller::Server).await.is_ok(), want);
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! In: what it has shown. Out: its names.
 //! Invariant: a certificate counts as the TLS handshake verified it; credentials count only if they are right. Credentials
-//! that could be meant for us (a user of ours with a wrong password) are never taken for somebody else's.
+//! that could be meant for us (a user of ours with a wrong password, a name of ours with a token that was replaced, a
+//! token of ours under another name) are never taken for somebody else's: those would be shown to an upstream.
 //! Not here: what a name may read ([`super::rules`]).
 
 use std::path::PathBuf;
@@ -84,18 +85,21 @@ impl Identify {
     }
 
     async fn basic(&self, user: &str, password: &str) -> Result<Credentials, AccessError> {
-        if let Some(tokens) = self.tokens.as_ref().map(Watched::get)
-            && tokens.name(password) == Some(user)
-        {
-            return Ok(Credentials::Known(user.to_owned()));
+        let mut is_ours = false;
+        if let Some(tokens) = self.tokens.as_ref().map(Watched::get) {
+            let owner = tokens.name(password);
+            if owner == Some(user) {
+                return Ok(Credentials::Known(user.to_owned()));
+            }
+            is_ours = owner.is_some() || tokens.knows(user);
         }
-        let Some(passwords) = &self.passwords else {
-            return Ok(Credentials::Strange);
-        };
-        if passwords.is_right(user, password).await? {
-            return Ok(Credentials::Known(user.to_owned()));
+        if let Some(passwords) = &self.passwords {
+            if passwords.is_right(user, password).await? {
+                return Ok(Credentials::Known(user.to_owned()));
+            }
+            is_ours |= passwords.knows(user);
         }
-        Ok(match passwords.knows(user) {
+        Ok(match is_ours {
             true => Credentials::Wrong,
             false => Credentials::Strange,
         })

@@ -3,7 +3,8 @@
 //! In: a repository, something in it, and a client's own credentials. Out: on whose behalf it may be read.
 //! Invariant: what anybody may read is asked for without credentials first, so a public repository challenges nobody.
 //! A yes is believed for its time to live, and, only while the upstream cannot be asked, for the grace; a no for a short
-//! time. Each is for one repository and one caller. What is remembered and what is asked at once is bounded.
+//! time. Each is for one repository and one caller. What is remembered and what is asked at once is bounded, and so is the
+//! wait for a turn to ask.
 //! Not here: rules, which are asked before ([`super::rules`]).
 
 use std::{
@@ -22,6 +23,9 @@ use crate::{
     store::facts::Source,
     upstream::{Caller, ClientCredentials, UpstreamError, Upstreams},
 };
+
+/// A question waits this long for its turn: below containerd's 30 s for a head, with time left for the question.
+const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// What upstreams said; clones share it.
 #[derive(Clone)]
@@ -186,7 +190,9 @@ impl Inner {
             return Answer::Missing(UpstreamError::NotFound { name_unknown: true });
         };
         // The semaphore is never closed.
-        let _permit = self.questions.acquire().await;
+        let Ok(_permit) = tokio::time::timeout(WAIT_MAX, self.questions.acquire()).await else {
+            return Answer::Outage(UpstreamError::Busy);
+        };
         let asked = Instant::now();
         let refused = match upstream.probe(&key.source.repository, &key.caller, probe).await {
             Ok(()) => None,

@@ -50,6 +50,11 @@ impl Tokens {
         let (known, name) = self.0.get_key_value(&shown)?;
         same(known, &shown).then_some(name.as_str())
     }
+
+    /// Whether somebody of this name has a token.
+    pub fn knows(&self, name: &str) -> bool {
+        self.0.values().any(|known| known == name)
+    }
 }
 
 fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
@@ -82,6 +87,7 @@ mod tests {
             assert_eq!(tokens.name(wrong), None, "{wrong}");
         }
         assert_eq!(format!("{tokens:?}"), "Tokens(2)");
+        assert!(tokens.knows("b") && !tokens.knows("c"));
         for bad in [
             "a",
             "a:tokentoken",

@@ -143,9 +143,10 @@ impl ApiError {
             AccessError::Denied => Self::new(OciCode::Denied, message),
             AccessError::Hidden => Self::unknown(asked, message),
             AccessError::Upstream(error) => Self::from_upstream(asked, error),
+            // Not 429, which containerd answers with six immediate tries.
             AccessError::Busy => Self {
                 retry_after_secs: Some(1),
-                ..Self::new(OciCode::TooManyRequests, message)
+                ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
             },
             AccessError::Store(_) => {
                 Self::new(OciCode::Unavailable, message).with_status(StatusCode::INTERNAL_SERVER_ERROR)

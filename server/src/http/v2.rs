@@ -34,7 +34,11 @@ const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-diges
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// What is named by a digest never changes: a year, the longest that caches honour.
-pub(super) const CACHE_FOREVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+const CACHE_FOREVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+
+/// The same, where not everybody may read everything: `public` would let a cache between us and our clients give it to
+/// others, also what was asked for with credentials (RFC 9111, section 3.5).
+const CACHE_FOREVER_ONE: HeaderValue = HeaderValue::from_static("private, max-age=31536000, immutable");
 
 /// What may change; whoever caches it has to ask.
 pub(super) const CACHE_NEVER: HeaderValue = HeaderValue::from_static("no-cache");
@@ -145,6 +149,14 @@ impl Asking<'_> {
         };
         let caller = caller.map_err(|error| ApiError::from_access(asked, &error))?;
         Ok((route, caller))
+    }
+
+    /// How long what is named by its digest may be kept, and by whom.
+    pub(super) fn cache_forever(&self) -> HeaderValue {
+        match self.app.access.is_restricted() {
+            true => CACHE_FOREVER_ONE,
+            false => CACHE_FOREVER,
+        }
     }
 
     /// A body that is named by its digest.

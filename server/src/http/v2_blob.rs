@@ -14,7 +14,7 @@ use super::{
     error::{ApiError, Asked, OciCode},
     range,
     sendfile::Windows,
-    v2::{Asking, CACHE_FOREVER, Probe, etag},
+    v2::{Asking, Probe, etag},
 };
 use crate::metrics::route;
 
@@ -31,7 +31,7 @@ impl Asking<'_> {
         if self.method == Method::HEAD {
             let size = self.app.sizes.get(&route.source, &caller, &digest).await;
             let size = size.map_err(failed)?;
-            let representation = self.representation(route::BLOBS, &digest, size, OCTETS, CACHE_FOREVER);
+            let representation = self.representation(route::BLOBS, &digest, size, OCTETS, self.cache_forever());
             let nothing = |_| futures_util::stream::empty::<Result<bytes::Bytes, std::convert::Infallible>>();
             return Ok(ranged_response(
                 self.method,
@@ -45,7 +45,7 @@ impl Asking<'_> {
         let wants = range::wants(range_asked(self.headers, &etag(&digest)));
         let opened = blobs.open_range(&route.source, &caller, &digest, &wants).await;
         let blob = opened.map_err(failed)?;
-        let representation = self.representation(route::BLOBS, &digest, blob.size(), OCTETS, CACHE_FOREVER);
+        let representation = self.representation(route::BLOBS, &digest, blob.size(), OCTETS, self.cache_forever());
         let windows = self.extensions.get::<Windows>();
         let windowed = windows
             .zip(blob.on_disk())

@@ -10,7 +10,7 @@ use http::{HeaderValue, header};
 use super::{
     body::ranged_response,
     error::{ApiError, Asked, OciCode},
-    v2::{Asking, CACHE_FOREVER, CACHE_NEVER, Probe, WARNING_DELETED, WARNING_STALE},
+    v2::{Asking, CACHE_NEVER, Probe, WARNING_DELETED, WARNING_STALE},
 };
 use crate::{
     metrics::route,
@@ -43,7 +43,7 @@ impl Asking<'_> {
 
     fn manifest_response(&self, manifest: Manifest, reference: &Reference) -> Result<Response, ApiError> {
         let cache = match reference {
-            Reference::Digest(_) => CACHE_FOREVER,
+            Reference::Digest(_) => self.cache_forever(),
             Reference::Tag(_) => CACHE_NEVER,
         };
         let content_type = HeaderValue::from_str(&manifest.media_type)

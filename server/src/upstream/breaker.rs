@@ -168,6 +168,16 @@ impl Pass {
     }
 }
 
+impl Pass {
+    /// A request with a client's own credentials failed. The client may be why, and could shut the upstream for everybody;
+    /// so it counts only where it was the one try that decides, for which there is a next one.
+    pub(super) fn failed_for_a_client(self) {
+        if self.probe {
+            self.failed();
+        }
+    }
+}
+
 impl Drop for Pass {
     fn drop(&mut self) {
         if !self.probe {
@@ -254,6 +264,21 @@ mod tests {
             };
             assert_eq!(wait, Duration::from_millis(expected_ms));
         }
+    }
+
+    #[test]
+    fn clients_own_failures_do_not_open_it_and_do_not_close_it() {
+        let breaker = breaker(1, 0);
+        for _ in 0..5 {
+            breaker.admit().unwrap().failed_for_a_client();
+        }
+        assert!(!breaker.is_open());
+        breaker.admit().unwrap().failed();
+        breaker.admit().unwrap().failed_for_a_client();
+        assert!(breaker.is_open());
+        let State::Open { .. } = *breaker.state() else {
+            panic!("the next one may try")
+        };
     }
 
     #[test]

@@ -65,6 +65,12 @@ pub(super) struct Answer {
     breaker: Breaker,
 }
 
+impl Answer {
+    pub(super) fn head(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+}
+
 impl Upstream {
     /// `name` is the canonical one. Errors are texts for the operator.
     pub fn new(config: &UpstreamConfig, name: &str, fetch: &FetchConfig, metrics: Metrics) -> Result<Self, String> {
@@ -334,6 +340,11 @@ impl Upstream {
         Err(failure)
     }
 
+    /// Whether no redirect led to where the answer is from.
+    pub(super) fn is_own(&self, answer: &Answer) -> bool {
+        self.sites.iter().any(|site| site.wire().is_own(answer.response.url()))
+    }
+
     fn own_site(&self) -> &Site {
         &self.sites[0]
     }
@@ -373,6 +384,7 @@ async fn at(site: &Site, ask: &Ask<'_>, tries: u32) -> Result<Response, Upstream
             continue;
         }
         match &error {
+            e if e.is_failure() && matches!(ask.caller, Caller::Client(_)) => pass.failed_for_a_client(),
             e if e.is_failure() => pass.failed(),
             UpstreamError::NotFound { .. } | UpstreamError::Denied { .. } | UpstreamError::Status(_) => {
                 pass.succeeded()

@@ -2,7 +2,8 @@
 //!
 //! In: a request, and on whose behalf. Out: its answer, after at most one exchange for a token.
 //! Invariant: what one caller was given (a token, the knowledge that Basic is wanted) is used for that caller alone;
-//! a client's own credentials go where the server's may go and nowhere else. Everything remembered is bounded.
+//! a client's own credentials go where the server's may go and nowhere else. Everything remembered is bounded, and so is
+//! the wait for a token.
 //! Not here: the wire ([`super::transport`]), parsing of challenges and tokens ([`super::challenge`], [`super::token`]).
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 
 use http::{HeaderValue, StatusCode};
 use reqwest::{Response, Url};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 
 use super::{
     Caller, UpstreamError,
@@ -60,6 +61,11 @@ impl Exchange {
             lanes: std::array::from_fn(|_| Mutex::new(())),
             metrics: metrics.clone(),
         }
+    }
+
+    /// Whether the server has nothing to show here.
+    pub(super) fn is_anonymous(&self) -> bool {
+        self.secrets.is_nothing()
     }
 
     /// A request with the authorization that the upstream wants: what we have, and if that is not it, what it asks for.
@@ -168,7 +174,9 @@ impl Exchange {
         asked: &Asked,
         refused: Option<&HeaderValue>,
     ) -> Result<Token, UpstreamError> {
-        let _lane = self.lane(&key).lock().await;
+        // Who waited this long waits for a realm that does not answer, and would ask it next.
+        let lane = timeout(wire.header_timeout(), self.lane(&key).lock()).await;
+        let _lane = lane.map_err(|_| UpstreamError::Timeout)?;
         if let Some(refused) = refused {
             self.tokens.forget(&key, refused);
         }

@@ -2,7 +2,8 @@
 //!
 //! In: `[upstreams.auth]`: a file, the environment, docker's configuration, a helper. Out: a [`Secret`], fresh enough.
 //! Invariant: files are read again when they change, helpers run again when what they said is old, and either when it
-//! was refused; a source that fails leaves what it said before in use. No secret is in a `Debug` or a message.
+//! was refused; a source that fails leaves what it said before in use. A request that goes away while it asks has asked
+//! nothing. No secret is in a `Debug` or a message.
 //! Not here: how a secret is shown ([`super::exchange`]), credentials of clients.
 
 use std::{
@@ -30,7 +31,8 @@ const PASSWORD_LEN_MAX: u64 = 64 << 10;
 /// Files are looked at this often, at most.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
-/// A source is not asked again for a refusal within this: refusals come by the request.
+/// A source is not asked again for a refusal within this: refusals come by the request. Nor is one that failed: who
+/// waited for a helper that hung would else wait for it once more, one after the other.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What docker writes as user name of a refresh token.
@@ -139,8 +141,10 @@ impl fmt::Debug for Source {
 #[derive(Default)]
 struct State {
     secret: Option<Arc<Secret>>,
-    /// When the source was last read or asked; never, at first.
+    /// When the source last said something; never, at first.
     asked: Option<Instant>,
+    /// When it last failed, if it has said nothing since.
+    failed: Option<Instant>,
     looked: Option<Instant>,
     stamp: Option<Stamp>,
     /// What was said is used until then, whatever the stamps say.
@@ -276,17 +280,21 @@ impl Secrets {
         state.stamp != Some(Stamp::of(file))
     }
 
+    /// Nothing is written down before the source has spoken: this may be dropped where it waits.
     async fn ask(&self, state: &mut State) -> Result<(), UpstreamError> {
-        state.asked = Some(Instant::now());
-        let (said, fresh_until) = match &self.source {
+        if state.failed.is_some_and(|at| at.elapsed() < ASK_AGAIN_AFTER) {
+            return state.said_before();
+        }
+        let mut stamp = None;
+        let (said, fresh) = match &self.source {
             Source::Nothing => (Ok(None), None),
             Source::Fixed(secret) => (Ok(Some(secret.clone())), None),
             Source::File { username, file } => {
-                state.stamp = Some(Stamp::of(file));
+                stamp = Some(Stamp::of(file));
                 (read_password(username, file).map(Some), None)
             }
             Source::Docker { file, server, helpers } => {
-                state.stamp = Some(Stamp::of(file));
+                stamp = Some(Stamp::of(file));
                 match docker_config::find(file, server) {
                     Ok(Found::Helper(name)) => (helpers.ask(&name, server).await, Some(helpers.fresh)),
                     Ok(Found::Secret(secret)) => (Ok(Some(secret)), None),
@@ -300,19 +308,32 @@ impl Secrets {
                 helpers,
             } => (helper.get(server).await, Some(helpers.fresh)),
         };
-        state.fresh_until = fresh_until.map(|fresh| Instant::now() + fresh);
+        let now = Instant::now();
+        state.stamp = stamp;
+        state.fresh_until = fresh.map(|fresh| now + fresh);
         match said {
-            Ok(secret) => state.secret = secret.map(Arc::new),
+            Ok(secret) => {
+                state.secret = secret.map(Arc::new);
+                (state.asked, state.failed) = (Some(now), None);
+                Ok(())
+            }
             Err(error) => {
                 tracing::warn!(error, "the credentials for an upstream cannot be had");
+                state.failed = Some(now);
                 if state.secret.is_none() {
                     // The next request asks again.
                     state.asked = None;
-                    return Err(UpstreamError::NoCredentials);
                 }
+                state.said_before()
             }
         }
-        Ok(())
+    }
+}
+
+impl State {
+    /// What there is to go on with when the source fails.
+    fn said_before(&self) -> Result<(), UpstreamError> {
+        self.secret.as_ref().map(drop).ok_or(UpstreamError::NoCredentials)
     }
 }
 
@@ -364,6 +385,50 @@ mod tests {
         std::fs::remove_file(&file).unwrap();
         tokio::time::sleep(LOOK_AFTER).await;
         assert_eq!(*secrets.current().await.unwrap().unwrap(), basic("two"));
+    }
+
+    fn helper_auth(dir: &Path, script: &str, timeout_ms: u64) -> Secrets {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = dir.join("docker-credential-slow");
+        std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let config = AuthConfig {
+            credential_helper: Some("slow".into()),
+            helper_dir: Some(dir.to_owned()),
+            helper_timeout_ms: timeout_ms,
+            ..AuthConfig::default()
+        };
+        Secrets::new(&config, "r.test", true).unwrap()
+    }
+
+    /// A client that left while the helper ran for it left a source that counted as asked and had said nothing: the
+    /// upstream was asked without credentials from then on.
+    #[tokio::test]
+    async fn who_leaves_while_a_helper_runs_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let go = dir.path().join("go");
+        let script = format!(
+            "while [ ! -e {} ]; do sleep 0.05; done; echo '{{\"Username\":\"u\",\"Secret\":\"one\"}}'",
+            go.display()
+        );
+        let secrets = helper_auth(dir.path(), &script, 60_000);
+        let left = tokio::time::timeout(Duration::from_millis(200), secrets.current()).await;
+        assert!(left.is_err());
+        std::fs::write(&go, "").unwrap();
+        assert_eq!(*secrets.current().await.unwrap().unwrap(), basic("one"));
+    }
+
+    /// Requests that wait for a helper that hangs share its failure. Each ran it anew when its turn came, so that the
+    /// last of a hundred waited a hundred times as long.
+    #[tokio::test]
+    async fn a_helper_that_hangs_is_waited_for_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = dir.path().join("runs");
+        let script = format!("echo x >> {}; sleep 300", runs.display());
+        let secrets = helper_auth(dir.path(), &script, 1_000);
+        let all = futures_util::future::join_all((0..20).map(|_| secrets.current())).await;
+        assert!(all.iter().all(|one| *one == Err(UpstreamError::NoCredentials)));
+        assert_eq!(std::fs::read_to_string(&runs).unwrap(), "x\n");
     }
 
     #[test]

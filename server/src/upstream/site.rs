@@ -157,8 +157,13 @@ impl Site {
 
     /// The answer, if its status is one of success; 416 counts as one.
     pub(super) async fn accepted(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
-        // Limits of a client's own account are the client's, which it would wait for as it likes.
-        let ours = !matches!(ask.caller, Caller::Client(_));
+        // Limits of a client's own account are the client's, which it would wait for as it likes; and where the server has
+        // an account, the limits of this address without one are none of that.
+        let ours = match ask.caller {
+            Caller::Server => true,
+            Caller::Anybody => self.exchange.is_anonymous(),
+            Caller::Client(_) => false,
+        };
         let counted = ask.counted();
         if ours {
             self.holds.check(counted)?;

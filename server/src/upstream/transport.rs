@@ -164,6 +164,11 @@ impl Transport {
         self.send(&Method::GET, url, &HeaderMap::new(), authorization).await
     }
 
+    /// Within which a head has to come.
+    pub(super) fn header_timeout(&self) -> Duration {
+        self.header_timeout
+    }
+
     fn pair(&self) -> Arc<Pair> {
         self.connect.pair()
     }

@@ -6,7 +6,7 @@ use headstart_loadtest::{
     corpus::SyntheticImage,
     origin::{Auth, Call, Origin, User, basic_header},
 };
-use headstart_server::config::{AccessMode, Config};
+use headstart_server::config::{AccessMethod, AccessMode, Config};
 
 use crate::support::{Server, config, error_of};
 
@@ -193,5 +193,32 @@ async fn a_clients_own_token_is_shown_to_its_upstream() {
     let alice = server.client(format!("Bearer {token}"));
     assert_eq!(alice.status(&url(PRIVATE)).await, 200);
     assert_eq!(alice.status(&url(SHARED)).await, 401, "the token is for one repository");
+    server.stop().await;
+}
+
+/// What is meant for this server goes to no upstream: a token that was replaced, and a good one under a wrong name.
+#[tokio::test(flavor = "multi_thread")]
+async fn our_own_tokens_are_shown_to_no_upstream() {
+    use sha2::{Digest as _, Sha256};
+    let (origin, image) = three_repositories(false);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = asking(&origin, &dir.path().join("data"));
+    let hash = headstart_layer_format::digest::hex(&Sha256::digest("new-token"));
+    std::fs::write(dir.path().join("tokens"), format!("node-1:{hash}\n")).unwrap();
+    config.access.methods = vec![AccessMethod::Token];
+    config.access.token_file = Some(dir.path().join("tokens"));
+    let server = Server::with(config).await;
+    let url = server.url(&format!("{PRIVATE}/blobs/{}", image.layers[0].digest));
+    for (user, password) in [("node-1", "old-token"), ("somebody", "new-token")] {
+        assert_eq!(
+            server.client(basic_header(user, password)).status(&url).await,
+            401,
+            "{user}"
+        );
+        let shown: Vec<_> = origin.calls().into_iter().filter_map(|c| c.authorization).collect();
+        assert!(shown.is_empty(), "{shown:?}");
+    }
+    // Others' credentials are for the upstream to judge.
+    assert_eq!(server.client(basic_header("alice", "alice's")).status(&url).await, 200);
     server.stop().await;
 }

@@ -45,10 +45,16 @@ async fn what_is_cached_for_one_is_not_for_all() {
             routes::chain(&image.chain_ids()[0]),
         ];
 
-        // Everything becomes known here.
+        // Everything becomes known here; and in no cache on the way, which could not tell one client from another.
         let alice = server.client(basic_header("alice", "alice's secret"));
         for path in &paths[..3] {
-            assert_eq!(alice.status(&server.url(path)).await, 200, "{path}");
+            let answer = alice.get(&server.url(path)).await;
+            assert_eq!(answer.status(), 200, "{path}");
+            let cache = answer.headers()["cache-control"].to_str().unwrap();
+            assert!(
+                cache.starts_with("private, max-age=") || cache == "no-cache",
+                "{path}: {cache}"
+            );
         }
         let toc = alice.ready(&layer).await;
         let chunks: Vec<_> = toc.chunks().entries().iter().map(|c| c.digest).collect();
