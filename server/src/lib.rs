@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod http;
 pub mod ingest;
+pub mod log;
 pub mod metrics;
 pub mod read;
 pub mod reclaim;

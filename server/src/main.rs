@@ -1,11 +1,10 @@
-//! `headstart-server`: command line, logging, signals.
+//! `headstart-server`: command line, signals, the order of start and end.
 //!
 //! In: `--config FILE`. Out: a running server; exit status 0 after a clean stop. Or a subcommand ([`headstart_server::cli`]).
 //! Invariant: SIGTERM and SIGINT stop cleanly; a second one stops at once.
 //! Not here: anything a test could want to run in-process (that is `app.rs`).
 
 use std::{
-    io::IsTerminal as _,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -15,17 +14,16 @@ use clap::Parser;
 use headstart_server::{
     app::{self, App},
     cli::{self, Command},
-    config::{Config, LogConfig, LogFormat},
-    telemetry::Traces,
+    config::Config,
+    log,
+    metrics::Metrics,
+    telemetry::{self, Traces},
 };
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::{
-    EnvFilter, Layer as _, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _,
-};
 
 /// Blocking tasks that still run when the runtime ends get this long; they hold nothing that is not synced.
 const RUNTIME_END: Duration = Duration::from_secs(2);
@@ -109,15 +107,18 @@ fn ask(command: Command, config: Option<&Path>) -> ExitCode {
 
 async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let traces = Traces::start(&config.telemetry)?;
-    log_to_stderr(&config.log, traces.as_ref());
-    let served = serve(config).await;
-    if let Some(traces) = traces {
-        traces.shutdown().await;
-    }
+    let limit = log::to_stderr(&config.log, traces.as_ref());
+    tokio::spawn(limit.clone().keep_reporting());
+    let telemetry = config.telemetry.clone();
+    let mut metrics = None;
+    let served = serve(config, &mut metrics).await;
+    telemetry::shutdown(traces, metrics, &telemetry).await;
+    limit.report();
     served
 }
 
-async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+/// `metrics` is where they are left for whoever sends the last of them.
+async fn serve(config: Config, metrics: &mut Option<Metrics>) -> Result<(), Box<dyn std::error::Error>> {
     let stop = CancellationToken::new();
     // Before anything that takes long, so that a stop during a rebuild of the index is one too.
     stop_on_signal(stop.clone())?;
@@ -126,6 +127,7 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
         app = App::open(config) => app?,
         () = stop.cancelled() => return Ok(()),
     };
+    *metrics = Some(app.metrics.clone());
     let listener = TcpListener::bind(listen)
         .await
         .map_err(|e| format!("listen on {listen}: {e}"))?;
@@ -152,26 +154,6 @@ fn stop_on_signal(stop: CancellationToken) -> std::io::Result<()> {
         }
     });
     Ok(())
-}
-
-/// Libraries print headers and bodies in their traces; nothing below this level is taken from them, whatever the filter
-/// says, so that no secret gets into a log.
-const FOREIGN_LEVEL: tracing::Level = tracing::Level::DEBUG;
-
-fn log_to_stderr(config: &LogConfig, traces: Option<&Traces>) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&config.filter));
-    let own = filter_fn(|meta| meta.target().starts_with("headstart") || *meta.level() <= FOREIGN_LEVEL);
-    let lines = tracing_subscriber::fmt::layer()
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    let lines = match config.format {
-        LogFormat::Human => lines.boxed(),
-        LogFormat::Json => lines.json().with_current_span(false).boxed(),
-    };
-    tracing_subscriber::registry()
-        .with(lines.with_filter(own).with_filter(filter))
-        .with(traces.map(Traces::layer))
-        .init();
 }
 
 fn fail(error: &dyn std::error::Error) -> ExitCode {

@@ -81,6 +81,11 @@ pub(super) async fn answer(
             .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
             .collect(),
         authorization: text(header::AUTHORIZATION),
+        traceparent: request
+            .headers
+            .get("traceparent")
+            .and_then(|v| v.to_str().ok())
+            .map(str::to_owned),
         digest: None,
         status: 0,
         body_sent: 0,

@@ -34,6 +34,8 @@ pub struct Call {
     pub accept: Vec<String>,
     /// The whole header, credentials and all: the origin is a test's, and leaks are what it looks for.
     pub authorization: Option<String>,
+    /// The trace that it is part of, as W3C says.
+    pub traceparent: Option<String>,
     /// The digest that was asked for, or that a tag resolved to.
     pub digest: Option<BlobDigest>,
     /// 0 until the answer's head was made.

@@ -5,6 +5,7 @@
 //! Not here: traces and metrics ([`super::TelemetryConfig`]).
 
 use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
 
 /// What is written to standard error.
 #[derive(Clone, Debug, Deserialize)]
@@ -15,6 +16,9 @@ pub struct LogConfig {
     pub filter: String,
     /// Which requests get a line of their own, at level `info` and target `headstart_server::access`.
     pub access: AccessLog,
+    /// Lines of level `info` and above that one place in the code writes in a second; how many more there were is logged
+    /// every ten seconds. With `access = "all"`, lines of requests are not bounded. 0: nothing is.
+    pub lines_per_sec_max: u32,
 }
 
 impl Default for LogConfig {
@@ -23,6 +27,17 @@ impl Default for LogConfig {
             format: LogFormat::Human,
             filter: "info".into(),
             access: AccessLog::Errors,
+            lines_per_sec_max: 100,
+        }
+    }
+}
+
+impl LogConfig {
+    /// What types cannot say.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        match EnvFilter::builder().parse(&self.filter) {
+            Ok(_) => Ok(()),
+            Err(_) => Err("log.filter is no filter, such as \"info\" or \"info,headstart_server::read=debug\""),
         }
     }
 }

@@ -59,10 +59,25 @@ pub enum ConfigError {
     Read { path: PathBuf, error: std::io::Error },
     #[error("read configuration {0}: it is over 1 MiB")]
     TooLarge(PathBuf),
-    #[error("parse configuration: {0}")]
-    Parse(#[from] toml::de::Error),
+    #[error("parse configuration, line {line}: {reason}")]
+    Parse { line: usize, reason: String },
     #[error("use the configuration: {0}")]
     Invalid(String),
+}
+
+impl ConfigError {
+    /// Without the line itself, which the parser would print: somebody who writes a password where none belongs gets an
+    /// error, and errors are logged. For the same reason without strings that are not what is expected.
+    fn parse(text: &str, error: &toml::de::Error) -> Self {
+        let start = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = text.as_bytes()[..start].iter().filter(|&&byte| byte == b'\n').count() + 1;
+        let message = error.message();
+        let reason = match (message.split_once("string \""), message.rsplit_once("\", expected ")) {
+            (Some((before, _)), Some((_, expected))) => format!("{before}string, expected {expected}"),
+            _ => message.to_owned(),
+        };
+        Self::Parse { line, reason }
+    }
 }
 
 /// `server.toml`.
@@ -136,7 +151,7 @@ impl Config {
 
     /// Parses and checks. A text without `[[upstreams]]` gets the public ones, with Docker Hub as default.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let mut config: Self = toml::from_str(text)?;
+        let mut config: Self = toml::from_str(text).map_err(|error| ConfigError::parse(text, &error))?;
         if config.upstreams.is_empty() {
             let public = Self::default();
             config.upstreams = public.upstreams;
@@ -153,6 +168,9 @@ impl Config {
             return bad("data_dir is empty");
         }
         if let Err(what) = self.http.check() {
+            return bad(what);
+        }
+        if let Err(what) = self.log.check() {
             return bad(what);
         }
         if let Err(what) = self.telemetry.check() {
@@ -210,6 +228,26 @@ mod tests {
         ] {
             assert!(Config::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_error_names_the_line_and_the_key_and_shows_no_value() {
+        let upstream = "[[upstreams]]\nname = \"a\"\nurl = \"http://b\"\n";
+        for (wrong, shown) in [
+            ("auth = \"hunter2\"", "struct AuthConfig"),
+            ("password = \"hunter2\"", "password"),
+            ("requests_max = \"hunter2\"", "usize"),
+            ("password \"hunter2\"", ""),
+            ("[upstreams.auth]\npassword = \"hunter2\"", "password"),
+        ] {
+            let error = Config::parse(&format!("{upstream}{wrong}\n")).unwrap_err().to_string();
+            assert!(error.contains("line 4") || error.contains("line 5"), "{error}");
+            assert!(error.contains(shown), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        let error = Config::parse("[telemetry]\notlp_endpoint = \"http://me:hunter2@c:4318\"").unwrap_err();
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        assert!(Config::parse("[log]\nfilter = \"a=b=c\"").is_err());
     }
 
     #[test]

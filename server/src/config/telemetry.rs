@@ -55,6 +55,10 @@ impl TelemetryConfig {
         if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
             return Err("otlp_endpoint must begin with http:// or https://");
         }
+        let authority = endpoint.split("://").nth(1).and_then(|rest| rest.split('/').next());
+        if authority.is_some_and(|authority| authority.contains('@')) || endpoint.contains(['?', '#']) {
+            return Err("otlp_endpoint must not carry a user, a password or a query; use OTEL_EXPORTER_OTLP_HEADERS");
+        }
         if !(0.0..=1.0).contains(&self.trace_ratio) {
             return Err("trace_ratio must be from 0 to 1");
         }

@@ -22,7 +22,7 @@ use super::{
     clients::{ClientKey, Clients},
     connection::Connection,
     error::{ApiError, OciCode},
-    exchange::Exchange,
+    exchange::{Exchange, method_name},
     request_id::{REQUEST_ID, RequestId},
 };
 use crate::{
@@ -86,7 +86,7 @@ pub async fn around(State(around): State<Around>, mut request: Request, next: Ne
         "request",
         otel.kind = "server",
         request_id = %exchange.id,
-        method = %request.method(),
+        method = method_name(request.method()),
         route = exchange.route,
         client = %key,
     );

@@ -14,6 +14,7 @@ use super::{clients::ClientKey, request_id::RequestId, v2::V2Query, v2_path::V2P
 use crate::{
     app::App,
     config::AccessLog,
+    log::limit::ACCESS,
     metrics::{
         Held,
         names::{Level, Timing},
@@ -23,6 +24,14 @@ use crate::{
 
 /// The longest reference is a sha512 digest, with 135 characters; what is longer is none.
 const REFERENCE_LEN_MAX: usize = 160;
+
+/// How a method is reported: a client may make up any number of them, of any length.
+pub fn method_name(method: &Method) -> &str {
+    match method.as_str() {
+        known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" | "TRACE" | "CONNECT") => known,
+        _ => "_OTHER",
+    }
+}
 
 /// See the file's comment.
 #[derive(Debug)]
@@ -117,10 +126,10 @@ impl Exchange {
         let source = self.app.upstreams.resolve(ns.as_deref(), name).ok().map(|r| r.source);
         let source = source.as_ref().filter(|_| reference.len() <= REFERENCE_LEN_MAX);
         tracing::info!(
-            target: "headstart_server::access",
+            target: ACCESS,
             request_id = %self.id,
             client = %self.client,
-            method = %self.method,
+            method = method_name(&self.method),
             route = self.route,
             upstream = source.map_or("", |s| s.upstream.as_str()),
             repository = source.map_or("", |s| s.repository.as_str()),

@@ -73,7 +73,7 @@ pub const UPSTREAM: Label = Label {
     key: "upstream",
     values: Values::Upstreams,
 };
-pub const METHOD: Label = closed("method", &["GET", "HEAD", "POST", "TOKEN"]);
+pub const METHOD: Label = closed("method", &["GET", "HEAD", "TOKEN"]);
 pub const EXCHANGE: Label = closed("outcome", &["ok", "denied", "failed", "foreign_realm"]);
 pub const OUTCOME: Label = closed("outcome", &["ready", "refused", "failed"]);
 pub const INGEST_KIND: Label = closed("kind", &["compressed", "tar", "new_chunks", "reused_chunks"]);

@@ -115,9 +115,10 @@ impl Metrics {
         String::from_utf8_lossy(&out).into_owned()
     }
 
-    /// Sends what the further readers have not sent yet. Blocks for as long as they allow themselves.
-    pub fn flush(&self) {
-        if let Err(error) = self.0.provider.force_flush() {
+    /// The end: further readers get what they have not got yet, and nothing after that. Blocks for as long as they allow
+    /// themselves.
+    pub fn shutdown(&self) {
+        if let Err(error) = self.0.provider.shutdown() {
             tracing::debug!(%error, "metrics were not flushed");
         }
     }

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use headstart_layer_format::BlobDigest;
 use tokio::{sync::watch, time::timeout};
+use tracing::{Instrument as _, field::Empty};
 
 pub use super::blob::{Blob, BlockingReader};
 pub use super::error::ReadError;
@@ -33,13 +34,14 @@ use super::{
 };
 use crate::{
     config::FetchConfig,
-    metrics::Metrics,
+    metrics::{Metrics, names::Level},
     store::{
         Store,
         facts::Source,
         leftovers::Remove,
         originals::{Originals, Stored},
     },
+    telemetry::Cause,
     upstream::{BlobAnswer, BlobBody, Caller, Upstream, UpstreamError, Upstreams},
 };
 
@@ -74,6 +76,8 @@ struct Slot {
     source: Source,
     caller: Caller,
     ready: watch::Receiver<Started>,
+    /// The fetch's span, for the spans of those who join it.
+    cause: Cause,
 }
 
 impl Blobs {
@@ -318,23 +322,28 @@ impl Blobs {
         let key = (errand.digest, source.upstream.clone());
         let mut fetches = self.fetches();
         if let Some(slot) = fetches.get(&key).filter(|slot| !slot.has_failed()) {
+            slot.cause.link();
             return Ok(slot.clone());
         }
         if self.yard().stop.is_cancelled() {
             return Err(ReadError::Stopping);
         }
         let (publish, ready) = watch::channel(None);
+        // At the level of errors, so that every line that is shown has the request's name.
+        let span = tracing::error_span!(parent: None, "fetch", request_id = Empty, digest = %errand.digest, upstream = %source.upstream);
+        let span = Cause::here().of(span);
         let slot = Slot {
             source: source.clone(),
             caller: errand.caller.clone(),
             ready,
+            cause: span.in_scope(Cause::here),
         };
         fetches.insert(key.clone(), slot.clone());
         // A task of its own: no client's leaving stops it.
         let begun = self
             .clone()
             .begin(key, errand.clone(), source.clone(), wants.clone(), publish);
-        self.yard().tasks.spawn(begun);
+        self.yard().tasks.spawn(begun.instrument(span));
         Ok(slot)
     }
 
@@ -342,6 +351,7 @@ impl Blobs {
     async fn begin(self, key: Key, errand: Errand, source: Source, wants: Wants, publish: watch::Sender<Started>) {
         let (digest, caller) = (errand.digest, errand.caller.clone());
         let setbacks = self.0.setbacks.clone();
+        let _held = self.yard().metrics.hold(Level::BlobFlights, &[]);
         let started = async {
             let permit = self.yard().whole().await?;
             let yard = self.yard().clone();
@@ -528,6 +538,7 @@ mod tests {
                 source: source(),
                 caller: Caller::Server,
                 ready,
+                cause: Cause::here(),
             };
             blobs.fetches().insert(key.clone(), slot);
             publish

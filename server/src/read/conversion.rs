@@ -15,6 +15,7 @@ use headstart_layer_format::BlobDigest;
 use headstart_layer_format::api::{LayerState, LayerStatus};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tracing::field::Empty;
 
 use super::blobs::{Blob, Blobs};
 use super::layers::unknown;
@@ -224,7 +225,7 @@ impl Shared {
             let layer = job.layer;
             let started = Instant::now();
             let _held = self.metrics.hold(Level::Conversions, &[]);
-            let span = tracing::info_span!(parent: None, "ingest", %layer, outcome = tracing::field::Empty);
+            let span = tracing::error_span!(parent: None, "ingest", request_id = Empty, %layer, outcome = Empty);
             let _entered = job.cause.of(span).entered();
             let outcome = catch_unwind(AssertUnwindSafe(|| self.convert(job, &progress)))
                 .unwrap_or_else(|_| Outcome::Failed("convert: it panicked".into()));

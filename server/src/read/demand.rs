@@ -10,6 +10,7 @@
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+use tracing::{Instrument as _, field::Empty};
 
 use super::{
     error::ReadError,
@@ -136,7 +137,10 @@ impl Fetch {
 
     fn spawn(self: &Arc<Self>, claim: u64, body: Option<(BlobBody, OwnedSemaphorePermit)>) {
         let fetch = self.clone();
-        self.errand.yard.tasks.spawn(async move {
+        let span = self
+            .cause
+            .of(tracing::error_span!(parent: None, "fetch part", request_id = Empty));
+        let landed = async move {
             let mut guard = Guard(Some((fetch.clone(), claim)));
             let (body, permit) = match body {
                 Some((body, permit)) => (Some(body), Ok(permit)),
@@ -172,7 +176,8 @@ impl Fetch {
                     fetch.flight.release(claim, Some(error));
                 }
             }
-        });
+        };
+        self.errand.yard.tasks.spawn(landed.instrument(span));
     }
 }
 

@@ -19,6 +19,7 @@ use super::{
     flight::Flight,
     opening::{First, Opened},
 };
+use crate::telemetry::Cause;
 
 /// A flight without readers is kept this long, for the next range of the same client.
 const LINGER: Duration = Duration::from_secs(1);
@@ -28,13 +29,23 @@ const LINGER: Duration = Duration::from_secs(1);
 pub struct Fetch {
     pub errand: Errand,
     pub flight: Flight,
+    /// Its span, for those of its parts, which readers of other requests may begin.
+    pub(super) cause: Cause,
 }
 
 impl Fetch {
+    /// To be called in the fetch's span.
     pub fn new(errand: Errand, opened: Opened) -> (Arc<Self>, First) {
         let stop = errand.yard.stop.child_token();
         let flight = Flight::new(opened.partial, opened.size, stop);
-        (Arc::new(Self { errand, flight }), opened.first)
+        (
+            Arc::new(Self {
+                errand,
+                flight,
+                cause: Cause::here(),
+            }),
+            opened.first,
+        )
     }
 
     /// A seat for a reader, unless it is too late.

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, field::Empty};
 
 use super::blobs::Blobs;
 use super::conversion::{Job, Queue};
@@ -118,7 +118,8 @@ impl Layers {
         };
         let (layers, caller) = (self.clone(), caller.clone());
         let stop = self.inner.stop.clone();
-        let span = Cause::here().of(tracing::info_span!(parent: None, "learn image", manifest = %fact.digest));
+        let span = tracing::error_span!(parent: None, "learn image", request_id = Empty, manifest = %fact.digest);
+        let span = Cause::here().of(span);
         let learning = async move {
             let _permit = permit;
             let (settled, ticket) = (&layers.inner.settled, layers.inner.settled.ticket());
@@ -174,7 +175,9 @@ impl Layers {
             .read_small(&fact.source, caller, &image.config, CONFIG_SIZE_MAX)
             .await;
         let bytes = bytes.map_err(|e| e.to_string())?;
-        let config: ImageConfig = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+        // Where, and not what: the message would quote the image's own words, megabytes of them if it likes.
+        let config: ImageConfig = serde_json::from_slice(&bytes)
+            .map_err(|e| format!("it is no image config: line {}, column {}", e.line(), e.column()))?;
         if config.rootfs.diff_ids.len() != image.layers.len() {
             return Err("it lists another number of layers than the manifest".into());
         }

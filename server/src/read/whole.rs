@@ -18,6 +18,7 @@ use std::{
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use headstart_layer_format::BlobDigest;
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::{Instrument as _, field::Empty};
 
 use super::{
     error::ReadError,
@@ -87,12 +88,16 @@ impl Fetch {
         drop(state);
         self.flight.wake();
         let (fetch, tasks) = (self.clone(), self.errand.yard.tasks.clone());
-        tasks.spawn(async move {
+        let span = self
+            .cause
+            .of(tracing::error_span!(parent: None, "fetch whole", request_id = Empty));
+        let landed = async move {
             // Whatever happens to this task, no reader waits for ever.
             let landing = Landing(fetch.clone());
             fetch.bring_whole(first).await;
             drop((landing, permit));
-        });
+        };
+        tasks.spawn(landed.instrument(span));
     }
 
     async fn bring_whole(self: &Arc<Self>, first: Option<(u64, BlobBody)>) {

@@ -29,6 +29,8 @@ use crate::{metrics::Metrics, telemetry};
 
 /// Redirects in one request. Registries use one (to a CDN), some two.
 const HOPS_MAX: usize = 5;
+/// How requests for tokens are counted, whatever their method.
+const TOKEN: &str = "TOKEN";
 
 /// A body that is read into memory gets this many times the time of a head. The time-out between two pieces alone would
 /// let an upstream that sends a byte now and then hold every client of a tag for ever.
@@ -115,6 +117,18 @@ impl Transport {
         headers: &HeaderMap,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, UpstreamError> {
+        let label = if *method == Method::HEAD { "HEAD" } else { "GET" };
+        self.send_as(label, method, url, headers, authorization).await
+    }
+
+    async fn send_as(
+        &self,
+        label: &'static str,
+        method: &Method,
+        url: &Url,
+        headers: &HeaderMap,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, UpstreamError> {
         let pair = self.pair();
         let own = self.is_own(url);
         if own {
@@ -128,8 +142,7 @@ impl Transport {
         if let Some(value) = authorization {
             request = request.header(header::AUTHORIZATION, value.clone());
         }
-        self.head_of(request, if *method == Method::HEAD { "HEAD" } else { "GET" })
-            .await
+        self.head_of(request, label).await
     }
 
     /// A form sent to a token realm; it carries its secret itself.
@@ -147,7 +160,7 @@ impl Transport {
             .post(url.clone())
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(form.query().unwrap_or_default().to_owned());
-        self.head_of(request, "POST").await
+        self.head_of(request, TOKEN).await
     }
 
     /// A token realm is asked with a secret; where it may be was checked by name, here by address.
@@ -161,7 +174,8 @@ impl Transport {
                 "a token realm at an address where we do not go",
             ));
         }
-        self.send(&Method::GET, url, &HeaderMap::new(), authorization).await
+        self.send_as(TOKEN, &Method::GET, url, &HeaderMap::new(), authorization)
+            .await
     }
 
     /// Within which a head has to come.

@@ -5,7 +5,10 @@
 //! does not fit, exports and the flush at the end have time-outs, and no request waits for any of them. Only spans of our
 //! own crate are sent, so the exporter's requests make no spans of their own; their fields are chosen in our code and
 //! hold no header and no query.
-//! Not here: logs (`main.rs`), the names of metrics.
+//! Not here: logs ([`crate::log`]), the names of metrics.
+
+mod cause;
+mod reported;
 
 use std::time::Duration;
 
@@ -13,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::{
     Context, KeyValue,
     propagation::{Extractor, Injector, TextMapPropagator as _},
-    trace::{SpanContext, TraceContextExt as _, TracerProvider as _},
+    trace::{TraceContextExt as _, TracerProvider as _},
 };
 use opentelemetry_otlp::{MetricExporter, Protocol, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::{
@@ -27,7 +30,9 @@ use tracing::{Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{Layer, filter::filter_fn, registry::LookupSpan};
 
-use crate::config::TelemetryConfig;
+pub use self::cause::{Cause, requests};
+use self::reported::Reported;
+use crate::{config::TelemetryConfig, metrics::Metrics};
 
 /// Spans that wait for export, and spans of one export. A span has about a kilobyte.
 const QUEUE_LEN: usize = 4096;
@@ -47,7 +52,6 @@ pub struct TelemetryError(String);
 #[derive(Debug)]
 pub struct Traces {
     provider: SdkTracerProvider,
-    flush_timeout: Duration,
 }
 
 impl Traces {
@@ -68,7 +72,7 @@ impl Traces {
             .with_max_export_batch_size(BATCH_LEN)
             .with_scheduled_delay(BATCH_DELAY)
             .build();
-        let processor = BatchSpanProcessor::builder(exporter, Tokio)
+        let processor = BatchSpanProcessor::builder(Reported::new(exporter, "traces"), Tokio)
             .with_batch_config(batches)
             .build();
         let provider = SdkTracerProvider::builder()
@@ -81,10 +85,7 @@ impl Traces {
         if config.propagate_to_upstreams {
             opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
         }
-        Ok(Some(Self {
-            provider,
-            flush_timeout: Duration::from_millis(config.flush_timeout_ms),
-        }))
+        Ok(Some(Self { provider }))
     }
 
     /// What hands spans over.
@@ -100,14 +101,15 @@ impl Traces {
                 meta.is_span() && meta.target().starts_with(OWN_TARGET)
             }))
     }
+}
 
-    /// Sends what is left, if that is quickly done.
-    pub async fn shutdown(self) {
-        let flushed = tokio::task::spawn_blocking(move || {
-            let _ = self.provider.force_flush();
-        });
-        let _ = tokio::time::timeout(self.flush_timeout, flushed).await;
-    }
+/// The end: sends what was not sent yet, traces and metrics at the same time, as far as that is quickly done.
+pub async fn shutdown(traces: Option<Traces>, metrics: Option<Metrics>, config: &TelemetryConfig) {
+    let traces = tokio::task::spawn_blocking(move || traces.map(|traces| traces.provider.force_flush()));
+    // Not left to the last of its owners: it might be on a thread that the sending needs.
+    let metrics = tokio::task::spawn_blocking(move || metrics.map(|metrics| metrics.shutdown()));
+    let time_max = Duration::from_millis(config.flush_timeout_ms);
+    let _ = tokio::time::timeout(time_max, async { tokio::join!(traces, metrics) }).await;
 }
 
 /// What metrics are built with: nothing, or a reader that sends them. To be called on a Tokio runtime.
@@ -124,7 +126,7 @@ pub fn meters(config: &TelemetryConfig) -> Result<MeterProviderBuilder, Telemetr
         .with_timeout(timeout)
         .build()
         .map_err(|e| TelemetryError(e.to_string()))?;
-    let reader = PeriodicReader::builder(exporter, Tokio)
+    let reader = PeriodicReader::builder(Reported::new(exporter, "metrics"), Tokio)
         .with_interval(Duration::from_millis(config.metrics_interval_ms))
         .with_timeout(timeout)
         .build();
@@ -151,11 +153,14 @@ pub fn adopt(span: &Span, headers: &HeaderMap, config: &TelemetryConfig) {
     }
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &Carrier(headers));
     let theirs = context.span().span_context().clone();
-    if !config.trust_traceparent {
-        span.add_link(theirs);
-    } else if theirs.is_valid() {
+    if !theirs.is_valid() {
+        return;
+    }
+    if config.trust_traceparent {
         // Fails only without the layer, and then there is no trace.
         let _ = span.set_parent(context);
+    } else {
+        span.add_link(theirs);
     }
 }
 
@@ -172,30 +177,6 @@ pub fn propagate(headers: &mut HeaderMap) {
             propagator.inject_context(&Span::current().context(), &mut CarrierMut(headers));
         }
     });
-}
-
-/// What something that outlives its request was begun by. It holds no span: a span ends when nobody holds it.
-#[derive(Clone, Debug)]
-pub struct Cause(SpanContext);
-
-impl Cause {
-    /// The span that is current here.
-    pub fn here() -> Self {
-        Self(Span::current().context().span().span_context().clone())
-    }
-
-    /// Makes `span`, which has no parent in this process, a child of the cause.
-    pub fn of(&self, span: Span) -> Span {
-        if self.0.is_valid() {
-            let _ = span.set_parent(Context::new().with_remote_span_context(self.0.clone()));
-        }
-        span
-    }
-
-    /// The span that is current here is also about what the cause does.
-    pub fn link(&self) {
-        Span::current().add_link(self.0.clone());
-    }
 }
 
 struct Carrier<'a>(&'a HeaderMap);
