@@ -76,3 +76,26 @@ fn names_say_their_unit_and_are_unique() {
         }
     }
 }
+
+/// A row alone records nothing. One was documented though it was never recorded.
+#[test]
+fn every_metric_is_recorded_somewhere() {
+    let mut code = String::new();
+    let mut rooms = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(room) = rooms.pop() {
+        for entry in std::fs::read_dir(room).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                rooms.push(path);
+            } else if !path.ends_with("metrics/names.rs") {
+                code.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let uses = |entry: &&Entry| {
+        let mut found = code.match_indices(entry.variant);
+        found.any(|(at, name)| !code[at + name.len()..].starts_with(|c: char| c.is_alphanumeric()))
+    };
+    let unused: Vec<_> = names::all().filter(|entry| !uses(entry)).map(|e| e.name).collect();
+    assert!(unused.is_empty(), "{unused:?}");
+}

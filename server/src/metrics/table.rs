@@ -7,6 +7,8 @@
 /// One metric.
 #[derive(Debug)]
 pub struct Entry {
+    /// How the code calls it.
+    pub variant: &'static str,
     /// Ends in its unit, and in `_total` for counters.
     pub name: &'static str,
     pub kind: Kind,
@@ -64,6 +66,7 @@ macro_rules! metrics {
 
         impl $list {
             pub const TABLE: &'static [Entry] = &[$(Entry {
+                variant: concat!(stringify!($list), "::", stringify!($variant)),
                 name: $name,
                 kind: Kind::$kind,
                 unit: $unit,

@@ -412,6 +412,7 @@ impl Blobs {
             source,
             caller: Caller::Server,
             ready,
+            cause: Cause::here(),
         };
         fetches.insert(key.clone(), slot);
         Some(Occupied { key, publish })

@@ -52,7 +52,7 @@ impl Cause {
             let _ = span.set_parent(Context::new().with_remote_span_context(self.context.clone()));
         }
         if let Some(request) = &self.request {
-            span.record(REQUEST_ID, &**request);
+            span.record(REQUEST_ID, tracing::field::display(request));
         }
         span
     }

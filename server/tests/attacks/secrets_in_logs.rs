@@ -74,6 +74,14 @@ async fn no_secret_is_in_any_log_or_error() {
             origin.expire_tokens();
         }
     }
+    // What anybody may read, and what the operator sees.
+    let metrics = http.get(server.url("/metrics")).send().await.unwrap();
+    bodies.push_str(&metrics.text().await.unwrap());
+    for what in ["images", "blobs", "layers"] {
+        let listed = server.ask(&["ls", what, "--json"]);
+        assert!(listed.contains(REPOSITORY) || what != "images", "{listed}");
+        bodies.push_str(&listed);
+    }
     server.terminate();
     assert!(server.wait().success());
     let calls = origin.calls();
@@ -107,5 +115,30 @@ async fn no_secret_is_in_any_log_or_error() {
             let found = text.lines().find(|line| line.contains(secret.as_str()));
             assert!(found.is_none(), "{secret:?} is in {place}: {found:?}");
         }
+    }
+}
+
+/// A secret where none belongs is an error that names the place. The parser's own message quotes the line, and would be
+/// in the journal of every start that failed.
+#[test]
+fn a_secret_in_the_configuration_is_refused_and_not_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("server.toml");
+    for wrong in [
+        "[upstreams.auth]\nusername = \"robot\"\npassword = \"hunter2\"",
+        "auth = \"hunter2\"",
+        "url = \"https://robot:hunter2@registry.example\"",
+    ] {
+        let url = match wrong.starts_with("url") {
+            true => "",
+            false => "url = \"https://registry.example\"\n",
+        };
+        std::fs::write(&file, format!("[[upstreams]]\nname = \"a\"\n{url}{wrong}\n")).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_headstart-server"));
+        let output = command.arg("--config").arg(&file).output().unwrap();
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("failed to"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
     }
 }

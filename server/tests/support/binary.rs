@@ -22,12 +22,18 @@ pub struct Binary {
 }
 
 impl Binary {
-    /// Starts with these environment variables, and waits until it listens. Logs are JSON.
+    /// Starts with these environment variables, and waits until it listens. Logs are JSON unless `log` says
+    /// otherwise.
     pub fn start(config: &str, log: &str, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("server.toml");
+        let format = if log.contains("format =") {
+            ""
+        } else {
+            "format = \"json\""
+        };
         let text = format!(
-            "listen = \"127.0.0.1:0\"\ndata_dir = \"{}\"\n{config}\n[log]\nformat = \"json\"\n{log}\n",
+            "listen = \"127.0.0.1:0\"\ndata_dir = \"{}\"\n{config}\n[log]\n{format}\n{log}\n",
             dir.path().join("data").display()
         );
         fs::write(&file, text).unwrap();
@@ -42,11 +48,7 @@ impl Binary {
         let deadline = Instant::now() + START_MAX;
         let address = loop {
             let log = fs::read_to_string(dir.path().join("log")).unwrap();
-            let ready = log.lines().filter(|line| line.contains("\"ready\"")).find_map(|line| {
-                let line: serde_json::Value = serde_json::from_str(line).ok()?;
-                line["fields"]["listen"].as_str()?.parse().ok()
-            });
-            if let Some(address) = ready {
+            if let Some(address) = log.lines().find_map(ready) {
                 break address;
             }
             let ended = child.try_wait().unwrap();
@@ -70,6 +72,15 @@ impl Binary {
             .collect()
     }
 
+    /// What a subcommand, asked of this server, prints.
+    pub fn ask(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_headstart-server"));
+        let socket = self.dir.path().join("data/admin.sock");
+        let output = command.args(arguments).arg("--socket").arg(socket).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr)
+    }
+
     /// SIGTERM.
     pub fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
@@ -91,6 +102,16 @@ impl Binary {
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
+}
+
+/// The address in the line that says that it listens.
+fn ready(line: &str) -> Option<SocketAddr> {
+    if let Some((_, listen)) = line.split_once(" ready listen=") {
+        return listen.split(' ').next()?.parse().ok();
+    }
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    let listen = line["fields"]["listen"].as_str()?;
+    (line["fields"]["message"] == "ready").then(|| listen.parse().ok())?
 }
 
 impl Drop for Binary {
