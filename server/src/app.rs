@@ -93,14 +93,6 @@ impl App {
             Ok::<_, AppError>((originals, store, budgets))
         });
         let (originals, store, budgets) = opened.await??;
-        let reclaimer = Reclaimer::start(
-            config.data_dir.clone(),
-            originals.clone(),
-            store.clone(),
-            budgets,
-            metrics.clone(),
-        )
-        .map_err(AppError::DataDir)?;
         let fetch = config.fetch.clone();
         let blobs = Blobs::new(
             originals.clone(),
@@ -109,6 +101,18 @@ impl App {
             fetch.clone(),
             metrics.clone(),
         );
+        let reclaimer = Reclaimer::start(
+            config.data_dir.clone(),
+            originals.clone(),
+            store.clone(),
+            budgets,
+            metrics.clone(),
+            Box::new({
+                let blobs = blobs.clone();
+                move |partial, remove| blobs.unless_in_use(partial, remove)
+            }),
+        )
+        .map_err(AppError::DataDir)?;
         let access = Access::new(&config, &upstreams, &store, &blobs)?;
         if access.is_restricted() {
             store.doubt_manifests();

@@ -18,8 +18,13 @@ struct Server {
 
 impl Server {
     fn start(origin: &Origin) -> Self {
+        Self::start_with(&[("up.test", origin)], "")
+    }
+
+    /// With a part of the configuration that follows the last upstream.
+    fn start_with(upstreams: &[(&str, &Origin)], more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        write_config(dir.path(), origin);
+        write_config(dir.path(), upstreams, more);
         Self::start_in(dir)
     }
 
@@ -86,12 +91,14 @@ impl Drop for Server {
     }
 }
 
-fn write_config(dir: &Path, origin: &Origin) {
-    let text = format!(
-        "listen = \"127.0.0.1:0\"\ndata_dir = \"{}\"\n[[upstreams]]\nname = \"up.test\"\nurl = \"{}\"\n",
-        dir.join("data").display(),
-        origin.url()
-    );
+fn write_config(dir: &Path, upstreams: &[(&str, &Origin)], more: &str) {
+    let data_dir = dir.join("data");
+    let mut text = format!("listen = \"127.0.0.1:0\"\ndata_dir = \"{}\"\n", data_dir.display());
+    for (name, origin) in upstreams {
+        text += &format!("[[upstreams]]\nname = \"{name}\"\nurl = \"{}\"\n", origin.url());
+    }
+    // The test waits for a line of it.
+    text += &format!("{more}[log]\nformat = \"json\"\n");
     std::fs::write(dir.join("server.toml"), text).unwrap();
 }
 
@@ -205,10 +212,86 @@ fn platforms_are_chosen_and_layers_that_images_share_stay() {
     // Another tag of one of its images: what the index needs stays.
     let other = format!("up.test/{REPOSITORY}:two");
     server.ok(&["warm", &other]);
-    server.ok(&["rm", &other]);
+    let refused = server.fails(&["rm", &other]);
+    assert!(refused.contains("another image that is here needs it"), "{refused}");
+    assert!(original(&server, &two.manifest_digest).exists());
+    let gone = server.json(&["rm", "--force", "--json", &other]);
+    assert_eq!(gone["originals_count"], 1);
+    assert!(!original(&server, &two.manifest_digest).exists());
     assert!(original(&server, &two.layers[0].digest).exists());
+    // A layer by its digest goes whoever needs it, and nothing else does.
+    let gone = server.json(&["rm", "--json", &two.layers[1].digest.to_string()]);
+    assert_eq!(gone["originals_count"], 1);
+    assert!(!original(&server, &two.layers[1].digest).exists());
     server.ok(&["rm", &name]);
     assert!(!original(&server, &two.layers[0].digest).exists());
+}
+
+#[test]
+fn indexes_in_indexes_several_upstreams_and_foreign_layers_are_warmed() {
+    let (one, two) = (SyntheticImage::tiny(56), SyntheticImage::tiny(57));
+    let (here, there) = (Origin::start(Auth::Anonymous), Origin::start(Auth::bearer()));
+    one.push(&here, REPOSITORY, "plain");
+    let inner = index_of(&[("amd64", &one)]);
+    let index_type = "application/vnd.oci.image.index.v1+json";
+    let size = inner.len();
+    let inner = here.add_manifest(REPOSITORY, None, index_type, inner);
+    let outer = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": index_type,
+        "manifests": [{ "mediaType": index_type, "digest": inner, "size": size }],
+    });
+    here.add_manifest(REPOSITORY, Some("nested"), index_type, outer.to_string());
+    // A layer that is to be had elsewhere only.
+    two.push(&there, REPOSITORY, "two");
+    let mut foreign: serde_json::Value = serde_json::from_slice(&two.manifest).unwrap();
+    foreign["layers"].as_array_mut().unwrap().push(serde_json::json!({
+        "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "digest": BlobDigest::of(b"elsewhere"),
+        "size": 9,
+        "urls": ["https://registry.invalid/layer"],
+    }));
+    there.add_manifest(
+        REPOSITORY,
+        Some("foreign"),
+        two.manifest_media_type,
+        foreign.to_string(),
+    );
+    let upstreams = [("up.test", &here), ("other.test:5000", &there)];
+    let server = Server::start_with(&upstreams, "[upstreams.tags]\npolicy = \"pinned\"\n");
+    let nested = format!("up.test/{REPOSITORY}:nested");
+    let foreign = format!("other.test:5000/{REPOSITORY}:foreign");
+    let said = server.ok(&["warm", "--json", "--platform", "linux/x86_64", &nested, &foreign]);
+    let events: Vec<serde_json::Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let done = |image: &str| events.iter().any(|e| e["event"] == "done" && e["image"] == image);
+    assert!(done(&nested) && done(&foreign), "{said}");
+    for layer in one.layers.iter().chain(&two.layers) {
+        assert!(original(&server, &layer.digest).exists());
+    }
+    assert!(
+        here.gets(&BlobDigest::of(b"elsewhere")).is_empty() && there.gets(&BlobDigest::of(b"elsewhere")).is_empty()
+    );
+    let images = server.json(&["ls", "--json"]);
+    let ready = |name: &str| {
+        let items = images["items"].as_array().unwrap().iter();
+        items
+            .filter(|i| i["name"] == name)
+            .map(|i| i["layers_ready"].as_u64().unwrap())
+            .sum::<u64>()
+    };
+    assert_eq!(ready(&nested), one.layers.len() as u64);
+    assert_eq!(ready(&foreign), two.layers.len() as u64);
+}
+
+#[test]
+fn an_image_that_is_not_kept_is_not_warm() {
+    let image = SyntheticImage::seeded(58);
+    let origin = Origin::with_image(REPOSITORY, "v1", &image);
+    let server = Server::start_with(&[("up.test", &origin)], "[cache]\noriginals_bytes_max = 1000000\n");
+    let name = format!("up.test/{REPOSITORY}:v1");
+    let errors = server.fails(&["warm", &name]);
+    assert!(errors.contains("the budget of originals is too small"), "{errors}");
+    assert!(errors.contains("warm 1 of 1 images"), "{errors}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod view;
 mod warm;
 
 use std::{
+    collections::HashSet,
     fs::Permissions,
     io,
     os::unix::fs::PermissionsExt as _,
@@ -24,6 +25,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use headstart_layer_format::BlobDigest;
 use http::{HeaderValue, StatusCode, header};
 use tokio::net::UnixListener;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
@@ -107,6 +109,8 @@ pub(crate) enum AdminError {
     Unknown(String),
     #[error("remove {0}: it is pinned (--force removes it all the same)")]
     Pinned(String),
+    #[error("remove {0}: another image that is here needs it (--force removes it all the same)")]
+    Needed(String),
     #[error(transparent)]
     Order(#[from] OrderError),
     #[error("{0}")]
@@ -122,7 +126,7 @@ impl IntoResponse for AdminError {
         let status = match &self {
             Self::Bad(_) => StatusCode::BAD_REQUEST,
             Self::Unknown(_) => StatusCode::NOT_FOUND,
-            Self::Pinned(_) => StatusCode::CONFLICT,
+            Self::Pinned(_) | Self::Needed(_) => StatusCode::CONFLICT,
             Self::Order(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Read(_) | Self::Store(_) | Self::Task(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -172,13 +176,12 @@ async fn remove(State(app): State<App>, Json(what): Json<api::What>) -> Answer<R
         let target = Target::parse(&text, &reader.upstreams)?;
         let unknown = || AdminError::Unknown(text.clone());
         let root = reader.store.target_digest(&target.pin())?.ok_or_else(unknown)?;
-        let digests = view::only_of(&reader, &root)?;
-        let known = |digest| -> Result<bool, StoreError> {
+        let known = |digest: &BlobDigest| -> Result<bool, StoreError> {
             Ok(reader.originals.kept(digest).is_some() || reader.store.layer(digest)?.is_some())
         };
         let mut any = false;
-        for digest in &digests {
-            any |= known(digest)?;
+        for digest in reader.store.closure(&root)? {
+            any |= known(&digest)?;
         }
         if !any {
             return Err(unknown());
@@ -186,6 +189,12 @@ async fn remove(State(app): State<App>, Json(what): Json<api::What>) -> Answer<R
         if !force && reader.store.pinned()?.contains(&root) {
             return Err(AdminError::Pinned(text.clone()));
         }
+        // Whoever names a digest, or insists, means it, whoever else needs it.
+        let digests = match view::only_of(&reader, &root)? {
+            Some(digests) => digests,
+            None if force || matches!(target, Target::Digest(_)) => HashSet::from([root]),
+            None => return Err(AdminError::Needed(text.clone())),
+        };
         Ok(digests)
     });
     let Json(digests) = chosen.await?;

@@ -124,25 +124,31 @@ pub fn layers(app: &App, limit: usize) -> Result<List<Object>, StoreError> {
     Ok(list(items, limit, |o| o.bytes))
 }
 
-/// What would be of no use without `root`: everything below it, except what pins protect for another reason or a
-/// manifest that is here, and not below it, names.
-pub fn only_of(app: &App, root: &BlobDigest) -> Result<HashSet<BlobDigest>, StoreError> {
+/// What would be of no use without `root`: it and everything below it, except what pins protect for another reason, or
+/// what a manifest that is here, and not below it, leads to. `None`: `root` itself is needed so.
+pub fn only_of(app: &App, root: &BlobDigest) -> Result<Option<HashSet<BlobDigest>>, StoreError> {
     let mut mine = app.store.closure(root)?;
-    let mut others = HashSet::new();
+    let mut others = Vec::new();
     for digest in app.store.manifests()? {
-        if !mine.contains(&digest)
-            && app.originals.kept(&digest).is_some()
+        if !mine.contains(&digest) && app.originals.kept(&digest).is_some() {
+            others.push(digest);
+        }
+    }
+    for target in app.store.pins()? {
+        others.extend(app.store.target_digest(&target)?.filter(|pinned| pinned != root));
+    }
+    // Only what is below `root` matters; but the way there may lead over an index that is not.
+    let mut needed = HashSet::new();
+    while let Some(digest) = others.pop() {
+        if needed.insert(digest)
             && let Some(fact) = app.store.manifest(&digest)?
         {
             others.extend(fact.members);
         }
     }
-    for target in app.store.pins()? {
-        match app.store.target_digest(&target)? {
-            Some(pinned) if pinned != *root => others.extend(app.store.closure(&pinned)?),
-            _ => {}
-        }
+    if needed.contains(root) {
+        return Ok(None);
     }
-    mine.retain(|digest| digest == root || !others.contains(digest));
-    Ok(mine)
+    mine.retain(|digest| !needed.contains(digest));
+    Ok(Some(mine))
 }

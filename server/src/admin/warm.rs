@@ -7,6 +7,7 @@
 //! Not here: the fetch and the conversion (`read`).
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,21 +27,31 @@ use super::{
 };
 use crate::{
     app::App,
-    read::{ReadError, accept::Accept, layers::is_tar_layer},
+    read::{
+        ReadError,
+        accept::Accept,
+        document::{is_foreign_layer, is_index},
+        layers::is_tar_layer,
+    },
     store::facts::Source,
     upstream::{Caller, Reference},
 };
 
 const IMAGES_AT_ONCE: usize = 4;
 const BLOBS_AT_ONCE: usize = 4;
-/// Manifests of one index that are warmed.
-const PLATFORMS_MAX: usize = 256;
+/// Manifests of one image that are warmed; and indexes below each other.
+const MANIFESTS_MAX: usize = 256;
+const DEPTH_MAX: usize = 4;
 /// Progress is told this often.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 /// One conversion is waited for this long at a time, then how many are left is told.
 const WAIT: Duration = Duration::from_secs(1);
 /// A conversion that was not queued (the queue is full) is asked for this often.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// Looks at whether fetched blobs were kept.
+const KEPT_LOOKS: u32 = 25;
+/// A conversion that the queue does not take is given up after so many tries: ten minutes.
+const ASKED_MAX: u32 = 2_400;
 /// Tries of a conversion that failed, which has a pause of its own before each.
 const CONVERSION_TRIES: u32 = 20;
 
@@ -68,14 +79,9 @@ impl Platforms {
             return Ok(Self::All);
         }
         if warm.platforms.is_empty() {
-            let architecture = match std::env::consts::ARCH {
-                "x86_64" => "amd64",
-                "aarch64" => "arm64",
-                other => other,
-            };
             return Ok(Self::These(vec![Platform {
                 os: "linux".into(),
-                architecture: architecture.into(),
+                architecture: std::env::consts::ARCH.into(),
                 variant: None,
             }]));
         }
@@ -101,13 +107,32 @@ impl Platforms {
         match self {
             Self::All => true,
             Self::These(list) => list.iter().any(|wanted| {
-                (&wanted.os, &wanted.architecture) == (&found.os, &found.architecture)
-                    && wanted
-                        .variant
-                        .as_ref()
-                        .is_none_or(|v| Some(v) == found.variant.as_ref())
+                (&wanted.os, wanted.architecture()) == (&found.os, found.architecture())
+                    && (wanted.variant.is_none() || wanted.variant() == found.variant())
             }),
         }
+    }
+}
+
+impl Platform {
+    /// Some write it as their kernel does.
+    fn architecture(&self) -> &str {
+        match self.architecture.as_str() {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        }
+    }
+
+    /// The variant that is meant when none is written is the same as none.
+    fn variant(&self) -> Option<&str> {
+        let usual = match self.architecture() {
+            "amd64" => "v1",
+            "arm64" => "v8",
+            "arm" => "v7",
+            _ => "",
+        };
+        self.variant.as_deref().filter(|v| !v.is_empty() && *v != usual)
     }
 }
 
@@ -120,6 +145,8 @@ struct Index {
 #[derive(Deserialize)]
 struct Child {
     digest: BlobDigest,
+    #[serde(rename = "mediaType", default)]
+    media_type: String,
     platform: Option<Platform>,
 }
 
@@ -190,48 +217,92 @@ impl One {
         }
         let bytes = self.bytes.load(Ordering::Relaxed);
         self.tell(Event::Progress { image: image(), bytes }).await;
+        self.check_kept(&parts.blobs).await?;
         let refused = self.convert(&parts.layers).await?;
         Ok((bytes, refused))
     }
 
     /// The manifest, the wanted ones below it, and what they name.
     async fn resolve(&self, reference: &Reference, platforms: &Platforms) -> Result<Parts, String> {
-        let root = self.manifest(reference).await?;
-        let index: Index = serde_json::from_slice(&root.1).map_err(|e| format!("read the manifest: {e}"))?;
-        let mut manifests = vec![root.0];
-        if let Some(children) = index.manifests {
-            manifests.clear();
-            let wanted = children.iter().filter(|child| match &child.platform {
-                Some(platform) => platforms.want(platform),
-                None => matches!(platforms, Platforms::All),
-            });
-            for child in wanted.take(PLATFORMS_MAX) {
-                manifests.push(self.manifest(&Reference::Digest(child.digest)).await?.0);
+        let mut manifests = Vec::new();
+        let mut level = vec![reference.clone()];
+        for _ in 0..DEPTH_MAX {
+            let mut below = Vec::new();
+            for reference in level {
+                let (digest, bytes) = self.manifest(&reference).await?;
+                let index: Index = serde_json::from_slice(&bytes).map_err(|e| format!("read the manifest: {e}"))?;
+                let Some(children) = index.manifests else {
+                    manifests.push(digest);
+                    continue;
+                };
+                // An index in an index says nothing of its platform: what is below it does.
+                let wanted = children.into_iter().filter(|child| match &child.platform {
+                    _ if is_index(&child.media_type) => true,
+                    Some(platform) => platforms.want(platform),
+                    None => matches!(platforms, Platforms::All),
+                });
+                below.extend(wanted.map(|child| Reference::Digest(child.digest)));
+                if below.len() + manifests.len() > MANIFESTS_MAX {
+                    return Err(format!("read the index: it has more than {MANIFESTS_MAX} manifests"));
+                }
             }
-            if manifests.is_empty() {
-                return Err("find the platform: the index has none of those asked for".into());
-            }
+            level = below;
+        }
+        if !level.is_empty() {
+            return Err("read the index: there are too many below each other".into());
+        }
+        if manifests.is_empty() {
+            return Err("find the platform: the index has none of those asked for".into());
         }
         let store = self.app.store.clone();
         let facts = tokio::task::spawn_blocking(move || {
-            let facts = manifests.iter().map(|digest| store.manifest(digest));
+            let facts = manifests.iter().map(|digest| (*digest, store.manifest(digest)));
+            let facts = facts.map(|(digest, fact)| match fact {
+                Ok(Some(fact)) => Ok(fact),
+                Ok(None) => Err(format!("read manifest {digest}: what it names could not be recorded")),
+                Err(error) => Err(error.to_string()),
+            });
             facts.collect::<Result<Vec<_>, _>>()
         });
-        let facts = facts.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        let facts = facts.await.map_err(|e| e.to_string())??;
         let mut parts = Parts::default();
-        for fact in facts.into_iter().flatten() {
+        for fact in facts {
             let layers = fact.image.into_iter().flat_map(|image| image.layers);
-            for layer in layers.filter(|layer| is_tar_layer(&layer.media_type)) {
-                parts.bytes += layer.size;
-                parts.layers.push(layer.digest);
+            let mut foreign = HashSet::new();
+            for layer in layers {
+                if is_foreign_layer(&layer.media_type) {
+                    foreign.insert(layer.digest);
+                } else if is_tar_layer(&layer.media_type) {
+                    parts.bytes += layer.size;
+                    parts.layers.push(layer.digest);
+                }
             }
-            parts.blobs.extend(fact.members);
+            // Foreign ones are where their URLs say, and nobody fetches them from here.
+            let members = fact.members.into_iter();
+            parts.blobs.extend(members.filter(|digest| !foreign.contains(digest)));
         }
         for list in [&mut parts.blobs, &mut parts.layers] {
             list.sort_unstable();
             list.dedup();
         }
         Ok(parts)
+    }
+
+    /// Whether what was fetched is here: a full disk lets bytes pass, and a small budget lets them go again.
+    async fn check_kept(&self, blobs: &[BlobDigest]) -> Result<(), String> {
+        let missing = || blobs.iter().filter(|d| self.app.originals.kept(d).is_none()).count();
+        // A blob gets its name just after its last byte was sent.
+        for _ in 0..KEPT_LOOKS {
+            if missing() == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(TELL_EVERY).await;
+        }
+        Err(format!(
+            "keep {} of {} blobs: the disk or the budget of originals is too small",
+            missing(),
+            blobs.len()
+        ))
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<(BlobDigest, bytes::Bytes), String> {
@@ -264,8 +335,11 @@ impl One {
     async fn convert(&self, layers: &[BlobDigest]) -> Result<u64, String> {
         let mut refused = 0;
         for (at, layer) in layers.iter().enumerate() {
-            let mut failures = 0;
+            let (mut failures, mut asked) = (0, 0);
             loop {
+                if self.app.is_stopping() {
+                    return Err(format!("convert layer {layer}: the server is stopping"));
+                }
                 let status = self.app.layers.settle(layer, WAIT).await.map_err(|e| e.to_string())?;
                 let state = status.as_ref().map_or(LayerState::Unknown, |s| s.state);
                 match state {
@@ -282,7 +356,13 @@ impl One {
                         }
                         tokio::time::sleep(WAIT).await;
                     }
-                    LayerState::Unknown => tokio::time::sleep(ASK_AGAIN).await,
+                    LayerState::Unknown => {
+                        asked += 1;
+                        if asked > ASKED_MAX {
+                            return Err(format!("convert layer {layer}: the queue of conversions stays full"));
+                        }
+                        tokio::time::sleep(ASK_AGAIN).await;
+                    }
                     LayerState::Queued | LayerState::Converting => {}
                 }
                 let left = (layers.len() - at) as u64;
@@ -303,5 +383,39 @@ fn reference_text(reference: &Reference) -> String {
     match reference {
         Reference::Tag(tag) => tag.as_str().to_owned(),
         Reference::Digest(digest) => digest.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_compared_as_clients_do() {
+        let platform = |text: &str| {
+            let mut parts = text.split('/').map(str::to_owned);
+            Platform {
+                os: parts.next().unwrap(),
+                architecture: parts.next().unwrap(),
+                variant: parts.next(),
+            }
+        };
+        for (wanted, found, matches) in [
+            ("linux/amd64", "linux/amd64", true),
+            ("linux/x86_64", "linux/amd64", true),
+            ("linux/arm64/v8", "linux/arm64", true),
+            ("linux/arm64", "linux/arm64/v8", true),
+            ("linux/arm/v7", "linux/arm", true),
+            ("linux/arm/v6", "linux/arm/v7", false),
+            ("linux/arm64/v9", "linux/arm64", false),
+            ("windows/amd64", "linux/amd64", false),
+        ] {
+            let warm = Warm {
+                platforms: vec![wanted.into()],
+                ..Warm::default()
+            };
+            let platforms = Platforms::parse(&warm).unwrap();
+            assert_eq!(platforms.want(&platform(found)), matches, "{wanted} {found}");
+        }
     }
 }

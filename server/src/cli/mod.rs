@@ -80,6 +80,9 @@ pub enum Command {
         /// Every manifest of an index.
         #[arg(long, conflicts_with = "platforms")]
         all_platforms: bool,
+        /// Every event as a line of JSON.
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         server: Place,
     },
@@ -173,6 +176,7 @@ pub async fn run(command: Command, above: Option<&Path>) -> Result<(), CliError>
             images,
             platforms,
             all_platforms,
+            json,
             server,
         } => {
             let what = api::Warm {
@@ -180,7 +184,7 @@ pub async fn run(command: Command, above: Option<&Path>) -> Result<(), CliError>
                 platforms,
                 all_platforms,
             };
-            warm::run(&server.client(above)?, &what).await
+            warm::run(&server.client(above)?, &what, json).await
         }
     }
 }

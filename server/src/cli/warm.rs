@@ -15,9 +15,9 @@ use crate::admin::api::{self, Event};
 /// Longest line of an answer: an error's text.
 const LINE_SIZE_MAX: usize = 1 << 20;
 
-pub async fn run(client: &Client, what: &api::Warm) -> Result<(), CliError> {
+pub async fn run(client: &Client, what: &api::Warm, json: bool) -> Result<(), CliError> {
     let mut body = client.stream(api::WARM, what).await?.bytes_stream();
-    let mut shown = Shown::new();
+    let mut shown = Shown::new(json);
     let mut line = Vec::new();
     while let Some(part) = body.next().await {
         for byte in part? {
@@ -28,7 +28,11 @@ pub async fn run(client: &Client, what: &api::Warm) -> Result<(), CliError> {
                 }
                 continue;
             }
-            shown.event(serde_json::from_slice(&line)?)?;
+            let event = serde_json::from_slice(&line)?;
+            if json {
+                show::line(&String::from_utf8_lossy(&line))?;
+            }
+            shown.event(event)?;
             line.clear();
         }
     }
@@ -44,14 +48,16 @@ pub async fn run(client: &Client, what: &api::Warm) -> Result<(), CliError> {
 struct Shown {
     bar: ProgressBar,
     is_terminal: bool,
+    /// The lines are the server's own: nothing else is printed.
+    json: bool,
     /// Total and done, by image.
     bytes: HashMap<String, (u64, u64)>,
     done: usize,
 }
 
 impl Shown {
-    fn new() -> Self {
-        let is_terminal = std::io::stderr().is_terminal();
+    fn new(json: bool) -> Self {
+        let is_terminal = std::io::stderr().is_terminal() && !json;
         let bar = match is_terminal {
             true => ProgressBar::new(0),
             false => ProgressBar::hidden(),
@@ -63,6 +69,7 @@ impl Shown {
         Self {
             bar,
             is_terminal,
+            json,
             bytes: HashMap::new(),
             done: 0,
         }
@@ -88,7 +95,13 @@ impl Shown {
                 };
                 self.say(&format!("{image}: done, {}{ordinary}", show::size(bytes)))?;
             }
-            Event::Failed { image, error } => self.bar.suspend(|| eprintln!("{image}: failed to {error}")),
+            Event::Failed { image, error } => {
+                // What is missing of it does not come any more.
+                self.bytes.remove(&image);
+                if !self.json {
+                    self.bar.suspend(|| eprintln!("{image}: failed to {error}"));
+                }
+            }
         }
         let (total, done) = self.bytes.values().fold((0, 0), |sum, of| (sum.0 + of.0, sum.1 + of.1));
         self.bar.set_length(total);
@@ -97,7 +110,9 @@ impl Shown {
     }
 
     fn say(&self, text: &str) -> Result<(), CliError> {
-        if self.is_terminal {
+        if self.json {
+            Ok(())
+        } else if self.is_terminal {
             self.bar.suspend(|| show::line(text))
         } else {
             show::line(text)

@@ -431,7 +431,7 @@ impl Blobs {
     }
 
     /// Runs `remove` unless there is a fetch with this partial; none begins meanwhile.
-    pub(super) fn unless_in_use(&self, partial: &Path, remove: Remove<'_>) {
+    pub(crate) fn unless_in_use(&self, partial: &Path, remove: Remove<'_>) {
         let fetches = self.fetches();
         let originals = &self.yard().originals;
         let in_use = fetches

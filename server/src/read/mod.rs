@@ -12,7 +12,7 @@ mod claims;
 pub(crate) mod coalesce;
 mod conversion;
 mod demand;
-mod document;
+pub(crate) mod document;
 mod errand;
 mod error;
 mod fetch;

@@ -12,7 +12,7 @@ mod packs;
 mod report;
 
 use std::collections::{HashSet, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::metrics::names::{Count, Gauge, Seconds};
 use crate::store::Store;
 use crate::store::bell::{Bell, Rung};
+use crate::store::leftovers::Remove;
 use crate::store::originals::Originals;
 use crate::store::plan::{Reason, Wanted};
 use crate::store::usage::{SAVE_EVERY_MS, now_ms};
@@ -35,8 +36,12 @@ pub use report::{Gone, Report};
 const PERIOD: Duration = Duration::from_secs(20);
 /// Last uses of layers are one row each, in one batch.
 const SAVE_LAYERS_EVERY_MS: u64 = 600_000;
-/// A cycle that freed nothing is not repeated before this, however often the bell rings.
+/// A cycle that freed nothing is not repeated before this, or this many times what it took, however often the bell rings.
 const BACKOFF: Duration = Duration::from_secs(5);
+const BACKOFF_TIMES: u32 = 20;
+/// Between two rounds, however often the bell rings: at least as long as the last one took, within these.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// What a full disk costs at least: less would be asked for again at once.
 const DISK_FULL_BYTES: u64 = 64 << 20;
 /// Nice value: serving and converting go first.
@@ -65,6 +70,9 @@ pub enum OrderError {
     Failed(String),
 }
 
+/// Runs what it is given unless a fetch with this partial is under way; none begins meanwhile.
+pub type UnlessInUse = Box<dyn Fn(&Path, Remove<'_>) + Send + Sync>;
+
 type Reply = oneshot::Sender<Result<Report, String>>;
 
 /// Clones talk to the same thread.
@@ -87,7 +95,6 @@ impl Drop for Running {
     }
 }
 
-#[derive(Debug)]
 struct Inner {
     data_dir: PathBuf,
     originals: Originals,
@@ -96,6 +103,15 @@ struct Inner {
     metrics: Metrics,
     bell: Bell,
     orders: Mutex<VecDeque<(Order, Reply)>>,
+    unless_in_use: UnlessInUse,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner")
+            .field("budgets", &self.budgets)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Reclaimer {
@@ -106,6 +122,7 @@ impl Reclaimer {
         store: Store,
         budgets: Budgets,
         metrics: Metrics,
+        unless_in_use: UnlessInUse,
     ) -> std::io::Result<Self> {
         let bell = originals.bell().clone();
         originals.set_bytes_max(budgets.originals_bytes_max);
@@ -118,6 +135,7 @@ impl Reclaimer {
             metrics,
             bell: bell.clone(),
             orders: Mutex::default(),
+            unless_in_use,
         });
         let thread = std::thread::Builder::new().name("reclaim".into()).spawn({
             let inner = inner.clone();
@@ -172,28 +190,46 @@ impl Inner {
         if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
             tracing::warn!(%error, "reclaiming runs at the server's own priority");
         }
-        if let Err(error) = self.originals.scan(|| !self.bell.is_stopping()) {
-            tracing::error!(%error, "failed to find out which originals there are; none is evicted");
-        }
         let mut memory = Memory::default();
         let mut rung = Rung::default();
+        let (mut round, mut saved): (Option<Instant>, Option<Instant>) = (None, None);
         while !rung.stop {
             let started = Instant::now();
-            self.carry_out_orders(&mut memory);
-            if let Err(error) = self.round(rung, &mut memory) {
-                tracing::error!(%error, "a round of reclaiming failed");
+            if !self.originals.usage().is_scanned() {
+                self.scan();
             }
-            self.originals.save_uses(SAVE_EVERY_MS);
-            self.save_layer_uses(SAVE_LAYERS_EVERY_MS);
+            self.carry_out_orders(&mut memory);
+            // An order is not a reason: a dry run must not bring forward what it foretells.
+            if rung.over_budget || rung.disk_full || round.is_none_or(|at| at.elapsed() >= PERIOD) {
+                round = Some(Instant::now());
+                if let Err(error) = self.round(rung, &mut memory) {
+                    tracing::error!(%error, "a round of reclaiming failed");
+                }
+            }
+            if saved.is_none_or(|at| at.elapsed() >= PERIOD) {
+                saved = Some(Instant::now());
+                self.originals.save_uses(SAVE_EVERY_MS);
+                self.save_layer_uses(SAVE_LAYERS_EVERY_MS);
+            }
             self.report_held();
-            self.metrics
-                .add_seconds(Seconds::Reclaim, started.elapsed().as_secs_f64(), &[]);
-            rung = self.bell.wait(PERIOD);
+            let took = started.elapsed();
+            self.metrics.add_seconds(Seconds::Reclaim, took.as_secs_f64(), &[]);
+            // Where nothing can go, the bell is rung without end; what comes meanwhile is not lost.
+            self.bell.pause(took.clamp(PAUSE_MIN, PAUSE_MAX));
+            let next = round.map_or(PERIOD, |at| PERIOD.saturating_sub(at.elapsed()));
+            rung = self.bell.wait(next.max(PAUSE_MIN));
         }
         self.originals.save_uses(0);
         self.save_layer_uses(0);
         // Their callers are told that the server stops, by the end of the channel.
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Again in the next round when it fails: without it, no original goes.
+    fn scan(&self) {
+        if let Err(error) = self.originals.scan(|| !self.bell.is_stopping()) {
+            tracing::error!(%error, "failed to find out which originals there are; none is evicted");
+        }
     }
 
     fn save_layer_uses(&self, lag_ms: u64) {
@@ -273,9 +309,11 @@ impl Inner {
             }
         }
         let urgent = still_needed > 0 || held > self.store.bytes_max();
+        let began = Instant::now();
         let swept = self.packs_round(wanted, packs_bytes_wanted, urgent, false, memory, &mut report);
         let idle = swept.is_err() || self.store.pack_bytes() >= held;
-        memory.not_before = idle.then(|| Instant::now() + BACKOFF);
+        let backoff = BACKOFF.max(began.elapsed().saturating_mul(BACKOFF_TIMES));
+        memory.not_before = idle.then(|| Instant::now() + backoff);
         swept
     }
 
@@ -353,7 +391,14 @@ impl Inner {
                 continue;
             }
             if victim.partial {
-                self.originals.remove_partial(&victim.digest)?;
+                let idle = Duration::from_millis(originals::PARTIAL_IDLE_MS);
+                if self
+                    .originals
+                    .remove_partials(&victim.digest, idle, &self.unless_in_use)?
+                    == 0
+                {
+                    continue;
+                }
             } else {
                 self.originals.remove(&victim.digest)?;
             }

@@ -18,6 +18,8 @@ use crate::store::{PackId, Store, StoreError};
 const LIVE_PERCENT_WORTH: u64 = 50;
 /// Under pressure, one with at least this share of garbage is.
 const GARBAGE_PERCENT_MIN: u64 = 5;
+/// When everything is to be rewritten, the pack being written is for this much garbage.
+const GARBAGE_WORTH_ROLL: u64 = 1 << 20;
 /// Copying is done in steps of this, with a pause between.
 const BURST_BYTES: u64 = 4 << 20;
 /// Copying without hurry: a fraction of what a disk can do.
@@ -90,8 +92,9 @@ impl Cycle<'_> {
             let garbage = candidate.len - candidate.live;
             let worth = candidate.live * 100 <= candidate.len * LIVE_PERCENT_WORTH
                 || (held > self.packs_bytes_wanted && garbage * 100 >= candidate.len * GARBAGE_PERCENT_MIN);
-            // The current one is mostly new: only what is mostly garbage, and more than a few records, is worth a roll.
-            let too_small = candidate.current && garbage * 100 < candidate.len * LIVE_PERCENT_WORTH;
+            // The current one is mostly new: what is mostly garbage is worth a roll, or what the operator waits for.
+            let enough = self.packs_bytes_wanted == 0 && garbage >= GARBAGE_WORTH_ROLL;
+            let too_small = candidate.current && !enough && garbage * 100 < candidate.len * LIVE_PERCENT_WORTH;
             if garbage <= crate::store::EMPTY_PACK_BYTES || !worth || too_small || !go_on() {
                 continue;
             }

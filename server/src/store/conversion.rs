@@ -6,6 +6,7 @@
 //! than half the budget is refused: it would drive everything else out, again at every try.
 //! Not here: how a layer is taken apart (`ingest`).
 
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -55,7 +56,14 @@ impl Conversion {
     pub fn append_chunk(&self, digest: &ChunkDigest, raw_len: u32, frame: &[u8]) -> Result<(u32, bool), StoreError> {
         self.store.inner.in_flight.note(self.id, short(digest.as_bytes()));
         self.wait_for_room()?;
-        let (len, new) = self.store.append_chunk(digest, raw_len, frame)?;
+        let appended = self.store.append_chunk(digest, raw_len, frame);
+        if let Err(StoreError::Io { source, .. }) = &appended
+            && matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+            && let Some(bell) = self.store.inner.bell.get()
+        {
+            bell.ring(|rung| rung.disk_full = true);
+        }
+        let (len, new) = appended?;
         self.count(len)?;
         Ok((len, new))
     }

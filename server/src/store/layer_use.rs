@@ -41,6 +41,11 @@ impl LayerUse {
         entry.going
     }
 
+    /// Whether somebody is reading the layer.
+    pub fn is_held(&self, layer: &BlobDigest) -> bool {
+        self.lock().get(layer).is_some_and(|entry| entry.is_held())
+    }
+
     /// The eviction was recorded, or failed.
     pub fn gone(&self, layer: &BlobDigest) {
         let mut uses = self.lock();

@@ -28,16 +28,7 @@ pub(super) fn sweep(root: &Path, age: Duration, mut unless_in_use: impl FnMut(&P
         });
         Ok(())
     };
-    each(root, PARTIAL_SUFFIX, |path| {
-        attempt(path, &|| {
-            if !is_old(path, age)? {
-                return Ok(false);
-            }
-            ignore_missing(fs::remove_file(path.with_extension(MAP_SUFFIX)))?;
-            ignore_missing(fs::remove_file(path))?;
-            Ok(true)
-        })
-    })?;
+    each(root, PARTIAL_SUFFIX, |path| attempt(path, &|| remove_if_old(path, age)))?;
     each(root, MAP_SUFFIX, |path| {
         let partial = path.with_extension(PARTIAL_SUFFIX);
         attempt(&partial, &|| {
@@ -65,6 +56,26 @@ pub(super) fn whole(root: &Path) -> io::Result<Vec<PathBuf>> {
         Ok(())
     })?;
     Ok(found)
+}
+
+/// The same for one partial.
+pub(super) fn remove_old(
+    path: &Path,
+    age: Duration,
+    unless_in_use: &mut impl FnMut(&Path, Remove<'_>),
+) -> io::Result<u64> {
+    let mut done = Ok(false);
+    unless_in_use(path, &mut || done = remove_if_old(path, age));
+    done.map(u64::from)
+}
+
+fn remove_if_old(path: &Path, age: Duration) -> io::Result<bool> {
+    if !is_old(path, age)? {
+        return Ok(false);
+    }
+    ignore_missing(fs::remove_file(path.with_extension(MAP_SUFFIX)))?;
+    ignore_missing(fs::remove_file(path))?;
+    Ok(true)
 }
 
 /// Removes one unfinished fetch, if it is time.

@@ -366,16 +366,28 @@ impl Originals {
         out
     }
 
-    /// Forgets the unfinished fetches of a digest that nobody goes on with. (One that somebody does go on with would
-    /// end without being kept.)
-    pub fn remove_partial(&self, digest: &BlobDigest) -> io::Result<()> {
-        let known = self.partials_known();
-        for (_, tag) in known.iter().filter(|(of, _)| of == digest) {
-            let path = self.tagged_path(digest, tag);
-            ignore_missing(fs::remove_file(path.with_extension(MAP_SUFFIX)))?;
-            ignore_missing(fs::remove_file(path))?;
+    /// Forgets the unfinished fetches of a digest that nobody has touched for `age`; how many those were.
+    /// `unless_in_use`: see [`Originals::sweep_leftovers`].
+    pub fn remove_partials(
+        &self,
+        digest: &BlobDigest,
+        age: Duration,
+        mut unless_in_use: impl FnMut(&Path, leftovers::Remove<'_>),
+    ) -> io::Result<u64> {
+        // Not under the lock: whoever is asked has one of his own.
+        let tags: Vec<String> = {
+            let known = self.partials_known();
+            known
+                .iter()
+                .filter(|(of, _)| of == digest)
+                .map(|(_, tag)| tag.clone())
+                .collect()
+        };
+        let mut removed = 0;
+        for tag in tags {
+            removed += leftovers::remove_old(&self.tagged_path(digest, &tag), age, &mut unless_in_use)?;
         }
-        Ok(())
+        Ok(removed)
     }
 
     /// Writes last uses to the files' mtimes, where they lag by more than `lag_ms`.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use headstart_layer_format::{BlobDigest, ChunkDigest, TocDigest};
 
+use super::hot::Hot;
 use super::index::{Batch, Index};
 use super::layers::LayerRecord;
 use super::pack::{Location, PACK_HEADER_LEN, Pack, PackId};
@@ -22,7 +23,7 @@ use super::record::{RecordHeader, RecordKind};
 use super::{StoreError, keys};
 
 /// Open sealed packs kept: one file descriptor each.
-const OPEN_PACKS_MAX: u64 = 256;
+const OPEN_PACKS_MAX: usize = 256;
 /// Commit at least this often, so that dirty pages and unindexed rows stay bounded.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 const UNCOMMITTED_ROWS_MAX: usize = 2048;
@@ -36,7 +37,8 @@ pub struct Packs {
     writer: Mutex<Writer>,
     /// Held for a whole commit, so that batches reach the index in log order.
     committing: Mutex<()>,
-    sealed: moka::sync::Cache<PackId, Arc<Pack>>,
+    /// Open ones. The file of a deleted pack must be closed at once, or its space is not free.
+    sealed: Hot<PackId, Arc<Pack>>,
     /// Every sealed pack's length.
     lengths: Mutex<BTreeMap<PackId, u64>>,
     /// Of all packs together, the current one included.
@@ -79,7 +81,7 @@ impl Packs {
                 dirty: false,
             }),
             committing: Mutex::new(()),
-            sealed: moka::sync::Cache::new(OPEN_PACKS_MAX),
+            sealed: Hot::new(OPEN_PACKS_MAX),
             bytes: AtomicU64::new(sealed.values().sum::<u64>() + end),
             lengths: Mutex::new(sealed),
         }
@@ -88,6 +90,11 @@ impl Packs {
     /// A panic elsewhere cannot leave the writer half-changed: `end` moves last.
     fn writer(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Taken before the writer's lock.
+    fn committing(&self) -> MutexGuard<'_, ()> {
+        self.committing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn append(&self, w: &mut Writer, kind: RecordKind, key: &[u8], raw: u32, payload: &[u8]) -> io::Result<Location> {
@@ -111,7 +118,8 @@ impl Packs {
         let next = Pack::create(&self.dir, PackId(w.pack.id.0 + 1))?;
         w.rolled.push((w.pack.id, w.end));
         self.lengths().insert(w.pack.id, w.end);
-        self.sealed.insert(w.pack.id, Arc::clone(&w.pack));
+        self.sealed
+            .keep(self.sealed.ticket(), w.pack.id, Arc::clone(&w.pack), 1);
         w.pack = Arc::new(next);
         w.end = PACK_HEADER_LEN;
         w.dirty = true;
@@ -156,7 +164,7 @@ impl Packs {
     pub fn delete(&self, id: PackId) -> io::Result<()> {
         std::fs::remove_file(id.path(&self.dir))?;
         std::fs::File::open(&self.dir)?.sync_all()?;
-        self.sealed.invalidate(&id);
+        self.sealed.forget(&id);
         if let Some(len) = self.lengths().remove(&id) {
             self.bytes.fetch_sub(len, Ordering::Relaxed);
         }
@@ -175,6 +183,9 @@ impl Packs {
 
     /// The same for a layer's state, if the one at `from` is still the latest.
     pub fn move_layer(&self, index: &Index, layer: &BlobDigest, from: &Location) -> Result<bool, StoreError> {
+        // A commit under way has rows that neither the writer nor the index shows: a later state may be among them, and
+        // must not be overtaken.
+        let _order = self.committing();
         let mut w = self.writer();
         if w.rows.iter().any(|row| matches!(row, Row::Layer(l, ..) if l == layer)) {
             return Ok(false);
@@ -281,7 +292,7 @@ impl Packs {
 
     /// Syncs what was appended so far, then indexes it. Afterwards it survives anything.
     pub fn commit(&self, index: &Index) -> Result<(), StoreError> {
-        let _order = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _order = self.committing();
         let (pack, end, rows, rolled) = {
             let mut w = self.writer();
             if !w.dirty {
@@ -344,11 +355,13 @@ impl Packs {
         if let Some(pack) = self.sealed.get(&id) {
             return Ok(Some(pack));
         }
+        // Before the file is opened: one that is deleted meanwhile is not kept open.
+        let ticket = self.sealed.ticket();
         let Some(pack) = Pack::open(&self.dir, id)? else {
             return Ok(None);
         };
         let pack = Arc::new(pack);
-        self.sealed.insert(id, Arc::clone(&pack));
+        self.sealed.keep(ticket, id, Arc::clone(&pack), 1);
         Ok(Some(pack))
     }
 

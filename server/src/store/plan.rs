@@ -92,11 +92,13 @@ pub struct Plan {
 impl Store {
     /// Who stays and who goes. Changes nothing. `go_on` is asked for each layer; a plan that was stopped is `None`.
     pub fn plan(&self, wanted: &Wanted, go_on: &dyn Fn() -> bool) -> Result<Option<Plan>, StoreError> {
+        // A layer whose commit failed becomes ready with the next one: it must be known before its chunks are judged.
+        self.commit()?;
         let mut layers = Vec::new();
         for (layer, record) in self.inner.index.layers()? {
             if let LayerRecord::Ready { toc, .. } = record {
                 let used = self.layer_used_ms(&layer)?;
-                let held = self.inner.layer_use.lock().get(&layer).is_some_and(|u| u.is_held());
+                let held = self.inner.layer_use.is_held(&layer);
                 let removed = wanted.removed.contains(&layer);
                 let stays = !removed && (held || wanted.pinned.contains(&layer));
                 layers.push((stays, used, layer, toc.size + toc.blob_size, removed));
@@ -168,7 +170,8 @@ impl Store {
     }
 
     /// Records that the victims are unconverted, durably, before anything of them goes. One that somebody holds by now
-    /// stays, unless the operator removed it, and is added to `live`. Returns who went.
+    /// stays and is added to `live`. One that the operator removed goes all the same, but what a reader of it still
+    /// needs stays until the next cycle. Returns who went.
     pub fn evict(&self, plan: &mut Plan) -> Result<Vec<Victim>, StoreError> {
         let mut gone = Vec::new();
         for batch in std::mem::take(&mut plan.victims).chunks(EVICT_BATCH) {
@@ -176,7 +179,11 @@ impl Store {
             let (going, held): (Vec<Victim>, Vec<Victim>) = batch
                 .iter()
                 .partition(|v| uses.let_go(&v.layer, v.reason == Reason::Removed));
-            let recorded = self.record_eviction(&going);
+            let read: Vec<_> = going.iter().filter(|v| uses.is_held(&v.layer)).collect();
+            let kept = read
+                .iter()
+                .try_for_each(|v| self.add_live(&v.layer, &mut plan.live, |_| true).map(drop));
+            let recorded = kept.and_then(|()| self.record_eviction(&going));
             for victim in &going {
                 uses.gone(&victim.layer);
             }

@@ -78,7 +78,8 @@ impl Usage {
         });
     }
 
-    /// A file was used now. One that is not known yet (the scan is under way) becomes known.
+    /// A file was used now. One that the scan has not come to yet becomes known. After the scan, one that is not known
+    /// is gone (its reader opened it before), and must not count again.
     pub fn used(&self, digest: &BlobDigest, bytes: u64) {
         let now = now_ms();
         {
@@ -88,7 +89,9 @@ impl Usage {
                 return;
             }
         }
-        self.add(digest, bytes, now);
+        if !self.is_scanned() {
+            self.add(digest, bytes, now);
+        }
     }
 
     pub fn remove(&self, digest: &BlobDigest) {
@@ -176,5 +179,12 @@ mod tests {
         usage.remove(&b);
         usage.remove(&b);
         assert_eq!(usage.bytes(), 10);
+        // The scan may not have come to it yet.
+        usage.used(&b, 20);
+        assert_eq!(usage.bytes(), 30);
+        usage.scan_ended();
+        usage.remove(&b);
+        usage.used(&b, 20);
+        assert_eq!(usage.bytes(), 10, "whoever had it open still brings nothing back");
     }
 }
