@@ -57,6 +57,9 @@ containerd finds it by /etc/containerd/certs.d/_default/hosts.toml:
     [host.\"http://127.0.0.1:5080\"]
       capabilities = [\"pull\", \"resolve\"]
 
+Subcommands talk to a running server over <data_dir>/admin.sock, which only its own user and root can enter. Their exit
+status is 0 when everything was done that was asked for, 1 when something was not, 2 when the command line is wrong.
+
 Endpoints: /v2/ (OCI distribution), /headstart/v1/ (for headstart-shim), /healthz, /readyz, /metrics.
 Logs go to standard error; RUST_LOG overrides log.filter. SIGTERM stops cleanly.";
 

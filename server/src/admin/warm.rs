@@ -34,7 +34,7 @@ use crate::{
         layers::is_tar_layer,
     },
     store::facts::Source,
-    upstream::{Caller, Reference},
+    upstream::{Caller, Reference, UpstreamError},
 };
 
 const IMAGES_AT_ONCE: usize = 4;
@@ -48,6 +48,9 @@ const TELL_EVERY: Duration = Duration::from_millis(200);
 const WAIT: Duration = Duration::from_secs(1);
 /// A conversion that was not queued (the queue is full) is asked for this often.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// Tries of a blob that has no turn, or whose upstream wants fewer requests; and the longest pause between them.
+const TURNS_MAX: u32 = 30;
+const COME_BACK_MAX: Duration = Duration::from_secs(60);
 /// Looks at whether fetched blobs were kept.
 const KEPT_LOOKS: u32 = 25;
 /// A conversion that the queue does not take is given up after so many tries: ten minutes.
@@ -315,11 +318,18 @@ impl One {
 
     async fn fetch(&self, digest: &BlobDigest) -> Result<(), String> {
         let failed = |error: ReadError| format!("read blob {digest}: {error}");
-        let blobs = &self.app.blobs;
-        let blob = blobs
-            .open(&self.source, &Caller::Server, digest)
-            .await
-            .map_err(failed)?;
+        let mut turns = 0;
+        let blob = loop {
+            let opened = self.app.blobs.open(&self.source, &Caller::Server, digest).await;
+            match opened.as_ref().err().and_then(come_back) {
+                // A client is told to come back; so do we.
+                Some(pause) if turns < TURNS_MAX => {
+                    turns += 1;
+                    tokio::time::sleep(pause).await;
+                }
+                _ => break opened.map_err(failed)?,
+            }
+        };
         if let Some((_, size)) = blob.on_disk() {
             self.bytes.fetch_add(size, Ordering::Relaxed);
             return Ok(());
@@ -376,6 +386,19 @@ impl One {
     async fn tell(&self, event: Event) {
         // Whoever listened may have gone; the work is dropped then.
         let _ = self.events.send(event).await;
+    }
+}
+
+/// When to ask again; `None`: that is of no use.
+fn come_back(error: &ReadError) -> Option<Duration> {
+    match error {
+        ReadError::Busy | ReadError::Upstream(UpstreamError::Busy) => Some(WAIT),
+        ReadError::Upstream(UpstreamError::TooManyRequests { retry_after_secs }) => Some(
+            retry_after_secs
+                .map_or(WAIT, Duration::from_secs)
+                .clamp(WAIT, COME_BACK_MAX),
+        ),
+        _ => None,
     }
 }
 

@@ -161,6 +161,10 @@ impl Reclaimer {
             orders.push_back((order, reply));
         }
         self.inner.bell.ring(|rung| rung.order = true);
+        if self.inner.bell.is_stopping() {
+            // The thread may have looked for the last time already.
+            self.inner.orders.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
         match answer.await {
             Ok(done) => done.map_err(OrderError::Failed),
             Err(_) => Err(OrderError::Stopping),
