@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use headstart_layer_format::api::ChunksRequest;
 use headstart_layer_format::toc::ChunkEntry;
-use headstart_layer_format::{BlobDigest, ChunkDigest};
+use headstart_layer_format::{BlobDigest, ChunkDigest, routes};
 use headstart_loadtest::corpus::SyntheticImage;
 use headstart_loadtest::origin::{Auth, Origin, Target};
 use headstart_server::reclaim::{Order, Report};
@@ -158,6 +159,41 @@ fn a_layer_that_is_removed_while_it_is_read_is_read_to_its_end() {
     assert!(store.read_chunk(&first).unwrap().is_none(), "and then for everybody");
     publish(&store, "read", 0..8);
     assert_ready(&store, &layer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_are_asked_for_by_digest_are_a_use_of_their_layer() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let server = Server::start(&origin, dir.path()).await;
+    let store = &server.app.store;
+    let (old, toc) = publish(store, "old", 0..4);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let (new, _) = publish(store, "new", 8..12);
+    let used = |layer| store.layer_used_ms(layer).unwrap();
+    assert!(used(&old) < used(&new));
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let unknown = BlobDigest::of(b"unknown");
+    let ask = ChunksRequest {
+        chunks: toc.chunks().entries().iter().map(|c| c.digest).collect(),
+        layers: vec![old, unknown],
+    };
+    let url = format!("http://{}{}", server.address, routes::CHUNKS);
+    let answer = reqwest::Client::new().post(url).json(&ask).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(!answer.bytes().await.unwrap().is_empty());
+    assert!(used(&old) > used(&new));
+    until("the end of the reading", || {
+        // What is not read any more goes; what was never here is not remembered.
+        let plan = store.plan(&removing(&[]), &|| true).unwrap().unwrap();
+        let all = Wanted {
+            bytes_max: 0,
+            ..removing(&[])
+        };
+        let gone = store.plan(&all, &|| true).unwrap().unwrap().victims;
+        plan.kept == 2 && gone.len() == 2
+    })
+    .await;
+    server.stop().await;
 }
 
 /// Until the condition holds; the reclaimer works on its own thread.

@@ -36,6 +36,7 @@ use crate::{
     app::App,
     metrics::route,
     read::{images::image_status, seekable::Wanted},
+    store::LayerHold,
 };
 
 /// A digest in the JSON of `POST chunks` takes 74 bytes with its quotes and comma, a SHA-512 138; the rest is slack for
@@ -292,9 +293,11 @@ async fn chunks(
         );
         return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
-    let wanted = readable(&app, &client, request).await?;
+    let (wanted, held) = readable(&app, &client, request).await?;
     let metrics = app.metrics.clone();
     let stream = app.seekable.chunks(wanted).inspect(move |part| {
+        // Until the stream ends, their chunks do not go.
+        let _held = &held;
         if let Ok(part) = part {
             metrics.served(route::CHUNKS, part.len() as u64);
         }
@@ -309,13 +312,20 @@ async fn chunks(
 
 /// The chunks that the client may read, and for the others what is missing: chunks of those layers it named that it may
 /// read.
-async fn readable(app: &App, client: &Client, request: ChunksRequest) -> Result<Vec<Wanted>, ApiError> {
+async fn readable(
+    app: &App,
+    client: &Client,
+    request: ChunksRequest,
+) -> Result<(Vec<Wanted>, Vec<LayerHold>), ApiError> {
+    let seekable = app.seekable.clone();
+    let ChunksRequest { chunks, layers: named } = request;
     if app.access.allow_unknown(client).await.is_ok() {
-        return Ok(request.chunks.into_iter().map(Wanted::Chunk).collect());
+        let held = blocking(move || Ok(seekable.hold(&named)?)).await?;
+        return Ok((chunks.into_iter().map(Wanted::Chunk).collect(), held));
     }
     let mut layers = Vec::new();
     let mut refused = None;
-    for layer in request.layers {
+    for layer in named {
         match app.access.allow_digest(client, Named::Layer(layer), None).await {
             Ok(()) => layers.push(layer),
             Err(error) => refused = Some(error),
@@ -325,8 +335,11 @@ async fn readable(app: &App, client: &Client, request: ChunksRequest) -> Result<
     if let (true, Some(error @ AccessError::Unauthorized)) = (layers.is_empty(), &refused) {
         return Err(ApiError::from_access(Asked::Blob, error));
     }
-    let seekable = app.seekable.clone();
-    blocking(move || Ok(seekable.of_layers(&layers, request.chunks)?)).await
+    blocking(move || {
+        let held = seekable.hold(&layers)?;
+        Ok((seekable.of_layers(&layers, chunks)?, held))
+    })
+    .await
 }
 
 /// The answer for a layer that is not ready after the wait; `None` when it is.

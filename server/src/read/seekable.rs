@@ -156,8 +156,20 @@ impl Seekable {
         flatten(steps)
     }
 
+    /// Counts as a use of the layers that are ready, and keeps them until dropped.
+    pub fn hold(&self, layers: &[BlobDigest]) -> Result<Vec<LayerHold>, StoreError> {
+        let mut held = Vec::new();
+        for layer in layers {
+            // Not for what anybody makes up: a use is remembered.
+            if let Some(LayerRecord::Ready { .. }) = self.store.layer(layer)? {
+                held.extend(self.store.hold_layer(layer));
+            }
+        }
+        Ok(held)
+    }
+
     /// Which of `chunks` are of one of the layers; the others count as missing. Blocks as [`Seekable::open`] does, for
-    /// each layer.
+    /// each layer; the caller has [`Seekable::hold`] of them.
     pub fn of_layers(&self, layers: &[BlobDigest], chunks: Vec<ChunkDigest>) -> Result<Vec<Wanted>, StoreError> {
         let asked: HashSet<ChunkDigest> = chunks.iter().copied().collect();
         let mut found = HashSet::new();
