@@ -4,7 +4,7 @@ mod support;
 
 use headstart_layer_format::{BlobDigest, digest::hex};
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target, basic_header};
-use headstart_server::config::AuthConfig;
+use headstart_server::config::{AccessRule, AuthConfig};
 use serde_json::json;
 use sha2::{Digest as _, Sha512};
 use support::{REPOSITORY, Server, UPSTREAM, config, error_of, noise};
@@ -198,6 +198,22 @@ async fn what_is_unknown_or_malformed_has_its_code() {
         ("UPPER/manifests/a".into(), 400, "NAME_INVALID"),
         ("a/b/referrers/x".into(), 400, "DIGEST_INVALID"),
         ("_catalog".into(), 404, "UNSUPPORTED"),
+        ("a%FFb/manifests/a".into(), 400, "NAME_INVALID"),
+        ("a/../b/manifests/a".into(), 404, "MANIFEST_UNKNOWN"), // the client's own doing: it asks for b
+        ("a/%2e%2e%2fb/manifests/a".into(), 400, "NAME_INVALID"),
+        ("a//b/manifests/a".into(), 400, "NAME_INVALID"),
+        (format!("{}/manifests/a", "n".repeat(256)), 400, "NAME_INVALID"),
+        (format!("{}/manifests/a", "n".repeat(255)), 404, "MANIFEST_UNKNOWN"),
+        (
+            format!("{REPOSITORY}/manifests/{}", "t".repeat(129)),
+            400,
+            "TAG_INVALID",
+        ),
+        (
+            format!("{REPOSITORY}/manifests/{}", "t".repeat(128)),
+            404,
+            "MANIFEST_UNKNOWN",
+        ),
     ] {
         assert_eq!(server.error(&server.url(&path)).await, (status, code.into()), "{path}");
     }
@@ -217,6 +233,9 @@ async fn what_is_unknown_or_malformed_has_its_code() {
     }
     let without = format!("http://{}/v2/{REPOSITORY}/manifests/a", server.address);
     assert_eq!(server.error(&without).await, (404, "NAME_UNKNOWN".into()));
+    // Escaped or not, a path means the same.
+    let escaped = server.url(&format!("{}/manifests/%61", REPOSITORY.replace('/', "%2F")));
+    assert_eq!(server.get(&escaped).await.status(), 200);
     // Path-based mirrors name the upstream in the path.
     let by_path = format!("http://{}/v2/{UPSTREAM}/{REPOSITORY}/manifests/a", server.address);
     assert_eq!(server.get(&by_path).await.status(), 200);
@@ -331,6 +350,38 @@ async fn ranges_and_conditions() {
 }
 
 /// Distribution says MANIFEST_UNKNOWN for an unknown repository; other registries are more exact, and so are we then.
+/// `public` lets a cache between us and the clients give to anybody what one client was allowed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_for_everybody_is_not_for_shared_caches() {
+    for restricted in [false, true] {
+        let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+        let mut config = config(&origin, dir.path());
+        if restricted {
+            config.access.rules.push(AccessRule {
+                who: vec!["anonymous".into()],
+                upstreams: Vec::new(),
+                repositories: vec![REPOSITORY.into()],
+            });
+        }
+        let server = Server::with(config).await;
+        let blob = origin.add_blob(REPOSITORY, noise(1000, 1));
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+            "config": { "mediaType": "application/vnd.example", "digest": blob, "size": 1000 }, "layers": [],
+        });
+        let digest = origin.add_manifest(REPOSITORY, None, OCI_MANIFEST, manifest.to_string());
+        for url in [server.manifest_url(digest), server.blob_url(&blob)] {
+            for method in [reqwest::Method::HEAD, reqwest::Method::GET] {
+                let response = server.http.request(method, &url).send().await.unwrap();
+                assert_eq!(response.status(), 200);
+                let cache = response.headers()["cache-control"].to_str().unwrap();
+                let who = if restricted { "private" } else { "public" };
+                assert_eq!(cache, format!("{who}, max-age=31536000, immutable"));
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_repository_is_named_so_when_the_upstream_does() {
     let body = json!({ "errors": [{ "code": "NAME_UNKNOWN", "message": "repository not found" }] }).to_string();

@@ -21,11 +21,12 @@ pub struct HttpConfig {
     pub requests_max: usize,
     /// Requests of one client whose answer is not out yet, its body included; further ones wait.
     pub client_requests_max: usize,
-    /// Requests that wait for their turn, of all clients; further ones get 503 and runtimes go to their next mirror.
+    /// Requests that wait for their turn, of all clients; further ones get 503 and runtimes go to their next mirror, or
+    /// for a blob 429 and they come again.
     pub queue_max: usize,
     /// The same, of one client.
     pub client_queue_max: usize,
-    /// A request waits for its turn at most this long, then gets 503. Short: another mirror may have room.
+    /// A request waits for its turn at most this long, then gets 503 or 429. Short: another mirror may have room.
     pub queue_timeout_ms: u64,
     /// Body bytes per second that one client is sent, over all its connections. 0: as many as it takes.
     pub client_bytes_per_sec: u64,

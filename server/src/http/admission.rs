@@ -58,6 +58,13 @@ pub struct Turn {
     pace: Option<Arc<Pace>>,
 }
 
+/// A place in a queue.
+struct Place<'a> {
+    admission: &'a Admission,
+    key: ClientKey,
+    receiver: oneshot::Receiver<Turn>,
+}
+
 /// Why a request does not run, as in `metrics::label::shed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused(pub &'static str);
@@ -107,15 +114,18 @@ impl Admission {
             state.waiting += 1;
             receiver
         };
+        // Clears its place in the queue also when the client leaves: those that wait must not be kept out by those that
+        // do not any more.
+        let mut place = Place {
+            admission: self,
+            key,
+            receiver,
+        };
         // Room may have come between the two looks.
         self.dispatch();
-        match tokio::time::timeout(self.0.wait_max, receiver).await {
+        match tokio::time::timeout(self.0.wait_max, &mut place.receiver).await {
             Ok(Ok(turn)) => Ok(turn),
-            // Its place in the queue is cleared when it comes up, or when somebody looks for room.
-            Ok(Err(_)) | Err(_) => {
-                self.sweep(key);
-                Err(Refused(shed::QUEUE_TIME))
-            }
+            Ok(Err(_)) | Err(_) => Err(Refused(shed::QUEUE_TIME)),
         }
     }
 
@@ -223,6 +233,13 @@ impl Turn {
     }
 }
 
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.receiver.close();
+        self.admission.sweep(self.key);
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         {
@@ -322,6 +339,7 @@ mod tests {
         // One that is given up by its caller.
         let left = tokio::time::timeout(Duration::from_millis(20), admission.wait(client(3))).await;
         assert!(left.is_err());
+        assert_eq!(admission.state().waiting, 0, "nobody waits any more");
         drop(running);
         assert!(empty(&admission));
         assert!(admission.try_enter(client(2)).is_some());

@@ -1,8 +1,8 @@
 //! What surrounds every request: its name, its turn, its report.
 //!
 //! In: a request, with the connection it came by. Out: its answer, named, counted and watched to its end.
-//! Invariant: a refusal for want of room is 503 with `Retry-After` and never 429: containerd answers 429 with six
-//! immediate tries, and 503 with its next mirror. Probes and `/metrics` need no turn.
+//! Invariant: a refusal for want of room says when to come back, and has the status that makes clients do the best they
+//! can (see [`refusal`]). Probes and `/metrics` need no turn.
 //! Not here: the single rooms ([`super::admission`], [`super::exchange`], [`super::answer`]).
 
 use std::sync::Arc;
@@ -99,7 +99,7 @@ pub async fn around(State(around): State<Around>, mut request: Request, next: Ne
             Ok(turn) => (next.run(request).await, Some(turn)),
             Err(Refused(why)) => {
                 around.app.metrics.add(Count::Shed, 1, &[why]);
-                (refusal(), None)
+                (refusal(exchange.route), None)
             }
         }
     }
@@ -114,9 +114,16 @@ pub async fn around(State(around): State<Around>, mut request: Request, next: Ne
     response.map(|body| Body::new(Answer::new(body, exchange, span, running, turn)))
 }
 
-fn refusal() -> Response {
-    let mut error = ApiError::new(OciCode::Unavailable, "too many requests are running");
-    error.status = StatusCode::SERVICE_UNAVAILABLE;
+/// A manifest is where clients choose their mirror, and 503 sends all of them to the next. A blob is where podman, skopeo
+/// and CRI-O have chosen: 503 would end their pull, while after 429 they wait as long as they are told and ask again,
+/// five times. containerd answers 429 with six tries in a row, each of which waits here for a turn, and then with its next
+/// mirror.
+fn refusal(route: &'static str) -> Response {
+    let message = "too many requests are running";
+    let mut error = match route {
+        route::BLOBS => ApiError::new(OciCode::TooManyRequests, message),
+        _ => ApiError::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE),
+    };
     error.retry_after_secs = Some(RETRY_AFTER_SECS);
     error.into_response()
 }

@@ -83,7 +83,8 @@ struct State {
     idle_taken: Option<Taken>,
     /// When a head began to arrive.
     head_since: Option<Instant>,
-    goodbye: bool,
+    /// When it was told that nothing is expected of it any more.
+    goodbye: Option<Instant>,
     answers: Vec<Answer>,
 }
 
@@ -141,7 +142,7 @@ impl Connection {
                 idle_since: now,
                 idle_taken: None,
                 head_since: Some(now),
-                goodbye: false,
+                goodbye: None,
                 answers: Vec::new(),
             }),
         })
@@ -193,19 +194,23 @@ impl State {
         if taken.received > before.received && !self.http2 && self.asked {
             self.head_since.get_or_insert(now);
         }
-        if let Some(since) = self.head_since.filter(|_| !self.goodbye) {
+        if let Some(since) = self.head_since.filter(|_| self.goodbye.is_none()) {
             return match now - since >= times.head {
                 true => Verdict::Cut(cut::HEAD),
                 false => Verdict::Fine,
             };
         }
         let idle = now - self.idle_since;
-        if !self.goodbye {
+        let Some(goodbye) = self.goodbye else {
             if idle < times.idle {
                 return Verdict::Fine;
             }
-            self.goodbye = true;
+            self.goodbye = Some(now);
             return Verdict::Idle;
+        };
+        // A peer that only plays with pings moves, too.
+        if self.http2 && now - goodbye >= times.stall * HTTP2_PATIENCE {
+            return Verdict::Cut(cut::STALL);
         }
         // Still there after the goodbye: it may be taking what the kernel holds of its last answer.
         if idle < times.idle + times.stall {
@@ -340,6 +345,21 @@ mod tests {
         assert_eq!(verdict, Some((20, Verdict::Idle)));
         let verdict = run(60, |s| connection.look(at(20 + s), TICK, taken(100, 50)));
         assert_eq!(verdict, Some((8, Verdict::Cut(cut::STALL))));
+    }
+
+    #[test]
+    fn pings_do_not_keep_a_connection_for_ever() {
+        let connection = Connection::new(times(), Instant::now());
+        drop(connection.ask(true));
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let pings = |s: u64| taken(s * 9000, s * 9000);
+        assert_eq!(
+            run(60, |s| connection.look(at(s), TICK, pings(s))),
+            Some((20, Verdict::Idle))
+        );
+        let verdict = run(300, |s| connection.look(at(20 + s), TICK, pings(20 + s)));
+        assert_eq!(verdict, Some((32, Verdict::Cut(cut::STALL))));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     body::{Representation, ranged_response},
     error::{ApiError, Asked, OciCode},
+    generated::Generated,
     v2::resolve,
 };
 use crate::{
@@ -48,6 +49,13 @@ const RETRY_AFTER_SECS: u64 = 1;
 const LAYERS_CHECKED_AT_ONCE: usize = 8;
 /// A layer that is converted again may get another TOC and other frames under the same address, so a cache asks by ETag.
 const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
+
+/// JSON views of TOCs at once, each of them many times its TOC's size in memory: they are for people and tools.
+static JSON_VIEWS: Generated = Generated::new(2);
+/// TOCs that are shown as JSON; one of a hundred thousand files has some MiB.
+const JSON_TOC_SIZE_MAX: usize = 16 << 20;
+/// What is made of them.
+const JSON_SIZE_MAX: usize = 128 << 20;
 
 /// The routes, for [`super`] to merge.
 pub fn routes() -> Router<App> {
@@ -204,7 +212,13 @@ async fn toc(
             return Ok(None);
         };
         store.touch_layer(&layer);
-        let bytes = if as_json { json_view(&bytes)? } else { bytes };
+        let bytes = if as_json {
+            JSON_VIEWS
+                .hold(|| json_view(&bytes))
+                .ok_or_else(|| busy("too many JSON views are being sent"))??
+        } else {
+            bytes
+        };
         Ok(Some((summary, bytes)))
     });
     // Damaged between the two looks: it is being converted again.
@@ -271,6 +285,11 @@ async fn chunks(
     request: Request,
 ) -> Result<Response, ApiError> {
     let bad = |status, message: String| ApiError::new(OciCode::Unsupported, message).with_status(status);
+    // What says itself that it is too large need not come.
+    if hyper::body::Body::size_hint(request.body()).lower() > CHUNKS_BODY_SIZE_MAX as u64 {
+        let message = format!("read the list of chunks: it has more than {CHUNKS_BODY_SIZE_MAX} bytes");
+        return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
     // hyper bounds the time of the head alone, and a request whose answer has not begun holds one of a few permits.
     let time_max = Duration::from_millis(app.config.http.header_timeout_ms);
     let body = tokio::time::timeout(time_max, Bytes::from_request(request, &())).await;
@@ -371,10 +390,14 @@ fn not_ready_response(status: &LayerStatus) -> Option<Response> {
 }
 
 fn retry_later() -> Response {
-    let mut error = ApiError::new(OciCode::Unavailable, "the layer is being converted again");
-    error.status = StatusCode::SERVICE_UNAVAILABLE;
-    error.retry_after_secs = Some(RETRY_AFTER_SECS);
-    error.into_response()
+    busy("the layer is being converted again").into_response()
+}
+
+fn busy(why: &str) -> ApiError {
+    ApiError {
+        retry_after_secs: Some(RETRY_AFTER_SECS),
+        ..ApiError::new(OciCode::Unavailable, why).with_status(StatusCode::SERVICE_UNAVAILABLE)
+    }
 }
 
 fn digest<T: std::str::FromStr<Err = DigestError>>(text: &str) -> Result<T, ApiError> {
@@ -399,14 +422,51 @@ fn wants_json(headers: &HeaderMap) -> bool {
     accepts("application/json") && !accepts(routes::TOC_MEDIA_TYPE)
 }
 
-fn json_view(encoded: &[u8]) -> Result<Bytes, ApiError> {
+fn json_view(encoded: &[u8]) -> Result<Vec<u8>, ApiError> {
     let unreadable = |e: String| {
         ApiError::new(OciCode::Unavailable, format!("show the TOC: {e}")).with_status(StatusCode::INTERNAL_SERVER_ERROR)
     };
+    let too_large = || {
+        let message = format!(
+            "the TOC is too large to be shown as JSON; ask for {}",
+            routes::TOC_MEDIA_TYPE
+        );
+        ApiError::new(OciCode::Unsupported, message).with_status(StatusCode::NOT_ACCEPTABLE)
+    };
+    if encoded.len() > JSON_TOC_SIZE_MAX {
+        return Err(too_large());
+    }
     let toc = Toc::decode(encoded).map_err(|e| unreadable(e.to_string()))?;
-    serde_json::to_vec(&toc.view())
-        .map(Bytes::from)
-        .map_err(|e| unreadable(e.to_string()))
+    let mut json = Capped {
+        bytes: Vec::new(),
+        left: JSON_SIZE_MAX,
+    };
+    match serde_json::to_writer(&mut json, &toc.view()) {
+        Ok(()) => Ok(json.bytes),
+        Err(e) if e.is_io() => Err(too_large()),
+        Err(e) => Err(unreadable(e.to_string())),
+    }
+}
+
+/// A buffer with an end.
+struct Capped {
+    bytes: Vec<u8>,
+    left: usize,
+}
+
+impl std::io::Write for Capped {
+    fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
+        self.left = self
+            .left
+            .checked_sub(part.len())
+            .ok_or(std::io::ErrorKind::FileTooLarge)?;
+        self.bytes.extend_from_slice(part);
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
@@ -441,5 +501,25 @@ async fn blocking<T: Send + 'static>(
         Err(error) => {
             Err(ApiError::new(OciCode::Unavailable, error.to_string()).with_status(StatusCode::INTERNAL_SERVER_ERROR))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_view_ends_at_its_size() {
+        let mut capped = Capped {
+            bytes: Vec::new(),
+            left: 5,
+        };
+        assert!(capped.write_all(b"12345").is_ok());
+        assert!(serde_json::to_writer(&mut capped, &6).unwrap_err().is_io());
+        assert_eq!(capped.bytes, b"12345");
+        let error = json_view(&vec![0; JSON_TOC_SIZE_MAX + 1]).unwrap_err();
+        assert_eq!(error.status, StatusCode::NOT_ACCEPTABLE);
     }
 }

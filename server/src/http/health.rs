@@ -4,13 +4,19 @@
 //! Invariant: neither answer depends on an upstream: a registry that is down must not take its mirrors out of service.
 //! Not here: what is counted ([`crate::metrics`]).
 
+use std::convert::Infallible;
+
 use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, header};
 
+use super::generated::Generated;
 use crate::app::App;
+
+/// Answers of `/metrics` at once, which wait for no turn: a few collectors, and somebody who looks.
+static SCRAPES: Generated = Generated::new(16);
 
 /// The process answers.
 pub async fn healthz() -> &'static str {
@@ -27,5 +33,14 @@ pub async fn readyz(State(app): State<App>) -> Response {
 
 pub async fn metrics(State(app): State<App>) -> Response {
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], app.metrics.render()).into_response()
+    let text = SCRAPES.hold(|| Ok::<_, Infallible>(app.metrics.render().into_bytes()));
+    match text {
+        Some(Ok(text)) => ([(header::CONTENT_TYPE, content_type)], text).into_response(),
+        None => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            [(header::RETRY_AFTER, "1")],
+            "too many scrapes\n",
+        )
+            .into_response(),
+    }
 }

@@ -14,6 +14,7 @@ mod clients;
 mod connection;
 pub mod error;
 mod exchange;
+mod generated;
 pub mod headstart;
 mod health;
 pub mod identity;

@@ -46,6 +46,20 @@ use crate::{
 /// An idle HTTP/2 peer is asked for a sign of life this often.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Streams that an HTTP/2 peer has reset and we have not seen to the end yet; more and it is told to be calm and cut off
+/// (rapid reset, CVE-2023-44487). A client that goes away in the middle of an image resets a handful.
+const RESET_STREAMS_MAX: usize = 20;
+
+/// Streams reset by us for a peer's errors, over the life of a connection; more and the connection ends.
+const LOCAL_RESETS_MAX: usize = 128;
+
+/// Body bytes of one HTTP/2 answer that wait for the peer's window: two pieces as they are read.
+const SEND_BUFFER: usize = 128 << 10;
+
+/// What an HTTP/2 peer may send unasked: lists of chunks, of half a MiB.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
 /// Pause after a failed accept: it fails for want of file descriptors, and trying at once would only burn CPU.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -218,6 +232,11 @@ fn builder(config: &HttpConfig) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
         .max_concurrent_streams(config.streams_max)
+        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_local_error_reset_streams(LOCAL_RESETS_MAX)
+        .max_send_buf_size(SEND_BUFFER)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(config.header_size_max);
     builder
 }

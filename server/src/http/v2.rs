@@ -9,7 +9,10 @@
 
 use axum::{
     body::Body,
-    extract::{Path, Query, State, rejection::QueryRejection},
+    extract::{
+        Path, Query, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     response::{IntoResponse as _, Response},
 };
 use headstart_layer_format::BlobDigest;
@@ -99,7 +102,7 @@ pub async fn base(
 /// `/v2/{*rest}`
 pub async fn any(
     State(app): State<App>,
-    Path(rest): Path<String>,
+    rest: Result<Path<String>, PathRejection>,
     query: Result<Query<V2Query>, QueryRejection>,
     method: Method,
     headers: HeaderMap,
@@ -108,6 +111,10 @@ pub async fn any(
     let Query(query) = match query {
         Ok(query) => query,
         Err(error) => return finish(None, ApiError::from(error).into_response()),
+    };
+    let Ok(Path(rest)) = rest else {
+        let error = ApiError::new(OciCode::NameInvalid, "the path is not UTF-8");
+        return finish(query.ns.as_deref(), error.into_response());
     };
     let path = V2Path::parse(&rest);
     let asking = Asking {

@@ -38,6 +38,7 @@ impl Asking<'_> {
             headers.insert(header::WARNING, WARNING_STALE);
         }
         let manifests: Vec<_> = found
+            .descriptors
             .iter()
             .filter(|descriptor| {
                 let kind = descriptor.get("artifactType").and_then(|kind| kind.as_str());

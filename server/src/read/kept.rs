@@ -13,6 +13,10 @@ use std::{
 
 use super::{coalesce::Coalesce, error::ReadError};
 
+/// What an entry weighs beside its answer: two names of up to 255 bytes in its key, and the tables. Empty answers are the
+/// cheapest to ask for, so it is they that would fill the memory.
+const ENTRY_BYTES: usize = 1024;
+
 /// An answer with its time.
 type Dated<V> = (Arc<V>, Instant);
 
@@ -31,7 +35,7 @@ where
 {
     /// Keeps at most `bytes_max`, by `weigh`.
     pub fn new(ttl: Duration, bytes_max: u64, weigh: fn(&V) -> usize) -> Self {
-        let weigher = move |_: &K, (value, _): &Dated<V>| u32::try_from(weigh(value).max(64)).unwrap_or(u32::MAX);
+        let weigher = move |_: &K, (value, _): &Dated<V>| u32::try_from(weigh(value) + ENTRY_BYTES).unwrap_or(u32::MAX);
         let kept = moka::sync::Cache::builder()
             .max_capacity(bytes_max)
             .weigher(weigher)
@@ -71,5 +75,24 @@ where
             (Err(ReadError::Upstream(error)), Some((value, _))) if error.is_outage() => Ok((value, true)),
             (answer, _) => Ok((answer?, false)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn empty_answers_have_a_weight_too() {
+        let kept: Kept<u32, Vec<u8>> = Kept::new(Duration::from_secs(60), 100 << 10, Vec::len);
+        for key in 0..2000 {
+            kept.get(&key, || async { Ok(Vec::new()) }).await.unwrap();
+        }
+        kept.kept.run_pending_tasks();
+        assert!(
+            (1..=100).contains(&kept.kept.entry_count()),
+            "{}",
+            kept.kept.entry_count()
+        );
     }
 }

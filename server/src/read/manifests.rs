@@ -88,8 +88,9 @@ struct Inner {
     size_max: u64,
     metrics: Metrics,
     recent: moka::sync::Cache<(Source, Tag, Class), (BlobDigest, Instant)>,
-    /// By digest, so that a tag and its digest, or two classes of clients, do not fetch the same bytes twice.
-    fetches: Coalesce<(Source, Caller, BlobDigest), Result<Found, ReadError>>,
+    /// By digest, so that a tag and its digest do not fetch the same bytes twice. And by class: an upstream may have
+    /// nothing for a client that takes too little, which is no answer to others.
+    fetches: Coalesce<(Source, Caller, BlobDigest, Class), Result<Found, ReadError>>,
 }
 
 /// What [`Manifests`] works with.
@@ -175,7 +176,7 @@ impl Inner {
     ) -> Result<Manifest, ReadError> {
         if let Some(found) = self.shelf.find(source, digest).await? {
             self.obtainable.check(caller, &found.fact, None).await?;
-            return self.hand_out(found, caller, None);
+            return self.hand_out(found, caller, None).await;
         }
         let what = What::Manifest(Reference::Digest(*digest), accept.class());
         if let Some(no) = self.negative.get(source, caller, &what) {
@@ -185,7 +186,7 @@ impl Inner {
         self.learn(source, caller, what, &fetched);
         let found = fetched?;
         self.vouch(caller, &found, accept).await?;
-        self.hand_out(found, caller, None)
+        self.hand_out(found, caller, None).await
     }
 
     /// Without asking anybody where the tag points, if it may be believed.
@@ -204,7 +205,7 @@ impl Inner {
             return Ok(None);
         };
         self.obtainable.check(caller, &found.fact, None).await?;
-        Ok(Some(self.hand_out(found, caller, None)?))
+        Ok(Some(self.hand_out(found, caller, None).await?))
     }
 
     async fn by_tag(self: &Arc<Self>, key: &Key, tag: &Tag, accept: &Accept) -> Result<Manifest, ReadError> {
@@ -214,7 +215,7 @@ impl Inner {
             && let Some(found) = self.shelf.find(&key.source, &digest).await?
         {
             self.obtainable.check(&key.caller, &found.fact, None).await?;
-            return self.hand_out(found, &key.caller, None);
+            return self.hand_out(found, &key.caller, None).await;
         }
         let last = last.map(|(digest, _)| digest);
         let what = What::Manifest(key.reference.clone(), key.class);
@@ -229,7 +230,7 @@ impl Inner {
         let error = match answer {
             Ok(found) => {
                 self.vouch(&key.caller, &found, accept).await?;
-                return self.hand_out(found, &key.caller, None);
+                return self.hand_out(found, &key.caller, None).await;
             }
             Err(ReadError::Upstream(error)) => error,
             Err(error) => return Err(error),
@@ -249,7 +250,7 @@ impl Inner {
             upstream = key.source.upstream, repository = key.source.repository, tag = tag.as_str(), %error,
             "tag is served without the upstream's word"
         );
-        self.hand_out(found, &key.caller, Some(warning))
+        self.hand_out(found, &key.caller, Some(warning)).await
     }
 
     /// Where the tag pointed last, for a client that takes `accept`; and whether that may be answered without asking.
@@ -299,7 +300,7 @@ impl Inner {
             {
                 Ok(head) => head.digest,
                 // Some registries have no HEAD; and a HEAD cannot say whether tag or repository is unknown.
-                Err(UpstreamError::Status(400..=499) | UpstreamError::NotFound { .. }) => None,
+                Err(UpstreamError::Status(400..=499 | 501) | UpstreamError::NotFound { .. }) => None,
                 Err(error) => return Err(error.into()),
             };
         }
@@ -328,10 +329,10 @@ impl Inner {
         digest: &BlobDigest,
         accept: &Accept,
     ) -> Result<Found, ReadError> {
-        let key = (source.clone(), caller.clone(), *digest);
+        let key = (source.clone(), caller.clone(), *digest, accept.class());
         let (inner, accept) = (self.clone(), accept.clone());
         let fetched = self.fetches.run(key.clone(), || async move {
-            let (source, caller, digest) = key;
+            let (source, caller, digest, _) = key;
             inner.fetch(&source, &caller, &Reference::Digest(digest), &accept).await
         });
         fetched.await.unwrap_or(Err(ReadError::Stopping))
@@ -382,6 +383,10 @@ impl Inner {
         if !is_index(&found.fact.media_type) {
             return self.obtainable.vouch(caller, &found.fact).await;
         }
+        // Other machines than ours may be what the cluster is made of.
+        if self.obtainable.is_whole(&found.fact).await? {
+            return Ok(());
+        }
         let source = &found.fact.source;
         let Some(child) = own_child(&found.bytes) else {
             return Ok(());
@@ -397,8 +402,8 @@ impl Inner {
         }
     }
 
-    fn hand_out(&self, found: Found, caller: &Caller, warning: Option<Warning>) -> Result<Manifest, ReadError> {
-        self.obtainable.no_setback(caller, &found.fact)?;
+    async fn hand_out(&self, found: Found, caller: &Caller, warning: Option<Warning>) -> Result<Manifest, ReadError> {
+        self.obtainable.no_setback(caller, &found.fact).await?;
         let manifest = Manifest {
             digest: found.fact.digest,
             media_type: found.fact.media_type.clone(),

@@ -79,9 +79,9 @@ struct Inner {
     probed: Cache<(Source, Caller, Missing), Result<(), UpstreamError>>,
     /// An outage concerns everything of an upstream.
     down: Cache<String, UpstreamError>,
-    /// Repositories that gave the head of a blob, or did not.
+    /// Repositories that gave the head of a blob, or did not: of these, an upstream that answers is no proof.
     vouched: Cache<(Source, Caller), ()>,
-    withheld: Cache<(Source, Caller), UpstreamError>,
+    suspect: Cache<(Source, Caller), ()>,
 }
 
 impl Obtainable {
@@ -108,7 +108,7 @@ impl Obtainable {
                     .max_capacity(ENTRIES_MAX)
                     .time_to_live(BLOBS_GOOD_FOR)
                     .build(),
-                withheld: Cache::builder()
+                suspect: Cache::builder()
                     .max_capacity(ENTRIES_MAX)
                     .time_to_live(REMEMBERED)
                     .build(),
@@ -131,9 +131,9 @@ impl Obtainable {
         let source = &fact.source;
         let upstream = inner.upstreams.get(&source.upstream).cloned();
         let upstream = upstream.ok_or(UpstreamError::NotFound { name_unknown: true })?;
-        let withheld = inner.withheld.get(&(source.clone(), caller.clone()));
+        let suspect = inner.suspect.contains_key(&(source.clone(), caller.clone()));
         let is_good = || matches!(upstream.health(), Health::Good { since } if since.elapsed() < GOOD_FOR);
-        if withheld.is_none() && trouble.is_none() && is_good() {
+        if !suspect && trouble.is_none() && is_good() {
             return Ok(());
         }
         let Some(missing) = self.missing(fact, trouble.is_none()).await? else {
@@ -143,8 +143,8 @@ impl Obtainable {
         // Registries count manifests and blobs apart, so a limit on the one says nothing about the other; nor does a
         // manifest that is gone.
         let decided = trouble.filter(|e| e.is_outage() && !matches!(e, UpstreamError::TooManyRequests { .. }));
-        let answer = match decided.cloned().or(withheld) {
-            Some(error) => Err(error),
+        let answer = match decided {
+            Some(error) => Err(error.clone()),
             None => self.probe(source, caller, upstream, missing).await,
         };
         Ok(answer.inspect_err(|error| {
@@ -153,6 +153,11 @@ impl Obtainable {
                 "manifest is withheld: not all of its blobs are here or can be had"
             );
         })?)
+    }
+
+    /// Whether everything that an image needs is here; of an index, whether one of its images is.
+    pub async fn is_whole(&self, fact: &ManifestFact) -> Result<bool, ReadError> {
+        Ok(self.missing(fact, false).await?.is_none())
     }
 
     /// Whether nothing needs to be asked before a manifest that the upstream has just confirmed is served.
@@ -176,13 +181,14 @@ impl Obtainable {
                 Ok(())
             }
             // A limit passes.
-            Err(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout) => Ok(()),
+            Err(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout | UpstreamError::Busy) => Ok(()),
             Err(error) => {
                 tracing::info!(
                     manifest = %fact.digest, upstream = source.upstream, repository = source.repository, %error,
                     "manifest is withheld: the upstream has it, but does not give its blobs"
                 );
-                inner.withheld.insert((source.clone(), caller.clone()), error.clone());
+                // The repository has other images, too: they are asked about, and not condemned.
+                inner.suspect.insert((source.clone(), caller.clone()), ());
                 Err(error.into())
             }
         }
@@ -190,7 +196,7 @@ impl Obtainable {
 
     /// Whether something that the manifest names could not be had a moment ago. Costs no upstream call, so it is asked of
     /// manifests that the upstream has just confirmed, too.
-    pub fn no_setback(&self, caller: &Caller, fact: &ManifestFact) -> Result<(), ReadError> {
+    pub async fn no_setback(&self, caller: &Caller, fact: &ManifestFact) -> Result<(), ReadError> {
         let inner = &self.inner;
         let of_index = is_index(&fact.media_type);
         let setback = |digest: &BlobDigest| {
@@ -201,6 +207,10 @@ impl Obtainable {
         let Some(error) = needed.find_map(setback) else {
             return Ok(());
         };
+        // One broken platform must not keep those from their image whose platform is here as a whole.
+        if of_index && self.is_whole(fact).await? {
+            return Ok(());
+        }
         tracing::info!(
             manifest = %fact.digest, upstream = fact.source.upstream, repository = fact.source.repository, %error,
             "manifest is withheld: one of its blobs could not be had a moment ago"
@@ -241,6 +251,10 @@ impl Obtainable {
         });
         let answer = probe.await.unwrap_or(Err(UpstreamError::Timeout));
         match &answer {
+            // Our own limit: it says nothing about the upstream.
+            Err(UpstreamError::Busy) => {}
+            // A status is about what was asked for, until the breaker has seen enough of them.
+            Err(UpstreamError::Status(_)) => self.inner.probed.insert(key, answer.clone()),
             Err(error) if error.is_outage() => self.inner.down.insert(source.upstream.clone(), error.clone()),
             _ => self.inner.probed.insert(key, answer.clone()),
         }
@@ -270,7 +284,7 @@ async fn ask(upstream: &Upstream, repository: &str, caller: &Caller, missing: Mi
     };
     match answer {
         // A registry without HEAD is there all the same.
-        Err(UpstreamError::Status(400 | 405)) => Ok(()),
+        Err(UpstreamError::Status(400 | 405 | 501)) => Ok(()),
         answer => answer,
     }
 }

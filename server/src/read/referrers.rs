@@ -22,19 +22,19 @@ use super::{
 };
 use crate::{
     store::{Store, facts::Source},
-    upstream::{Caller, Descriptor, REFERRERS_MAX, Reference, UpstreamError, Upstreams},
+    upstream::{Caller, Descriptor, Reference, Referring, UpstreamError, Upstreams},
 };
 
 /// All lists together. A descriptor with annotations has some hundred bytes.
 const BYTES_MAX: u64 = 64 << 20;
 
-/// What a descriptor is counted as.
-const DESCRIPTOR_BYTES: usize = 1024;
+/// Parsed, a descriptor takes several times what its JSON does.
+const PARSED: usize = 4;
 
 /// All lists; clones share them.
 #[derive(Clone, Debug)]
 pub struct Referrers {
-    kept: Kept<(Source, Caller, BlobDigest), Vec<Descriptor>>,
+    kept: Kept<(Source, Caller, BlobDigest), Referring>,
     upstreams: Upstreams,
     store: Store,
     manifests: Manifests,
@@ -43,7 +43,7 @@ pub struct Referrers {
 impl Referrers {
     pub fn new(upstreams: Upstreams, store: Store, manifests: Manifests, ttl: Duration) -> Self {
         Self {
-            kept: Kept::new(ttl, BYTES_MAX, |list| list.len() * DESCRIPTOR_BYTES),
+            kept: Kept::new(ttl, BYTES_MAX, |list| list.bytes * PARSED),
             upstreams,
             store,
             manifests,
@@ -56,7 +56,7 @@ impl Referrers {
         source: &Source,
         caller: &Caller,
         digest: &BlobDigest,
-    ) -> Result<(Arc<Vec<Descriptor>>, bool), ReadError> {
+    ) -> Result<(Arc<Referring>, bool), ReadError> {
         let upstream = self.upstreams.get(&source.upstream).cloned();
         let upstream = upstream.ok_or(UpstreamError::NotFound { name_unknown: true })?;
         let key = (source.clone(), caller.clone(), *digest);
@@ -67,7 +67,7 @@ impl Referrers {
                 let Some(found) = upstream.referrers(&source.repository, &caller, &digest).await? else {
                     return fallback(&manifests, &source, &caller, &digest).await;
                 };
-                remember(store, source, &found).await;
+                remember(store, source, &found.descriptors).await;
                 Ok(found)
             }
         });
@@ -82,15 +82,15 @@ async fn fallback(
     source: &Source,
     caller: &Caller,
     digest: &BlobDigest,
-) -> Result<Vec<Descriptor>, ReadError> {
+) -> Result<Referring, ReadError> {
     let Ok(tag) = fallback_tag(digest).parse().map(Reference::Tag) else {
-        return Ok(Vec::new());
+        return Ok(Referring::default());
     };
     let accept = Accept::new(&[http::HeaderValue::from_static(OCI_INDEX)]);
     let index = match manifests.get(source, caller, &tag, &accept).await {
         Ok(index) if is_index(&index.media_type) => index,
         Ok(_) | Err(ReadError::BadManifest(_) | ReadError::Upstream(UpstreamError::NotFound { .. })) => {
-            return Ok(Vec::new());
+            return Ok(Referring::default());
         }
         Err(error) => return Err(error),
     };
@@ -99,8 +99,10 @@ async fn fallback(
         manifests: Option<Vec<Descriptor>>,
     }
     let index: Index = serde_json::from_slice(&index.bytes).map_err(|_| ReadError::BadManifest("it is no index"))?;
-    let mut found = index.manifests.unwrap_or_default();
-    found.truncate(REFERRERS_MAX);
+    let mut found = Referring::default();
+    if !found.take(index.manifests.unwrap_or_default()) {
+        tracing::warn!(?source, %digest, "too many referrers; the rest is left out");
+    }
     Ok(found)
 }
 

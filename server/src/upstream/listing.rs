@@ -28,7 +28,11 @@ const PAGE_ENTRIES: usize = 1000;
 const TAGS_MAX: usize = 65_536;
 
 /// Referrers read for one digest.
-pub const REFERRERS_MAX: usize = 4096;
+const REFERRERS_MAX: usize = 4096;
+
+/// Bytes of the pages of one list of referrers, whose annotations have any size: what the specification wants a client to
+/// take in one answer, which ours is.
+const REFERRERS_BYTES_MAX: usize = 4 << 20;
 
 /// Longest `Link` header looked at.
 const LINK_LEN_MAX: usize = 4096;
@@ -51,6 +55,29 @@ struct TagsBody {
 
 /// Descriptors of manifests, as the upstream wrote them.
 pub type Descriptor = serde_json::Map<String, serde_json::Value>;
+
+/// What refers to a digest, as far as it fits.
+#[derive(Clone, Debug, Default)]
+pub struct Referring {
+    pub descriptors: Vec<Descriptor>,
+    /// As JSON.
+    pub bytes: usize,
+}
+
+impl Referring {
+    /// The first of them, up to the limits; and whether that is all.
+    pub fn take(&mut self, descriptors: impl IntoIterator<Item = Descriptor>) -> bool {
+        for descriptor in descriptors {
+            let bytes = serde_json::to_vec(&descriptor).map_or(0, |json| json.len()) + 1;
+            if self.descriptors.len() >= REFERRERS_MAX || self.bytes + bytes > REFERRERS_BYTES_MAX {
+                return false;
+            }
+            self.bytes += bytes;
+            self.descriptors.push(descriptor);
+        }
+        true
+    }
+}
 
 #[derive(Deserialize)]
 struct IndexBody {
@@ -101,10 +128,10 @@ impl Upstream {
         repository: &str,
         caller: &Caller,
         digest: &BlobDigest,
-    ) -> Result<Option<Vec<Descriptor>>, UpstreamError> {
+    ) -> Result<Option<Referring>, UpstreamError> {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, OCI_INDEX);
-        let mut all = Vec::new();
+        let mut all = Referring::default();
         let mut next = Some(self.url(repository, "referrers", &digest.to_string()));
         for number in 0..PAGES_MAX {
             let Some(url) = next.take() else { break };
@@ -115,10 +142,8 @@ impl Upstream {
                 }
                 answer => answer?,
             };
-            all.extend(body.manifests.unwrap_or_default());
-            if all.len() >= REFERRERS_MAX {
+            if !all.take(body.manifests.unwrap_or_default()) {
                 tracing::warn!(upstream = self.name(), repository, %digest, "too many referrers; the rest is left out");
-                all.truncate(REFERRERS_MAX);
                 break;
             }
             next = link;
@@ -159,6 +184,19 @@ fn next_page(headers: &HeaderMap, page: &Url) -> Option<Url> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn referrers_end_at_a_number_and_at_a_size() {
+        let descriptor = |len: usize| Descriptor::from_iter([("annotation".to_owned(), "x".repeat(len).into())]);
+        let mut many = Referring::default();
+        assert!(!many.take((0..5000).map(|_| descriptor(1))));
+        assert_eq!(many.descriptors.len(), REFERRERS_MAX);
+        let mut large = Referring::default();
+        assert!(large.take([descriptor(3 << 20)]));
+        assert!(!large.take([descriptor(2 << 20), descriptor(1)]));
+        assert_eq!(large.descriptors.len(), 1);
+        assert!((3 << 20..REFERRERS_BYTES_MAX).contains(&large.bytes));
+    }
 
     #[test]
     fn links_are_resolved_against_their_page() {

@@ -12,6 +12,7 @@ mod cache_poisoning;
 mod cross_repository;
 mod digest_traversal;
 mod foreign_layers;
+mod http2_floods;
 mod huge_inputs;
 mod huge_tokens;
 mod manifest_confusion;
