@@ -306,6 +306,11 @@ fn parse_base(text: &str) -> Result<Arc<Server>, FetchError> {
     if url.query().is_some() || url.fragment().is_some() {
         return Err(bad("must not have a query or a fragment"));
     }
+    if !url.username().is_empty() || url.password().is_some() {
+        // Not repeated: it would be in the log.
+        let what = "a server's URL must not have a user or a password; use [fetch.identity]";
+        return Err(FetchError::Config(what.into()));
+    }
     Ok(Arc::new(Server {
         base: url.as_str().trim_end_matches('/').to_owned(),
         health: Health::default(),
@@ -332,6 +337,8 @@ mod tests {
         ] {
             assert!(matches!(new(bad), Err(FetchError::Config(_))), "{bad:?}");
         }
+        let error = new(&["http://node:s3cret@h"]).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|e| !e.contains("s3cret")));
     }
 
     #[test]

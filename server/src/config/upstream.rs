@@ -46,8 +46,8 @@ pub struct UpstreamConfig {
     /// Its key.
     #[serde(default)]
     pub client_key_file: Option<PathBuf>,
-    /// Whether the proxies of the environment are used. They resolve names themselves, so addresses behind a name are
-    /// not checked then.
+    /// Whether the proxies of the environment are used. They resolve names themselves, so addresses behind a name that
+    /// goes by a proxy are not checked; those of `NO_PROXY` are.
     #[serde(default)]
     pub proxy: ProxyMode,
     /// Requests sent to it in a second; further ones wait, at most `queue_timeout_ms`. 0 is no limit.

@@ -87,6 +87,12 @@ pub fn is_foreign_layer(media_type: &str) -> bool {
     media_type.contains(".nondistributable.") || media_type.contains(".foreign.")
 }
 
+/// The type that a document says of itself. One that is kept was served as just that.
+pub fn own_type(bytes: &[u8]) -> Option<String> {
+    let fields: Fields = serde_json::from_slice(bytes).ok()?;
+    fields.media_type
+}
+
 /// Reads a document. The error is a fragment that fits "the manifest is refused: ...".
 pub fn read(bytes: &[u8], media_type: &str) -> Result<Document, &'static str> {
     let fields: Fields = match serde_json::from_slice(bytes) {

@@ -1,8 +1,8 @@
 //! Manifests and tags on disk.
 //!
 //! In: what an upstream said. Out: the same, later.
-//! Invariant: a manifest comes out only for a source that is known to have it, and only if its bytes still match its
-//! digest. What a manifest names is recorded before the manifest is served, so that the requests that follow are known
+//! Invariant: a manifest comes out only for a source that is known to have it, only if its bytes still match its digest,
+//! and as the type that its own upstream gave it. What a manifest names is recorded before the manifest is served, so that the requests that follow are known
 //! to belong to the repository.
 //! Not here: upstreams, and whether a tag may be believed ([`super::manifests`]).
 
@@ -30,6 +30,9 @@ use crate::{
 /// A tag that was confirmed less than this ago is not written to the store again for the same digest.
 const CONFIRM_EVERY_SECS: u64 = 60;
 
+/// Types of manifests kept in memory: of those only that several upstreams have.
+const TYPES_MAX: u64 = 65_536;
+
 /// A manifest with what is known about it.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -44,6 +47,8 @@ pub struct Shelf {
     store: Store,
     size_max: u64,
     metrics: Metrics,
+    /// What an upstream, by name, served a manifest as.
+    types: moka::sync::Cache<(String, BlobDigest), String>,
 }
 
 impl Shelf {
@@ -53,6 +58,7 @@ impl Shelf {
             store,
             size_max,
             metrics,
+            types: moka::sync::Cache::new(TYPES_MAX),
         }
     }
 
@@ -69,7 +75,7 @@ impl Shelf {
             if !shelf.store.is_member(&source, &digest)? {
                 return Ok(None);
             }
-            let bytes = match shelf.originals.read_verified(&digest, shelf.size_max)? {
+            let bytes: Bytes = match shelf.originals.read_verified(&digest, shelf.size_max)? {
                 Stored::Found(bytes) => bytes.into(),
                 Stored::Miss | Stored::TooLarge(_) => return Ok(None),
                 Stored::Damaged => {
@@ -78,10 +84,40 @@ impl Shelf {
                     return Ok(None);
                 }
             };
-            let fact = ManifestFact { source, ..fact };
-            Ok(Some(Found { fact, bytes }))
+            let fact = shelf.as_served(fact, &source, &bytes);
+            Ok(fact.map(|fact| Found { fact, bytes }))
         })
         .await
+    }
+
+    /// The fact as clients of `source` are to have it; nothing if its upstream has to be asked. Bytes are everybody's, as
+    /// they match their digest. Their type need not be in them, and then it is one upstream's word: clients of another
+    /// must not be given it, nor find no other.
+    fn as_served(&self, fact: ManifestFact, source: &Source, bytes: &[u8]) -> Option<ManifestFact> {
+        let source = source.clone();
+        if fact.source.upstream == source.upstream {
+            return Some(ManifestFact { source, ..fact });
+        }
+        let key = (source.upstream.clone(), fact.digest);
+        let media_type = match self.types.get(&key) {
+            Some(media_type) => media_type,
+            None => {
+                let media_type = document::own_type(bytes)?;
+                self.types.insert(key, media_type.clone());
+                media_type
+            }
+        };
+        if media_type == fact.media_type {
+            return Some(ManifestFact { source, ..fact });
+        }
+        let Document { members, image } = document::read(bytes, &media_type).ok()?;
+        Some(ManifestFact {
+            source,
+            media_type,
+            members,
+            image,
+            ..fact
+        })
     }
 
     /// [`Shelf::find`] without a disk.
@@ -91,8 +127,7 @@ impl Shelf {
         }
         let bytes = self.originals.bytes_at_hand(digest)?;
         let fact = self.store.manifest_at_hand(digest)?;
-        let source = source.clone();
-        let fact = ManifestFact { source, ..fact };
+        let fact = self.as_served(fact, source, &bytes)?;
         Some(Found { fact, bytes })
     }
 
@@ -114,6 +149,8 @@ impl Shelf {
             members,
             image,
         };
+        self.types
+            .insert((source.upstream.clone(), digest), fact.media_type.clone());
         let (shelf, to_store, fact_to_store) = (self.clone(), bytes.clone(), fact.clone());
         let kept = blocking(move || {
             shelf.originals.put(&digest, &to_store)?;

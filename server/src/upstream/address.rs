@@ -1,7 +1,7 @@
 //! Classes of IP addresses: where a registry's word may lead us.
 //!
 //! In: an address. Out: its [`Class`].
-//! Invariant: an IPv6 address that carries an IPv4 address (mapped, compatible, NAT64, 6to4) has the class of the inner
+//! Invariant: an IPv6 address that carries an IPv4 address (mapped, compatible, translated, NAT64, 6to4) has the class of the inner
 //! one, so no spelling of an address has another class than the address.
 //! Not here: what is done about it ([`super::dial`], [`super::transport`]).
 
@@ -60,6 +60,8 @@ fn inner(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     match s {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
         [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => v4(high, low),
+        // Translated (RFC 2765), which a translator on the way may unwrap.
+        [0, 0, 0, 0, 0xffff, 0, high, low] => v4(high, low),
         [0x64, 0xff9b, 0 | 1, .., high, low] => v4(high, low),
         [0x2002, high, low, ..] => v4(high, low),
         _ => None,
@@ -89,6 +91,7 @@ mod tests {
             ("::1", Class::Loopback),
             ("::ffff:127.0.0.1", Class::Loopback),
             ("::127.0.0.1", Class::Loopback),
+            ("::ffff:0:127.0.0.1", Class::Loopback),
             ("64:ff9b::127.0.0.1", Class::Loopback),
             ("2002:7f00:1::", Class::Loopback),
             ("169.254.169.254", Class::Link),

@@ -6,6 +6,7 @@
 //! Not here: requests ([`super::transport`]).
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, RwLock},
     time::{Duration, Instant},
@@ -13,7 +14,10 @@ use std::{
 
 use reqwest::{Certificate, Client, Identity};
 
-use super::{dial::Dial, stamp::Stamp};
+use super::{
+    dial::{self, Dial},
+    stamp::Stamp,
+};
 use crate::config::{FetchConfig, ProxyMode, UpstreamConfig};
 
 /// Files are looked at this often, at most.
@@ -21,6 +25,16 @@ const LOOK_AFTER: Duration = Duration::from_secs(5);
 
 /// A file of certificates is at most this large: the bundles of distributions have some 300 KiB.
 const FILE_SIZE_MAX: u64 = 4 << 20;
+
+/// Where the environment names proxies.
+const PROXY_VARIABLES: [&str; 6] = [
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
 
 /// Time-outs of one upstream.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +51,17 @@ impl Timeouts {
             connect: of(config.connect_timeout_ms, fetch.connect_timeout_ms),
             header: of(config.header_timeout_ms, fetch.header_timeout_ms),
             idle: of(config.idle_timeout_ms, fetch.idle_timeout_ms),
+        }
+    }
+}
+
+/// Hosts of the proxies that are used.
+pub(super) fn proxies(config: &UpstreamConfig) -> HashSet<String> {
+    match config.proxy {
+        ProxyMode::None => HashSet::new(),
+        ProxyMode::System => {
+            let of = |name: &&str| std::env::var(name).ok();
+            dial::proxies_of(PROXY_VARIABLES.iter().filter_map(of))
         }
     }
 }
@@ -146,10 +171,8 @@ impl Recipe {
             Ok::<_, String>(builder)
         };
         let mut own = basis()?.dns_resolver(self.dial.own());
-        let mut away = basis()?;
-        if self.proxy == ProxyMode::None {
-            away = away.dns_resolver(self.dial.away());
-        }
+        // With a proxy too: hosts that `NO_PROXY` excepts are often just those inside.
+        let away = basis()?.dns_resolver(self.dial.away());
         if let Some((cert, key)) = &self.client_files {
             let mut pem = read(cert)?;
             pem.push(b'\n');

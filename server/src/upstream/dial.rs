@@ -13,7 +13,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{
+    Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+};
 
 use super::address::{Class, class};
 
@@ -29,6 +32,8 @@ struct Inner {
     own_host: String,
     /// Hosts that may be anywhere.
     trusted: HashSet<String>,
+    /// Hosts of proxies, which are looked up like any other and say nothing of where a URL leads.
+    proxies: HashSet<String>,
     hosts: BTreeMap<String, Vec<IpAddr>>,
     /// Of the upstream's own address, as last connected to.
     own_class: Mutex<Class>,
@@ -45,6 +50,7 @@ impl Dial {
         own_host: &str,
         trusted: impl Iterator<Item = &'a String>,
         hosts: &BTreeMap<String, Vec<IpAddr>>,
+        proxies: HashSet<String>,
     ) -> Self {
         let own_class = ip_of(own_host).map_or(Class::Public, class);
         let bare = |entry: &String| {
@@ -57,6 +63,7 @@ impl Dial {
         Self(Arc::new(Inner {
             own_host: own_host.to_ascii_lowercase(),
             trusted: trusted.map(bare).collect(),
+            proxies,
             hosts: hosts.iter().map(|(n, a)| (n.to_ascii_lowercase(), a.clone())).collect(),
             own_class: Mutex::new(own_class),
         }))
@@ -98,6 +105,18 @@ impl Dial {
         let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
         Ok(found.map(|a| a.ip()).take(ADDRESSES_MAX).collect())
     }
+}
+
+/// The hosts of the proxies that these values of the environment name, with or without a scheme.
+pub(super) fn proxies_of(values: impl Iterator<Item = String>) -> HashSet<String> {
+    let host = |value: String| {
+        let url = match value.contains("://") {
+            true => Url::parse(&value),
+            false => Url::parse(&format!("http://{value}")),
+        };
+        Some(url.ok()?.host_str()?.to_ascii_lowercase())
+    };
+    values.filter_map(host).collect()
 }
 
 /// The address that a URL's host is, if it is none to be looked up.
@@ -143,7 +162,8 @@ impl Resolve for AwayResolver {
         let dial = self.0.clone();
         Box::pin(async move {
             let mut ips = dial.look_up(name.as_str()).await?;
-            if !dial.is_trusted(name.as_str()) {
+            let is_proxy = dial.0.proxies.contains(&name.as_str().to_ascii_lowercase());
+            if !is_proxy && !dial.is_trusted(name.as_str()) {
                 let had = ips.len();
                 ips.retain(|ip| dial.allows_ip(*ip));
                 if ips.is_empty() && had > 0 {
@@ -185,14 +205,20 @@ mod tests {
             ("mixed.test", &["127.0.0.1", "192.0.2.3"]),
             ("intern.test", &["10.0.0.5"]),
             ("listed.test", &["10.0.0.6"]),
+            ("proxy.test", &["10.0.0.7"]),
+            ("intern-proxy.test", &["127.0.0.1"]),
         ]);
-        let dial = Dial::new("r.test", ["Listed.test:443".to_owned()].iter(), &map);
+        let proxies = ["Proxy.test:3128", "http://u:p@intern-proxy.test", ""].map(str::to_owned);
+        let proxies = proxies_of(proxies.into_iter());
+        let dial = Dial::new("r.test", ["Listed.test:443".to_owned()].iter(), &map, proxies);
         let ip = |text: &str| vec![text.parse::<IpAddr>().unwrap()];
         assert_eq!(away(&dial, "cdn.test").await, Some(ip("192.0.2.2")));
         assert_eq!(away(&dial, "meta.test").await, None);
         assert_eq!(away(&dial, "mixed.test").await, Some(ip("192.0.2.3")));
         assert_eq!(away(&dial, "INTERN.test").await, None);
         assert_eq!(away(&dial, "listed.test").await, Some(ip("10.0.0.6")));
+        assert_eq!(away(&dial, "proxy.test").await, Some(ip("10.0.0.7")));
+        assert_eq!(away(&dial, "intern-proxy.test").await, Some(ip("127.0.0.1")));
         assert!(!dial.allows("[::ffff:7f00:1]"));
         assert!(dial.allows("cdn.test"));
     }
@@ -205,7 +231,7 @@ mod tests {
             ("here.test", &["127.0.0.1"]),
             ("meta.test", &["169.254.169.254"]),
         ]);
-        let dial = Dial::new("r.test", [].iter(), &map);
+        let dial = Dial::new("r.test", [].iter(), &map, HashSet::new());
         assert_eq!(away(&dial, "cdn.test").await, None, "before its own address is known");
         assert!(dial.own().resolve("cdn.test".parse().unwrap()).await.is_ok());
         assert_eq!(away(&dial, "cdn.test").await, None, "another name proves nothing");
@@ -213,7 +239,7 @@ mod tests {
         assert!(away(&dial, "cdn.test").await.is_some());
         assert_eq!(away(&dial, "here.test").await, None);
         assert_eq!(away(&dial, "meta.test").await, None);
-        let local = Dial::new("127.0.0.1", [].iter(), &map);
+        let local = Dial::new("127.0.0.1", [].iter(), &map, HashSet::new());
         assert!(local.allows("127.0.0.2") && local.allows("[::1]"));
         assert!(!local.allows("0.0.0.0") && !local.allows("10.0.0.1"));
     }

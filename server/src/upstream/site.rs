@@ -11,7 +11,7 @@ use super::{
     Caller, UpstreamError,
     breaker::Breaker,
     budget::Budget,
-    connect::{Connect, Timeouts},
+    connect::{Connect, Timeouts, proxies},
     dial::Dial,
     docker_config::DOCKER_HUB_SERVER,
     exchange::Exchange,
@@ -97,7 +97,7 @@ impl Site {
         }
         let own = url == config.url;
         let trusted = config.redirect_hosts.iter().chain(&config.token_hosts);
-        let dial = Dial::new(&host, trusted, &config.hosts);
+        let dial = Dial::new(&host, trusted, &config.hosts, proxies(config));
         let timeouts = Timeouts::new(config, fetch);
         let connect = Connect::new(config, timeouts, dial.clone())?;
         let wire = Transport::new(

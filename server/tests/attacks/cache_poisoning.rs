@@ -106,3 +106,43 @@ async fn a_lie_alone_is_never_kept() {
     }
     assert!(two.server.fetch(&two.server.blob_url(&digest)).await.1.unwrap() == content);
 }
+
+/// A manifest need not say its own type, and a liar with the same bytes gives them another: the honest upstream's clients
+/// would find it unreadable, from a cache that asks nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lie_about_a_type_is_for_the_liars_clients() {
+    const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    for liar_first in [false, true] {
+        let two = Two::new().await;
+        let config = two.honest.add_blob(REPOSITORY, "{}");
+        let descriptor = format!(
+            "{{\"mediaType\":\"application/vnd.oci.image.config.v1+json\",\"digest\":\"{config}\",\"size\":2}}"
+        );
+        let bytes = format!("{{\"schemaVersion\":2,\"config\":{descriptor},\"layers\":[]}}");
+        let digest = two
+            .honest
+            .add_manifest(REPOSITORY, Some("a"), OCI_MANIFEST, bytes.clone());
+        two.liar.add_blob(REPOSITORY, "{}");
+        two.liar.add_manifest(REPOSITORY, Some("a"), "text/plain", bytes);
+        let of = async |ns: &str| {
+            let url = format!(
+                "http://{}/v2/{REPOSITORY}/manifests/{digest}?ns={ns}",
+                two.server.address
+            );
+            let answer = two.server.get(&url).await;
+            assert_eq!(answer.status(), 200, "{ns}");
+            answer.headers()["content-type"].to_str().unwrap().to_owned()
+        };
+        if liar_first {
+            assert_eq!(of("liar.test").await, "text/plain");
+        }
+        for _ in 0..3 {
+            assert_eq!(of("origin.test").await, OCI_MANIFEST);
+            assert_eq!(of("liar.test").await, "text/plain");
+        }
+        // Each was asked once for its own word.
+        for origin in [&two.honest, &two.liar] {
+            assert_eq!(origin.gets(&digest).len(), 1, "{:#?}", origin.calls());
+        }
+    }
+}

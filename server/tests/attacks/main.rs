@@ -2,7 +2,7 @@
 //!
 //! In: a hostile upstream, client or request. Out: what the server does about it.
 //! Invariant: each file's head tells the story and its source; the test fails when the defence is taken away.
-//! Not here: hostile layers (`ingest.rs`) and hostile TOCs (`layer-format/tests/hostile.rs`).
+//! Not here: single rules for hostile layers (`ingest.rs`), and hostile TOCs (`layer-format/tests/hostile.rs`).
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -10,6 +10,7 @@ mod support;
 mod bearer_realm;
 mod cache_poisoning;
 mod cross_repository;
+mod decompression_bombs;
 mod digest_traversal;
 mod foreign_layers;
 mod http2_floods;
@@ -21,3 +22,4 @@ mod redirect_credentials;
 mod secrets_in_logs;
 mod slowloris;
 mod ssrf;
+mod tar_desync;

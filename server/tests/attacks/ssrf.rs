@@ -11,7 +11,7 @@
 
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
 
-use crate::support::{REPOSITORY, Server, config, noise};
+use crate::support::{REPOSITORY, Server, binary::Binary, config, noise};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ns_is_a_name_of_the_set_and_never_an_address() {
@@ -113,4 +113,35 @@ async fn a_pinned_realm_that_resolves_inside_is_not_asked() {
     assert_eq!(server.get(&server.manifest_url("a")).await.status(), 200);
     assert!(origin.calls().iter().any(|c| c.is_token()));
     server.stop().await;
+}
+
+/// With a proxy, names that `NO_PROXY` excepts are connected to from here, and those are the ones inside.
+#[test]
+fn what_goes_past_the_proxy_is_checked_too() {
+    let (origin, hidden) = (Origin::start(Auth::Anonymous), Origin::start(Auth::Anonymous));
+    let content = noise(1000, 1);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    hidden.add_blob(REPOSITORY, content);
+    let port = hidden.address().port();
+    let location = format!("http://localhost:{port}/v2/{REPOSITORY}/blobs/{digest}");
+    origin.always(Target::Blobs, Fault::Redirect { location });
+    // The origin plays the proxy: it takes whole URLs as well. So the registry's own address is never known here.
+    let config = "[[upstreams]]\nname = \"origin.test\"\nurl = \"http://registry.test\"\nproxy = \"system\"\n";
+    let proxy = format!("http://{}", origin.address());
+    let environment = [
+        ("HTTP_PROXY", proxy.as_str()),
+        ("http_proxy", proxy.as_str()),
+        ("NO_PROXY", "localhost"),
+        ("no_proxy", "localhost"),
+    ];
+    let server = Binary::start(config, "", &environment);
+    let url = server.url(&format!("/v2/{REPOSITORY}/blobs/{digest}?ns=origin.test"));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let status = runtime.block_on(async {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        http.get(url).send().await.unwrap().status()
+    });
+    assert_eq!(status, 502);
+    assert!(!origin.calls().is_empty(), "the proxy was used");
+    assert_eq!(hidden.calls().len(), 0, "{:#?}", hidden.calls());
 }
