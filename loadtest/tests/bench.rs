@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
-use headstart_loadtest::bench::{self, BenchConfig};
+use headstart_loadtest::bench::{
+    self, BenchConfig,
+    first_byte::{self, FirstByteConfig},
+};
 use headstart_loadtest::playground::progress::Progress;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -37,4 +40,28 @@ async fn every_cell_is_measured_without_errors() {
         table.contains("blob-large") && table.contains("work per CPU second"),
         "{table}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_bytes_are_measured_directly_and_through_the_mirror_with_and_without_conversions() {
+    let server = Path::new(env!("CARGO_BIN_EXE_headstart-loadtest")).with_file_name("headstart-server");
+    let config = FirstByteConfig {
+        headstart: server,
+        upstream_delay_ms: vec![1],
+        rounds: 2,
+        pause_ms: 0,
+        blob_bytes: 200_000,
+        ingest_layers: 4,
+        ingest_layer_bytes: 12 << 20,
+        ..FirstByteConfig::default()
+    };
+    let report = first_byte::run(&config, &Progress::silent()).await.unwrap();
+    assert_eq!((report.situations.len(), report.asks()), (2, 4));
+    for situation in &report.situations {
+        assert_eq!(situation.direct.len(), 2);
+        let all = situation.direct.iter().chain(&situation.mirror);
+        // The upstream's way is in all of them.
+        assert!(all.clone().all(|t| t.head_ms >= 1.0 && t.first_byte_ms >= t.head_ms));
+    }
+    assert!(report.table().contains("first byte ratio"));
 }

@@ -6,10 +6,11 @@
 //! interleaved, cell by cell, in rounds, with the order rotated: on a noisy machine only ratios within a run mean
 //! anything. CPU time is the kernel's account of each server's processes; on loopback that includes the delivery of
 //! packets to the client, the same for all.
-//! Not here: cold caches, TLS, and real clients.
+//! Not here: cold caches (but see [`first_byte`]), TLS, and real clients.
 
 pub mod cell;
 pub mod content;
+pub mod first_byte;
 pub mod http;
 pub mod peers;
 pub mod report;

@@ -133,7 +133,13 @@ async fn headstart(work: &WorkDir, label: String, binary: &Path, upstream: &str)
     spawn(work, label, command, address, routes::READYZ).await
 }
 
-async fn spawn(work: &WorkDir, label: String, mut command: Command, address: SocketAddr, ready: &str) -> Result<Peer> {
+pub(super) async fn spawn(
+    work: &WorkDir,
+    label: String,
+    mut command: Command,
+    address: SocketAddr,
+    ready: &str,
+) -> Result<Peer> {
     // REGISTRY_* would override the registry's file, RUST_LOG ours.
     for (key, _) in std::env::vars_os() {
         if key.to_string_lossy().starts_with("REGISTRY_") || key == "RUST_LOG" {

@@ -186,7 +186,7 @@ impl Report {
     }
 }
 
-fn plain_table(head: &[&str]) -> Table {
+pub(super) fn plain_table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header(head.to_vec());
@@ -197,7 +197,7 @@ fn plain_table(head: &[&str]) -> Table {
 }
 
 /// Three figures are more than a noisy machine deserves.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value.abs() {
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),

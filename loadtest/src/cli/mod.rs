@@ -4,6 +4,7 @@
 //! Invariant: flags win over the file, the file over the defaults; unknown keys are errors.
 //! Not here: what the subcommands do.
 
+mod bench_first_byte;
 mod bench_mirror;
 mod storm;
 
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
-use headstart_loadtest::bench::BenchConfig;
+use headstart_loadtest::bench::{BenchConfig, first_byte::FirstByteConfig};
 use headstart_loadtest::playground;
 use headstart_loadtest::storm::StormConfig;
 
@@ -34,6 +35,7 @@ pub struct Cli {
 /// One variant a subcommand.
 #[derive(Debug, Subcommand)]
 enum Command {
+    BenchFirstByte(bench_first_byte::FirstByteArgs),
     BenchMirror(bench_mirror::BenchArgs),
     /// Start a real container by ordinary pulls and lazily, and compare.
     Playground(playground::cli::PlaygroundArgs),
@@ -45,6 +47,7 @@ enum Command {
 #[serde(default, deny_unknown_fields)]
 pub struct FileConfig {
     pub bench: BenchConfig,
+    pub first_byte: FirstByteConfig,
     pub storm: StormConfig,
 }
 
@@ -63,6 +66,7 @@ impl Cli {
         let result = match FileConfig::read(self.config.as_deref()) {
             Ok(file) => match self.command {
                 Command::Playground(args) => playground(args).await,
+                Command::BenchFirstByte(args) => bench_first_byte::run(args, file.first_byte).await,
                 Command::BenchMirror(args) => bench_mirror::run(args, file.bench).await,
                 Command::Storm(args) => storm::run(args, file.storm).await,
             },

@@ -1,0 +1,336 @@
+//! Time to the first byte of a cold blob: through the mirror, beside asking its upstream directly.
+//!
+//! In: a [`FirstByteConfig`]. Out: a [`Report`]: for each situation the times, and their ratios.
+//! Invariant: every blob is asked for once at each, in turns, over a new connection, so that each is cold for the mirror
+//! and neither has an open way there. The upstream is in this process and the same for both. Of a situation "with ingest"
+//! only asks count before and after which conversions were under way.
+//! Not here: warm blobs and rates ([`super::run`]).
+
+use std::{fmt::Write as _, net::SocketAddr, path::PathBuf, process::Command, time::Duration, time::Instant};
+
+use headstart_layer_format::routes;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::{
+    http, peers,
+    report::{number, plain_table},
+};
+use crate::{
+    corpus::{Compression, Dialect, LayerBuilder, Meta, Rng, SyntheticImage, SyntheticLayer},
+    origin::{Auth, Fault, Origin, Target},
+    playground::{
+        PlaygroundError, Result, ports, progress::Progress, registry::answers, report::median, workdir::WorkDir,
+    },
+};
+
+const REPOSITORY: &str = "bench/first-byte";
+
+/// Longest time to a first byte; longer is an error.
+const ASK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Until the ingest has begun.
+const INGEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Conversions at this level use the CPU for long without needing much data.
+const ZSTD_LEVEL: u32 = 19;
+const CONVERSIONS: &str = "headstart_conversions_in_progress";
+
+/// What is measured.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FirstByteConfig {
+    /// headstart-server's binary.
+    pub headstart: PathBuf,
+    /// What the upstream lets pass before its head: the way to it. One situation each.
+    pub upstream_delay_ms: Vec<u64>,
+    pub rounds: usize,
+    /// Between two rounds: spreads them over the ingest.
+    pub pause_ms: u64,
+    pub blob_bytes: usize,
+    /// Layers whose conversion is ahead, and the bytes of each before compression.
+    pub ingest_layers: usize,
+    pub ingest_layer_bytes: usize,
+    pub json: Option<PathBuf>,
+}
+
+impl Default for FirstByteConfig {
+    fn default() -> Self {
+        Self {
+            headstart: PathBuf::new(),
+            upstream_delay_ms: vec![0, 20],
+            rounds: 60,
+            pause_ms: 250,
+            blob_bytes: 2 << 20,
+            ingest_layers: 16,
+            ingest_layer_bytes: 32 << 20,
+            json: None,
+        }
+    }
+}
+
+/// One ask.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Times {
+    pub head_ms: f64,
+    pub first_byte_ms: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Situation {
+    pub upstream_delay_ms: u64,
+    pub ingest: bool,
+    pub direct: Vec<Times>,
+    pub mirror: Vec<Times>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub situations: Vec<Situation>,
+}
+
+pub async fn run(config: &FirstByteConfig, progress: &Progress) -> Result<Report> {
+    let work = WorkDir::create()?;
+    let mut situations = Vec::new();
+    let mut seed = 0;
+    for &upstream_delay_ms in &config.upstream_delay_ms {
+        for ingest in [false, true] {
+            let origin = Origin::start(Auth::Anonymous);
+            let mut mirror = start(&work, config, &origin).await?;
+            let mut situation = Situation {
+                upstream_delay_ms,
+                ingest,
+                direct: Vec::new(),
+                mirror: Vec::new(),
+            };
+            if ingest {
+                progress.step("making layers to convert");
+                begin_ingest(config, &origin, mirror.address).await?;
+            }
+            let delay = Fault::DelayHeaders(Duration::from_millis(upstream_delay_ms));
+            origin.always(Target::Blobs, delay);
+            for round in 0..config.rounds {
+                progress.step(format!(
+                    "upstream {upstream_delay_ms} ms away, {}: round {} of {}",
+                    if ingest { "conversions ahead" } else { "idle" },
+                    round + 1,
+                    config.rounds
+                ));
+                seed += 1;
+                let blob = origin.add_blob(REPOSITORY, Rng::new(seed).bytes(config.blob_bytes));
+                let path = format!("/v2/{REPOSITORY}/blobs/{blob}");
+                if ingest && conversions(mirror.address).await? == 0 {
+                    return Err(ended_early());
+                }
+                // Whoever comes second finds the blob in the upstream's memory.
+                let (direct, through) = if round % 2 == 0 {
+                    let direct = ask(origin.address(), &path).await?;
+                    (direct, ask(mirror.address, &path).await?)
+                } else {
+                    let through = ask(mirror.address, &path).await?;
+                    (ask(origin.address(), &path).await?, through)
+                };
+                if ingest && conversions(mirror.address).await? == 0 {
+                    return Err(ended_early());
+                }
+                situation.direct.push(direct);
+                situation.mirror.push(through);
+                tokio::time::sleep(Duration::from_millis(config.pause_ms)).await;
+                origin.remove(REPOSITORY, &blob);
+            }
+            situations.push(situation);
+            mirror.process.stop();
+        }
+    }
+    Ok(Report { situations })
+}
+
+fn ended_early() -> PlaygroundError {
+    PlaygroundError::unexpected(
+        "measure with conversions ahead",
+        "they ended before the measuring did: ask for more or larger layers",
+    )
+}
+
+async fn start(work: &WorkDir, config: &FirstByteConfig, origin: &Origin) -> Result<peers::Peer> {
+    if !config.headstart.is_file() {
+        return Err(PlaygroundError::BinaryMissing(config.headstart.clone()));
+    }
+    let address = ports::free()?;
+    let label = format!("headstart-{}", address.port());
+    let data_dir = toml::Value::from(work.dir(format!("{label}.data"))?.to_string_lossy().into_owned());
+    let text = format!(
+        "listen = \"{address}\"\ndata_dir = {data_dir}\ndefault_upstream = \"bench.test\"\n\
+         [ingest]\nzstd_level = {ZSTD_LEVEL}\n[log]\nfilter = \"warn\"\n\
+         [[upstreams]]\nname = \"bench.test\"\nurl = \"{}\"\n",
+        origin.url()
+    );
+    let mut command = Command::new(&config.headstart);
+    command.arg("--config").arg(work.write(format!("{label}.toml"), &text)?);
+    peers::spawn(work, label, command, address, routes::READYZ).await
+}
+
+/// Has the mirror begin to convert an image.
+async fn begin_ingest(config: &FirstByteConfig, origin: &Origin, mirror: SocketAddr) -> Result<()> {
+    let layers = (0..config.ingest_layers).map(|i| layer(i as u64, config.ingest_layer_bytes));
+    SyntheticImage::new(Default::default(), layers.collect()).push(origin, REPOSITORY, "ahead");
+    let deadline = Instant::now() + INGEST_TIMEOUT;
+    while !answers(mirror, &format!("/v2/{REPOSITORY}/manifests/ahead")).await || conversions(mirror).await? == 0 {
+        if Instant::now() > deadline {
+            return Err(PlaygroundError::unexpected("begin conversions", "none is under way"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+fn layer(seed: u64, bytes: usize) -> SyntheticLayer {
+    let mut layer = LayerBuilder::new(Dialect::Ustar);
+    layer.file(format!("text-{seed}"), Meta::mode(0o644), Rng::new(seed).text(bytes));
+    layer.finish(Compression::Gzip)
+}
+
+/// Conversions under way, as the mirror says.
+async fn conversions(mirror: SocketAddr) -> Result<u64> {
+    let what = "read the mirror's metrics";
+    let answer = reqwest::get(format!("http://{mirror}{}", routes::METRICS)).await;
+    let text = match answer {
+        Ok(answer) => answer.text().await,
+        Err(error) => Err(error),
+    };
+    let text = text.map_err(|e| PlaygroundError::unexpected(what, e))?;
+    let lines = text.lines().filter(|line| line.starts_with(CONVERSIONS));
+    let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    Ok(values.sum::<f64>() as u64)
+}
+
+/// From before the connection to the head's end, and to the first byte behind it.
+async fn ask(address: SocketAddr, path: &str) -> Result<Times> {
+    let what = format!("get a blob from {address}");
+    let asked = async {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(&http::request(address, path)).await?;
+        let (mut got, mut head) = (Vec::with_capacity(1 << 17), None);
+        loop {
+            if stream.read_buf(&mut got).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            let end = got.windows(4).position(|w| w == b"\r\n\r\n").map(|at| at + 4);
+            let Some(end) = end else { continue };
+            let head = *head.get_or_insert(begun.elapsed());
+            if got.get(9..12) != Some(b"200") {
+                return Err(std::io::Error::other("it is not a 200"));
+            }
+            if got.len() > end {
+                let ms = |time: Duration| time.as_secs_f64() * 1e3;
+                return Ok(Times {
+                    head_ms: ms(head),
+                    first_byte_ms: ms(begun.elapsed()),
+                });
+            }
+        }
+    };
+    match timeout(ASK_TIMEOUT, asked).await {
+        Ok(times) => times.map_err(PlaygroundError::io(what)),
+        Err(_) => Err(PlaygroundError::unexpected(what, "no byte came in time")),
+    }
+}
+
+/// The value that a share of all are below.
+fn quantile(times: &[Times], share: f64, of: fn(&Times) -> f64) -> f64 {
+    let mut values: Vec<f64> = times.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    let at = (values.len().saturating_sub(1) as f64 * share).round() as usize;
+    values.get(at).copied().unwrap_or(f64::NAN)
+}
+
+impl Situation {
+    /// Median of the mirror's times by that of the direct ones.
+    pub fn ratio(&self, of: fn(&Times) -> f64) -> f64 {
+        median(self.mirror.iter().map(of)) / median(self.direct.iter().map(of))
+    }
+}
+
+impl Report {
+    pub fn table(&self) -> String {
+        let columns = [
+            "upstream",
+            "conversions",
+            "asked",
+            "head p50 ms",
+            "first byte p50 ms",
+            "p90 ms",
+            "p99 ms",
+            "head ratio",
+            "first byte ratio",
+        ];
+        let mut table = plain_table(&columns);
+        for situation in &self.situations {
+            for (asked, times) in [("upstream", &situation.direct), ("mirror", &situation.mirror)] {
+                let first = |share| number(quantile(times, share, |t| t.first_byte_ms));
+                let ratio = |of| match asked {
+                    "mirror" => number(situation.ratio(of)),
+                    _ => "-".to_owned(),
+                };
+                table.add_row([
+                    format!("{} ms away", situation.upstream_delay_ms),
+                    if situation.ingest { "ahead" } else { "none" }.to_owned(),
+                    asked.to_owned(),
+                    number(quantile(times, 0.5, |t| t.head_ms)),
+                    first(0.5),
+                    first(0.9),
+                    first(0.99),
+                    ratio(|t| t.head_ms),
+                    ratio(|t| t.first_byte_ms),
+                ]);
+            }
+        }
+        let mut text = format!("Time to the first byte of a cold blob.\n{table}\n");
+        for situation in self.situations.iter().filter(|s| s.ingest) {
+            let _ = writeln!(
+                text,
+                "With an upstream {} ms away, conversions were under way during all {} asks.",
+                situation.upstream_delay_ms,
+                situation.mirror.len()
+            );
+        }
+        text
+    }
+
+    /// Blobs that were asked for.
+    pub fn asks(&self) -> usize {
+        self.situations.iter().map(|s| s.mirror.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ratio_is_that_of_the_medians() {
+        let times = |all: &[f64]| -> Vec<Times> {
+            let of = |&ms: &f64| Times {
+                head_ms: ms,
+                first_byte_ms: 2.0 * ms,
+            };
+            all.iter().map(of).collect()
+        };
+        let situation = Situation {
+            upstream_delay_ms: 20,
+            ingest: true,
+            direct: times(&[10.0, 1.0, 1000.0]),
+            mirror: times(&[11.0, 500.0, 9.0]),
+        };
+        assert!((situation.ratio(|t| t.head_ms) - 1.1).abs() < 1e-9);
+        assert!((quantile(&situation.mirror, 0.9, |t| t.first_byte_ms) - 1000.0).abs() < 1e-9);
+        let table = Report {
+            situations: vec![situation],
+        }
+        .table();
+        assert!(table.contains("1.10") && table.contains("all 3 asks"), "{table}");
+    }
+}
