@@ -25,6 +25,7 @@ use super::{
     exchange::{End, Exchange},
     pace::Pace,
 };
+use crate::telemetry;
 
 /// See the file's comment.
 pub struct Answer {
@@ -107,7 +108,10 @@ impl HttpBody for Answer {
         let frame = ready!(polled);
         match &frame {
             Some(Ok(frame)) => this.pass(frame.data_ref().map_or(0, |data| data.len() as u64)),
-            Some(Err(_)) => this.exchange.end(End::Broken),
+            Some(Err(_)) => {
+                this.exchange.end(End::Broken);
+                telemetry::failed(&this.span, "the answer broke off");
+            }
             None if this.left.is_none_or(|left| left == 0) => this.exchange.end(End::Complete),
             None => this.exchange.end(End::Broken),
         }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use headstart_layer_format::BlobDigest;
 use tokio::{sync::watch, time::timeout};
-use tracing::{Instrument as _, field::Empty};
+use tracing::{Instrument as _, Span, field::Empty};
 
 pub use super::blob::{Blob, BlockingReader};
 pub use super::error::ReadError;
@@ -41,7 +41,7 @@ use crate::{
         leftovers::Remove,
         originals::{Originals, Stored},
     },
-    telemetry::Cause,
+    telemetry::{self, Cause},
     upstream::{BlobAnswer, BlobBody, Caller, Upstream, UpstreamError, Upstreams},
 };
 
@@ -372,6 +372,9 @@ impl Blobs {
                 publish.send_replace(Some(Ok(fetch.clone())));
                 tokio::join!(self.remember(&source, &digest), fetch.clone().fly());
                 if let Some(outcome) = fetch.flight.outcome() {
+                    if let Err(error) = &outcome {
+                        telemetry::failed(&Span::current(), error);
+                    }
                     setbacks.ended(&source, &caller, &digest, outcome.as_ref().copied());
                 }
                 self.leave(&key, &publish);
@@ -379,6 +382,7 @@ impl Blobs {
             Err(error) => {
                 // What was already here is no failure.
                 if !matches!(error, ReadError::Incomplete) {
+                    telemetry::failed(&Span::current(), &error);
                     setbacks.refused(&source, &caller, &digest, &error);
                 }
                 self.leave(&key, &publish);

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::{
     Context, KeyValue,
     propagation::{Extractor, Injector, TextMapPropagator as _},
-    trace::{TraceContextExt as _, TracerProvider as _},
+    trace::{Status, TraceContextExt as _, TracerProvider as _},
 };
 use opentelemetry_otlp::{MetricExporter, Protocol, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::{
@@ -167,6 +167,14 @@ pub fn adopt(span: &Span, headers: &HeaderMap, config: &TelemetryConfig) {
 /// How a request or an upstream answered.
 pub fn status(span: &Span, status: u16) {
     span.set_attribute("http.response.status_code", i64::from(status));
+    if status >= 500 {
+        span.set_status(Status::error(""));
+    }
+}
+
+/// That what a span is about went wrong, and why. The text is one that clients may see.
+pub fn failed(span: &Span, why: impl ToString) {
+    span.set_status(Status::error(why.to_string()));
 }
 
 /// Tells an upstream the trace, where the configuration says so.

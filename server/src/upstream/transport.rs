@@ -197,9 +197,12 @@ impl Transport {
             Ok(answer) => answer.map_err(UpstreamError::from),
             Err(_) => Err(UpstreamError::Timeout),
         };
-        if let Ok(answer) = &answer {
-            self.metrics.upstream_head(&self.upstream, started.elapsed());
-            telemetry::status(&span, answer.status().as_u16());
+        match &answer {
+            Ok(answer) => {
+                self.metrics.upstream_head(&self.upstream, started.elapsed());
+                telemetry::status(&span, answer.status().as_u16());
+            }
+            Err(error) => telemetry::failed(&span, error),
         }
         let status = answer.as_ref().ok().map(|a| a.status().as_u16());
         self.metrics.upstream_request(&self.upstream, label, status);

@@ -1,11 +1,13 @@
 //! A client's request, the fetch and the conversion that it begins: one trace.
 
+use std::collections::BTreeSet;
+
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::{
     corpus::SyntheticImage,
     origin::{Auth, Fault, Listener, Origin, Target, basic_header},
 };
-use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::{Span, status::StatusCode};
 
 use super::{
     client,
@@ -206,12 +208,29 @@ async fn a_stranger_s_trace_is_a_link_and_upstreams_are_told_nothing() {
         let answer = client().get(&url).header("traceparent", sent).send().await.unwrap();
         assert_eq!(answer.status(), 200);
     }
+    let missing = origin.add_blob(REPOSITORY, noise(1000, 2));
+    let broken = Fault::Status {
+        code: 502,
+        retry_after_secs: None,
+    };
+    origin.always(Target::Digest(missing), broken);
+    let url = server.url(&format!("/v2/{REPOSITORY}/blobs/{missing}?ns={UPSTREAM}"));
+    assert_eq!(client().get(&url).send().await.unwrap().status(), 502);
     server.terminate();
     assert!(server.wait().success());
     let spans = collector.spans();
     assert!(spans.iter().all(|s| s.trace_id != trace));
     let requests: Vec<_> = spans.iter().filter(|s| s.name == "request").collect();
-    assert_eq!(requests.len(), 3);
+    assert_eq!(requests.len(), 4);
+    // What went wrong is marked as such, from the client's request to the upstream's.
+    let failed = |s: &&Span| {
+        s.status
+            .as_ref()
+            .is_some_and(|status| status.code == StatusCode::Error as i32)
+    };
+    let marked: BTreeSet<_> = spans.iter().filter(failed).map(|s| s.name.as_str()).collect();
+    assert_eq!(marked, BTreeSet::from(["request", "fetch", "upstream"]));
+    assert_eq!(requests.iter().copied().filter(failed).count(), 1);
     // A later one may also have met the fetch of the first on its way out, which is a trace of ours.
     let ours = |id: &[u8]| spans.iter().any(|s| s.trace_id == id);
     let links: Vec<_> = requests
