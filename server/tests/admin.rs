@@ -157,11 +157,16 @@ fn an_image_is_warmed_listed_pinned_and_removed() {
     assert!(server.ok(&["pin", &name]).contains("pinned"));
     assert!(server.ok(&["pin", &name]).contains("already"));
     assert_eq!(server.json(&["ls", "--json"])["items"][0]["pinned"], true);
+    let pins = server.json(&["ls", "pins", "--json"]);
+    assert_eq!(pins["items"][0]["target"], name);
+    assert_eq!(pins["items"][0]["digest"], image.manifest_digest.to_string());
+    assert_eq!(pins["bytes"], listed["bytes"]);
     let refused = server.fails(&["rm", &name]);
     assert!(refused.contains("it is pinned"), "{refused}");
     let digest = image.layers[0].digest.to_string();
     assert!(server.fails(&["rm", &digest]).contains("it is pinned"));
     server.ok(&["unpin", &name]);
+    assert_eq!(server.json(&["ls", "pins", "--json"])["count"], 0);
 
     // Nothing is over a budget.
     let dry = server.json(&["gc", "--dry-run", "--json"]);

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 pub const IMAGES: &str = "/admin/v1/images";
 pub const BLOBS: &str = "/admin/v1/blobs";
 pub const LAYERS: &str = "/admin/v1/layers";
+pub const PINS: &str = "/admin/v1/pins";
 pub const PIN: &str = "/admin/v1/pin";
 pub const UNPIN: &str = "/admin/v1/unpin";
 pub const REMOVE: &str = "/admin/v1/remove";
@@ -70,6 +71,17 @@ pub struct Object {
     pub pinned: bool,
     /// `manifest`, `blob`; `ready`, `refused`, `unconverted`.
     pub state: String,
+}
+
+/// A pin, whether or not anything of its image is here.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Pin {
+    /// As `unpin` takes it.
+    pub target: String,
+    /// What it stands for now.
+    pub digest: Option<BlobDigest>,
+    /// Of originals that it keeps.
+    pub bytes: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -91,6 +91,7 @@ fn router(app: App) -> Router {
         .route(api::IMAGES, get(images))
         .route(api::BLOBS, get(blobs))
         .route(api::LAYERS, get(layers))
+        .route(api::PINS, get(pins))
         .route(api::PIN, post(pin))
         .route(api::UNPIN, post(unpin))
         .route(api::REMOVE, post(remove))
@@ -151,6 +152,10 @@ async fn blobs(State(app): State<App>, Query(page): Query<api::Page>) -> Answer<
 
 async fn layers(State(app): State<App>, Query(page): Query<api::Page>) -> Answer<api::List<api::Object>> {
     blocking(move || Ok(view::layers(&app, page.limit())?)).await
+}
+
+async fn pins(State(app): State<App>, Query(page): Query<api::Page>) -> Answer<api::List<api::Pin>> {
+    blocking(move || Ok(view::pins(&app, page.limit())?)).await
 }
 
 async fn pin(State(app): State<App>, Json(what): Json<api::What>) -> Answer<api::Changed> {

@@ -8,10 +8,10 @@ use std::collections::{HashMap, HashSet};
 
 use headstart_layer_format::BlobDigest;
 
-use super::api::{Image, List, Object};
+use super::api::{Image, List, Object, Pin};
 use crate::{
     app::App,
-    store::{LayerRecord, StoreError},
+    store::{LayerRecord, StoreError, pins::PinTarget},
 };
 
 fn list<T>(mut items: Vec<T>, limit: usize, bytes: impl Fn(&T) -> u64) -> List<T> {
@@ -122,6 +122,36 @@ pub fn layers(app: &App, limit: usize) -> Result<List<Object>, StoreError> {
     }
     items.sort_by_key(|o| (std::cmp::Reverse(o.used_unix_ms), o.digest));
     Ok(list(items, limit, |o| o.bytes))
+}
+
+pub fn pins(app: &App, limit: usize) -> Result<List<Pin>, StoreError> {
+    let mut seen = HashMap::new();
+    let mut items = Vec::new();
+    for target in app.store.pins()? {
+        let digest = app.store.target_digest(&target)?;
+        let mut pin = Pin {
+            target: match target {
+                PinTarget::Digest(digest) => digest.to_string(),
+                PinTarget::Tag { source, tag } => format!("{}/{}:{tag}", source.upstream, source.repository),
+            },
+            digest,
+            bytes: 0,
+        };
+        if let Some(digest) = digest {
+            for part in app.store.closure(&digest)? {
+                if let Some(kept) = app.originals.kept(&part) {
+                    pin.bytes += kept.bytes;
+                    seen.insert(part, kept.bytes);
+                }
+            }
+        }
+        items.push(pin);
+    }
+    items.sort_by(|a, b| a.target.cmp(&b.target));
+    let mut out = list(items, limit, |_| 0);
+    // Images share layers; each byte counts once.
+    out.bytes = seen.values().sum();
+    Ok(out)
 }
 
 /// What would be of no use without `root`: it and everything below it, except what pins protect for another reason, or

@@ -293,6 +293,14 @@ impl One {
 
     /// Whether what was fetched is here: a full disk lets bytes pass, and a small budget lets them go again.
     async fn check_kept(&self, blobs: &[BlobDigest]) -> Result<(), String> {
+        let too_small = |missing: &str| {
+            let all = blobs.len();
+            format!("keep {missing} of {all} blobs: the disk or the budget of originals is too small")
+        };
+        // The eviction that this means may be still to come.
+        if self.bytes.load(Ordering::Relaxed) > self.app.originals.bytes_max() {
+            return Err(too_small("some"));
+        }
         let missing = || blobs.iter().filter(|d| self.app.originals.kept(d).is_none()).count();
         // A blob gets its name just after its last byte was sent.
         for _ in 0..KEPT_LOOKS {
@@ -301,11 +309,7 @@ impl One {
             }
             tokio::time::sleep(TELL_EVERY).await;
         }
-        Err(format!(
-            "keep {} of {} blobs: the disk or the budget of originals is too small",
-            missing(),
-            blobs.len()
-        ))
+        Err(too_small(&missing().to_string()))
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<(BlobDigest, bytes::Bytes), String> {

@@ -93,6 +93,7 @@ pub enum Kind {
     Images,
     Blobs,
     Layers,
+    Pins,
 }
 
 /// Where the server is.
@@ -151,6 +152,7 @@ pub async fn run(command: Command, above: Option<&Path>) -> Result<(), CliError>
                 Kind::Images => show::images(client.list(api::IMAGES, limit).await?, json),
                 Kind::Blobs => show::objects(client.list(api::BLOBS, limit).await?, json),
                 Kind::Layers => show::objects(client.list(api::LAYERS, limit).await?, json),
+                Kind::Pins => show::pins(client.list(api::PINS, limit).await?, json),
             }
         }
         Command::Pin { targets, server } => set_pins(&server.client(above)?, api::PIN, targets, "pinned").await,

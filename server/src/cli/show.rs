@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::CliError;
 use crate::{
-    admin::api::{Image, List, Object},
+    admin::api::{Image, List, Object, Pin},
     reclaim::Report,
     store::usage::now_ms,
 };
@@ -55,6 +55,18 @@ pub fn objects(list: List<Object>, as_json: bool) -> Result<(), CliError> {
             yes(object.pinned),
             object.state.clone(),
         ]);
+    }
+    end(&table, list.items.len(), list.count, list.bytes)
+}
+
+pub fn pins(list: List<Pin>, as_json: bool) -> Result<(), CliError> {
+    if as_json {
+        return json(&list);
+    }
+    let mut table = table(&["PIN", "DIGEST", "SIZE"]);
+    for pin in &list.items {
+        let digest = pin.digest.map_or("unknown".into(), |digest| short(&digest.to_string()));
+        table.add_row([pin.target.clone(), digest, size(pin.bytes)]);
     }
     end(&table, list.items.len(), list.count, list.bytes)
 }

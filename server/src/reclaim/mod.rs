@@ -39,7 +39,8 @@ const SAVE_LAYERS_EVERY_MS: u64 = 600_000;
 /// A cycle that freed nothing is not repeated before this, or this many times what it took, however often the bell rings.
 const BACKOFF: Duration = Duration::from_secs(5);
 const BACKOFF_TIMES: u32 = 20;
-/// Between two rounds, however often the bell rings: at least as long as the last one took, within these.
+/// Between two rounds, however often the bell rings: so many times what the last one took, within these.
+const PAUSE_TIMES: u32 = 4;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// What a full disk costs at least: less would be asked for again at once.
@@ -219,7 +220,7 @@ impl Inner {
             let took = started.elapsed();
             self.metrics.add_seconds(Seconds::Reclaim, took.as_secs_f64(), &[]);
             // Where nothing can go, the bell is rung without end; what comes meanwhile is not lost.
-            self.bell.pause(took.clamp(PAUSE_MIN, PAUSE_MAX));
+            self.bell.pause((took * PAUSE_TIMES).clamp(PAUSE_MIN, PAUSE_MAX));
             let next = round.map_or(PERIOD, |at| PERIOD.saturating_sub(at.elapsed()));
             rung = self.bell.wait(next.max(PAUSE_MIN));
         }

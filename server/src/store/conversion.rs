@@ -19,6 +19,8 @@ use super::{Store, StoreError};
 
 /// How long a conversion waits for the reclaimer; a sweep of one pack takes some seconds.
 const ROOM_WAIT: Duration = Duration::from_secs(30);
+/// The bell may be taken while a cycle that freed nothing has its pause.
+const RING_AGAIN: Duration = Duration::from_secs(1);
 const ROOM_POLL: Duration = Duration::from_millis(20);
 
 /// Ends when dropped.
@@ -88,12 +90,16 @@ impl Conversion {
     fn wait_for_room(&self) -> Result<(), StoreError> {
         let inner = &self.store.inner;
         let give_up = Instant::now() + ROOM_WAIT;
+        let mut ring_at = Instant::now();
         while inner.packs.bytes() > self.store.bytes_max() {
             let Some(bell) = inner.bell.get() else { return Ok(()) };
             if bell.is_stopping() || Instant::now() > give_up {
                 return Err(StoreError::OverBudget);
             }
-            bell.ring(|rung| rung.over_budget = true);
+            if Instant::now() >= ring_at {
+                ring_at = Instant::now() + RING_AGAIN;
+                bell.ring(|rung| rung.over_budget = true);
+            }
             std::thread::sleep(ROOM_POLL);
         }
         Ok(())

@@ -256,6 +256,11 @@ impl Originals {
         self.0.bytes_max.store(bytes_max, Ordering::Relaxed);
     }
 
+    /// More than this is not kept for long.
+    pub fn bytes_max(&self) -> u64 {
+        self.0.bytes_max.load(Ordering::Relaxed)
+    }
+
     /// An original was published.
     pub(super) fn published(&self, digest: &BlobDigest, bytes: u64) {
         self.0.usage.add(digest, bytes, now_ms());
