@@ -174,9 +174,10 @@ impl Exchange {
         asked: &Asked,
         refused: Option<&HeaderValue>,
     ) -> Result<Token, UpstreamError> {
-        // Who waited this long waits for a realm that does not answer, and would ask it next.
+        // Who waited this long waits for a realm that does not answer, and would ask it next. That the realm fails is for
+        // those to say who asked it.
         let lane = timeout(wire.header_timeout(), self.lane(&key).lock()).await;
-        let _lane = lane.map_err(|_| UpstreamError::Timeout)?;
+        let _lane = lane.map_err(|_| UpstreamError::Busy)?;
         if let Some(refused) = refused {
             self.tokens.forget(&key, refused);
         }
