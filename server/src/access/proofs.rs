@@ -34,6 +34,8 @@ pub struct Proofs(Arc<Inner>);
 struct Inner {
     upstreams: Upstreams,
     verdicts: Cache<Key, Verdict>,
+    /// What a caller was told is not there, for as long as a refusal: it says nothing of the repository.
+    missing: Cache<(Key, Probe), UpstreamError>,
     running: Coalesce<(Key, Probe), Answer>,
     questions: Semaphore,
     ttl: Duration,
@@ -91,6 +93,10 @@ impl Proofs {
                 // Zero is no bound to this cache.
                 .time_to_live(longest.max(Duration::from_millis(1)))
                 .build(),
+            missing: Cache::builder()
+                .max_capacity(config.decisions_max)
+                .time_to_live(refused_ttl.max(Duration::from_millis(1)))
+                .build(),
             running: Coalesce::default(),
             questions: Semaphore::new(config.questions_max),
             ttl,
@@ -140,7 +146,11 @@ impl Proofs {
         if let Some(known) = self.0.remembered(&key) {
             return known;
         }
-        let (inner, question) = (self.0.clone(), (key.clone(), probe.clone()));
+        let question = (key.clone(), probe.clone());
+        if let Some(error) = self.0.missing.get(&question) {
+            return Answer::Missing(error);
+        }
+        let inner = self.0.clone();
         let answer = self.0.running.run(question, || {
             let (key, probe) = (key.clone(), probe.clone());
             async move { inner.ask(&key, &probe).await }
@@ -199,7 +209,12 @@ impl Inner {
             Err(UpstreamError::Denied { status }) => Some(status),
             Err(UpstreamError::ForeignRealm) => Some(403),
             Err(error) if error.is_outage() => return Answer::Outage(error),
-            Err(error) => return Answer::Missing(error),
+            Err(error) => {
+                if matches!(error, UpstreamError::NotFound { .. }) {
+                    self.missing.insert((key.clone(), probe.clone()), error.clone());
+                }
+                return Answer::Missing(error);
+            }
         };
         self.verdicts.insert(key.clone(), Verdict { at: asked, refused });
         refused.map_or(Answer::Yes, Answer::No)

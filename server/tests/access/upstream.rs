@@ -166,6 +166,13 @@ async fn what_is_not_there_challenges_nobody() {
         .await;
     assert!(!answer.headers().contains_key("www-authenticate"));
     assert_eq!(error_of(answer).await, (404, "MANIFEST_UNKNOWN".to_owned()));
+    // Nor does who asks again and again keep the upstream busy.
+    let asked = origin.calls().len();
+    for _ in 0..5 {
+        let url = server.url(&format!("{PUBLIC}/manifests/nope"));
+        assert_eq!(server.anybody().status(&url).await, 404);
+    }
+    assert_eq!(origin.calls().len(), asked);
     let answer = server.anybody().get(&format!("http://{}/v2/", server.address)).await;
     assert_eq!(answer.status(), 200);
     server.stop().await;
