@@ -350,3 +350,49 @@ async fn referrers() {
         assert_eq!(list(&subject, "").await.0.len(), 3);
     }
 }
+
+/// Pull: the suite's odd data: blobs of no bytes, and an image with a layer that no registry has; with its `Accept`
+/// headers, several and narrow.
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_blobs_and_layers_that_no_registry_has() {
+    let setup = setup().await;
+    let Setup { origin, server, .. } = &setup;
+    let sha512: BlobDigest = format!("sha512:{}", hex(&Sha512::digest(b""))).parse().unwrap();
+    origin.add_blob_as(REPOSITORY, sha512, Vec::new());
+    let sha256 = origin.add_blob(REPOSITORY, Vec::new());
+    let config = origin.add_blob(REPOSITORY, "{}");
+    let descriptor =
+        |kind: &str, digest: &BlobDigest, size: u64| json!({ "mediaType": kind, "digest": digest, "size": size });
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config, 2),
+        "layers": [
+            descriptor("application/vnd.oci.image.layer.nondistributable.v1.tar", &BlobDigest::of(b"elsewhere"), 9),
+            descriptor("application/vnd.oci.image.layer.v1.tar", &sha256, 0),
+        ],
+    })
+    .to_string();
+    let digest = origin.add_manifest(REPOSITORY, Some("nondist"), OCI_MANIFEST, manifest.clone());
+    for _ in ["cold", "warm"] {
+        for reference in ["nondist".to_owned(), digest.to_string()] {
+            for method in [Method::HEAD, Method::GET] {
+                let request = server.http.request(method.clone(), server.manifest_url(&reference));
+                let request = request.header("accept", OCI_INDEX).header("accept", OCI_MANIFEST);
+                let response = request.send().await.unwrap();
+                assert_eq!(response.status(), 200, "{method} {reference}");
+                assert_eq!(response.headers()["content-length"], manifest.len().to_string());
+                assert_eq!(response.headers()["content-type"], OCI_MANIFEST);
+                assert_eq!(response.headers()["docker-content-digest"], digest.to_string());
+            }
+        }
+        for digest in [sha256, sha512] {
+            for method in [Method::HEAD, Method::GET] {
+                let response = setup.ask(method, &format!("blobs/{digest}")).await;
+                assert_eq!(response.status(), 200, "{digest}");
+                assert_eq!(response.headers()["content-length"], "0");
+                assert_eq!(response.headers()["docker-content-digest"], digest.to_string());
+                assert!(response.bytes().await.unwrap().is_empty());
+            }
+        }
+    }
+}

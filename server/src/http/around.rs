@@ -24,6 +24,7 @@ use super::{
     error::{ApiError, OciCode},
     exchange::{Exchange, method_name},
     request_id::{REQUEST_ID, RequestId},
+    v2::{API_VERSION, API_VERSION_2},
 };
 use crate::{
     access::Peer,
@@ -125,5 +126,8 @@ fn refusal(route: &'static str) -> Response {
         _ => ApiError::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE),
     };
     error.retry_after_secs = Some(RETRY_AFTER_SECS);
-    error.into_response()
+    let mut response = error.into_response();
+    // What answers of `/v2/` have; those of ours do not mind.
+    response.headers_mut().insert(API_VERSION, API_VERSION_2);
+    response
 }

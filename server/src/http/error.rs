@@ -230,3 +230,22 @@ impl IntoResponse for ApiError {
         response
     }
 }
+
+/// A handler that panicked. What it said is in the log, by the panic hook, and is nothing for a client.
+pub fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    ApiError::new(OciCode::Unavailable, "an error inside the server")
+        .with_status(StatusCode::INTERNAL_SERVER_ERROR)
+        .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_as_any_other_and_says_nothing() {
+        let response = panicked(Box::new("a secret"));
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+    }
+}

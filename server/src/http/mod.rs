@@ -61,7 +61,7 @@ pub fn router(app: App) -> Router {
         .route(routes::METRICS, get(health::metrics))
         .layer(middleware::from_fn(identity::identify))
         .layer(DefaultBodyLimit::max(REQUEST_BODY_MAX))
-        .layer(CatchPanicLayer::new())
+        .layer(CatchPanicLayer::custom(error::panicked))
         .layer(middleware::from_fn_with_state(around, around::around))
         .with_state(app)
 }

@@ -32,7 +32,8 @@ use crate::{
 
 pub use crate::access::Probe;
 
-const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+pub(super) const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+pub(super) const API_VERSION_2: HeaderValue = HeaderValue::from_static("registry/2.0");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
@@ -212,7 +213,7 @@ fn unsupported() -> ApiError {
 /// What every answer has.
 fn finish(ns: Option<&str>, mut response: Response) -> Response {
     let headers = response.headers_mut();
-    headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    headers.insert(API_VERSION, API_VERSION_2);
     if let Some(ns) = ns.and_then(|ns| HeaderValue::from_str(ns).ok()) {
         headers.insert(OCI_NAMESPACE, ns);
     }
