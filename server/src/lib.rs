@@ -1,8 +1,8 @@
 //! The Headstart server: a pull-through registry mirror that makes layers seekable beside the untouched originals.
 //!
 //! In: a configuration. Out: an [`app::App`] that serves HTTP.
-//! Invariant: the directories are the steps of a byte, and use each other only leftwards:
-//! `upstream -> ingest -> store -> read -> http`; `app` alone wires them.
+//! Invariant: a byte goes `upstream -> read -> ingest -> store -> read -> http`; a room uses only rooms that come before it
+//! in `upstream, store, ingest, reclaim, read, access, admin, http`; `app` alone wires them.
 //! Not here: the formats (`headstart-layer-format`) and anything of the node.
 
 pub mod access;
