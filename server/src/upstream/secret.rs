@@ -31,8 +31,7 @@ const PASSWORD_LEN_MAX: u64 = 64 << 10;
 /// Files are looked at this often, at most.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
-/// A source is not asked again for a refusal within this: refusals come by the request. Nor is one that failed: who
-/// waited for a helper that hung would else wait for it once more, one after the other.
+/// A source is not asked again for a refusal within this: refusals come by the request.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What docker writes as user name of a refresh token.
@@ -245,9 +244,10 @@ impl Secrets {
 
     /// What to show now; `None` is nothing.
     pub(super) async fn current(&self) -> Result<Option<Arc<Secret>>, UpstreamError> {
+        let came = Instant::now();
         let mut state = self.state.lock().await;
         if state.asked.is_none() || self.is_old(&mut state) {
-            self.ask(&mut state).await?;
+            self.ask(&mut state, came).await?;
         }
         Ok(state.secret.clone())
     }
@@ -257,11 +257,12 @@ impl Secrets {
         if matches!(self.source, Source::Nothing | Source::Fixed(_)) {
             return Ok(None);
         }
+        let came = Instant::now();
         let mut state = self.state.lock().await;
         let is_other = |s: &Arc<Secret>| **s != *refused;
         let asked_now = state.asked.is_some_and(|at| at.elapsed() < ASK_AGAIN_AFTER);
         if !state.secret.as_ref().is_some_and(is_other) && !asked_now {
-            self.ask(&mut state).await?;
+            self.ask(&mut state, came).await?;
         }
         Ok(state.secret.clone().filter(is_other))
     }
@@ -280,9 +281,11 @@ impl Secrets {
         state.stamp != Some(Stamp::of(file))
     }
 
-    /// Nothing is written down before the source has spoken: this may be dropped where it waits.
-    async fn ask(&self, state: &mut State) -> Result<(), UpstreamError> {
-        if state.failed.is_some_and(|at| at.elapsed() < ASK_AGAIN_AFTER) {
+    /// For who `came` then. A failure since is theirs too: of those who wait for a helper that hangs, each would else run
+    /// it once more, one after the other. Nothing is written down before the source has spoken: this may be dropped where
+    /// it waits.
+    async fn ask(&self, state: &mut State, came: Instant) -> Result<(), UpstreamError> {
+        if state.failed.is_some_and(|at| at >= came) {
             return state.said_before();
         }
         let mut stamp = None;

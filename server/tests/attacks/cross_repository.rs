@@ -69,6 +69,13 @@ async fn a_known_digest_is_no_right() {
     );
     let layer = image.layers.iter().max_by_key(|l| l.tar.len()).unwrap();
     assert_eq!(victim.status(&blob_of(VICTIM, &layer.digest)).await, 200);
+    // All of it: a manifest whose blobs are neither here nor to be had is withheld.
+    for digest in image.layers.iter().map(|l| l.digest).chain([image.config_digest]) {
+        assert_eq!(victim.status(&blob_of(VICTIM, &digest)).await, 200);
+        while !server.app.originals.path(&digest).exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
     let toc = victim.ready(&layer.digest).await;
     let chunks: Vec<_> = toc.chunks().entries().iter().map(|c| c.digest).collect();
     assert!(!chunks.is_empty());
