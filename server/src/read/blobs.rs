@@ -354,11 +354,6 @@ impl Blobs {
         let _held = self.yard().metrics.hold(Level::BlobFlights, &[]);
         let started = async {
             let permit = self.yard().whole().await?;
-            let yard = self.yard().clone();
-            // A fetch that ended between the caller's look and this one has left an original; looking again finds it.
-            if blocking(move || Ok(yard.originals.path(&digest).exists())).await? {
-                return Err(ReadError::Incomplete);
-            }
             let opened = tokio::select! {
                 biased;
                 () = self.yard().stop.cancelled() => return Err(ReadError::Stopping),

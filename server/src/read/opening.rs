@@ -42,47 +42,72 @@ pub enum First {
 }
 
 impl Opened {
+    /// [`ReadError::Incomplete`]: an original is here, after all.
     pub async fn ask(errand: &Errand, wants: &Wants) -> Result<Self, ReadError> {
-        let partial = {
+        let left = {
             let errand = errand.clone();
             blocking(move || {
-                let partial = errand.yard.originals.partial(&errand.digest, errand.upstream.name());
-                Ok(partial.inspect_err(|error| errand.yard.disk_failed(error))?)
+                let originals = &errand.yard.originals;
+                // A fetch that ended between the client's look and this one has left an original.
+                if originals.path(&errand.digest).exists() {
+                    return Err(ReadError::Incomplete);
+                }
+                let is_left = originals.partial_path(&errand.digest, errand.upstream.name()).exists();
+                is_left.then(|| open(&errand)).transpose()
             })
             .await?
         };
+        let make = || {
+            let errand = errand.clone();
+            blocking(move || open(&errand))
+        };
+        let (partial, answer) = match left {
+            Some(partial) => (partial, None),
+            // The most common case: the file is made while the upstream is asked.
+            None if wants.is_whole() && errand.yard.config.parallel_ranges <= 1 => {
+                let (partial, answer) = tokio::join!(make(), errand.from(0));
+                (partial?, Some(answer))
+            }
+            None => (make().await?, None),
+        };
         let is_empty = partial.present().is_empty();
         let opened = match wants {
-            wants if wants.is_whole() => whole(errand, partial).await,
+            wants if wants.is_whole() => whole(errand, partial, answer).await,
             wants => range(errand, partial, wants).await,
         };
         if opened.is_err() && is_empty {
             let errand = errand.clone();
             // It has just been opened again, and is empty.
-            let _ = blocking(move || {
-                let name = errand.upstream.name();
-                Ok(errand.yard.originals.partial(&errand.digest, name)?.discard()?)
-            })
-            .await;
+            let _ = blocking(move || Ok(open(&errand)?.discard()?)).await;
         }
         opened
     }
 }
 
-/// Continues behind what is here.
-async fn whole(errand: &Errand, mut partial: Partial) -> Result<Opened, ReadError> {
+fn open(errand: &Errand) -> Result<Partial, ReadError> {
+    let partial = errand.yard.originals.partial(&errand.digest, errand.upstream.name());
+    Ok(partial.inspect_err(|error| errand.yard.disk_failed(error))?)
+}
+
+/// Continues behind what is here. `answer`: of the upstream, if it was asked for everything already.
+async fn whole(
+    errand: &Errand,
+    mut partial: Partial,
+    mut answer: Option<Result<BlobAnswer, UpstreamError>>,
+) -> Result<Opened, ReadError> {
     let mut tries = 0;
     loop {
         tries += 1;
         let from = partial.prefix();
-        let answer = match until(errand, &partial) {
-            Some(until) => match errand.range(from..until).await {
+        let answer = match (answer.take(), until(errand, &partial)) {
+            (Some(answer), _) => answer,
+            (None, Some(until)) => match errand.range(from..until).await {
                 Ok(RangeAnswer::Part(body) | RangeAnswer::Whole(body)) => Ok(BlobAnswer::Body(body)),
                 Ok(RangeAnswer::PastEnd { size }) if size == from => Ok(BlobAnswer::Complete { size }),
                 Ok(RangeAnswer::PastEnd { .. }) => Err(UpstreamError::Status(416)),
                 Err(error) => Err(error),
             },
-            None => errand.from(from).await,
+            (None, None) => errand.from(from).await,
         };
         let (body, size) = match answer {
             Ok(BlobAnswer::Complete { size }) => (None, Some(size)),
@@ -136,7 +161,7 @@ fn until(errand: &Errand, partial: &Partial) -> Option<u64> {
 async fn range(errand: &Errand, partial: Partial, wants: &Wants) -> Result<Opened, ReadError> {
     if let Some(size) = partial.size() {
         if wants.covers(size) {
-            return whole(errand, partial).await;
+            return whole(errand, partial, None).await;
         }
         return Ok(Opened {
             partial,
@@ -154,7 +179,7 @@ async fn range(errand: &Errand, partial: Partial, wants: &Wants) -> Result<Opene
                     first: First::Nothing,
                 })
             }
-            _ => whole(errand, partial).await,
+            _ => whole(errand, partial, None).await,
         };
     };
     let (size, first) = match first_range(errand, range).await? {
@@ -253,6 +278,11 @@ pub fn check_not_emptied(digest: &BlobDigest, size: u64) -> Result<(), ReadError
 }
 
 async fn sized(errand: &Errand, mut partial: Partial, size: u64) -> Result<Partial, ReadError> {
+    if partial.size().is_none() {
+        // Nothing is written for that, so no thread is needed.
+        partial.set_size(size)?;
+        return Ok(partial);
+    }
     let yard = errand.yard.clone();
     blocking(move || {
         partial.set_size(size).inspect_err(|error| yard.disk_failed(error))?;

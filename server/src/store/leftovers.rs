@@ -133,6 +133,7 @@ mod tests {
             let digest = BlobDigest::of(name);
             let mut partial = originals.partial(&digest, "u").unwrap();
             partial.set_size(3).unwrap();
+            partial.mark(0).unwrap();
             partial.file().set_modified(SystemTime::now() - age).unwrap();
             originals.partial_path(&digest, "u")
         };

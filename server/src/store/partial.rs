@@ -13,7 +13,7 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt as _,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -34,7 +34,9 @@ pub struct Partial {
     path: PathBuf,
     originals: Originals,
     digest: BlobDigest,
-    map: Option<UnitMap>,
+    /// Made when there is something to mark: a client waits for its first byte meanwhile.
+    map: Mutex<Option<UnitMap>>,
+    /// While there is none, the file is empty (or [`Partial::keep`] is to follow).
     size: Option<u64>,
     /// What an earlier fetch left: ascending, disjoint, not touching.
     present: Vec<Range<u64>>,
@@ -47,12 +49,12 @@ impl Partial {
         let map_path = path.with_extension(MAP_SUFFIX);
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        let (file, old) = match options.open(&path) {
-            Ok(file) => (file, UnitMap::load(&map_path)?),
+        let (file, is_new, old) = match options.open(&path) {
+            Ok(file) => (file, false, UnitMap::load(&map_path)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // A crash between commit and clean-up leaves a map of bytes that are elsewhere now.
                 ignore_missing(fs::remove_file(&map_path))?;
-                (options.create_new(true).open(&path)?, None)
+                (options.create_new(true).open(&path)?, true, None)
             }
             Err(error) => return Err(error),
         };
@@ -61,7 +63,7 @@ impl Partial {
             path,
             originals,
             digest: *digest,
-            map: None,
+            map: Mutex::default(),
             size: None,
             present: Vec::new(),
         };
@@ -69,10 +71,11 @@ impl Partial {
             Some((map, marks)) => {
                 partial.present = present(&marks.present, marks.size, partial.file.metadata()?.len());
                 partial.size = Some(marks.size);
-                partial.map = Some(map);
+                partial.map = Mutex::new(Some(map));
                 // It is in use again; its age counts from now.
                 partial.file.set_modified(SystemTime::now())?;
             }
+            None if is_new => {}
             None => partial.restart()?,
         }
         Ok(partial)
@@ -100,7 +103,7 @@ impl Partial {
 
     /// Starts over.
     pub fn restart(&mut self) -> io::Result<()> {
-        self.map = None;
+        self.map = Mutex::default();
         self.size = None;
         self.present.clear();
         ignore_missing(fs::remove_file(self.path.with_extension(MAP_SUFFIX)))?;
@@ -109,11 +112,10 @@ impl Partial {
 
     /// Records the size of the blob; from now on units can be marked.
     pub fn set_size(&mut self, size: u64) -> io::Result<()> {
-        if self.size != Some(size) {
+        if self.size.is_some_and(|known| known != size) {
             self.restart()?;
-            self.map = Some(UnitMap::create(&self.path.with_extension(MAP_SUFFIX), size)?);
-            self.size = Some(size);
         }
+        self.size = Some(size);
         Ok(())
     }
 
@@ -121,7 +123,7 @@ impl Partial {
     pub fn keep(&mut self, size: u64) -> io::Result<()> {
         let map = UnitMap::create(&self.path.with_extension(MAP_SUFFIX), size)?;
         (0..units(size)).try_for_each(|unit| map.mark(unit))?;
-        self.map = Some(map);
+        self.map = Mutex::new(Some(map));
         self.size = Some(size);
         self.present = std::iter::once(0..size).filter(|range| !range.is_empty()).collect();
         Ok(())
@@ -134,7 +136,14 @@ impl Partial {
 
     /// Marks a unit of which every byte was written.
     pub fn mark(&self, unit: u64) -> io::Result<()> {
-        self.map.as_ref().map_or(Ok(()), |map| map.mark(unit))
+        let Some(size) = self.size else { return Ok(()) };
+        // One mark is one write of one byte.
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let map = match &mut *map {
+            Some(map) => map,
+            none => none.insert(UnitMap::create(&self.path.with_extension(MAP_SUFFIX), size)?),
+        };
+        map.mark(unit)
     }
 
     /// Publishes. Call it only after the digest was compared, and write no more.
@@ -238,6 +247,8 @@ mod tests {
         let there = || (path.exists(), path.with_extension(MAP_SUFFIX).exists());
         let mut partial = open(&dir);
         partial.set_size(1).unwrap();
+        assert_eq!(there(), (true, false));
+        partial.mark(0).unwrap();
         assert_eq!(there(), (true, true));
         partial.discard().unwrap();
         assert_eq!(there(), (false, false));
