@@ -403,6 +403,13 @@ async fn leftovers_are_swept_when_they_are_old() {
     let (digest, _) = mirror.blob(5 * MIB, 20);
     assert_eq!(mirror.range(&digest, "bytes=0-9").await.0, 206);
     let path = mirror.server.app.originals.partial_path(&digest, UPSTREAM);
+    // The answer does not wait for the rest of the unit, without which there is no map.
+    soon(async {
+        while !path.with_extension("map").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
     let mirror = mirror.restart().await;
     mirror.server.app.blobs.sweep().await;
     assert!(path.exists() && path.with_extension("map").exists());
