@@ -23,6 +23,9 @@ use crate::playground::{PlaygroundError, Result};
 /// After a cell: closed connections are taken down at the server's expense, which is not the next cell's.
 const PAUSE: Duration = Duration::from_millis(60);
 
+/// A cell without a byte and without an error is given this much longer.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
 /// Opening `connections` on a loaded machine.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -109,6 +112,11 @@ pub async fn measure(peer: &Peer, asked: &Asked, connections: usize, length: Dur
     let begin = Instant::now();
     go.wait().await;
     tokio::time::sleep(length).await;
+    // A machine that has other work may have given nobody a turn yet.
+    let silent = || counters.bytes.load(Ordering::Relaxed) == 0 && counters.errors.load(Ordering::Relaxed) == 0;
+    while silent() && begin.elapsed() < length + SILENCE_MAX {
+        tokio::time::sleep(PAUSE).await;
+    }
     let (seconds, cpu) = (begin.elapsed().as_secs_f64(), usage::cpu(&pids).saturating_sub(cpu));
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let (requests, bytes, errors) = (load(&counters.requests), load(&counters.bytes), load(&counters.errors));
