@@ -16,7 +16,9 @@ readonly TIMEOUT_SECS=${HEADSTART_FORKY_TIMEOUT_SECS:-600}
 readonly SUITE=forky
 
 home=${HEADSTART_FORKY:-${CARGO_TARGET_DIR:-target}/forky}
-packages=(
+# HEADSTART_FORKY_PACKAGES: other programs, for whoever has a HEADSTART_FORKY of his own (scripts/bench-ingest.sh).
+read -r -a packages <<<"${HEADSTART_FORKY_PACKAGES:-}"
+[ ${#packages[@]} -gt 0 ] || packages=(
     containerd runc          # 2.1: the transfer service, ranged and parallel fetches
     podman crun conmon       # registries.conf mirrors
     skopeo buildah

@@ -57,7 +57,8 @@ containerd finds it by /etc/containerd/certs.d/_default/hosts.toml:
     [host.\"http://127.0.0.1:5080\"]
       capabilities = [\"pull\", \"resolve\"]
 
-Subcommands talk to a running server over <data_dir>/admin.sock, which only its own user and root can enter. Their exit
+Subcommands talk to a running server over <data_dir>/admin.sock, which only its own user and root can enter; convert, and
+dedup of files, work without one. Their exit
 status is 0 when everything was done that was asked for, 1 when something was not, 2 when the command line is wrong.
 
 Endpoints: /v2/ (OCI distribution), /headstart/v1/ (for headstart-shim), /healthz, /readyz, /metrics.
@@ -70,7 +71,7 @@ struct Arguments {
     /// Configuration file (TOML). Without it, public registries are mirrored on 127.0.0.1:5080.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Talks to a running server; without one of these, this is the server.
+    /// Talks to a running server, or works on files; without one of these, this is the server.
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -96,7 +97,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// A subcommand: a question to a running server.
+/// A subcommand: mostly a question to a running server.
 fn ask(command: Command, config: Option<&Path>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -16,6 +16,10 @@ pub const UNPIN: &str = "/admin/v1/unpin";
 pub const REMOVE: &str = "/admin/v1/remove";
 pub const COLLECT: &str = "/admin/v1/gc";
 pub const WARM: &str = "/admin/v1/warm";
+/// What an image is made of.
+pub const IMAGE: &str = "/admin/v1/image";
+/// An original's bytes, by digest below this.
+pub const ORIGINALS: &str = "/admin/v1/originals";
 
 /// Rows of a list when nobody says how many; and at most.
 const LIMIT_DEFAULT: usize = 1_000;
@@ -113,6 +117,23 @@ pub struct Warm {
     pub platforms: Vec<String>,
     #[serde(default)]
     pub all_platforms: bool,
+}
+
+/// An image's layers, bottom first.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ImageLayers {
+    /// Of the image manifest itself, also when an index was named.
+    pub digest: BlobDigest,
+    pub layers: Vec<ImageLayer>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ImageLayer {
+    pub digest: BlobDigest,
+    /// As the manifest has it.
+    pub size: u64,
+    /// Whether the original is here.
+    pub here: bool,
 }
 
 /// What happened to an image that is being warmed. Every image ends with `Done` or `Failed`.

@@ -21,7 +21,7 @@ use std::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, Query, State},
+    extract::{DefaultBodyLimit, Path as UrlPath, Query, State},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -29,7 +29,7 @@ use headstart_layer_format::BlobDigest;
 use http::{HeaderValue, StatusCode, header};
 use tokio::net::UnixListener;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{io::ReaderStream, sync::CancellationToken};
 
 use self::reference::Target;
 use crate::{
@@ -43,6 +43,8 @@ use crate::{
 pub const SOCKET: &str = "admin.sock";
 /// Lists of references are short.
 const BODY_SIZE_MAX: usize = 1 << 20;
+/// Originals are read in pieces of this size.
+const READ_SIZE: usize = 256 << 10;
 /// Lines of progress waiting for a slow reader.
 const LINES_MAX: usize = 256;
 
@@ -97,6 +99,8 @@ fn router(app: App) -> Router {
         .route(api::REMOVE, post(remove))
         .route(api::COLLECT, post(collect))
         .route(api::WARM, post(warm_images))
+        .route(api::IMAGE, post(image))
+        .route(&format!("{}/{{digest}}", api::ORIGINALS), get(original))
         .layer(DefaultBodyLimit::max(BODY_SIZE_MAX))
         .with_state(app)
 }
@@ -118,6 +122,8 @@ pub(crate) enum AdminError {
     Read(#[from] ReadError),
     #[error("{0}")]
     Store(#[from] StoreError),
+    #[error("read an original: {0}")]
+    Original(#[from] io::Error),
     #[error("run a task: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
@@ -129,7 +135,7 @@ impl IntoResponse for AdminError {
             Self::Unknown(_) => StatusCode::NOT_FOUND,
             Self::Pinned(_) | Self::Needed(_) => StatusCode::CONFLICT,
             Self::Order(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Read(_) | Self::Store(_) | Self::Task(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Read(_) | Self::Store(_) | Self::Original(_) | Self::Task(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let error = self.to_string();
         (status, Json(api::Failure { error })).into_response()
@@ -209,6 +215,35 @@ async fn remove(State(app): State<App>, Json(what): Json<api::What>) -> Answer<R
 async fn collect(State(app): State<App>, Json(how): Json<api::How>) -> Answer<Report> {
     let order = Order::Collect { dry_run: how.dry_run };
     Ok(Json(app.reclaimer.order(order).await?))
+}
+
+async fn image(State(app): State<App>, Json(what): Json<api::What>) -> Answer<api::ImageLayers> {
+    blocking(move || {
+        let target = Target::parse(&what.target, &app.upstreams)?.pin();
+        let unknown = || AdminError::Unknown(what.target.clone());
+        let root = app.store.target_digest(&target)?.ok_or_else(unknown)?;
+        view::image_layers(&app, &root)?.map_err(|count| match count {
+            0 => unknown(),
+            n => AdminError::Bad(format!(
+                "choose one of {}: {n} images of it are here; name one by digest",
+                what.target
+            )),
+        })
+    })
+    .await
+}
+
+/// Not a use: whoever measures what is here must not change what stays. A file that is removed meanwhile is read to its end.
+async fn original(State(app): State<App>, UrlPath(digest): UrlPath<BlobDigest>) -> Result<Response, AdminError> {
+    let file = match tokio::fs::File::open(app.originals.path(&digest)).await {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(AdminError::Unknown(digest.to_string())),
+        Err(error) => return Err(error.into()),
+    };
+    let len = file.metadata().await?.len();
+    let mut response = Response::new(Body::from_stream(ReaderStream::with_capacity(file, READ_SIZE)));
+    response.headers_mut().insert(header::CONTENT_LENGTH, len.into());
+    Ok(response)
 }
 
 /// JSON lines, as things happen. Whoever hangs up cancels what is not fetched yet.

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use headstart_layer_format::BlobDigest;
 
-use super::api::{Image, List, Object, Pin};
+use super::api::{Image, ImageLayer, ImageLayers, List, Object, Pin};
 use crate::{
     app::App,
     store::{LayerRecord, StoreError, pins::PinTarget},
@@ -152,6 +152,38 @@ pub fn pins(app: &App, limit: usize) -> Result<List<Pin>, StoreError> {
     // Images share layers; each byte counts once.
     out.bytes = seen.values().sum();
     Ok(out)
+}
+
+/// The layers of the image `root`; of an index, those of the image in it that is here whole. `Err`: how many such there are.
+pub fn image_layers(app: &App, root: &BlobDigest) -> Result<Result<ImageLayers, usize>, StoreError> {
+    let Some(fact) = app.store.manifest(root)? else {
+        return Ok(Err(0));
+    };
+    let mut images = Vec::new();
+    match fact.image {
+        Some(image) => images.push((*root, image)),
+        None => {
+            for member in fact.members {
+                let image = app.store.manifest(&member)?.and_then(|fact| fact.image);
+                images.extend(image.map(|image| (member, image)));
+            }
+        }
+    }
+    let here = |digest: &BlobDigest| app.originals.kept(digest).is_some();
+    if images.len() > 1 {
+        images.retain(|(_, image)| image.layers.iter().all(|layer| here(&layer.digest)));
+    }
+    let count = images.len();
+    let Some((digest, image)) = images.pop().filter(|_| count == 1) else {
+        return Ok(Err(count));
+    };
+    let layers = image.layers.iter().map(|layer| ImageLayer {
+        digest: layer.digest,
+        size: layer.size,
+        here: here(&layer.digest),
+    });
+    let layers = layers.collect();
+    Ok(Ok(ImageLayers { digest, layers }))
 }
 
 /// What would be of no use without `root`: it and everything below it, except what pins protect for another reason, or

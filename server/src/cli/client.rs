@@ -44,6 +44,11 @@ impl Client {
         self.answer(self.http.post(url(path)).json(body)).await
     }
 
+    /// The same of what is only read.
+    pub async fn read(&self, path: &str) -> Result<reqwest::Response, CliError> {
+        self.answer(self.http.get(url(path))).await
+    }
+
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, CliError> {
         let answer = match request.send().await {
             Ok(answer) => answer,

@@ -1,11 +1,16 @@
-//! The subcommands: they talk to a running server.
+//! The subcommands: they talk to a running server, or ([`convert`], [`dedup`]) work on files without one.
 //!
 //! In: arguments. Out: text on standard output, an exit status: 0 when everything that was asked for was done.
-//! Invariant: nothing here touches the data directory but its socket. `--json` prints what the server said.
+//! Invariant: nothing here touches the data directory but its socket, except `convert --data-dir`, which holds the store's
+//! lock while it does. `--json` prints what the server said.
 //! Not here: what the server does ([`crate::admin`]).
 
 mod client;
+mod convert;
+mod dedup;
+mod local;
 mod show;
+mod usage;
 mod warm;
 
 use std::path::{Path, PathBuf};
@@ -15,7 +20,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::{
     admin::{SOCKET, api},
     config::{Config, ConfigError},
+    ingest::ConvertError,
     reclaim::Report,
+    store::StoreError,
 };
 use client::Client;
 
@@ -86,6 +93,8 @@ pub enum Command {
         #[command(flatten)]
         server: Place,
     },
+    Convert(convert::Arguments),
+    Dedup(dedup::Arguments),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -123,6 +132,24 @@ pub enum CliError {
     Refused(String),
     #[error("warm {failed} of {count} images")]
     NotWarm { failed: usize, count: usize },
+    #[error("{what} {path}: {error}")]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        error: std::io::Error,
+    },
+    #[error("open the store: {0}")]
+    Store(#[from] StoreError),
+    #[error("convert {failed} of {count} layers")]
+    NotConverted { failed: usize, count: usize },
+    #[error("take apart {layer}: {error}")]
+    Survey { layer: String, error: ConvertError },
+    #[error("read {layer} of {image}: its original is not here (warm fetches it)")]
+    NotHere { image: String, layer: String },
+    #[error("finish: interrupted")]
+    Interrupted,
+    #[error("run a task: {0}")]
+    Task(#[from] tokio::task::JoinError),
     #[error("print: {0}")]
     Print(#[from] std::io::Error),
 }
@@ -188,6 +215,8 @@ pub async fn run(command: Command, above: Option<&Path>) -> Result<(), CliError>
             };
             warm::run(&server.client(above)?, &what, json).await
         }
+        Command::Convert(arguments) => convert::run(arguments, above).await,
+        Command::Dedup(arguments) => dedup::run(arguments, above).await,
     }
 }
 

@@ -20,7 +20,7 @@ pub fn line(text: &str) -> Result<(), CliError> {
     Ok(writeln!(std::io::stdout(), "{text}")?)
 }
 
-fn json(what: &impl Serialize) -> Result<(), CliError> {
+pub fn json(what: &impl Serialize) -> Result<(), CliError> {
     line(&serde_json::to_string_pretty(what)?)
 }
 
@@ -105,7 +105,7 @@ pub fn report(report: &Report, as_json: bool) -> Result<(), CliError> {
     ))
 }
 
-fn table(header: &[&str]) -> Table {
+pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().copied());
     table
@@ -116,7 +116,7 @@ fn end(table: &Table, listed: usize, count: usize, bytes: u64) -> Result<(), Cli
     line(&format!("{listed} of {count}, {} in all", size(bytes)))
 }
 
-fn short(digest: &str) -> String {
+pub fn short(digest: &str) -> String {
     digest.chars().take("sha256:".len() + 12).collect()
 }
 

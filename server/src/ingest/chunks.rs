@@ -97,6 +97,7 @@ fn work(jobs: &Mutex<Receiver<Job>>, level: i32, store: &Conversion, progress: &
             }
         };
         let counter = if new {
+            progress.new_frames.fetch_add(u64::from(frame_len), Ordering::Relaxed);
             &progress.new_chunks
         } else {
             &progress.reused_chunks

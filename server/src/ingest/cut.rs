@@ -12,28 +12,71 @@
 
 use headstart_layer_format::limits::{BODY_ALIGN, CHUNK_SIZE_MAX};
 
-/// From this size on a file has chunks of its own.
-const LARGE_FILE_MIN: u64 = 256 << 10;
-/// Fixed cut of large files. One FUSE read is at most 1 MiB; smaller chunks compress worse and cost more requests.
-const LARGE_CHUNK: u64 = 512 << 10;
-/// A large file's rest of at most this joins its last chunk.
-const LARGE_REST_MAX: u64 = 64 << 10;
-/// No group ends before this, and one ends before it would exceed [`GROUP_MAX`].
-const GROUP_MIN: u64 = 64 << 10;
-const GROUP_MAX: u64 = 512 << 10;
-/// Up to here a group rarely ends, from here on it often does: narrows the spread around the size aimed at.
-const GROUP_TARGET: u64 = 224 << 10;
-/// A group ends behind a file with a chance of its padded size over this...
-const EARLY_BYTES_PER_CUT: u64 = 768 << 10;
-/// ... and later over this.
-const LATE_BYTES_PER_CUT: u64 = 96 << 10;
+/// What decides about cuts. Everything stored was cut by [`CutSizes::DEFAULT`]; others are for measuring ([`super::survey`]).
+#[derive(Clone, Copy, Debug)]
+pub struct CutSizes {
+    /// From this size on a file has chunks of its own.
+    pub large_file_min: u64,
+    /// Fixed cut of large files. One FUSE read is at most 1 MiB; smaller chunks compress worse and cost more requests.
+    pub large_chunk: u64,
+    /// A large file's rest of at most this joins its last chunk.
+    pub large_rest_max: u64,
+    /// No group ends before this, and one ends before it would exceed `group_max`.
+    pub group_min: u64,
+    pub group_max: u64,
+    /// Up to here a group rarely ends, from here on it often does: narrows the spread around the size aimed at.
+    pub group_target: u64,
+    /// A group ends behind a file with a chance of its padded size over this...
+    pub early_bytes_per_cut: u64,
+    /// ... and later over this.
+    pub late_bytes_per_cut: u64,
+    /// Bodies begin at multiples of this.
+    pub align: u64,
+}
 
-const _: () = assert!(LARGE_CHUNK + LARGE_REST_MAX <= CHUNK_SIZE_MAX as u64);
-const _: () = assert!(GROUP_MAX <= CHUNK_SIZE_MAX as u64);
+impl CutSizes {
+    pub const DEFAULT: Self = Self {
+        large_file_min: 256 << 10,
+        large_chunk: 512 << 10,
+        large_rest_max: 64 << 10,
+        group_min: 64 << 10,
+        group_max: 512 << 10,
+        group_target: 224 << 10,
+        early_bytes_per_cut: 768 << 10,
+        late_bytes_per_cut: 96 << 10,
+        align: BODY_ALIGN,
+    };
+
+    /// Groups of about `group_kib`, in the proportions of the default's 256, and large files cut every `large_kib`.
+    /// `None`: such chunks could not be stored.
+    pub fn about(group_kib: u64, large_kib: u64) -> Option<Self> {
+        let chunk_max_kib = u64::from(CHUNK_SIZE_MAX) >> 10;
+        let may_be = 8..=chunk_max_kib / 2;
+        if !may_be.contains(&group_kib) || !may_be.contains(&large_kib) || !large_kib.is_multiple_of(4) {
+            return None;
+        }
+        let (d, group) = (Self::DEFAULT, |n: u64| n * group_kib / 256);
+        Some(Self {
+            large_file_min: group(d.large_file_min),
+            large_chunk: large_kib << 10,
+            large_rest_max: (large_kib << 10) / 8,
+            group_min: group(d.group_min),
+            group_max: group(d.group_max),
+            group_target: group(d.group_target),
+            early_bytes_per_cut: group(d.early_bytes_per_cut),
+            late_bytes_per_cut: group(d.late_bytes_per_cut),
+            align: d.align,
+        })
+    }
+}
+
+const _: () = assert!(CutSizes::DEFAULT.large_chunk + CutSizes::DEFAULT.large_rest_max <= CHUNK_SIZE_MAX as u64);
+const _: () = assert!(CutSizes::DEFAULT.group_max <= CHUNK_SIZE_MAX as u64);
 
 /// Takes bodies, hands out chunks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Cutter {
+    sizes: CutSizes,
     buf: Vec<u8>,
     body: Option<Body>,
 }
@@ -48,20 +91,28 @@ struct Body {
     crc: crc32fast::Hasher,
 }
 
-fn padded(len: u64) -> u64 {
-    len.div_ceil(BODY_ALIGN) * BODY_ALIGN
-}
-
 impl Cutter {
     pub fn new() -> Self {
-        Self::default()
+        Self::with(CutSizes::DEFAULT)
+    }
+
+    pub fn with(sizes: CutSizes) -> Self {
+        Self {
+            sizes,
+            buf: Vec::new(),
+            body: None,
+        }
+    }
+
+    fn padded(&self, len: u64) -> u64 {
+        len.next_multiple_of(self.sizes.align)
     }
 
     /// A body of `len` bytes (not 0) begins. May complete a chunk.
     pub fn begin(&mut self, len: u64) -> Option<Vec<u8>> {
-        let size = padded(len);
-        let large = len >= LARGE_FILE_MIN;
-        let full = self.buf.len() as u64 + size > GROUP_MAX;
+        let size = self.padded(len);
+        let large = len >= self.sizes.large_file_min;
+        let full = self.buf.len() as u64 + size > self.sizes.group_max;
         let done = ((large || full) && !self.buf.is_empty()).then(|| self.take());
         self.body = Some(Body {
             left: size,
@@ -85,10 +136,10 @@ impl Cutter {
         }
         // `left` counts from the start of the chunk being filled.
         let filled = self.buf.len() as u64;
-        let end = if body.left <= LARGE_CHUNK + LARGE_REST_MAX {
+        let end = if body.left <= self.sizes.large_chunk + self.sizes.large_rest_max {
             body.left
         } else {
-            LARGE_CHUNK
+            self.sizes.large_chunk
         };
         let n = (bytes.len() as u64).min(end - filled) as usize;
         self.buf.extend_from_slice(&bytes[..n]);
@@ -102,7 +153,8 @@ impl Cutter {
     /// The body is complete: pads it, and may complete a chunk.
     pub fn end(&mut self) -> Option<Vec<u8>> {
         let body = self.body.take()?;
-        self.buf.resize(padded(self.buf.len() as u64) as usize, 0);
+        let size = self.padded(self.buf.len() as u64);
+        self.buf.resize(size as usize, 0);
         if self.buf.is_empty() {
             return None;
         }
@@ -111,13 +163,13 @@ impl Cutter {
 
     fn ends_group(&self, body: &Body) -> bool {
         let group = self.buf.len() as u64;
-        if group < GROUP_MIN {
+        if group < self.sizes.group_min {
             return false;
         }
-        let bytes_per_cut = if group < GROUP_TARGET {
-            EARLY_BYTES_PER_CUT
+        let bytes_per_cut = if group < self.sizes.group_target {
+            self.sizes.early_bytes_per_cut
         } else {
-            LATE_BYTES_PER_CUT
+            self.sizes.late_bytes_per_cut
         };
         // The checksum as a fraction of 2^32 against size / bytes_per_cut.
         u64::from(body.crc.clone().finalize()) * bytes_per_cut < body.size << 32
@@ -129,7 +181,7 @@ impl Cutter {
     }
 
     fn take(&mut self) -> Vec<u8> {
-        std::mem::replace(&mut self.buf, Vec::with_capacity(GROUP_MAX as usize))
+        std::mem::replace(&mut self.buf, Vec::with_capacity(self.sizes.group_max as usize))
     }
 }
 
@@ -140,6 +192,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn padded(len: u64) -> u64 {
+        len.next_multiple_of(BODY_ALIGN)
+    }
 
     /// Feeds bodies in pieces of the given sizes, over and over.
     fn cut(bodies: &[Vec<u8>], pieces: &[usize]) -> Vec<Vec<u8>> {
@@ -200,7 +256,7 @@ mod tests {
             prop_assert_eq!(&whole, &cut(&bodies, &pieces));
             prop_assert!(whole.concat() == data_space(&bodies), "the chunks are not the data space");
             prop_assert!(whole.iter().all(|c| !c.is_empty() && (c.len() as u64).is_multiple_of(BODY_ALIGN)));
-            prop_assert!(whole.iter().all(|c| c.len() as u64 <= LARGE_CHUNK + LARGE_REST_MAX));
+            prop_assert!(whole.iter().all(|c| c.len() as u64 <= CutSizes::DEFAULT.large_chunk + CutSizes::DEFAULT.large_rest_max));
         }
     }
 
@@ -233,5 +289,27 @@ mod tests {
         let chunks = cut(&bodies, &[usize::MAX]);
         let mean = chunks.iter().map(Vec::len).sum::<usize>() / chunks.len();
         assert!((160 << 10..352 << 10).contains(&mean), "{mean}");
+    }
+
+    /// Sizes for measuring make chunks that could be stored, in proportion.
+    #[test]
+    fn other_sizes_aim_elsewhere() {
+        let bodies: Vec<_> = (1..2000)
+            .map(|i| body(i, 50 + (i as usize * 104_729) % 20_000))
+            .collect();
+        let mut cutter = Cutter::with(CutSizes::about(64, 128).unwrap());
+        let mut chunks = Vec::new();
+        for body in &bodies {
+            chunks.extend(cutter.begin(body.len() as u64));
+            assert_eq!(cutter.push(body).0, body.len());
+            chunks.extend(cutter.end());
+        }
+        chunks.extend(cutter.finish());
+        let mean = chunks.iter().map(Vec::len).sum::<usize>() / chunks.len();
+        assert!((40 << 10..88 << 10).contains(&mean), "{mean}");
+        assert_eq!(chunks.concat(), data_space(&bodies));
+        for (group, large) in [(7, 512), (256, 7), (4096, 512), (256, 4096), (256, 513)] {
+            assert!(CutSizes::about(group, large).is_none());
+        }
     }
 }

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use headstart_layer_format::{BlobDigest, DiffId};
 use sha2::{Digest as _, Sha256};
 
+use super::config::IngestConfig;
 use super::error::{ConvertError, Failure, Refusal};
 use super::progress::Progress;
 use crate::store::hasher::BlobHasher;
@@ -109,6 +110,16 @@ pub struct TarBudget {
     pub bytes_max: u64,
     pub ratio_max: u64,
     pub ratio_floor_bytes: u64,
+}
+
+impl TarBudget {
+    pub fn of(config: &IngestConfig) -> Self {
+        Self {
+            bytes_max: config.tar_bytes_max,
+            ratio_max: config.ratio_max,
+            ratio_floor_bytes: config.ratio_floor_bytes,
+        }
+    }
 }
 
 /// The uncompressed tar, hashed as it is read.

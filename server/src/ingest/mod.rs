@@ -14,11 +14,13 @@ mod chunks;
 pub mod config;
 mod cut;
 mod error;
+mod gear;
 mod inflate;
 mod path;
 mod pax;
 mod progress;
 mod sparse;
+pub mod survey;
 mod tar_header;
 mod tar_scan;
 mod tree;
@@ -34,6 +36,7 @@ use crate::store::{Store, conversion::Conversion};
 use assemble::Assembler;
 use chunks::ChunkPool;
 pub use config::IngestConfig;
+pub use cut::CutSizes;
 pub use error::{ConvertError, Failure, Refusal};
 use inflate::{Original, TarBudget, TarStream, inflate};
 pub use progress::Progress;
@@ -70,12 +73,7 @@ fn take_apart<R: Read>(
     config: &IngestConfig,
     progress: &Progress,
 ) -> Result<Parts, ConvertError> {
-    let budget = TarBudget {
-        bytes_max: config.tar_bytes_max,
-        ratio_max: config.ratio_max,
-        ratio_floor_bytes: config.ratio_floor_bytes,
-    };
-    let mut tar = TarStream::new(inflate(original)?, budget, progress);
+    let mut tar = TarStream::new(inflate(original)?, TarBudget::of(config), progress);
     std::thread::scope(|scope| {
         let pool = ChunkPool::start(scope, config.compress_threads, config.zstd_level, store, progress);
         let mut assembler = Assembler::new(config, pool)?;

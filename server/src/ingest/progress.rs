@@ -16,6 +16,8 @@ pub struct Progress {
     pub new_chunks: AtomicU64,
     /// Raw bytes of chunks that were there already.
     pub reused_chunks: AtomicU64,
+    /// What the new ones take in the packs, without the records' heads.
+    pub new_frames: AtomicU64,
     cpu_nanos: AtomicU64,
     cancelled: AtomicBool,
     deadline: Instant,
@@ -29,6 +31,7 @@ impl Progress {
             tar: AtomicU64::new(0),
             new_chunks: AtomicU64::new(0),
             reused_chunks: AtomicU64::new(0),
+            new_frames: AtomicU64::new(0),
             cpu_nanos: AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
             deadline: now.checked_add(time_max).unwrap_or(now),

@@ -72,13 +72,24 @@ impl Binary {
             .collect()
     }
 
-    /// What a subcommand, asked of this server, prints.
-    pub fn ask(&self, arguments: &[&str]) -> String {
+    fn ask_for(&self, arguments: &[&str]) -> std::process::Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_headstart-server"));
         let socket = self.dir.path().join("data/admin.sock");
-        let output = command.args(arguments).arg("--socket").arg(socket).output().unwrap();
+        command.args(arguments).arg("--socket").arg(socket).output().unwrap()
+    }
+
+    /// What a subcommand, asked of this server, prints.
+    pub fn ask(&self, arguments: &[&str]) -> String {
+        let output = self.ask_for(arguments);
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr)
+    }
+
+    /// Why one fails.
+    pub fn ask_in_vain(&self, arguments: &[&str]) -> String {
+        let output = self.ask_for(arguments);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
     }
 
     /// SIGTERM.
