@@ -6,7 +6,9 @@ use std::path::Path;
 use headstart_loadtest::bench::{
     self, BenchConfig,
     first_byte::{self, FirstByteConfig},
+    ingest::{self, IngestBenchConfig},
 };
+use headstart_loadtest::corpus::{Compression, Dialect, LayerBuilder, Meta, Rng};
 use headstart_loadtest::playground::progress::Progress;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,4 +66,56 @@ async fn first_bytes_are_measured_directly_and_through_the_mirror_with_and_witho
         assert!(all.clone().all(|t| t.head_ms >= 1.0 && t.first_byte_ms >= t.head_ms));
     }
     assert!(report.table().contains("first byte ratio"));
+}
+
+#[test]
+fn conversions_are_measured_beside_the_floor_and_a_peer_that_fails_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = |name: &str, seed| {
+        let mut layer = LayerBuilder::new(Dialect::Pax);
+        layer.file("a", Meta::default(), Rng::new(seed).bytes(600_000));
+        let path = dir.path().join(name);
+        std::fs::write(&path, layer.finish(Compression::Gzip).blob).unwrap();
+        path
+    };
+    let server = Path::new(env!("CARGO_BIN_EXE_headstart-loadtest")).with_file_name("headstart-server");
+    let mut config = IngestBenchConfig {
+        headstart: vec![format!("ours={}", server.display())],
+        layers: vec![layer("one", 1), layer("two", 2)],
+        peers: vec![
+            "copy=cat \"$@\" >\"$OUT/all\"".into(),
+            "missing=echo there is none >&2; exit 3".into(),
+        ],
+        rounds: 2,
+        json: None,
+    };
+    let report = ingest::run(&config, &Progress::silent()).unwrap();
+    let names: Vec<&str> = report.contenders.iter().map(|c| c.name.as_str()).collect();
+    let ours = ["ours, a layer at a time", "ours, two at a time"];
+    assert_eq!(names, ["gzip -dc | sha256sum", ours[0], ours[1], "copy", "missing"]);
+    for contender in &report.contenders[..4] {
+        assert_eq!((contender.samples.len(), &contender.left_out), (2, &None));
+        for sample in &contender.samples {
+            assert!(
+                sample.wall_s > 0.0 && sample.cpu_s > 0.0 && sample.peak_rss_bytes > 1 << 20,
+                "{sample:?}"
+            );
+            let is_floor = contender.name == names[0];
+            // What is random is stored as it is.
+            assert_eq!(sample.stored_bytes > 1_200_000, !is_floor, "{contender:?}");
+        }
+    }
+    let missing = &report.contenders[4];
+    assert!(missing.samples.is_empty() && missing.left_out.as_ref().unwrap().contains("there is none"));
+    let table = report.table();
+    assert!(
+        table.contains("missing is left out") && table.contains("wall ratio"),
+        "{table}"
+    );
+
+    // A layer that is no gzip: no figure, rather than one of nothing.
+    std::fs::write(&config.layers[0], "no gzip").unwrap();
+    config.headstart.clear();
+    let why = ingest::run(&config, &Progress::silent()).unwrap_err().to_string();
+    assert!(why.contains("gzip -dc") && why.contains("not in gzip format"), "{why}");
 }

@@ -237,7 +237,14 @@ fn what_cannot_be_converted_is_said_and_the_rest_is_done() {
         "{error}"
     );
     assert!(String::from_utf8(output.stdout).unwrap().contains("failed"));
-    let output = place.run(&["dedup", "--layers", text(&a), "--", text(&lying)]);
+    // (Against the layer that it claims to be, it would not be opened.)
+    let output = place.run(&["dedup", "--layers", text(&refused), "--", text(&lying)]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && error.contains("the tar ends early"),
+        "{error}"
+    );
+    let output = place.run(&["dedup", "--layers", text(&lying), "--", text(&a)]);
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(
         !output.status.success() && error.contains("its digest is wrong"),

@@ -12,6 +12,7 @@ pub mod cell;
 pub mod content;
 pub mod first_byte;
 pub mod http;
+pub mod ingest;
 pub mod peers;
 pub mod report;
 pub mod usage;

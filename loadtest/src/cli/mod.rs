@@ -5,6 +5,7 @@
 //! Not here: what the subcommands do.
 
 mod bench_first_byte;
+mod bench_ingest;
 mod bench_mirror;
 mod storm;
 
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
-use headstart_loadtest::bench::{BenchConfig, first_byte::FirstByteConfig};
+use headstart_loadtest::bench::{BenchConfig, first_byte::FirstByteConfig, ingest::IngestBenchConfig};
 use headstart_loadtest::playground;
 use headstart_loadtest::storm::StormConfig;
 
@@ -36,6 +37,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     BenchFirstByte(bench_first_byte::FirstByteArgs),
+    BenchIngest(bench_ingest::BenchIngestArgs),
     BenchMirror(bench_mirror::BenchArgs),
     /// Start a real container by ordinary pulls and lazily, and compare.
     Playground(playground::cli::PlaygroundArgs),
@@ -48,6 +50,7 @@ enum Command {
 pub struct FileConfig {
     pub bench: BenchConfig,
     pub first_byte: FirstByteConfig,
+    pub ingest: IngestBenchConfig,
     pub storm: StormConfig,
 }
 
@@ -67,6 +70,7 @@ impl Cli {
             Ok(file) => match self.command {
                 Command::Playground(args) => playground(args).await,
                 Command::BenchFirstByte(args) => bench_first_byte::run(args, file.first_byte).await,
+                Command::BenchIngest(args) => bench_ingest::run(args, file.ingest).await,
                 Command::BenchMirror(args) => bench_mirror::run(args, file.bench).await,
                 Command::Storm(args) => storm::run(args, file.storm).await,
             },

@@ -75,6 +75,11 @@ impl Binary {
     fn ask_for(&self, arguments: &[&str]) -> std::process::Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_headstart-server"));
         let socket = self.dir.path().join("data/admin.sock");
+        // It listens to clients before it does to its operator.
+        let deadline = Instant::now() + START_MAX;
+        while !socket.exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         command.args(arguments).arg("--socket").arg(socket).output().unwrap()
     }
 
