@@ -51,6 +51,7 @@ unshare --mount --propagation private -- sh -ec '
     tree=$1 work=$2
     mount --bind "$tree" "$tree"
     mount -t proc proc "$tree/proc"; mount --rbind /sys "$tree/sys"; mount --rbind /dev "$tree/dev"
+    mkdir -p "$tree/var/lib"
     for dir in run tmp var/tmp root var/lib; do mount -t tmpfs tmpfs "$tree/$dir"; done
     mkdir -p "$tree/var/lib/soci-snapshotter-grpc" "$tree$work"
     mount --bind "$work/soci" "$tree/var/lib/soci-snapshotter-grpc"
@@ -80,8 +81,8 @@ for image in "${images[@]}"; do
     left_out=()
     if have inside ctr; then
         tar -C "$home/$image" -cf "$work/image.tar" .
-        name=localhost/bench/$image:v1
-        $inside ctr images import --no-unpack --index-name "$name" "$work/image.tar" >"$work/import.log" 2>&1 ||
+        name=localhost/bench:$image
+        $inside ctr images import --no-unpack --base-name localhost/bench "$work/image.tar" >"$work/import.log" 2>&1 ||
             { echo "bench-ingest: containerd does not take $image:" >&2; tail -n 5 "$work/import.log" >&2; }
         rm "$work/image.tar"
     fi
