@@ -1,7 +1,7 @@
 //! The origin's sockets: its own thread, its own runtime, two ports.
 //!
 //! In: "stop" and "restart". Out: connections served by [`super::answer`].
-//! Invariant: the ports stay the origin's while it is stopped (bound, not listening: connections are refused), so a
+//! Invariant: the ports stay the origin's while it is stopped (bound: connections are refused), so a
 //! restart is on the same port. The thread ends when the [`Control`] is dropped.
 //! Not here: anything about registries.
 
@@ -35,21 +35,22 @@ pub(super) enum Command {
 /// Dropping it ends the thread.
 pub(super) type Control = mpsc::UnboundedSender<Command>;
 
-/// Two bound sockets: registry and CDN.
+/// Two ports: registry and CDN. Each is held by a socket that is bound and never listens, because nothing else on the
+/// machine is given a port that somebody has bound; between a listener and the next one there is no gap for others.
 pub(super) struct Ports {
     registry: SocketAddr,
     cdn: SocketAddr,
-    sockets: Option<(TcpSocket, TcpSocket)>,
+    _held: (TcpSocket, TcpSocket),
 }
 
 impl Ports {
     pub(super) fn reserve() -> io::Result<Self> {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let sockets = (bound(any)?, bound(any)?);
+        let held = (bound(any)?, bound(any)?);
         Ok(Self {
-            registry: sockets.0.local_addr()?,
-            cdn: sockets.1.local_addr()?,
-            sockets: Some(sockets),
+            registry: held.0.local_addr()?,
+            cdn: held.1.local_addr()?,
+            _held: held,
         })
     }
 
@@ -61,17 +62,8 @@ impl Ports {
         self.cdn
     }
 
-    fn listen(&mut self) -> io::Result<(TcpListener, TcpListener)> {
-        let (registry, cdn) = match self.sockets.take() {
-            Some(sockets) => sockets,
-            None => (bound(self.registry)?, bound(self.cdn)?),
-        };
-        Ok((registry.listen(1024)?, cdn.listen(1024)?))
-    }
-
-    fn refuse(&mut self) -> io::Result<()> {
-        self.sockets = Some((bound(self.registry)?, bound(self.cdn)?));
-        Ok(())
+    fn listen(&self) -> io::Result<(TcpListener, TcpListener)> {
+        Ok((bound(self.registry)?.listen(1024)?, bound(self.cdn)?.listen(1024)?))
     }
 }
 
@@ -85,7 +77,7 @@ fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
 /// Serves until the control is dropped. Reports once whether it listens.
 pub(super) fn run(
     state: Arc<State>,
-    mut ports: Ports,
+    ports: Ports,
     mut commands: mpsc::UnboundedReceiver<Command>,
     up: &std_mpsc::Sender<io::Result<()>>,
 ) {
@@ -113,7 +105,7 @@ pub(super) fn run(
                     if let Some(serving) = serving.take() {
                         serving.shutdown().await;
                     }
-                    let _ = done.send(ports.refuse());
+                    let _ = done.send(Ok(()));
                 }
                 Command::Restart(done) if serving.is_none() => {
                     let _ = done.send(ports.listen().map(|l| serving = Some(serve(&state, l))));
