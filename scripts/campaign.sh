@@ -2,7 +2,7 @@
 # The short crash, damage and property tests, many times over:  ./scripts/campaign.sh [COUNT]   (default 10)
 # In: how often. Out: exit status 0 when every repetition passed; the first failure ends it.
 # CI runs each of these once (test.sh). Kills fall where timing puts them, so repetitions differ; the properties get
-# COUNT x 256 cases, the kills in cold pulls COUNT x 20 rounds.
+# COUNT x 256 cases, the fuzz targets COUNT x 2000 inputs each, the kills in cold pulls COUNT x 20 rounds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 count=${1:-10}
@@ -16,6 +16,12 @@ cargo test --workspace --locked --no-run
 echo "== properties, $((count * 256)) cases each"
 PROPTEST_CASES=$((count * 256)) cargo test --locked --quiet -p headstart-layer-format
 PROPTEST_CASES=$((count * 256)) cargo test --locked --quiet -p headstart-server --lib
+
+# Another seed each time; a failure prints it, and where its input is.
+fuzz_seed=$((RANDOM * 32768 + RANDOM))
+echo "== mutated inputs, $((count * 2000)) for each entry point, seed $fuzz_seed"
+HEADSTART_FUZZ_SEED=$fuzz_seed HEADSTART_FUZZ_ROUNDS=$((count * 2000)) \
+    cargo test --locked --quiet -p headstart-server --test fuzz
 
 echo "== the server killed in cold pulls, $((count * 20)) rounds"
 HEADSTART_KILL_ROUNDS=$((count * 20)) cargo test --locked --quiet -p headstart-server --test kill

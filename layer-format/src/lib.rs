@@ -8,6 +8,8 @@
 pub mod api;
 pub mod chunk_stream;
 pub mod digest;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod limits;
 pub mod offset;
 pub mod routes;

@@ -17,19 +17,37 @@ use super::sparse::SparseMap;
 use super::tar_scan::{Member, MemberKind, Sink};
 use super::tree::TreeBuilder;
 
+/// Where the raw chunks go.
+pub trait Chunks {
+    /// The next chunk.
+    fn push(&mut self, raw: Vec<u8>) -> Result<(), ConvertError>;
+    /// Their table entries, in order.
+    fn finish(self) -> Result<Vec<ChunkEntry>, ConvertError>;
+}
+
+impl Chunks for ChunkPool<'_> {
+    fn push(&mut self, raw: Vec<u8>) -> Result<(), ConvertError> {
+        ChunkPool::push(self, raw)
+    }
+
+    fn finish(self) -> Result<Vec<ChunkEntry>, ConvertError> {
+        ChunkPool::finish(self)
+    }
+}
+
 #[derive(Debug)]
-pub struct Assembler<'scope> {
+pub struct Assembler<C> {
     tree: TreeBuilder,
     skeleton: SkeletonBuilder,
     cutter: Cutter,
-    pool: ChunkPool<'scope>,
+    pool: C,
     skeleton_bytes_max: u64,
     entries_max: u64,
     members: u64,
 }
 
-impl<'scope> Assembler<'scope> {
-    pub fn new(config: &IngestConfig, pool: ChunkPool<'scope>) -> Result<Self, ConvertError> {
+impl<C: Chunks> Assembler<C> {
+    pub fn new(config: &IngestConfig, pool: C) -> Result<Self, ConvertError> {
         Ok(Self {
             tree: TreeBuilder::new(config.entries_max),
             skeleton: SkeletonBuilder::new().map_err(Failure::Compress)?,
@@ -67,7 +85,7 @@ impl<'scope> Assembler<'scope> {
     }
 }
 
-impl Sink for Assembler<'_> {
+impl<C: Chunks> Sink for Assembler<C> {
     fn literal(&mut self, bytes: &[u8]) -> Result<(), ConvertError> {
         if self.skeleton.size() + bytes.len() as u64 > self.skeleton_bytes_max {
             let (what, max) = ("bytes beside file bodies", self.skeleton_bytes_max);

@@ -14,6 +14,7 @@ mod chunks;
 pub mod config;
 mod cut;
 mod error;
+pub(crate) mod fuzz;
 mod gear;
 mod inflate;
 mod path;

@@ -4,9 +4,13 @@
 //! malformed: guessing on would desynchronise us from other readers. Values are bytes, not text.
 //! Not here: global (`g`) records, which are kept as bytes and, as by Go's reader, not applied.
 
+use headstart_layer_format::limits::XATTRS_LEN_MAX;
 use headstart_layer_format::toc::Mtime;
 
-use super::error::{ConvertError, malformed};
+use super::error::{ConvertError, Refusal, malformed};
+
+/// Attributes of one file: as many as `listxattr(2)` can name, with names of a letter behind `user.`.
+pub const XATTRS_OF_ONE_MAX: usize = XATTRS_LEN_MAX / 7;
 
 /// What an `x` header says about the next member. `None`: the header block's own field counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,7 +21,7 @@ pub struct Pax {
     pub uid: Option<u64>,
     pub gid: Option<u64>,
     pub mtime: Option<Mtime>,
-    /// `SCHILY.xattr.` records, in order; a later one of a name replaces an earlier one.
+    /// `SCHILY.xattr.` records by name; of two of one name the later one.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub sparse: PaxSparse,
 }
@@ -46,6 +50,13 @@ impl Pax {
             pax.apply(key, value)?;
             data = rest;
         }
+        // Sorted once: looking for each name among the others took minutes for a header of a megabyte.
+        pax.xattrs.reverse();
+        pax.xattrs.sort_by(|a, b| a.0.cmp(&b.0));
+        pax.xattrs.dedup_by(|later, kept| later.0 == kept.0);
+        if pax.xattrs.len() > XATTRS_OF_ONE_MAX {
+            return Err(too_many_xattrs());
+        }
         Ok(pax)
     }
 
@@ -59,7 +70,6 @@ impl Pax {
 
     fn apply(&mut self, key: &[u8], value: &[u8]) -> Result<(), ConvertError> {
         if let Some(name) = key.strip_prefix(XATTR) {
-            self.xattrs.retain(|(n, _)| n != name);
             self.xattrs.push((name.to_vec(), value.to_vec()));
             return Ok(());
         }
@@ -98,6 +108,11 @@ impl Pax {
         }
         Ok(())
     }
+}
+
+pub fn too_many_xattrs() -> ConvertError {
+    let (what, max) = ("attributes of one file", XATTRS_OF_ONE_MAX as u64);
+    Refusal::OverBudget { what, max }.into()
 }
 
 /// Key, value, and what follows the record.
@@ -189,6 +204,17 @@ mod tests {
             nanos: 750_000_000,
         };
         assert_eq!(pax.mtime, Some(expected));
+    }
+
+    /// Such a header, repeated, kept a core busy for hours.
+    #[test]
+    fn more_attributes_than_a_file_can_have_are_refused() {
+        let many = |n: usize| -> Vec<u8> { (0..n).flat_map(|i| rec(&format!("SCHILY.xattr.{i:x}"), b"")).collect() };
+        assert_eq!(
+            Pax::parse(&many(XATTRS_OF_ONE_MAX)).unwrap().xattrs.len(),
+            XATTRS_OF_ONE_MAX
+        );
+        assert!(Pax::parse(&many(XATTRS_OF_ONE_MAX + 1)).is_err());
     }
 
     #[test]

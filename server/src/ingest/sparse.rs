@@ -123,10 +123,10 @@ impl InBody {
         }
         self.newlines += block.iter().filter(|&&b| b == b'\n').count();
         self.bytes.extend_from_slice(block);
-        if self.count.is_none()
-            && let Some(end) = self.bytes.iter().position(|&b| b == b'\n')
-        {
-            let count = decimal(&self.bytes[..end])?;
+        if self.count.is_none() {
+            // In the first block: leading zeros without an end would be searched again with each block.
+            let end = self.bytes.iter().position(|&b| b == b'\n');
+            let count = decimal(&self.bytes[..end.ok_or_else(|| malformed("a sparse map"))?])?;
             self.count = Some(usize::try_from(count).unwrap_or(usize::MAX));
         }
         Ok(self.count.is_some_and(|n| self.newlines > n.saturating_mul(2)))
@@ -142,5 +142,18 @@ impl InBody {
             .map(decimal)
             .collect::<Result<Vec<_>, _>>()?;
         Ok(numbers.chunks_exact(2).map(|p| (p[0], p[1])).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_that_does_not_end_is_refused_with_its_first_block() {
+        let mut block = [b'0'; BLOCK];
+        assert!(InBody::default().block(&block).is_err());
+        block[BLOCK - 1] = b'\n';
+        assert_eq!(InBody::default().block(&block).ok(), Some(true));
     }
 }

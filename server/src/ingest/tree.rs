@@ -13,10 +13,15 @@ use headstart_layer_format::toc::{Content, Entry, EntryId, Inode, InodeId, Kind,
 
 use super::error::{ConvertError, Refusal};
 use super::path::{Whiteout, components, whiteout};
+use super::pax::{XATTRS_OF_ONE_MAX, too_many_xattrs};
 use super::tar_scan::{Member, MemberKind};
 
 /// Symlinks followed in one path before it counts as a loop, as in containerd's path resolution.
 const LINKS_MAX: usize = 255;
+/// Components of symlinks' targets that are walked for one layer. A million members below a link of some components stay
+/// below it; without it a tar of some megabytes, every path of which goes through 255 links of 2048 components, keeps a
+/// core busy for hours.
+const LINK_PARTS_MAX: u64 = 1 << 26;
 
 type Children = BTreeMap<Box<[u8]>, usize>;
 
@@ -37,6 +42,7 @@ pub struct TreeBuilder {
     /// Bytes of names, targets and attributes that may still come, of entries that are replaced later as well.
     bytes_left: u64,
     extents_left: u64,
+    link_parts_left: u64,
 }
 
 const ROOT: usize = 0;
@@ -68,6 +74,7 @@ impl TreeBuilder {
             nodes_max: entries_max.min(ENTRIES_MAX),
             bytes_left: META_SIZE_MAX,
             extents_left: EXTENTS_MAX,
+            link_parts_left: LINK_PARTS_MAX,
         }
     }
 
@@ -266,9 +273,12 @@ impl TreeBuilder {
                     if target.starts_with(b"/") {
                         at = ROOT;
                     }
+                    let before = todo.len();
                     for part in target.split(|&b| b == b'/').rev() {
                         todo.push_front(part.into());
                     }
+                    let left = self.link_parts_left.checked_sub((todo.len() - before) as u64);
+                    self.link_parts_left = left.ok_or(Refusal::Path("too many symlinks in all of them"))?;
                 }
                 _ => return Err(Refusal::Path("a parent is not a directory").into()),
             }
@@ -326,6 +336,10 @@ fn symlink(target: &[u8]) -> Result<Kind, Refusal> {
     if target.is_empty() {
         return Err(Refusal::Path("a symlink without a target"));
     }
+    // No unpacker can make it, also if the name is taken by something else later.
+    if target.len() > PATH_LEN_MAX {
+        return Err(Refusal::Path("a symlink's target is too long"));
+    }
     Ok(Kind::Symlink { target: target.into() })
 }
 
@@ -352,6 +366,9 @@ fn apply_metadata(inode: &mut Inode, member: &Member) -> Result<(), ConvertError
             Ok(at) => inode.xattrs[at] = xattr,
             Err(at) => inode.xattrs.insert(at, xattr),
         }
+    }
+    if inode.xattrs.len() > XATTRS_OF_ONE_MAX {
+        return Err(too_many_xattrs());
     }
     if let Kind::Directory { implied, .. } = &mut inode.kind {
         *implied = false;
@@ -402,5 +419,52 @@ mod tests {
         tree.add(&file(0), body()).unwrap();
         let why = tree.add(&file(0), body()).unwrap_err().to_string();
         assert!(why.contains("extents"), "{why}");
+    }
+
+    fn member(path: &[u8], kind: MemberKind) -> Member {
+        Member {
+            path: path.to_vec(),
+            kind,
+            xattrs: Vec::new(),
+            ..file(0)
+        }
+    }
+
+    fn symlink_to(target: Vec<u8>) -> MemberKind {
+        MemberKind::Symlink { target }
+    }
+
+    #[test]
+    fn a_target_that_no_unpacker_can_make_is_refused_at_once() {
+        let mut tree = TreeBuilder::new(1000);
+        let long = |len| member(b"l", symlink_to(vec![b'x'; len]));
+        tree.add(&long(PATH_LEN_MAX), Content::EMPTY).unwrap();
+        assert!(tree.add(&long(PATH_LEN_MAX + 1), Content::EMPTY).is_err());
+    }
+
+    /// Every path through these links walks some thousands of components, and a tar may have a million such paths.
+    #[test]
+    fn walking_through_symlinks_is_bounded_for_the_layer() {
+        let mut tree = TreeBuilder::new(1000);
+        tree.add(&member(b"l", symlink_to(b"./".repeat(2000))), Content::EMPTY)
+            .unwrap();
+        tree.link_parts_left = 3 * 2001;
+        for _ in 0..3 {
+            tree.add(&member(b"l/f", MemberKind::Fifo), Content::EMPTY).unwrap();
+        }
+        let why = tree.add(&member(b"l/f", MemberKind::Fifo), Content::EMPTY).unwrap_err();
+        assert!(why.to_string().contains("symlinks"), "{why}");
+    }
+
+    #[test]
+    fn attributes_of_a_directory_that_is_named_again_and_again_are_bounded() {
+        let mut tree = TreeBuilder::new(1000);
+        let mut dir = member(b"d", MemberKind::Directory);
+        for i in 0..XATTRS_OF_ONE_MAX {
+            dir.xattrs = vec![(format!("user.{i}").into_bytes(), Vec::new())];
+            tree.add(&dir, Content::EMPTY).unwrap();
+        }
+        dir.xattrs = vec![(b"user.more".to_vec(), Vec::new())];
+        assert!(tree.add(&dir, Content::EMPTY).is_err());
     }
 }

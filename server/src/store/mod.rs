@@ -10,6 +10,7 @@ mod at_hand;
 pub mod bell;
 pub mod conversion;
 pub mod facts;
+pub(crate) mod fuzz;
 pub mod hasher;
 pub mod hot;
 mod in_flight;

@@ -79,7 +79,11 @@ impl Pack {
 
     /// `Ok(None)`: the file has no valid pack header.
     pub fn open(dir: &Path, id: PackId) -> io::Result<Option<Self>> {
-        let file = File::options().read(true).write(true).open(id.path(dir))?;
+        Self::of_file(File::options().read(true).write(true).open(id.path(dir))?, id)
+    }
+
+    /// As [`Pack::open`], of a file that is open.
+    pub fn of_file(file: File, id: PackId) -> io::Result<Option<Self>> {
         let mut header = [0; PACK_HEADER_LEN as usize];
         match file.read_exact_at(&mut header, 0) {
             Ok(()) => {}
