@@ -298,7 +298,7 @@ async fn images_of_a_running_server_are_compared_like_files() {
     server.ask(&["rm", "--force", &second.digest.to_string()]);
     let why = server.ask_in_vain(&["dedup", names[0], names[1]]);
     assert!(
-        why.contains(&second.digest.to_string()) && why.contains("not here"),
+        why.contains(&second.digest.to_string()) && why.contains("warm fetches it"),
         "{why}"
     );
     let why = server.ask_in_vain(&["dedup", names[0], "up.test/team/app:v3"]);
