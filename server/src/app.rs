@@ -30,6 +30,7 @@ use crate::{
         tags::TagLists,
     },
     reclaim::Reclaimer,
+    scrub::Scrubber,
     store::{Store, StoreError, originals::Originals},
     telemetry::{self, TelemetryError},
     upstream::{SetupError, Upstreams},
@@ -74,6 +75,7 @@ pub struct App {
     pub referrers: Referrers,
     pub seekable: Seekable,
     pub reclaimer: Reclaimer,
+    pub scrubber: Scrubber,
     stopping: CancellationToken,
 }
 
@@ -111,6 +113,15 @@ impl App {
                 let blobs = blobs.clone();
                 move |partial, remove| blobs.unless_in_use(partial, remove)
             }),
+        )
+        .map_err(AppError::DataDir)?;
+        let scrubber = Scrubber::start(
+            config.data_dir.clone(),
+            originals.clone(),
+            store.clone(),
+            reclaimer.clone(),
+            config.scrub.clone(),
+            metrics.clone(),
         )
         .map_err(AppError::DataDir)?;
         let access = Access::new(&config, &upstreams, &store, &blobs)?;
@@ -154,6 +165,7 @@ impl App {
             referrers,
             seekable,
             reclaimer,
+            scrubber,
             stopping: CancellationToken::new(),
         })
     }
@@ -195,8 +207,9 @@ pub async fn serve(app: App, listener: TcpListener, stop: CancellationToken) -> 
     administration.await?;
     app.layers.shutdown().await;
     app.blobs.shutdown().await;
-    let (store, reclaimer) = (app.store.clone(), app.reclaimer.clone());
+    let (store, reclaimer, scrubber) = (app.store.clone(), app.reclaimer.clone(), app.scrubber.clone());
     tokio::task::spawn_blocking(move || {
+        scrubber.stop();
         reclaimer.stop();
         store.flush()
     })

@@ -2,7 +2,7 @@
 //!
 //! In: a configuration. Out: an [`app::App`] that serves HTTP.
 //! Invariant: a byte goes `upstream -> read -> ingest -> store -> read -> http`; a room uses only rooms that come before it
-//! in `upstream, store, ingest, reclaim, read, access, admin, http`; `app` alone wires them.
+//! in `upstream, store, ingest, reclaim, scrub, read, access, admin, http`; `app` alone wires them.
 //! Not here: the formats (`headstart-layer-format`) and anything of the node.
 
 pub mod access;
@@ -18,6 +18,7 @@ pub mod log;
 pub mod metrics;
 pub mod read;
 pub mod reclaim;
+pub mod scrub;
 pub mod store;
 pub mod telemetry;
 pub mod upstream;

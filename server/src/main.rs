@@ -58,8 +58,9 @@ containerd finds it by /etc/containerd/certs.d/_default/hosts.toml:
       capabilities = [\"pull\", \"resolve\"]
 
 Subcommands talk to a running server over <data_dir>/admin.sock, which only its own user and root can enter; convert, and
-dedup of files, work without one. Their exit
-status is 0 when everything was done that was asked for, 1 when something was not, 2 when the command line is wrong.
+dedup of files, work without one, and so does fsck when none runs (as the server's own user, whose files it writes). Their
+exit status is 0 when everything was done that was asked for, 1 when something was not, or when fsck found damage that is
+not repaired, 2 when the command line is wrong.
 
 Endpoints: /v2/ (OCI distribution), /headstart/v1/ (for headstart-shim), /healthz, /readyz, /metrics.
 Logs go to standard error; RUST_LOG overrides log.filter. SIGTERM stops cleanly.";

@@ -7,6 +7,8 @@
 use headstart_layer_format::BlobDigest;
 use serde::{Deserialize, Serialize};
 
+use crate::scrub::{Progress, Report};
+
 pub const IMAGES: &str = "/admin/v1/images";
 pub const BLOBS: &str = "/admin/v1/blobs";
 pub const LAYERS: &str = "/admin/v1/layers";
@@ -15,6 +17,7 @@ pub const PIN: &str = "/admin/v1/pin";
 pub const UNPIN: &str = "/admin/v1/unpin";
 pub const REMOVE: &str = "/admin/v1/remove";
 pub const COLLECT: &str = "/admin/v1/gc";
+pub const FSCK: &str = "/admin/v1/fsck";
 pub const WARM: &str = "/admin/v1/warm";
 /// What an image is made of.
 pub const IMAGE: &str = "/admin/v1/image";
@@ -106,6 +109,24 @@ pub struct Changed {
 #[serde(deny_unknown_fields)]
 pub struct How {
     pub dry_run: bool,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fsck {
+    pub repair: bool,
+    /// 0: no limit; left out: as configured.
+    #[serde(default)]
+    pub bytes_per_sec: Option<u64>,
+}
+
+/// How a check goes; the last is `Done` or `Failed`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Checking {
+    Progress(Progress),
+    Done(Report),
+    Failed { error: String },
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]

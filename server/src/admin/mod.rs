@@ -1,6 +1,6 @@
 //! Administration: HTTP and JSON over a unix socket, for whoever may enter the data directory.
 //!
-//! In: requests of [`crate::cli`] on `<data_dir>/admin.sock`. Out: lists, pins, removals, reclaiming, warming.
+//! In: requests of [`crate::cli`] on `<data_dir>/admin.sock`. Out: lists, pins, removals, reclaiming, checking, warming.
 //! Invariant: the socket is 0600 before it has its name, so only the server's own user (and root) can connect; nothing of
 //! this is reachable over the network. Paths are versioned. A server whose socket cannot be made serves all the same.
 //! Not here: what the orders do ([`crate::reclaim`], [`warm`]).
@@ -16,6 +16,7 @@ use std::{
     io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use axum::{
@@ -27,7 +28,11 @@ use axum::{
 };
 use headstart_layer_format::BlobDigest;
 use http::{HeaderValue, StatusCode, header};
-use tokio::net::UnixListener;
+use serde::Serialize;
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc::Receiver, watch},
+};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
 
@@ -36,6 +41,7 @@ use crate::{
     app::App,
     read::ReadError,
     reclaim::{Order, OrderError, Report},
+    scrub::{self, Progress},
     store::StoreError,
 };
 
@@ -47,6 +53,9 @@ const BODY_SIZE_MAX: usize = 1 << 20;
 const READ_SIZE: usize = 256 << 10;
 /// Lines of progress waiting for a slow reader.
 const LINES_MAX: usize = 256;
+
+/// Progress is told this often.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 
 /// Serves until `stop`.
 pub async fn serve(app: App, stop: CancellationToken) {
@@ -98,6 +107,7 @@ fn router(app: App) -> Router {
         .route(api::UNPIN, post(unpin))
         .route(api::REMOVE, post(remove))
         .route(api::COLLECT, post(collect))
+        .route(api::FSCK, post(fsck))
         .route(api::WARM, post(warm_images))
         .route(api::IMAGE, post(image))
         .route(&format!("{}/{{digest}}", api::ORIGINALS), get(original))
@@ -246,6 +256,38 @@ async fn original(State(app): State<App>, UrlPath(digest): UrlPath<BlobDigest>) 
     Ok(response)
 }
 
+/// JSON lines: how far it is, and at last the report. Whoever hangs up ends it.
+async fn fsck(State(app): State<App>, Json(how): Json<api::Fsck>) -> Response {
+    let (progress, mut changed) = watch::channel(Progress::default());
+    let (lines, received) = tokio::sync::mpsc::channel(LINES_MAX);
+    tokio::spawn(async move {
+        let order = app.scrubber.order(scrub::Order {
+            repair: how.repair,
+            bytes_per_sec: how.bytes_per_sec,
+            progress,
+        });
+        tokio::pin!(order);
+        let last = loop {
+            tokio::select! {
+                done = &mut order => break match done {
+                    Ok(report) => api::Checking::Done(report),
+                    Err(error) => api::Checking::Failed { error: error.to_string() },
+                },
+                // Dropping `changed` tells the scrubber to end.
+                () = lines.closed() => return,
+                () = tokio::time::sleep(PROGRESS_PERIOD) => {
+                    let now = *changed.borrow_and_update();
+                    // A reader that is slow to read gets the next one.
+                    let _ = lines.try_send(api::Checking::Progress(now));
+                }
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = lines.send(last).await;
+    });
+    json_lines(received)
+}
+
 /// JSON lines, as things happen. Whoever hangs up cancels what is not fetched yet.
 async fn warm_images(State(app): State<App>, Json(what): Json<api::Warm>) -> Result<Response, AdminError> {
     let mut targets = Vec::new();
@@ -264,7 +306,11 @@ async fn warm_images(State(app): State<App>, Json(what): Json<api::Warm>) -> Res
             () = warm::run(app, targets, platforms, lines) => {}
         }
     });
-    let body = ReceiverStream::new(received).map(|event: api::Event| {
+    Ok(json_lines(received))
+}
+
+fn json_lines<T: Serialize + Send + 'static>(received: Receiver<T>) -> Response {
+    let body = ReceiverStream::new(received).map(|event: T| {
         let mut line = serde_json::to_vec(&event).unwrap_or_default();
         line.push(b'\n');
         Ok::<_, std::convert::Infallible>(line)
@@ -272,5 +318,5 @@ async fn warm_images(State(app): State<App>, Json(what): Json<api::Warm>) -> Res
     let mut response = Response::new(Body::from_stream(body));
     let json_lines = HeaderValue::from_static("application/x-ndjson");
     response.headers_mut().insert(header::CONTENT_TYPE, json_lines);
-    Ok(response)
+    response
 }

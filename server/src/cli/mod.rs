@@ -1,13 +1,14 @@
 //! The subcommands: they talk to a running server, or ([`convert`], [`dedup`]) work on files without one.
 //!
 //! In: arguments. Out: text on standard output, an exit status: 0 when everything that was asked for was done.
-//! Invariant: nothing here touches the data directory but its socket, except `convert --data-dir`, which holds the store's
-//! lock while it does. `--json` prints what the server said.
+//! Invariant: nothing here touches the data directory but its socket, except `convert --data-dir`, and `fsck` when no
+//! server runs, which hold the store's lock while they do. `--json` prints what the server said.
 //! Not here: what the server does ([`crate::admin`]).
 
 mod client;
 mod convert;
 mod dedup;
+mod fsck;
 mod local;
 mod show;
 mod usage;
@@ -72,6 +73,19 @@ pub enum Command {
         /// Changes nothing; says what would go.
         #[arg(long)]
         dry_run: bool,
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: Place,
+    },
+    /// Reads everything that is kept again and verifies it: by the server that runs, or without one on its data.
+    Fsck {
+        /// Sets aside or forgets what is damaged, so that it is fetched or converted again.
+        #[arg(long)]
+        repair: bool,
+        /// Bytes read in a second; 0: no limit. Left out: as the server is configured; without one, no limit.
+        #[arg(long, value_name = "N")]
+        bytes_per_sec: Option<u64>,
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -150,6 +164,8 @@ pub enum CliError {
     Interrupted,
     #[error("run a task: {0}")]
     Task(#[from] tokio::task::JoinError),
+    #[error("find everything whole: {0} things are damaged and not repaired")]
+    Damaged(u64),
     #[error("print: {0}")]
     Print(#[from] std::io::Error),
 }
@@ -159,9 +175,13 @@ impl Place {
     fn client(&self, above: Option<&Path>) -> Result<Client, CliError> {
         let path = match &self.socket {
             Some(path) => path.clone(),
-            None => Config::load(self.config.as_deref().or(above))?.data_dir.join(SOCKET),
+            None => self.load(above)?.data_dir.join(SOCKET),
         };
         Client::new(path)
+    }
+
+    fn load(&self, above: Option<&Path>) -> Result<Config, ConfigError> {
+        Config::load(self.config.as_deref().or(above))
     }
 }
 
@@ -200,6 +220,19 @@ pub async fn run(command: Command, above: Option<&Path>) -> Result<(), CliError>
         Command::Gc { dry_run, json, server } => {
             let report: Report = server.client(above)?.post(api::COLLECT, &api::How { dry_run }).await?;
             show::report(&report, json)
+        }
+        Command::Fsck {
+            repair,
+            bytes_per_sec,
+            json,
+            server,
+        } => {
+            let wanted = fsck::Wanted {
+                repair,
+                bytes_per_sec,
+                json,
+            };
+            fsck::run(&wanted, &server, above).await
         }
         Command::Warm {
             images,

@@ -13,6 +13,7 @@ use super::CliError;
 use crate::{
     admin::api::{Image, List, Object, Pin},
     reclaim::Report,
+    scrub,
     store::usage::now_ms,
 };
 
@@ -102,6 +103,35 @@ pub fn report(report: &Report, as_json: bool) -> Result<(), CliError> {
         "held: originals {}, packs {}",
         size(report.originals_held_bytes),
         size(report.packs_held_bytes)
+    ))
+}
+
+pub fn scrubbed(report: &scrub::Report, as_json: bool) -> Result<(), CliError> {
+    if as_json {
+        return json(report);
+    }
+    let mut table = table(&["DAMAGED", "WHICH", "WHY", "REPAIRED"]);
+    for damage in &report.damages {
+        table.add_row([
+            damage.what.clone(),
+            damage.name.clone(),
+            damage.why.clone(),
+            yes(damage.repaired),
+        ]);
+    }
+    if table.row_iter().next().is_some() {
+        line(&table.to_string())?;
+    }
+    line(&format!(
+        "read {} originals ({}), {} packs ({}, {} records) and {} rows: {} damaged, {} repaired",
+        report.originals_count,
+        size(report.originals_bytes),
+        report.packs_count,
+        size(report.packs_bytes),
+        report.records_count,
+        report.rows_count,
+        report.damaged_count,
+        report.repaired_count,
     ))
 }
 

@@ -12,6 +12,7 @@ mod fetch;
 mod http;
 mod log;
 mod network;
+mod scrub;
 mod tags;
 mod telemetry;
 mod tls;
@@ -31,6 +32,7 @@ pub use self::{
     http::HttpConfig,
     log::{AccessLog, LogConfig, LogFormat},
     network::Network,
+    scrub::ScrubConfig,
     tags::{TagPolicy, TagsConfig},
     telemetry::TelemetryConfig,
     tls::{ClientCertificates, TlsConfig},
@@ -102,6 +104,8 @@ pub struct Config {
     pub fetch: FetchConfig,
     /// How much is kept, and for how long.
     pub cache: CacheConfig,
+    /// How often it is read again.
+    pub scrub: ScrubConfig,
     pub log: LogConfig,
     pub telemetry: TelemetryConfig,
     pub ingest: IngestConfig,
@@ -126,6 +130,7 @@ impl Default for Config {
             access: AccessConfig::default(),
             fetch: FetchConfig::default(),
             cache: CacheConfig::default(),
+            scrub: ScrubConfig::default(),
             log: LogConfig::default(),
             telemetry: TelemetryConfig::default(),
             ingest: IngestConfig::default(),

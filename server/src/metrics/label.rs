@@ -89,6 +89,8 @@ pub const DAMAGED: Label = closed(
         "pack",
         "layer",
         "fact",
+        "state",
+        "index",
     ],
 );
 pub const SHED_REASON: Label = closed(
@@ -105,6 +107,7 @@ pub const CUT_REASON: Label = closed("reason", &[cut::HEAD, cut::IDLE, cut::STAL
 pub const EVICTED: Label = closed("kind", &["original", "layer"]);
 pub const EVICT_REASON: Label = closed("reason", &["budget", "age", "removed", "disk_full"]);
 pub const RECLAIMED: Label = closed("kind", &["originals", "packs"]);
+pub const SCRUBBED: Label = closed("kind", &["originals", "packs", "index"]);
 pub const HELD: Label = closed("kind", &["originals", "partials", "packs"]);
 
 pub const fn closed(key: &'static str, values: &'static [&'static str]) -> Label {

@@ -29,6 +29,8 @@ metrics! {
     PassThrough = "headstart_pass_through_total", "answers", [], "Answers streamed from an upstream past a disk that takes no more";
     IndexRebuilds = "headstart_index_rebuilds_total", "events", [], "Times the index was rebuilt from packs";
     Evictions = "headstart_evictions_total", "objects", [EVICTED, EVICT_REASON], "Originals and converted layers that were given up";
+    ScrubbedBytes = "headstart_scrubbed_bytes_total", "bytes", [SCRUBBED], "Bytes that were read again to be verified";
+    ScrubDamage = "headstart_scrub_damage_total", "events", [DAMAGED], "Damage that was found so, whether repaired or not";
     ReclaimedBytes = "headstart_reclaimed_bytes_total", "bytes", [RECLAIMED], "Bytes of the disk that became free";
 }
 

@@ -23,12 +23,12 @@ use tokio::sync::oneshot;
 use crate::config::Budgets;
 use crate::metrics::Metrics;
 use crate::metrics::names::{Count, Gauge, Seconds};
-use crate::store::Store;
 use crate::store::bell::{Bell, Rung};
 use crate::store::leftovers::Remove;
 use crate::store::originals::Originals;
 use crate::store::plan::{Reason, Wanted};
 use crate::store::usage::{SAVE_EVERY_MS, now_ms};
+use crate::store::{PackId, Store};
 use packs::{Cycle, FactBytes};
 pub use report::{Gone, Report};
 
@@ -59,6 +59,8 @@ pub enum Order {
     Collect { dry_run: bool },
     /// These originals and layers go, pinned or not.
     Remove(HashSet<BlobDigest>),
+    /// What can be read of these packs moves to the end of the log; they go.
+    Rewrite(Vec<PackId>),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +155,22 @@ impl Reclaimer {
 
     /// Has an order carried out; waits for it.
     pub async fn order(&self, order: Order) -> Result<Report, OrderError> {
+        Self::outcome(self.give(order)?.await)
+    }
+
+    /// The same for a thread of its own.
+    pub fn order_blocking(&self, order: Order) -> Result<Report, OrderError> {
+        Self::outcome(self.give(order)?.blocking_recv())
+    }
+
+    fn outcome(answer: Result<Result<Report, String>, oneshot::error::RecvError>) -> Result<Report, OrderError> {
+        match answer {
+            Ok(done) => done.map_err(OrderError::Failed),
+            Err(_) => Err(OrderError::Stopping),
+        }
+    }
+
+    fn give(&self, order: Order) -> Result<oneshot::Receiver<Result<Report, String>>, OrderError> {
         let (reply, answer) = oneshot::channel();
         {
             let mut orders = self.inner.orders.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,10 +184,7 @@ impl Reclaimer {
             // The thread may have looked for the last time already.
             self.inner.orders.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
-        match answer.await {
-            Ok(done) => done.map_err(OrderError::Failed),
-            Err(_) => Err(OrderError::Stopping),
-        }
+        Ok(answer)
     }
 
     /// Ends the thread, at its next step, and writes down what was used when. Blocks.
@@ -250,6 +265,7 @@ impl Inner {
             let done = match order {
                 Order::Collect { dry_run } => self.collect(dry_run, memory),
                 Order::Remove(digests) => self.remove(digests, memory),
+                Order::Rewrite(packs) => self.rewrite(&packs),
             };
             // Whoever asked may have gone.
             let _ = reply.send(done.map_err(|error| error.to_string()));
@@ -280,6 +296,14 @@ impl Inner {
             ..self.wanted()?
         };
         self.packs_round(wanted, 0, false, false, memory, &mut report)?;
+        Ok(self.ended(report))
+    }
+
+    fn rewrite(&self, packs: &[PackId]) -> Result<Report, ReclaimError> {
+        let report = Report {
+            packs_count: self.store.rewrite_packs(packs, &|| !self.bell.is_stopping())?,
+            ..Report::default()
+        };
         Ok(self.ended(report))
     }
 

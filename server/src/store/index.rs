@@ -49,6 +49,9 @@ pub struct Index {
     parent: PathBuf,
 }
 
+/// Key and value.
+pub type RawRow = (Vec<u8>, Vec<u8>);
+
 /// One layer that a chain ID was said to end in, and the manifests that said so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainRow {
@@ -142,6 +145,17 @@ impl Index {
             _ => {}
         }
         Ok(Self::open_sled(parent))
+    }
+
+    /// Copies an index that nobody uses, as it is. There may be none.
+    pub fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+        if from.join(SUSPECT).exists() {
+            std::fs::write(to.join(SUSPECT), b"")?;
+        }
+        match from.join(DIR).is_dir() {
+            true => copy_dir(&from.join(DIR), &to.join(DIR)),
+            false => Ok(()),
+        }
     }
 
     fn open_sled(parent: &Path) -> Result<Self, IndexError> {
@@ -253,10 +267,43 @@ impl Index {
 
     /// Forgets a damaged chunk, unless it has been replaced meanwhile.
     pub fn forget_chunk(&self, d: &ChunkDigest, at: &Location) -> Result<(), IndexError> {
-        if self.chunk(d)? == Some(*at) {
-            self.guard("forget a chunk", || self.db.remove(keys::chunk(d)))?;
-        }
-        Ok(())
+        self.forget_if("forget a chunk", &keys::chunk(d), &keys::location(at))
+    }
+
+    /// Removes a row if it says this, in one step: a row that a commit has just replaced stays.
+    fn forget_if(&self, what: &'static str, key: &[u8], row: &[u8]) -> Result<(), IndexError> {
+        // Whether it was the row is nobody's concern.
+        self.guard(what, || self.db.compare_and_swap(key, Some(row), None::<&[u8]>))
+            .map(drop)
+    }
+
+    /// Forgets where a manifest's fact is, if it is said to be there.
+    pub fn forget_manifest(&self, d: &BlobDigest, at: &Location) -> Result<(), IndexError> {
+        self.forget_if("forget a manifest", &keys::manifest(d), &keys::location(at))
+    }
+
+    /// The same for an image's DiffIDs.
+    pub fn forget_diff_ids(&self, manifest: &BlobDigest, at: &Location) -> Result<(), IndexError> {
+        self.forget_if("forget DiffIDs", &keys::diff_ids(manifest), &keys::location(at))
+    }
+
+    /// Rows as they are, in order, after `after`; at most `max`.
+    pub fn rows_after(&self, after: &[u8], max: usize) -> Result<Vec<RawRow>, IndexError> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.guard("list rows", || {
+            let rows = self.db.range::<&[u8], _>((Excluded(after), Unbounded)).take(max);
+            rows.map(|row| row.map(|(k, v)| (k.to_vec(), v.to_vec()))).collect()
+        })
+    }
+
+    /// Whether a row is still what it was.
+    pub fn is_row(&self, key: &[u8], row: &[u8]) -> Result<bool, IndexError> {
+        Ok(self.get("look up a row", key)?.is_some_and(|now| now.as_ref() == row))
+    }
+
+    /// It was found to be wrong: the next opening rebuilds it.
+    pub fn distrust(&self) {
+        self.mark_suspect(&IndexError::Suspect);
     }
 
     pub fn toc(&self, d: &TocDigest) -> Result<Option<Location>, IndexError> {
@@ -265,10 +312,7 @@ impl Index {
 
     /// Forgets a TOC that nothing needs, unless it has been written anew meanwhile.
     pub fn forget_toc_at(&self, d: &TocDigest, at: &Location) -> Result<(), IndexError> {
-        if self.toc(d)? == Some(*at) {
-            self.forget_toc(d)?;
-        }
-        Ok(())
+        self.forget_if("forget a TOC", &keys::toc(d), &keys::location(at))
     }
 
     /// Forgets a damaged TOC, so that the next conversion writes it again.
@@ -449,7 +493,25 @@ impl Index {
     }
 }
 
-fn layer_row(row: &[u8]) -> Option<(Location, LayerRecord)> {
+fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_dir(&entry.path(), &target)?,
+            false => drop(std::fs::copy(entry.path(), target)?),
+        }
+    }
+    Ok(())
+}
+
+/// Whether this is the row of a chain.
+pub(super) fn is_chain(row: &[u8]) -> bool {
+    serde_json::from_slice::<Vec<ChainRow>>(row).is_ok()
+}
+
+pub(super) fn layer_row(row: &[u8]) -> Option<(Location, LayerRecord)> {
     let at = keys::location_from(row.get(..20)?)?;
     Some((at, serde_json::from_slice(row.get(20..)?).ok()?))
 }

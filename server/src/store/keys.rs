@@ -15,18 +15,18 @@ pub const VERSION: &[u8] = b"v";
 pub const PROGRESS: u8 = b'p';
 /// Per pack whose records were all moved or dropped: its file may be gone, and is deleted at an opening.
 pub const DOOMED: u8 = b'x';
-const CHUNK: u8 = b'c';
-const TOC: u8 = b'o';
+pub const CHUNK: u8 = b'c';
+pub const TOC: u8 = b'o';
 pub const LAYER: u8 = b'l';
 /// Last use of a converted layer.
-const USED: u8 = b'u';
+pub const USED: u8 = b'u';
 pub const MANIFEST: u8 = b'm';
-const DIFF_IDS: u8 = b'd';
+pub const DIFF_IDS: u8 = b'd';
 pub const TAG: u8 = b't';
 pub const PIN: u8 = b'i';
-const MEMBER: u8 = b'b';
-const SOURCE: u8 = b's';
-const CHAIN: u8 = b'h';
+pub const MEMBER: u8 = b'b';
+pub const SOURCE: u8 = b's';
+pub const CHAIN: u8 = b'h';
 
 fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut out = vec![kind];
@@ -73,6 +73,23 @@ pub fn source_from(bytes: &[u8]) -> Option<Source> {
     let (upstream, used) = field(bytes)?;
     let (repository, end) = field(&bytes[used..])?;
     (used + end == bytes.len()).then_some(Source { upstream, repository })
+}
+
+/// Source and digest of a member's key.
+pub fn member_from(bytes: &[u8]) -> Option<(Source, BlobDigest)> {
+    let len_at = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?) as usize);
+    let middle = 4usize.checked_add(len_at(0)?)?;
+    let end = middle.checked_add(4)?.checked_add(len_at(middle)?)?;
+    Some((source_from(bytes.get(..end)?)?, blob_from(bytes.get(end..)?)?))
+}
+
+/// Digest and source of a source's key.
+pub fn blob_source_from(bytes: &[u8]) -> Option<(BlobDigest, Source)> {
+    let len = match bytes.first()? {
+        0 => 33,
+        _ => 65,
+    };
+    Some((blob_from(bytes.get(..len)?)?, source_from(bytes.get(len..)?)?))
 }
 
 pub fn progress(pack: PackId) -> Vec<u8> {

@@ -7,6 +7,7 @@
 //! Not here: original blobs (`originals.rs`), and who may see what (`read`).
 
 mod at_hand;
+pub mod audit;
 pub mod bell;
 pub mod conversion;
 pub mod facts;
@@ -20,6 +21,7 @@ mod layer_use;
 mod layers;
 mod learned;
 pub mod leftovers;
+pub mod mend;
 mod open;
 pub mod originals;
 mod pack;
@@ -64,6 +66,8 @@ pub enum StoreError {
     Index(#[from] IndexError),
     #[error("another process uses the store in {0}")]
     Locked(PathBuf),
+    #[error("find a store in {0}")]
+    NoStore(PathBuf),
     #[error("encode a record")]
     Encode,
     #[error("encode the TOC: {0}")]
@@ -117,6 +121,8 @@ struct Inner {
     at_hand: at_hand::AtHand,
     /// See [`Store::doubt_manifests`].
     doubts_manifests: AtomicBool,
+    /// The copy of the index, when this is only a look.
+    _copy: Option<open::Copied>,
     /// Released last: fields are dropped in order.
     _lock: std::fs::File,
 }
@@ -126,6 +132,8 @@ struct Inner {
 pub struct OpenReport {
     /// The index was built anew from the packs.
     pub index_rebuilt: bool,
+    /// The index knew records that no pack had.
+    pub packs_lack: bool,
     /// Records found damaged while packs were scanned.
     pub damaged_records: u64,
     /// Bytes of torn tail that were cut.
@@ -141,6 +149,13 @@ impl Store {
     /// As [`Store::open`], with another size at which packs are rolled.
     pub fn open_with(dir: &Path, pack_size_max: u64) -> Result<Self, StoreError> {
         let inner = open::open(dir, pack_size_max)?;
+        Ok(Self { inner })
+    }
+
+    /// For a look at what is there: packs, and a copy of the index, which is gone afterwards. Nothing is cut, deleted or
+    /// rebuilt but in that copy, and nobody may write.
+    pub fn open_to_check(dir: &Path) -> Result<Self, StoreError> {
+        let inner = open::open_to_check(dir)?;
         Ok(Self { inner })
     }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, OnceLock, Weak, atomic::AtomicBool};
@@ -35,23 +35,88 @@ const REPLAY_BATCH: usize = 1000;
 /// A long rebuild reports this often.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 
+/// Below the data directory, while somebody looks: a copy of the index.
+const COPY_DIR: &str = "index.check";
+
+/// Whether an opening may change what it finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Use,
+    Check,
+}
+
+/// Removed when dropped.
+#[derive(Debug)]
+pub(super) struct Copied(PathBuf);
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, path = %self.0.display(), "the copy of the index is not removed");
+        }
+    }
+}
+
+impl Copied {
+    /// Removes one that may not be there.
+    fn remove(path: &Path) -> io::Result<()> {
+        match std::fs::remove_dir_all(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn new(dir: &Path) -> io::Result<Self> {
+        let path = dir.join(COPY_DIR);
+        Self::remove(&path)?;
+        std::fs::create_dir(&path)?;
+        let copied = Self(path);
+        Index::copy(dir, &copied.0)?;
+        Ok(copied)
+    }
+}
+
 pub(super) fn open(dir: &Path, pack_size_max: u64) -> Result<Arc<Inner>, StoreError> {
-    let packs_dir = dir.join("packs");
-    std::fs::create_dir_all(&packs_dir).map_err(StoreError::io("create the pack directory"))?;
+    std::fs::create_dir_all(dir.join("packs")).map_err(StoreError::io("create the pack directory"))?;
     let lock = lock(dir)?;
+    // Of a look that was killed.
+    Copied::remove(&dir.join(COPY_DIR)).map_err(StoreError::io("remove a copy of the index"))?;
+    open_in(dir, pack_size_max, Mode::Use, None, lock)
+}
+
+pub(super) fn open_to_check(dir: &Path) -> Result<Arc<Inner>, StoreError> {
+    if !dir.join("packs").is_dir() {
+        return Err(StoreError::NoStore(dir.to_owned()));
+    }
+    let lock = lock(dir)?;
+    let copy = Copied::new(dir).map_err(StoreError::io("copy the index"))?;
+    open_in(dir, super::PACK_SIZE_MAX, Mode::Check, Some(copy), lock)
+}
+
+fn open_in(
+    dir: &Path,
+    pack_size_max: u64,
+    mode: Mode,
+    copy: Option<Copied>,
+    lock: File,
+) -> Result<Arc<Inner>, StoreError> {
+    let packs_dir = dir.join("packs");
     let mut report = OpenReport::default();
-    let packs = list_packs(&packs_dir, &mut report).map_err(StoreError::io("list the packs"))?;
-    let (packs, index) = open_index(dir, &packs_dir, packs, &mut report)?;
+    let packs = list_packs(&packs_dir, mode, &mut report).map_err(StoreError::io("list the packs"))?;
+    let index_dir = copy.as_ref().map_or(dir, |copy| copy.0.as_path());
+    let (packs, index) = open_index(index_dir, &packs_dir, mode, packs, &mut report)?;
     let mut sealed: BTreeMap<PackId, u64> = packs.iter().map(|(pack, len)| (pack.id, *len)).collect();
     let (current, end) = match packs.into_iter().next_back() {
         Some((pack, len)) => (pack, len),
         None => {
-            let pack = Pack::create(&packs_dir, PackId(1)).map_err(StoreError::io("create the first pack"))?;
+            // Whoever only looks gets one to have one; nothing comes into it.
+            let empty_dir = copy.as_ref().map_or(packs_dir.as_path(), |copy| copy.0.as_path());
+            let pack = Pack::create(empty_dir, PackId(1)).map_err(StoreError::io("create the first pack"))?;
             (pack, PACK_HEADER_LEN)
         }
     };
     sealed.remove(&current.id);
-    let end = report_cut(&current, end, &index, &mut report)?;
+    let end = report_cut(&current, end, &index, mode, &mut report)?;
     let (committer, stop) = std::sync::mpsc::channel();
     let inner = Arc::new(Inner {
         packs: Packs::new(&packs_dir, pack_size_max, current, end, sealed),
@@ -65,8 +130,12 @@ pub(super) fn open(dir: &Path, pack_size_max: u64) -> Result<Arc<Inner>, StoreEr
         metrics: OnceLock::new(),
         at_hand: Default::default(),
         doubts_manifests: AtomicBool::new(false),
+        _copy: copy,
         _lock: lock,
     });
+    if mode == Mode::Check {
+        return Ok(inner);
+    }
     let weak = Arc::downgrade(&inner);
     std::thread::Builder::new()
         .name("store-commit".into())
@@ -93,7 +162,7 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
 }
 
 /// Every readable pack with its length, in order. A last pack without a whole header is made anew.
-fn list_packs(dir: &Path, report: &mut OpenReport) -> io::Result<Vec<(Pack, u64)>> {
+fn list_packs(dir: &Path, mode: Mode, report: &mut OpenReport) -> io::Result<Vec<(Pack, u64)>> {
     let mut ids: Vec<PackId> = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         ids.extend(entry?.file_name().to_str().and_then(PackId::from_file_name));
@@ -107,13 +176,15 @@ fn list_packs(dir: &Path, report: &mut OpenReport) -> io::Result<Vec<(Pack, u64)
                 let len = pack.file_len()?;
                 out.push((pack, len));
             }
+            // What the next opening makes anew is no damage.
+            None if mode == Mode::Check && std::fs::metadata(id.path(dir))?.len() < PACK_HEADER_LEN => {}
             None if Some(id) == last && std::fs::metadata(id.path(dir))?.len() < PACK_HEADER_LEN => {
                 out.push((Pack::create(dir, id)?, PACK_HEADER_LEN));
             }
             None => {
                 report.damaged_records += 1;
                 tracing::error!(pack = id.0, "a pack has no valid header; nothing in it can be read");
-                if Some(id) == last {
+                if Some(id) == last && mode == Mode::Use {
                     // Never append to it.
                     out.push((Pack::create(dir, PackId(id.0 + 1))?, PACK_HEADER_LEN));
                 }
@@ -127,9 +198,12 @@ type WithLengths = Vec<(Pack, u64)>;
 
 /// Packs whose sweep got as far as the deletion: everything that counts is elsewhere, and reading them again would
 /// bring back what was superseded.
-fn bury_doomed(index: &Index, dir: &Path, packs: &mut WithLengths) -> Result<(), StoreError> {
+fn bury_doomed(index: &Index, dir: &Path, mode: Mode, packs: &mut WithLengths) -> Result<(), StoreError> {
     for doomed in index.doomed()? {
         packs.retain(|(pack, _)| pack.id != doomed);
+        if mode == Mode::Check {
+            continue;
+        }
         match std::fs::remove_file(doomed.path(dir)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(StoreError::io("delete a swept pack")(error));
@@ -147,11 +221,12 @@ fn bury_doomed(index: &Index, dir: &Path, packs: &mut WithLengths) -> Result<(),
 fn open_index(
     dir: &Path,
     packs_dir: &Path,
+    mode: Mode,
     mut packs: WithLengths,
     report: &mut OpenReport,
 ) -> Result<(WithLengths, Index), StoreError> {
     let opened = match Index::open(dir) {
-        Ok(index) => match bury_doomed(&index, packs_dir, &mut packs) {
+        Ok(index) => match bury_doomed(&index, packs_dir, mode, &mut packs) {
             Ok(()) => Ok(index),
             Err(StoreError::Index(error)) => Err(error),
             Err(error) => return Err(error),
@@ -166,14 +241,16 @@ fn open_index(
         }
         Ok((index, progress))
     });
-    let reason = match tried {
+    let tried_error = match tried {
         Ok((index, progress)) => match replay(&index, &packs, &progress, report) {
             Ok(()) => return Ok((packs, index)),
-            Err(e @ StoreError::Index(_)) => e.to_string(),
+            Err(StoreError::Index(e)) => e,
             Err(e) => return Err(e),
         },
-        Err(e) => e.to_string(),
+        Err(e) => e,
     };
+    let reason = tried_error.to_string();
+    report.packs_lack = matches!(tried_error, IndexError::AheadOfPacks);
     // An empty store has no index to rebuild.
     report.index_rebuilt = packs.iter().any(|(_, len)| *len > PACK_HEADER_LEN);
     report.damaged_records = 0;
@@ -232,7 +309,7 @@ fn replay(
 }
 
 /// Cuts what follows the last intact record of the pack that will be appended to.
-fn report_cut(pack: &Pack, len: u64, index: &Index, report: &mut OpenReport) -> Result<u64, StoreError> {
+fn report_cut(pack: &Pack, len: u64, index: &Index, mode: Mode, report: &mut OpenReport) -> Result<u64, StoreError> {
     let progress = index.progress()?;
     let end = progress
         .iter()
@@ -240,6 +317,9 @@ fn report_cut(pack: &Pack, len: u64, index: &Index, report: &mut OpenReport) -> 
         .map_or(PACK_HEADER_LEN, |(_, end)| *end);
     if end < len {
         report.cut_bytes = len - end;
+        if mode == Mode::Check {
+            return Ok(end);
+        }
         tracing::warn!(pack = pack.id.0, cut_bytes = report.cut_bytes, "cutting a torn tail");
         pack.truncate(end).map_err(StoreError::io("cut a torn tail"))?;
     }

@@ -87,15 +87,7 @@ impl Originals {
     fn open_in_boot(data_dir: &Path, boot_id: Option<&str>) -> io::Result<Self> {
         let root = data_dir.join(DIRECTORY);
         fs::create_dir_all(&root)?;
-        let originals = Self(Arc::new(Inner {
-            root,
-            usage: Usage::default(),
-            bell: Bell::default(),
-            bytes_max: AtomicU64::new(u64::MAX),
-            open: Hot::new(OPEN_MAX),
-            verified: Hot::new(VERIFIED_BYTES_MAX),
-            partials: Mutex::default(),
-        }));
+        let originals = Self::below(root);
         let boot_file = originals.0.root.join(BOOT_FILE);
         let recorded = fs::read_to_string(&boot_file).ok();
         originals.sweep(NEW_SUFFIX)?;
@@ -108,6 +100,18 @@ impl Originals {
             fs::write(&boot_file, boot_id.unwrap_or_default())?;
         }
         Ok(originals)
+    }
+
+    fn below(root: PathBuf) -> Self {
+        Self(Arc::new(Inner {
+            root,
+            usage: Usage::default(),
+            bell: Bell::default(),
+            bytes_max: AtomicU64::new(u64::MAX),
+            open: Hot::new(OPEN_MAX),
+            verified: Hot::new(VERIFIED_BYTES_MAX),
+            partials: Mutex::default(),
+        }))
     }
 
     /// Removes the files with this suffix.
@@ -225,10 +229,50 @@ impl Originals {
     /// Forgets an original.
     pub fn remove(&self, digest: &BlobDigest) -> io::Result<()> {
         ignore_missing(fs::remove_file(self.path(digest)))?;
+        self.moved_away(digest);
+        Ok(())
+    }
+
+    /// Its file has just been taken away from its path.
+    pub fn moved_away(&self, digest: &BlobDigest) {
         self.0.open.forget(digest);
         self.0.verified.forget(digest);
         self.0.usage.remove(digest);
-        Ok(())
+    }
+
+    /// For a look at what is there that changes nothing, not even what a crash left.
+    pub fn open_to_check(data_dir: &Path) -> Self {
+        Self::below(data_dir.join(DIRECTORY))
+    }
+
+    /// The directories that originals are in, sorted.
+    pub fn shards(&self) -> io::Result<Vec<PathBuf>> {
+        let mut out = Vec::new();
+        if self.0.root.exists() {
+            for algorithm in directories(&self.0.root)? {
+                out.extend(directories(&algorithm)?);
+            }
+        }
+        out.sort();
+        Ok(out)
+    }
+
+    /// The originals in one of them, with their sizes, sorted.
+    pub fn in_shard(&self, shard: &Path) -> io::Result<Vec<(BlobDigest, u64)>> {
+        let mut out = Vec::new();
+        for entry in fs::read_dir(shard)? {
+            let entry = entry?;
+            let path = entry.path();
+            // Those with a suffix are unfinished.
+            if path.extension().is_none()
+                && let Some(digest) = self.digest_of(&path)
+                && let Ok(metadata) = entry.metadata()
+            {
+                out.push((digest, metadata.len()));
+            }
+        }
+        out.sort();
+        Ok(out)
     }
 
     /// An original that is served without [`Originals::get`] (its file is kept open) was used.

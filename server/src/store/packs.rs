@@ -162,7 +162,11 @@ impl Packs {
 
     /// Deletes the file of a sealed pack that nothing points into any more. Whoever has it open reads on.
     pub fn delete(&self, id: PackId) -> io::Result<()> {
-        std::fs::remove_file(id.path(&self.dir))?;
+        match std::fs::remove_file(id.path(&self.dir)) {
+            // Lost, and read through the open file only.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         std::fs::File::open(&self.dir)?.sync_all()?;
         self.sealed.forget(&id);
         if let Some(len) = self.lengths().remove(&id) {
@@ -363,6 +367,45 @@ impl Packs {
         let pack = Arc::new(pack);
         self.sealed.keep(ticket, id, Arc::clone(&pack), 1);
         Ok(Some(pack))
+    }
+
+    /// The pack's file opened anew: what is on the disk now, whatever was read of it before. `Ok(None)`: its header is
+    /// damaged.
+    pub fn open_anew(&self, id: PackId) -> io::Result<Option<Pack>> {
+        Pack::open(&self.dir, id)
+    }
+
+    /// Files that are named like packs and are not in use: their headers could not be read.
+    pub fn strangers(&self) -> io::Result<Vec<PackId>> {
+        let mut out = Vec::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            out.extend(entry?.file_name().to_str().and_then(PackId::from_file_name));
+        }
+        // Asked afterwards: a pack that is new since is in use by now, and one that was swept is no file any more.
+        out.sort();
+        let (current, _) = self.current();
+        let lengths = self.lengths();
+        // The last one with less than a header was being made when a process was killed: an opening makes it anew.
+        let is_strange = |id: &PackId| {
+            let there = std::fs::metadata(id.path(&self.dir));
+            there.is_ok_and(|m| *id < current || m.len() >= PACK_HEADER_LEN)
+        };
+        out.retain(|id| *id != current && !lengths.contains_key(id) && is_strange(id));
+        Ok(out)
+    }
+
+    /// Moves the file of a pack, of which nothing can be read, out of the way; it may be gone already.
+    pub fn set_aside(&self, id: PackId, to: &Path) -> io::Result<()> {
+        match std::fs::rename(id.path(&self.dir), to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::fs::File::open(&self.dir)?.sync_all()?;
+        self.sealed.forget(&id);
+        if let Some(len) = self.lengths().remove(&id) {
+            self.bytes.fetch_sub(len, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The payload of the record that `locate` finds. A pack may be swept between the look-up and the read, so a miss

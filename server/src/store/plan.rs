@@ -63,13 +63,22 @@ pub struct Wanted {
 #[derive(Debug, Default)]
 pub struct Live {
     digests: HashSet<Short>,
+    everything: bool,
     pub bytes: u64,
     pub by_pack: HashMap<PackId, u64>,
 }
 
 impl Live {
+    /// Whatever has a row, for a pack that is rewritten because it is damaged.
+    pub fn everything() -> Self {
+        Self {
+            everything: true,
+            ..Self::default()
+        }
+    }
+
     pub fn contains(&self, digest: &[u8; 32]) -> bool {
-        self.digests.contains(&short(digest))
+        self.everything || self.digests.contains(&short(digest))
     }
 }
 

@@ -3,10 +3,11 @@
 //! In: a pack and where to start. Out: every intact record in order, and how the scan ended.
 //! Invariant: a record is visited only with an intact header; the payload of facts and states is always verified, that
 //! of chunks and TOCs when asked (the unsealed pack, whose tail may be torn; elsewhere each read verifies it anyway).
-//! Damage in the middle is skipped up to the next record, found by the pack's marker.
+//! Damage in the middle is skipped up to the next record, found by the pack's marker; whoever wants to is told.
 //! Not here: what the records mean (the index), cutting (the caller).
 
 use std::io;
+use std::ops::Range;
 
 use super::pack::{Location, Pack};
 use super::record::{RecordHeader, RecordKind};
@@ -38,7 +39,30 @@ pub fn scan<E: From<io::Error>>(
     from: u64,
     len: u64,
     verify_payloads: bool,
-    mut visit: impl FnMut(Found) -> Result<(), E>,
+    visit: impl FnMut(Found) -> Result<(), E>,
+) -> Result<ScanEnd, E> {
+    let mut visit = visit;
+    scan_all(pack, from, len, verify_payloads, |seen| match seen {
+        Seen::Whole(found) => visit(found),
+        Seen::Lost(_) => Ok(()),
+    })
+}
+
+/// What [`scan_all`] comes by.
+#[derive(Debug)]
+pub enum Seen {
+    Whole(Found),
+    /// No record can be read here. At the end of a log this may be its torn tail.
+    Lost(Range<u64>),
+}
+
+/// As [`scan`], and tells what it skips.
+pub fn scan_all<E: From<io::Error>>(
+    pack: &Pack,
+    from: u64,
+    len: u64,
+    verify_payloads: bool,
+    mut visit: impl FnMut(Seen) -> Result<(), E>,
 ) -> Result<ScanEnd, E> {
     let mut out = ScanEnd { end: from, damaged: 0 };
     let mut at = from;
@@ -46,7 +70,9 @@ pub fn scan<E: From<io::Error>>(
     let mut pending = 0;
     while at < len {
         let Some(header) = pack.header_at(at)?.filter(|h| at + h.record_len() <= len) else {
-            match next_marker(pack, at + 1, len)? {
+            let next = next_marker(pack, at + 1, len)?;
+            visit(Seen::Lost(at..next.unwrap_or(len)))?;
+            match next {
                 Some(next) => {
                     pending += 1;
                     at = next;
@@ -67,15 +93,16 @@ pub fn scan<E: From<io::Error>>(
         let mut payload = Vec::new();
         if (load || verify_payloads) && !check_payload(pack, payload_at, &header, load.then_some(&mut payload))? {
             pending += 1;
+            visit(Seen::Lost(location.offset..at))?;
             continue;
         }
         out.damaged += std::mem::take(&mut pending);
         out.end = at;
-        visit(Found {
+        visit(Seen::Whole(Found {
             header,
             location,
             payload,
-        })?;
+        }))?;
     }
     Ok(out)
 }

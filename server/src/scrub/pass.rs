@@ -1,0 +1,332 @@
+//! One pass over everything: originals, packs, index.
+//!
+//! In: the originals, the store, where to begin. Out: a [`Report`]. Invariant: without `repair` nothing is changed. With
+//! it, what is damaged is set aside or forgotten, and nothing else is; packs are rewritten last, after everything that
+//! the index knows of them is in the log again. Findings are bounded, and one that cannot be mended ends nothing.
+//! Not here: when ([`super`]), what is damaged in the store ([`crate::store::audit`]).
+
+use std::{io, time::Duration};
+
+use super::{
+    originals::{self, Verdict},
+    pace::Pace,
+    position::{Position, Stage},
+    quarantine::Quarantine,
+    report::{Damage, Progress, Report},
+};
+use crate::store::{
+    PackId, Store, StoreError,
+    audit::{Audited, Finding, Subject},
+    mend::Mended,
+    originals::Originals,
+};
+
+/// Fits "failed to ...".
+#[derive(Debug, thiserror::Error)]
+pub enum ScrubError {
+    #[error("read the originals: {0}")]
+    Originals(#[from] io::Error),
+    #[error("{0}")]
+    Store(#[from] StoreError),
+}
+
+/// What a pass says while it runs.
+#[derive(Debug)]
+pub enum Told<'a> {
+    /// Bytes of `originals`, `packs` or `index` were read.
+    Read(&'static str, u64, Progress),
+    Damage(&'a Damage),
+    /// Whoever resumes it may begin here.
+    At(&'a Position),
+}
+
+/// Who runs a pass.
+pub trait Runner {
+    /// Whether to go on; asked often.
+    fn go_on(&self) -> bool;
+    /// Rests so long, but not beyond a stop.
+    fn rest(&self, time: Duration);
+    fn tell(&mut self, told: Told<'_>);
+    /// See [`Store::rewrite_packs`].
+    fn rewrite(&self, packs: &[PackId]) -> Result<(), String>;
+}
+
+/// How a pass ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub report: Report,
+    /// Not told to stop before.
+    pub whole: bool,
+    /// The index is to be rebuilt, by opening the store again.
+    pub reopen: bool,
+}
+
+pub struct Pass<'a> {
+    originals: &'a Originals,
+    store: &'a Store,
+    quarantine: &'a Quarantine,
+    runner: &'a mut dyn Runner,
+    pace: Pace,
+    report: Report,
+    progress: Progress,
+    rewrite: Vec<PackId>,
+    /// Damages of packs, which are mended by that.
+    waiting: Vec<(PackId, Damage)>,
+    reopen: bool,
+}
+
+impl<'a> Pass<'a> {
+    pub fn new(
+        originals: &'a Originals,
+        store: &'a Store,
+        quarantine: &'a Quarantine,
+        runner: &'a mut dyn Runner,
+        bytes_per_sec: u64,
+        repair: bool,
+    ) -> Self {
+        Self {
+            originals,
+            store,
+            quarantine,
+            runner,
+            pace: Pace::new(bytes_per_sec),
+            report: Report {
+                repair,
+                ..Report::default()
+            },
+            progress: Progress::default(),
+            rewrite: Vec::new(),
+            waiting: Vec::new(),
+            reopen: false,
+        }
+    }
+
+    pub fn run(mut self, from: &Position) -> Result<Ended, ScrubError> {
+        self.rewrite = from.rewrite.iter().copied().map(PackId).collect();
+        let whole = match self.stages(from) {
+            Ok(whole) => whole,
+            // The index itself fails: it is marked, and rebuilt when the store is opened again.
+            Err(ScrubError::Store(StoreError::Index(error))) => {
+                self.reopen = self.report.repair;
+                self.damage(Damage {
+                    what: "index".into(),
+                    name: "the index".into(),
+                    why: error.to_string(),
+                    repaired: false,
+                });
+                false
+            }
+            Err(error) => return Err(error),
+        };
+        // Not rewritten: told to stop.
+        for (_, damage) in std::mem::take(&mut self.waiting) {
+            self.damage(damage);
+        }
+        Ok(Ended {
+            report: self.report,
+            whole,
+            reopen: self.reopen,
+        })
+    }
+
+    fn stages(&mut self, from: &Position) -> Result<bool, ScrubError> {
+        let shards = match from.stage {
+            Stage::Originals => self.originals.shards()?,
+            _ => Vec::new(),
+        };
+        let mut work = Vec::new();
+        for shard in shards {
+            let name = shard.to_string_lossy().into_owned();
+            if name > from.shard {
+                work.push((name, self.originals.in_shard(&shard)?));
+            }
+        }
+        let mut packs = match from.stage {
+            Stage::Index => Vec::new(),
+            _ => self.store.audit_packs()?,
+        };
+        packs.retain(|(pack, _)| pack.0 > from.pack);
+        let of_originals = work.iter().flat_map(|(_, files)| files).map(|(_, len)| len);
+        self.progress.total_bytes = of_originals.sum::<u64>() + packs.iter().map(|(_, len)| len).sum::<u64>();
+        let mut at = from.clone();
+        for (shard, files) in work {
+            for (digest, _) in files {
+                if !self.original(&digest)? {
+                    return Ok(false);
+                }
+            }
+            at.shard = shard;
+            self.runner.tell(Told::At(&at));
+        }
+        at.stage = at.stage.max(Stage::Packs);
+        for (pack, len) in packs {
+            if !self.pack(pack, len)? {
+                return Ok(false);
+            }
+            at.pack = pack.0;
+            at.rewrite = self.rewrite.iter().map(|pack| pack.0).collect();
+            self.runner.tell(Told::At(&at));
+        }
+        at.stage = Stage::Index;
+        self.runner.tell(Told::At(&at));
+        self.index()
+    }
+
+    /// Counts, rests, and says whether to go on.
+    fn read(&mut self, what: &'static str, bytes: u64) -> bool {
+        if what != "index" {
+            self.progress.done_bytes += bytes;
+        }
+        self.runner.tell(Told::Read(what, bytes, self.progress));
+        if let Some(rest) = self.pace.rest(bytes) {
+            self.runner.rest(rest);
+        }
+        self.runner.go_on()
+    }
+
+    fn damage(&mut self, damage: Damage) {
+        self.runner.tell(Told::Damage(&damage));
+        self.report.add(damage);
+    }
+
+    fn original(&mut self, digest: &headstart_layer_format::BlobDigest) -> Result<bool, ScrubError> {
+        let originals = self.originals;
+        let mut read = 0;
+        let verdict = originals::check(originals, digest, &mut |bytes| {
+            read += bytes;
+            self.read("originals", bytes)
+        })?;
+        self.report.originals_count += 1;
+        self.report.originals_bytes += read;
+        if let Verdict::Damaged(damaged) = verdict {
+            let moved = self.report.repair.then(|| {
+                let to = self.quarantine.place(&digest.hex())?;
+                originals::set_aside(originals, digest, &damaged, &to)?;
+                self.quarantine.trim()
+            });
+            if let Some(Err(error)) = &moved {
+                tracing::error!(%digest, %error, "failed to set a damaged original aside");
+            }
+            self.damage(Damage {
+                what: "original".into(),
+                name: digest.to_string(),
+                why: damaged.why.into(),
+                repaired: matches!(moved, Some(Ok(()))),
+            });
+        }
+        Ok(self.runner.go_on())
+    }
+
+    fn pack(&mut self, pack: PackId, len: u64) -> Result<bool, ScrubError> {
+        self.report.packs_count += 1;
+        let store = self.store;
+        let audited = store.audit_pack(pack, len, &mut |at| self.audited("packs", at));
+        match audited {
+            // Stopped, or swept meanwhile.
+            Ok(None) => Ok(self.runner.go_on()),
+            Ok(Some(())) => Ok(true),
+            Err(StoreError::Io { source, .. }) => {
+                self.damage(Damage {
+                    what: "pack".into(),
+                    name: format!("pack {}", pack.0),
+                    why: format!("it cannot be read: {source}"),
+                    repaired: false,
+                });
+                Ok(self.runner.go_on())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn audited(&mut self, kind: &'static str, at: Audited) -> bool {
+        match at {
+            Audited::Record { bytes } => {
+                self.report.records_count += 1;
+                self.report.packs_bytes += bytes;
+                self.read(kind, bytes)
+            }
+            Audited::Row { bytes } => {
+                self.report.rows_count += 1;
+                self.read(kind, bytes)
+            }
+            Audited::Found(finding) => {
+                self.found(&finding);
+                self.runner.go_on()
+            }
+        }
+    }
+
+    fn found(&mut self, finding: &Finding) {
+        let mut damage = Damage::of(finding);
+        if self.report.repair {
+            match self.store.mend(finding) {
+                Ok(Mended::Done) => damage.repaired = true,
+                Ok(Mended::Rewrite(pack) | Mended::SetAside(pack)) => {
+                    if !self.rewrite.contains(&pack) {
+                        self.rewrite.push(pack);
+                    }
+                    self.waiting.push((pack, damage));
+                    return;
+                }
+                Ok(Mended::Reopen) => self.reopen = true,
+                Err(error) => tracing::error!(%error, name = damage.name, "failed to mend what a scrub found"),
+            }
+        }
+        self.damage(damage);
+    }
+
+    fn index(&mut self) -> Result<bool, ScrubError> {
+        let store = self.store;
+        for finding in store.audit_strangers()? {
+            self.found(&finding);
+        }
+        // Rows of chunks come before those of layers, which then miss them; a TOC is read with its layer.
+        if store.audit_index(&mut |at| self.audited("index", at))?.is_none() {
+            return Ok(false);
+        }
+        if !self.rewrite.is_empty() && self.report.repair {
+            self.rewrite_packs()?;
+        }
+        Ok(true)
+    }
+
+    fn rewrite_packs(&mut self) -> Result<(), ScrubError> {
+        let restored = self.store.restore()?;
+        tracing::warn!(
+            packs = self.rewrite.len(),
+            restored,
+            "packs with damaged records are rewritten"
+        );
+        for pack in std::mem::take(&mut self.rewrite) {
+            let outcome = match self.store.mend(&Finding {
+                subject: Subject::Pack(pack),
+                why: "",
+            })? {
+                Mended::SetAside(pack) => self.set_pack_aside(pack),
+                _ => self.runner.rewrite(&[pack]),
+            };
+            if let Err(error) = &outcome {
+                tracing::error!(pack = pack.0, error, "failed to rewrite a damaged pack");
+            }
+            let (done, left) = std::mem::take(&mut self.waiting)
+                .into_iter()
+                .partition(|(of, _)| *of == pack);
+            self.waiting = left;
+            let done: Vec<(PackId, Damage)> = done;
+            for (_, mut damage) in done {
+                damage.repaired = outcome.is_ok();
+                self.damage(damage);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_pack_aside(&self, pack: PackId) -> Result<(), String> {
+        let to = self
+            .quarantine
+            .place(&format!("{:08}.pack", pack.0))
+            .map_err(|e| e.to_string())?;
+        self.store.set_pack_aside(pack, &to).map_err(|e| e.to_string())?;
+        self.quarantine.trim().map_err(|e| e.to_string())
+    }
+}
