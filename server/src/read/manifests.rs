@@ -182,9 +182,7 @@ impl Inner {
         if let Some(no) = self.negative.get(source, caller, &what) {
             return Err(no.into());
         }
-        let fetched = self.fetch_digest(source, caller, digest, accept).await;
-        self.learn(source, caller, what, &fetched);
-        let found = fetched?;
+        let found = self.fetch_digest(source, caller, digest, accept, Some(what)).await?;
         self.vouch(caller, &found, accept).await?;
         self.hand_out(found, caller, None).await
     }
@@ -308,7 +306,10 @@ impl Inner {
             // By digest, so that a tag that moves meanwhile cannot mix two answers.
             Some(digest) => match self.shelf.find(&key.source, &digest).await? {
                 Some(found) => found,
-                None => self.fetch_digest(&key.source, &key.caller, &digest, accept).await?,
+                None => {
+                    self.fetch_digest(&key.source, &key.caller, &digest, accept, None)
+                        .await?
+                }
             },
             None => self.fetch(&key.source, &key.caller, &key.reference, accept).await?,
         };
@@ -322,18 +323,32 @@ impl Inner {
         self.shelf.confirm(source, tag, accept, fact).await;
     }
 
+    /// A "no" to `what` is believed, and remembered, within the one fetch: who comes between its end and its being
+    /// remembered would ask again.
     async fn fetch_digest(
         self: &Arc<Self>,
         source: &Source,
         caller: &Caller,
         digest: &BlobDigest,
         accept: &Accept,
+        what: Option<What>,
     ) -> Result<Found, ReadError> {
         let key = (source.clone(), caller.clone(), *digest, accept.class());
         let (inner, accept) = (self.clone(), accept.clone());
         let fetched = self.fetches.run(key.clone(), || async move {
             let (source, caller, digest, _) = key;
-            inner.fetch(&source, &caller, &Reference::Digest(digest), &accept).await
+            let no = what
+                .as_ref()
+                .and_then(|what| inner.negative.get(&source, &caller, what));
+            if let Some(no) = no {
+                return Err(no.into());
+            }
+            let reference = Reference::Digest(digest);
+            let fetched = inner.fetch(&source, &caller, &reference, &accept).await;
+            if let Some(what) = what {
+                inner.learn(&source, &caller, what, &fetched);
+            }
+            fetched
         });
         fetched.await.unwrap_or(Err(ReadError::Stopping))
     }
@@ -393,7 +408,7 @@ impl Inner {
         };
         let child = match self.shelf.find(source, &child).await? {
             Some(child) => Ok(child),
-            None => self.fetch_digest(source, caller, &child, accept).await,
+            None => self.fetch_digest(source, caller, &child, accept, None).await,
         };
         match child {
             Ok(child) if !is_index(&child.fact.media_type) => self.obtainable.vouch(caller, &child.fact).await,

@@ -45,9 +45,15 @@ impl Sizes {
             return Err(no.into());
         }
         let key = (source.clone(), caller.clone(), *digest);
-        let (blobs, negative) = (self.blobs.clone(), self.negative.clone());
+        let (blobs, originals, negative) = (self.blobs.clone(), self.originals.clone(), self.negative.clone());
         let size = self.running.run(key.clone(), || async move {
             let (source, caller, digest) = key;
+            // The answer may have come since the look above.
+            if let Some(no) = negative.get(&source, &caller, &what)
+                && !originals.path(&digest).exists()
+            {
+                return Err(no.into());
+            }
             let size = blobs.size(&source, &caller, &digest).await;
             match &size {
                 Ok(_) => negative.learn(&source, &caller, what, Ok(())),
