@@ -75,7 +75,14 @@ impl Partial {
                 // It is in use again; its age counts from now.
                 partial.file.set_modified(SystemTime::now())?;
             }
-            None if is_new => {}
+            // A full disk takes a new name and no byte. Better found out now, while a client can still be told.
+            None if is_new => {
+                let tried = partial.write_at(&[0], 0).and_then(|()| partial.file.set_len(0));
+                if let Err(error) = tried {
+                    let _ = fs::remove_file(&partial.path);
+                    return Err(error);
+                }
+            }
             None => partial.restart()?,
         }
         Ok(partial)
