@@ -16,6 +16,7 @@ pub mod http;
 pub mod ingest;
 pub mod log;
 pub mod metrics;
+pub mod orders;
 pub mod read;
 pub mod reclaim;
 pub mod scrub;

@@ -39,8 +39,9 @@ use tokio_util::{io::ReaderStream, sync::CancellationToken};
 use self::reference::Target;
 use crate::{
     app::App,
+    orders::OrderError,
     read::ReadError,
-    reclaim::{Order, OrderError, Report},
+    reclaim::{Order, Report},
     scrub::{self, Progress},
     store::StoreError,
 };

@@ -32,6 +32,7 @@ use crate::{
         accept::Accept,
         document::{is_foreign_layer, is_index},
         layers::is_tar_layer,
+        platform::Platform,
     },
     store::facts::Source,
     upstream::{Caller, Reference, UpstreamError},
@@ -68,25 +69,13 @@ pub enum Platforms {
     These(Vec<Platform>),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Platform {
-    pub os: String,
-    pub architecture: String,
-    #[serde(default)]
-    pub variant: Option<String>,
-}
-
 impl Platforms {
     pub fn parse(warm: &Warm) -> Result<Self, AdminError> {
         if warm.all_platforms {
             return Ok(Self::All);
         }
         if warm.platforms.is_empty() {
-            return Ok(Self::These(vec![Platform {
-                os: "linux".into(),
-                architecture: std::env::consts::ARCH.into(),
-                variant: None,
-            }]));
+            return Ok(Self::These(vec![Platform::own()]));
         }
         let parse = |text: &String| {
             let parts: Vec<&str> = text.split('/').collect();
@@ -109,33 +98,8 @@ impl Platforms {
     fn want(&self, found: &Platform) -> bool {
         match self {
             Self::All => true,
-            Self::These(list) => list.iter().any(|wanted| {
-                (&wanted.os, wanted.architecture()) == (&found.os, found.architecture())
-                    && (wanted.variant.is_none() || wanted.variant() == found.variant())
-            }),
+            Self::These(list) => list.iter().any(|wanted| found.is(wanted)),
         }
-    }
-}
-
-impl Platform {
-    /// Some write it as their kernel does.
-    fn architecture(&self) -> &str {
-        match self.architecture.as_str() {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        }
-    }
-
-    /// The variant that is meant when none is written is the same as none.
-    fn variant(&self) -> Option<&str> {
-        let usual = match self.architecture() {
-            "amd64" => "v1",
-            "arm64" => "v8",
-            "arm" => "v7",
-            _ => "",
-        };
-        self.variant.as_deref().filter(|v| !v.is_empty() && *v != usual)
     }
 }
 

@@ -4,12 +4,16 @@
 //! Invariant: a server that is not there is told apart from one that refuses.
 //! Not here: printing.
 
-use std::path::PathBuf;
+use std::{ops::ControlFlow, path::PathBuf};
 
+use futures_util::StreamExt as _;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::CliError;
 use crate::admin::api::{Failure, List};
+
+/// Longest line of an answer: a report of a check with as many damages as are listed.
+const LINE_SIZE_MAX: usize = 4 << 20;
 
 #[derive(Debug)]
 pub struct Client {
@@ -44,7 +48,34 @@ impl Client {
         self.answer(self.http.post(url(path)).json(body)).await
     }
 
-    /// The same of what is only read.
+    /// An answer of JSON lines, each as it comes, until `line` says that it was the last.
+    pub async fn lines(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        mut line: impl FnMut(&[u8]) -> Result<ControlFlow<()>, CliError>,
+    ) -> Result<(), CliError> {
+        let mut body = self.stream(path, body).await?.bytes_stream();
+        let mut begun = Vec::new();
+        while let Some(part) = body.next().await {
+            for byte in part? {
+                if byte != b'\n' {
+                    begun.push(byte);
+                    if begun.len() > LINE_SIZE_MAX {
+                        return Err(CliError::Refused("understand the server: its line does not end".into()));
+                    }
+                    continue;
+                }
+                if line(&begun)?.is_break() {
+                    return Ok(());
+                }
+                begun.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer to a GET, as it comes.
     pub async fn read(&self, path: &str) -> Result<reqwest::Response, CliError> {
         self.answer(self.http.get(url(path))).await
     }

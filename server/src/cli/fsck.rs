@@ -5,24 +5,16 @@
 //! that nobody listens on is said to be dead.
 //! Not here: the checks ([`crate::scrub`]).
 
-use std::{
-    io::{ErrorKind, IsTerminal as _},
-    os::unix::net::UnixStream,
-    path::Path,
-};
+use std::{io::ErrorKind, ops::ControlFlow, os::unix::net::UnixStream, path::Path};
 
-use futures_util::StreamExt as _;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::{CliError, Place, show};
+use super::{CliError, Place, bar, show};
 use crate::{
     admin::{SOCKET, api},
     config::Config,
     scrub::{Progress, Report, offline::Fsck},
 };
-
-/// Longest line of an answer: a report with as many damages as are listed.
-const LINE_SIZE_MAX: usize = 4 << 20;
 
 pub struct Wanted {
     pub repair: bool,
@@ -31,7 +23,7 @@ pub struct Wanted {
 }
 
 pub async fn run(wanted: &Wanted, place: &Place, above: Option<&Path>) -> Result<(), CliError> {
-    let bar = bar(wanted.json);
+    let bar = bar::bytes(wanted.json);
     let report = match is_there(place, above)? {
         true => ask(wanted, place, above, &bar).await?,
         false => alone(wanted, &place.load(above)?, &bar)?,
@@ -72,26 +64,21 @@ async fn ask(wanted: &Wanted, place: &Place, above: Option<&Path>, bar: &Progres
         repair: wanted.repair,
         bytes_per_sec: wanted.bytes_per_sec,
     };
-    let mut body = place.client(above)?.stream(api::FSCK, &what).await?.bytes_stream();
-    let mut line = Vec::new();
-    while let Some(part) = body.next().await {
-        for byte in part? {
-            if byte != b'\n' {
-                line.push(byte);
-                if line.len() > LINE_SIZE_MAX {
-                    return Err(CliError::Refused("understand the server: its line does not end".into()));
-                }
-                continue;
+    let mut done = None;
+    let client = place.client(above)?;
+    let asked = client.lines(api::FSCK, &what, |line| {
+        match serde_json::from_slice(line)? {
+            api::Checking::Progress(progress) => show_progress(bar, progress),
+            api::Checking::Done(report) => {
+                done = Some(report);
+                return Ok(ControlFlow::Break(()));
             }
-            match serde_json::from_slice(&line)? {
-                api::Checking::Progress(progress) => show_progress(bar, progress),
-                api::Checking::Done(report) => return Ok(report),
-                api::Checking::Failed { error } => return Err(CliError::Refused(error)),
-            }
-            line.clear();
+            api::Checking::Failed { error } => return Err(CliError::Refused(error)),
         }
-    }
-    Err(CliError::Refused("check the data: the server went away".into()))
+        Ok(ControlFlow::Continue(()))
+    });
+    asked.await?;
+    done.ok_or_else(|| CliError::Refused("check the data: the server went away".into()))
 }
 
 fn alone(wanted: &Wanted, config: &Config, bar: &ProgressBar) -> Result<Report, CliError> {
@@ -105,17 +92,6 @@ fn alone(wanted: &Wanted, config: &Config, bar: &ProgressBar) -> Result<Report, 
     };
     fsck.run(&mut |progress| show_progress(bar, progress))
         .map_err(|error| CliError::Refused(error.to_string()))
-}
-
-fn bar(json: bool) -> ProgressBar {
-    let bar = match std::io::stderr().is_terminal() && !json {
-        true => ProgressBar::new(0),
-        false => ProgressBar::hidden(),
-    };
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 fn show_progress(bar: &ProgressBar, progress: Progress) {

@@ -5,6 +5,7 @@
 //! server runs, which hold the store's lock while they do. `--json` prints what the server said.
 //! Not here: what the server does ([`crate::admin`]).
 
+mod bar;
 mod client;
 mod convert;
 mod dedup;

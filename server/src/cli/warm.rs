@@ -4,38 +4,24 @@
 //! Invariant: every image of the request is accounted for at the end. Ending this process cancels the warming.
 //! Not here: the warming.
 
-use std::{collections::HashMap, io::IsTerminal as _};
+use std::{collections::HashMap, ops::ControlFlow};
 
-use futures_util::StreamExt as _;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::{CliError, client::Client, show};
+use super::{CliError, bar, client::Client, show};
 use crate::admin::api::{self, Event};
 
-/// Longest line of an answer: an error's text.
-const LINE_SIZE_MAX: usize = 1 << 20;
-
 pub async fn run(client: &Client, what: &api::Warm, json: bool) -> Result<(), CliError> {
-    let mut body = client.stream(api::WARM, what).await?.bytes_stream();
     let mut shown = Shown::new(json);
-    let mut line = Vec::new();
-    while let Some(part) = body.next().await {
-        for byte in part? {
-            if byte != b'\n' {
-                line.push(byte);
-                if line.len() > LINE_SIZE_MAX {
-                    return Err(CliError::Refused("understand the server: its line does not end".into()));
-                }
-                continue;
-            }
-            let event = serde_json::from_slice(&line)?;
-            if json {
-                show::line(&String::from_utf8_lossy(&line))?;
-            }
-            shown.event(event)?;
-            line.clear();
+    let asked = client.lines(api::WARM, what, |line| {
+        let event = serde_json::from_slice(line)?;
+        if json {
+            show::line(&String::from_utf8_lossy(line))?;
         }
-    }
+        shown.event(event)?;
+        Ok(ControlFlow::Continue(()))
+    });
+    asked.await?;
     shown.bar.finish_and_clear();
     let count = what.images.len();
     if shown.done != count {
@@ -47,7 +33,6 @@ pub async fn run(client: &Client, what: &api::Warm, json: bool) -> Result<(), Cl
 
 struct Shown {
     bar: ProgressBar,
-    is_terminal: bool,
     /// The lines are the server's own: nothing else is printed.
     json: bool,
     /// Total and done, by image.
@@ -57,18 +42,8 @@ struct Shown {
 
 impl Shown {
     fn new(json: bool) -> Self {
-        let is_terminal = std::io::stderr().is_terminal() && !json;
-        let bar = match is_terminal {
-            true => ProgressBar::new(0),
-            false => ProgressBar::hidden(),
-        };
-        let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_msg}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
         Self {
-            bar,
-            is_terminal,
+            bar: bar::bytes(json),
             json,
             bytes: HashMap::new(),
             done: 0,
@@ -112,10 +87,8 @@ impl Shown {
     fn say(&self, text: &str) -> Result<(), CliError> {
         if self.json {
             Ok(())
-        } else if self.is_terminal {
-            self.bar.suspend(|| show::line(text))
         } else {
-            show::line(text)
+            self.bar.suspend(|| show::line(text))
         }
     }
 }

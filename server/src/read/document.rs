@@ -10,6 +10,7 @@
 use headstart_layer_format::{BlobDigest, limits::LAYERS_MAX};
 use serde::Deserialize;
 
+use super::platform::Platform;
 use crate::store::facts::{ImageFact, LayerFact};
 
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -135,20 +136,10 @@ pub fn own_child(bytes: &[u8]) -> Option<BlobDigest> {
         digest: String,
         platform: Option<Platform>,
     }
-    #[derive(Deserialize)]
-    struct Platform {
-        os: String,
-        architecture: String,
-    }
-    let own = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
     let index: Index = serde_json::from_slice(bytes).ok()?;
-    let is_own = |p: &Platform| p.os == "linux" && p.architecture == own;
+    let own = Platform::own();
     let mut children = index.manifests.iter();
-    let child = children.find(|child| child.platform.as_ref().is_some_and(is_own))?;
+    let child = children.find(|child| child.platform.as_ref().is_some_and(|platform| platform.is(&own)))?;
     child.digest.parse().ok()
 }
 

@@ -27,6 +27,7 @@ mod obtainable;
 mod opening;
 mod orphans;
 mod passage;
+pub mod platform;
 pub mod policy;
 pub mod referrers;
 mod run;

@@ -11,18 +11,17 @@ mod originals;
 mod packs;
 mod report;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use headstart_layer_format::BlobDigest;
-use tokio::sync::oneshot;
 
 use crate::config::Budgets;
 use crate::metrics::Metrics;
 use crate::metrics::names::{Count, Gauge, Seconds};
+use crate::orders::{OrderError, Orders, Worker};
 use crate::store::bell::{Bell, Rung};
 use crate::store::leftovers::Remove;
 use crate::store::originals::Originals;
@@ -63,39 +62,14 @@ pub enum Order {
     Rewrite(Vec<PackId>),
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum OrderError {
-    #[error("reclaim: too many orders are waiting")]
-    Busy,
-    #[error("reclaim: the server is stopping")]
-    Stopping,
-    #[error("{0}")]
-    Failed(String),
-}
-
 /// Runs what it is given unless a fetch with this partial is under way; none begins meanwhile.
 pub type UnlessInUse = Box<dyn Fn(&Path, Remove<'_>) + Send + Sync>;
-
-type Reply = oneshot::Sender<Result<Report, String>>;
 
 /// Clones talk to the same thread.
 #[derive(Clone, Debug)]
 pub struct Reclaimer {
     inner: Arc<Inner>,
-    thread: Arc<Running>,
-}
-
-/// The thread ends when nobody can give it orders any more.
-#[derive(Debug)]
-struct Running {
-    bell: Bell,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.bell.ring(|rung| rung.stop = true);
-    }
+    worker: Arc<Worker>,
 }
 
 struct Inner {
@@ -105,7 +79,7 @@ struct Inner {
     budgets: Budgets,
     metrics: Metrics,
     bell: Bell,
-    orders: Mutex<VecDeque<(Order, Reply)>>,
+    orders: Orders<Order, Report>,
     unless_in_use: UnlessInUse,
 }
 
@@ -136,64 +110,33 @@ impl Reclaimer {
             store,
             budgets,
             metrics,
+            orders: Orders::new("reclaim", ORDERS_MAX, bell.clone()),
             bell: bell.clone(),
-            orders: Mutex::default(),
             unless_in_use,
         });
-        let thread = std::thread::Builder::new().name("reclaim".into()).spawn({
+        let worker = Worker::start("reclaim", NICENESS, bell, {
             let inner = inner.clone();
             move || inner.run()
         })?;
         Ok(Self {
             inner,
-            thread: Arc::new(Running {
-                bell,
-                thread: Mutex::new(Some(thread)),
-            }),
+            worker: Arc::new(worker),
         })
     }
 
     /// Has an order carried out; waits for it.
     pub async fn order(&self, order: Order) -> Result<Report, OrderError> {
-        Self::outcome(self.give(order)?.await)
+        self.inner.orders.order(order).await
     }
 
     /// The same for a thread of its own.
     pub fn order_blocking(&self, order: Order) -> Result<Report, OrderError> {
-        Self::outcome(self.give(order)?.blocking_recv())
-    }
-
-    fn outcome(answer: Result<Result<Report, String>, oneshot::error::RecvError>) -> Result<Report, OrderError> {
-        match answer {
-            Ok(done) => done.map_err(OrderError::Failed),
-            Err(_) => Err(OrderError::Stopping),
-        }
-    }
-
-    fn give(&self, order: Order) -> Result<oneshot::Receiver<Result<Report, String>>, OrderError> {
-        let (reply, answer) = oneshot::channel();
-        {
-            let mut orders = self.inner.orders.lock().unwrap_or_else(PoisonError::into_inner);
-            if orders.len() >= ORDERS_MAX {
-                return Err(OrderError::Busy);
-            }
-            orders.push_back((order, reply));
-        }
-        self.inner.bell.ring(|rung| rung.order = true);
-        if self.inner.bell.is_stopping() {
-            // The thread may have looked for the last time already.
-            self.inner.orders.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        }
-        Ok(answer)
+        self.inner.orders.order_blocking(order)
     }
 
     /// Ends the thread, at its next step, and writes down what was used when. Blocks.
     pub fn stop(&self) {
-        self.inner.bell.ring(|rung| rung.stop = true);
-        let thread = self.thread.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the reclaimer panicked");
-        }
+        self.worker.stop();
     }
 }
 
@@ -207,9 +150,6 @@ struct Memory {
 
 impl Inner {
     fn run(&self) {
-        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-            tracing::warn!(%error, "reclaiming runs at the server's own priority");
-        }
         let mut memory = Memory::default();
         let mut rung = Rung::default();
         let (mut round, mut saved): (Option<Instant>, Option<Instant>) = (None, None);
@@ -241,8 +181,7 @@ impl Inner {
         }
         self.originals.save_uses(0);
         self.save_layer_uses(0);
-        // Their callers are told that the server stops, by the end of the channel.
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.orders.refuse_all();
     }
 
     /// Again in the next round when it fails: without it, no original goes.
@@ -259,9 +198,7 @@ impl Inner {
     }
 
     fn carry_out_orders(&self, memory: &mut Memory) {
-        loop {
-            let next = self.orders.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some((order, reply)) = next else { return };
+        while let Some((order, reply)) = self.orders.next() {
             let done = match order {
                 Order::Collect { dry_run } => self.collect(dry_run, memory),
                 Order::Remove(digests) => self.remove(digests, memory),

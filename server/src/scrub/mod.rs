@@ -16,14 +16,12 @@ mod quarantine;
 mod report;
 
 use std::{
-    collections::VecDeque,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    thread::JoinHandle,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 pub use self::report::{Damage, Progress, Report};
 use self::{
@@ -34,6 +32,7 @@ use self::{
 use crate::{
     config::ScrubConfig,
     metrics::{Metrics, names::Count},
+    orders::{OrderError, Orders, Worker},
     reclaim::{self, Reclaimer},
     store::{PackId, Store, bell::Bell, originals::Originals, usage::now_ms},
 };
@@ -59,36 +58,11 @@ pub struct Order {
     pub progress: watch::Sender<Progress>,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum OrderError {
-    #[error("check the data: too many orders are waiting")]
-    Busy,
-    #[error("check the data: the server is stopping")]
-    Stopping,
-    #[error("{0}")]
-    Failed(String),
-}
-
-type Reply = oneshot::Sender<Result<Report, String>>;
-
 /// Clones talk to the same thread.
 #[derive(Clone, Debug)]
 pub struct Scrubber {
     inner: Arc<Inner>,
-    thread: Arc<Running>,
-}
-
-/// The thread ends when nobody can give it orders any more.
-#[derive(Debug)]
-struct Running {
-    bell: Bell,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.bell.ring(|rung| rung.stop = true);
-    }
+    worker: Arc<Worker>,
 }
 
 #[derive(Debug)]
@@ -100,7 +74,7 @@ struct Inner {
     config: ScrubConfig,
     metrics: Metrics,
     bell: Bell,
-    orders: Mutex<VecDeque<(Order, Reply)>>,
+    orders: Orders<Order, Report>,
 }
 
 impl Scrubber {
@@ -120,60 +94,32 @@ impl Scrubber {
             reclaimer,
             config,
             metrics,
+            orders: Orders::new("check the data", ORDERS_MAX, bell.clone()),
             bell: bell.clone(),
-            orders: Mutex::default(),
         });
-        let thread = std::thread::Builder::new().name("scrub".into()).spawn({
+        let worker = Worker::start("scrub", NICENESS, bell, {
             let inner = inner.clone();
             move || inner.run()
         })?;
-        let thread = Mutex::new(Some(thread));
         Ok(Self {
             inner,
-            thread: Arc::new(Running { bell, thread }),
+            worker: Arc::new(worker),
         })
     }
 
     /// Has an order carried out; waits for it.
     pub async fn order(&self, order: Order) -> Result<Report, OrderError> {
-        let (reply, answer) = oneshot::channel();
-        {
-            let mut orders = self.inner.orders();
-            if orders.len() >= ORDERS_MAX {
-                return Err(OrderError::Busy);
-            }
-            orders.push_back((order, reply));
-        }
-        self.inner.bell.ring(|rung| rung.order = true);
-        if self.inner.bell.is_stopping() {
-            // The thread may have looked for the last time already.
-            self.inner.orders().clear();
-        }
-        match answer.await {
-            Ok(done) => done.map_err(OrderError::Failed),
-            Err(_) => Err(OrderError::Stopping),
-        }
+        self.inner.orders.order(order).await
     }
 
     /// Ends the thread at its next step. Blocks.
     pub fn stop(&self) {
-        self.inner.bell.ring(|rung| rung.stop = true);
-        let thread = self.thread.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the scrubber panicked");
-        }
+        self.worker.stop();
     }
 }
 
 impl Inner {
-    fn orders(&self) -> std::sync::MutexGuard<'_, VecDeque<(Order, Reply)>> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn run(&self) {
-        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-            tracing::warn!(%error, "scrubbing runs at the server's own priority");
-        }
         let interval = Duration::from_millis(self.config.interval_ms);
         let mut state = State::load(&self.data_dir);
         let mut not_before = Instant::now() + START_DELAY.min(interval);
@@ -192,8 +138,7 @@ impl Inner {
             // A while at a time: the clock by which passes are due may be set.
             self.bell.wait(wait.min(RETRY));
         }
-        // Their callers are told that the server stops, by the end of the channel.
-        self.orders().clear();
+        self.orders.refuse_all();
     }
 
     fn pass_due_in(&self, state: &State) -> Duration {
@@ -247,9 +192,7 @@ impl Inner {
     }
 
     fn carry_out_orders(&self) {
-        loop {
-            let next = self.orders().pop_front();
-            let Some((order, reply)) = next else { return };
+        while let Some((order, reply)) = self.orders.next() {
             let rate = order.bytes_per_sec.unwrap_or(self.config.bytes_per_sec);
             let repair = order.repair;
             let mut runner = ByOrder { inner: self, order };
@@ -304,7 +247,7 @@ struct ByItself<'a> {
 
 impl Runner for ByItself<'_> {
     fn go_on(&self) -> bool {
-        !self.inner.bell.is_stopping() && self.inner.orders().is_empty()
+        !self.inner.bell.is_stopping() && self.inner.orders.is_empty()
     }
 
     fn rest(&self, time: Duration) {

@@ -167,6 +167,11 @@ impl Packs {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+        self.gone(id)
+    }
+
+    /// A pack's name is gone from the directory.
+    fn gone(&self, id: PackId) -> io::Result<()> {
         std::fs::File::open(&self.dir)?.sync_all()?;
         self.sealed.forget(&id);
         if let Some(len) = self.lengths().remove(&id) {
@@ -400,12 +405,7 @@ impl Packs {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        std::fs::File::open(&self.dir)?.sync_all()?;
-        self.sealed.forget(&id);
-        if let Some(len) = self.lengths().remove(&id) {
-            self.bytes.fetch_sub(len, Ordering::Relaxed);
-        }
-        Ok(())
+        self.gone(id)
     }
 
     /// The payload of the record that `locate` finds. A pack may be swept between the look-up and the read, so a miss
