@@ -33,11 +33,16 @@ fn progress() -> Progress {
 }
 
 impl Room {
-    fn convert(&self, digest: &BlobDigest, blob: impl Read) -> Result<Toc, ConvertError> {
+    fn convert(&self, digest: &BlobDigest, blob: impl Read + Send) -> Result<Toc, ConvertError> {
         self.convert_with(digest, blob, &IngestConfig::default())
     }
 
-    fn convert_with(&self, digest: &BlobDigest, blob: impl Read, config: &IngestConfig) -> Result<Toc, ConvertError> {
+    fn convert_with(
+        &self,
+        digest: &BlobDigest,
+        blob: impl Read + Send,
+        config: &IngestConfig,
+    ) -> Result<Toc, ConvertError> {
         let summary = convert(blob, digest, &self.store, config, &progress())?;
         let (stored, bytes) = self.store.toc(digest).unwrap().expect("a converted layer has a TOC");
         assert_eq!(stored, summary);

@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{CliError, local::LocalBlob, show, usage};
 use crate::{
     config::Config,
-    ingest::{ConvertError, IngestConfig, Progress, convert},
+    ingest::{ConvertError, Ingest, Progress, Rank},
     store::{LayerRecord, Store},
 };
 
@@ -134,7 +134,7 @@ pub async fn run(arguments: Arguments, above: Option<&Path>) -> Result<(), CliEr
 #[derive(Debug, Default)]
 struct Stop {
     stopping: AtomicBool,
-    running: Mutex<Vec<Arc<Progress>>>,
+    running: Mutex<Vec<Progress>>,
 }
 
 impl Stop {
@@ -144,11 +144,11 @@ impl Stop {
         running.iter().for_each(|progress| progress.cancel());
     }
 
-    fn begin(&self, time_max: Duration) -> Arc<Progress> {
-        let progress = Arc::new(Progress::new(time_max));
+    fn begin(&self, time_max: Duration) -> Progress {
+        let progress = Progress::new(time_max);
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|one| Arc::strong_count(one) > 1);
-        running.push(Arc::clone(&progress));
+        running.retain(|one| !one.is_last());
+        running.push(progress.clone());
         if self.stopping.load(Ordering::SeqCst) {
             progress.cancel();
         }
@@ -188,6 +188,8 @@ fn convert_all(arguments: &Arguments, config: Config, stop: &Stop) -> Result<Rep
     let budgets = config.cache.budgets(dir).map_err(error)?;
     let store = Store::open_with(dir, budgets.pack_size_max())?;
 
+    let time_max = Duration::from_millis(ingest.time_max_ms);
+    let ingest = Ingest::start(&ingest, |_| {}).map_err(|error| CliError::Threads { error })?;
     let (packs, cpu, started) = (store.pack_bytes(), usage::cpu(), Instant::now());
     let peak = AtomicU64::new(0);
     let next = AtomicUsize::new(0);
@@ -202,7 +204,8 @@ fn convert_all(arguments: &Arguments, config: Config, stop: &Stop) -> Result<Rep
                         peak.fetch_max(usage::peak_rss().unwrap_or(0), Ordering::Relaxed);
                         usage::forget_peak();
                     }
-                    let mut layer = convert_one(blob, &store, &ingest, stop);
+                    let progress = stop.begin(time_max);
+                    let mut layer = convert_one(blob, &store, &ingest, &progress);
                     layer.peak_rss_bytes = usage::peak_rss().filter(|_| alone);
                     let at = blobs.iter().position(|b| b.digest == blob.digest);
                     if let Some(slot) = at.and_then(|at| done.get(at)) {
@@ -229,14 +232,13 @@ fn convert_all(arguments: &Arguments, config: Config, stop: &Stop) -> Result<Rep
     Ok(Report { layers, total })
 }
 
-fn convert_one(blob: &LocalBlob, store: &Store, config: &IngestConfig, stop: &Stop) -> Layer {
+fn convert_one(blob: &LocalBlob, store: &Store, ingest: &Ingest, progress: &Progress) -> Layer {
     let started = Instant::now();
-    let progress = stop.begin(Duration::from_millis(config.time_max_ms));
     let (state, reason, made) = match store.layer(&blob.digest) {
         Ok(Some(LayerRecord::Ready { .. })) => (State::Already, None, None),
         Ok(Some(LayerRecord::Refused { reason, .. })) => (State::Refused, Some(reason), None),
         Ok(_) => match blob.open() {
-            Ok(file) => match convert(file, &blob.digest, store, config, &progress) {
+            Ok(file) => match ingest.convert(file, &blob.digest, store, Rank::default(), progress) {
                 Ok(toc) => (State::Ready, None, Some(toc)),
                 Err(ConvertError::Refused(refusal)) => {
                     let reason = refusal.to_string();

@@ -136,6 +136,8 @@ pub struct Place {
 pub enum CliError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error("start threads: {error}")]
+    Threads { error: std::io::Error },
     #[error("reach a running server at {path}: {why}")]
     NoServer { path: PathBuf, why: String },
     #[error("talk to the server: {0}")]

@@ -9,7 +9,6 @@ use headstart_layer_format::limits::{DATA_SIZE_MAX, ENTRIES_MAX, SKELETON_SIZE_M
 use headstart_layer_format::offset::{LayerOffset, LayerRange};
 use headstart_layer_format::toc::{ChunkEntry, Content, Extent, Skeleton, SkeletonBuilder, Tree};
 
-use super::chunks::ChunkPool;
 use super::config::IngestConfig;
 use super::cut::Cutter;
 use super::error::{ConvertError, Failure, Refusal};
@@ -19,20 +18,14 @@ use super::tree::TreeBuilder;
 
 /// Where the raw chunks go.
 pub trait Chunks {
+    /// An empty buffer, which may be an old one.
+    fn buffer(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
     /// The next chunk.
     fn push(&mut self, raw: Vec<u8>) -> Result<(), ConvertError>;
     /// Their table entries, in order.
     fn finish(self) -> Result<Vec<ChunkEntry>, ConvertError>;
-}
-
-impl Chunks for ChunkPool<'_> {
-    fn push(&mut self, raw: Vec<u8>) -> Result<(), ConvertError> {
-        ChunkPool::push(self, raw)
-    }
-
-    fn finish(self) -> Result<Vec<ChunkEntry>, ConvertError> {
-        ChunkPool::finish(self)
-    }
 }
 
 #[derive(Debug)]
@@ -40,19 +33,19 @@ pub struct Assembler<C> {
     tree: TreeBuilder,
     skeleton: SkeletonBuilder,
     cutter: Cutter,
-    pool: C,
+    chunks: C,
     skeleton_bytes_max: u64,
     entries_max: u64,
     members: u64,
 }
 
 impl<C: Chunks> Assembler<C> {
-    pub fn new(config: &IngestConfig, pool: C) -> Result<Self, ConvertError> {
+    pub fn new(config: &IngestConfig, chunks: C) -> Result<Self, ConvertError> {
         Ok(Self {
             tree: TreeBuilder::new(config.entries_max),
             skeleton: SkeletonBuilder::new().map_err(Failure::Compress)?,
             cutter: Cutter::new(),
-            pool,
+            chunks,
             skeleton_bytes_max: config.skeleton_bytes_max.min(SKELETON_SIZE_MAX),
             entries_max: config.entries_max.min(ENTRIES_MAX),
             members: 0,
@@ -65,14 +58,14 @@ impl<C: Chunks> Assembler<C> {
             tree,
             skeleton,
             cutter,
-            mut pool,
+            mut chunks,
             ..
         } = self;
         let last = match (&scanned, cutter.finish()) {
-            (Ok(()), Some(chunk)) => pool.push(chunk),
+            (Ok(()), Some(chunk)) => chunks.push(chunk),
             _ => Ok(()),
         };
-        let chunks = pool.finish();
+        let chunks = chunks.finish();
         match scanned.and(last) {
             // A worker's own error says more than that it is gone.
             Err(ConvertError::Failed(Failure::WorkerGone)) => {
@@ -82,6 +75,14 @@ impl<C: Chunks> Assembler<C> {
             Ok(()) => {}
         }
         Ok((tree.finish()?, chunks?, skeleton.finish()?))
+    }
+}
+
+impl<C: Chunks> Assembler<C> {
+    fn chunk(&mut self, chunk: Vec<u8>) -> Result<(), ConvertError> {
+        self.chunks.push(chunk)?;
+        self.cutter.give(self.chunks.buffer());
+        Ok(())
     }
 }
 
@@ -113,7 +114,7 @@ impl<C: Chunks> Sink for Assembler<C> {
         if member.body_len > 0
             && let Some(chunk) = self.cutter.begin(member.body_len)
         {
-            self.pool.push(chunk)?;
+            self.chunk(chunk)?;
         }
         Ok(())
     }
@@ -122,7 +123,7 @@ impl<C: Chunks> Sink for Assembler<C> {
         while !bytes.is_empty() {
             let (n, chunk) = self.cutter.push(bytes);
             if let Some(chunk) = chunk {
-                self.pool.push(chunk)?;
+                self.chunk(chunk)?;
             }
             bytes = &bytes[n..];
         }
@@ -131,7 +132,7 @@ impl<C: Chunks> Sink for Assembler<C> {
 
     fn body_end(&mut self) -> Result<(), ConvertError> {
         match self.cutter.end() {
-            Some(chunk) => self.pool.push(chunk),
+            Some(chunk) => self.chunk(chunk),
             None => Ok(()),
         }
     }

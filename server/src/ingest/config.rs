@@ -10,7 +10,7 @@ use serde::Deserialize;
 pub struct IngestConfig {
     /// Layers converted at the same time.
     pub workers: usize,
-    /// Threads that hash and compress chunks, for each layer being converted.
+    /// Threads that hash and compress chunks, for all layers together. 0: one a core, at most 16.
     pub compress_threads: usize,
     /// Niceness (0 to 19) of the converting threads: while cores are busy, serving goes first, so that a pull through a
     /// mirror that converts is not slower than one that does not. An idle core converts at full speed.
@@ -40,7 +40,7 @@ impl Default for IngestConfig {
     fn default() -> Self {
         Self {
             workers: 2,
-            compress_threads: 2,
+            compress_threads: 0,
             niceness: 10,
             zstd_level: 3,
             queue_max: 4096,

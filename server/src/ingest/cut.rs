@@ -78,6 +78,8 @@ const _: () = assert!(CutSizes::DEFAULT.group_max <= CHUNK_SIZE_MAX as u64);
 pub struct Cutter {
     sizes: CutSizes,
     buf: Vec<u8>,
+    /// For the next chunk.
+    spare: Option<Vec<u8>>,
     body: Option<Body>,
 }
 
@@ -100,6 +102,7 @@ impl Cutter {
         Self {
             sizes,
             buf: Vec::new(),
+            spare: None,
             body: None,
         }
     }
@@ -180,8 +183,15 @@ impl Cutter {
         (!self.buf.is_empty()).then(|| self.take())
     }
 
+    /// An empty buffer, for a chunk to come.
+    pub fn give(&mut self, buffer: Vec<u8>) {
+        self.spare = Some(buffer);
+    }
+
     fn take(&mut self) -> Vec<u8> {
-        std::mem::replace(&mut self.buf, Vec::with_capacity(self.sizes.group_max as usize))
+        let mut next = self.spare.take().unwrap_or_default();
+        next.reserve(self.sizes.group_max.max(self.sizes.large_chunk) as usize);
+        std::mem::replace(&mut self.buf, next)
     }
 }
 

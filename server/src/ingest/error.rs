@@ -55,6 +55,8 @@ pub enum Failure {
     TimedOut,
     #[error("compress a chunk: {0}")]
     Compress(io::Error),
+    #[error("start a conversion thread: {0}")]
+    Threads(io::Error),
     #[error("convert: a worker thread ended")]
     WorkerGone,
 }

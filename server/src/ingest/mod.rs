@@ -6,19 +6,23 @@
 //! image, not about the layer (a lying image must not spoil an honest one's layer), and is asked in `read/images.rs`.
 //! Not here: which layers are converted when (`read/layers.rs`). Nothing is ever extracted to the server's disk.
 //!
-//! The byte's way: [`inflate`] -> [`tar_scan`] ([`tar_header`], [`pax`], [`sparse`]) -> [`assemble`] into [`tree`], the
-//! skeleton and [`cut`] -> [`chunks`] (hash, compress, store) -> `Store::publish_layer`.
+//! The byte's way: [`inflate`] on a thread of its own ([`ahead`]) -> [`tar_scan`] ([`tar_header`], [`pax`], [`sparse`]) ->
+//! [`assemble`] into [`tree`], the skeleton and [`cut`], on the caller's -> [`chunks`] (hash, compress as [`frame`], store), on
+//! the threads of the [`pool`] that all conversions share -> `Store::publish_layer`.
 
+mod ahead;
 mod assemble;
 mod chunks;
 pub mod config;
 mod cut;
 mod error;
+mod frame;
 pub(crate) mod fuzz;
 mod gear;
 mod inflate;
 mod path;
 mod pax;
+mod pool;
 mod progress;
 mod sparse;
 pub mod survey;
@@ -27,6 +31,7 @@ mod tar_scan;
 mod tree;
 
 use std::io::Read;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use headstart_layer_format::api::TocSummary;
@@ -34,53 +39,91 @@ use headstart_layer_format::toc::{ChunkEntry, ChunkTable, Skeleton, Toc, Tree};
 use headstart_layer_format::{BlobDigest, DiffId};
 
 use crate::store::{Store, conversion::Conversion};
+use ahead::Ahead;
 use assemble::Assembler;
-use chunks::ChunkPool;
+use chunks::Storing;
 pub use config::IngestConfig;
 pub use cut::CutSizes;
 pub use error::{ConvertError, Failure, Refusal};
-use inflate::{Original, TarBudget, TarStream, inflate};
+use inflate::{Original, TarBudget, TarStream};
+use pool::Pool;
+pub use pool::Rank;
 pub use progress::Progress;
 
 type Parts = (Tree, Vec<ChunkEntry>, Skeleton, DiffId);
 
-/// Converts and publishes. Blocks; `progress` tells how far it is and can cancel it.
+/// What all conversions of a process share.
+#[derive(Debug)]
+pub struct Ingest {
+    config: IngestConfig,
+    pool: Pool,
+}
+
+/// Converts and publishes one layer, on threads of its own. Blocks.
 pub fn convert(
-    original: impl Read,
+    original: impl Read + Send,
     layer: &BlobDigest,
     store: &Store,
     config: &IngestConfig,
     progress: &Progress,
 ) -> Result<TocSummary, ConvertError> {
-    progress.count_cpu(|| {
-        let mut original = Original::new(original, *layer, progress);
-        // What it is told is stored stays until the layer is published.
-        let conversion = store.begin_conversion();
-        let parts = take_apart(&mut original, &conversion, config, progress);
-        let parts = match parts {
-            Err(e @ ConvertError::Failed(_)) => return Err(e),
-            // Before any verdict: are these the right bytes at all?
-            other => original.finish().and(other),
-        };
-        let (tree, chunks, skeleton, diff_id) = parts?;
-        let toc = Toc::new(*layer, diff_id, tree, ChunkTable::new(chunks)?, skeleton)?;
-        Ok(conversion.publish_layer(layer, &toc)?)
-    })
+    let ingest = Ingest::start(config, |_| {}).map_err(Failure::Threads)?;
+    ingest.convert(original, layer, store, Rank::default(), progress)
 }
 
-fn take_apart<R: Read>(
-    original: &mut Original<'_, R>,
-    store: &Conversion,
-    config: &IngestConfig,
-    progress: &Progress,
-) -> Result<Parts, ConvertError> {
-    let mut tar = TarStream::new(inflate(original)?, TarBudget::of(config), progress);
-    std::thread::scope(|scope| {
-        let pool = ChunkPool::start(scope, config.compress_threads, config.zstd_level, store, progress);
-        let mut assembler = Assembler::new(config, pool)?;
-        let scanned = tar_scan::scan(&mut tar, &mut assembler);
-        progress.tar.fetch_add(tar.size(), Ordering::Relaxed);
-        let (tree, chunks, skeleton) = assembler.finish(scanned)?;
-        Ok((tree, chunks, skeleton, tar.diff_id()))
-    })
+impl Ingest {
+    /// Starts the threads; `prepare` runs first on each.
+    pub fn start(config: &IngestConfig, prepare: fn(&IngestConfig)) -> std::io::Result<Self> {
+        let pool = Pool::start(config, prepare)?;
+        let config = config.clone();
+        Ok(Self { config, pool })
+    }
+
+    /// Converts and publishes. Blocks; `progress` tells how far it is and can cancel it.
+    pub fn convert(
+        &self,
+        original: impl Read + Send,
+        layer: &BlobDigest,
+        store: &Store,
+        rank: Rank,
+        progress: &Progress,
+    ) -> Result<TocSummary, ConvertError> {
+        progress.count_cpu(|| {
+            let mut original = Original::new(original, *layer, progress);
+            // What it is told is stored stays until the layer is published.
+            let conversion = Arc::new(store.begin_conversion());
+            let parts = self.take_apart(&mut original, &conversion, rank, progress);
+            let parts = match parts {
+                Err(e @ ConvertError::Failed(_)) => return Err(e),
+                // Before any verdict: are these the right bytes at all?
+                other => original.finish().and(other),
+            };
+            let (tree, chunks, skeleton, diff_id) = parts?;
+            let toc = Toc::new(*layer, diff_id, tree, ChunkTable::new(chunks)?, skeleton)?;
+            Ok(conversion.publish_layer(layer, &toc)?)
+        })
+    }
+
+    fn take_apart<R: Read + Send>(
+        &self,
+        original: &mut Original<'_, R>,
+        store: &Arc<Conversion>,
+        rank: Rank,
+        progress: &Progress,
+    ) -> Result<Parts, ConvertError> {
+        let work = Storing {
+            store: Arc::clone(store),
+            progress: progress.clone(),
+        };
+        std::thread::scope(|scope| {
+            let ahead = Ahead::start(scope, original, progress).map_err(Failure::Threads)?;
+            let mut tar = TarStream::new(Box::new(ahead), TarBudget::of(&self.config), progress);
+            let lane = self.pool.lane(rank, Arc::new(work));
+            let mut assembler = Assembler::new(&self.config, lane)?;
+            let scanned = tar_scan::scan(&mut tar, &mut assembler);
+            progress.tar.fetch_add(tar.size(), Ordering::Relaxed);
+            let (tree, chunks, skeleton) = assembler.finish(scanned)?;
+            Ok((tree, chunks, skeleton, tar.diff_id()))
+        })
+    }
 }

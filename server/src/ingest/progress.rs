@@ -1,13 +1,18 @@
 //! What a running conversion has done so far, and whether it should go on.
 //!
-//! Shared between the converting threads and whoever asks for the state. Numbers only ever grow.
+//! Shared between the converting threads and whoever asks for the state: clones are the same one. Numbers only ever grow.
 //! Not here: metrics (the queue reports a finished conversion once).
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+#[derive(Clone, Debug)]
+pub struct Progress(Arc<Counts>);
+
 #[derive(Debug)]
-pub struct Progress {
+pub struct Counts {
     /// Compressed bytes consumed.
     pub compressed: AtomicU64,
     /// Bytes of the tar.
@@ -23,10 +28,18 @@ pub struct Progress {
     deadline: Instant,
 }
 
+impl Deref for Progress {
+    type Target = Counts;
+
+    fn deref(&self) -> &Counts {
+        &self.0
+    }
+}
+
 impl Progress {
     pub fn new(time_max: Duration) -> Self {
         let now = Instant::now();
-        Self {
+        Self(Arc::new(Counts {
             compressed: AtomicU64::new(0),
             tar: AtomicU64::new(0),
             new_chunks: AtomicU64::new(0),
@@ -35,9 +48,16 @@ impl Progress {
             cpu_nanos: AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
             deadline: now.checked_add(time_max).unwrap_or(now),
-        }
+        }))
     }
 
+    /// Whether nobody else has it.
+    pub fn is_last(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
+impl Counts {
     /// Makes the conversion end soon, as failed.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);

@@ -6,6 +6,7 @@
 //! (`cli/dedup.rs`).
 
 use std::io::Read;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use headstart_layer_format::BlobDigest;
@@ -90,7 +91,7 @@ pub fn survey(
         false => bodies.next(),
     };
     Ok(Survey {
-        compressed_bytes: progress.compressed.into_inner(),
+        compressed_bytes: progress.compressed.load(Ordering::Relaxed),
         tar_bytes,
         units: ways.iter().filter_map(&mut take).map(Taker::finish).collect(),
     })

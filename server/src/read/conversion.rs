@@ -1,11 +1,12 @@
 //! The conversion queue: a bounded list, a few threads, and who failed lately.
 //!
-//! In: [`Job`]s. Out: conversions run one a thread, in order; changes of state announced.
+//! In: [`Job`]s. Out: conversions run one a thread; changes of state announced. Images go in the order they came, and of one
+//! image the smallest layer first: the small ones are ready early, and the whole image not later.
 //! Invariant: a layer is in the queue at most once; a refusal is recorded for good, a failure only here, with a pause
 //! that grows; every conversion's time, CPU time and bytes are logged and counted.
 //! Not here: whether a layer should be queued ([`super::layers`]).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,7 @@ use tracing::field::Empty;
 
 use super::blobs::{Blob, Blobs};
 use super::layers::unknown;
-use crate::ingest::{ConvertError, Failure, IngestConfig, Progress, convert};
+use crate::ingest::{ConvertError, Failure, Ingest, IngestConfig, Progress, Rank};
 use crate::metrics::{
     Metrics,
     names::{Gauge, Level},
@@ -42,6 +43,8 @@ const STOP_WAIT: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub(super) struct Job {
     pub layer: BlobDigest,
+    /// Of whom it is a layer: [`Queue::image`].
+    pub image: u64,
     /// Tried first; the recorded sources follow.
     pub source: Option<Source>,
     /// On whose behalf that one is asked. The others are asked for the server: nobody's credentials go elsewhere.
@@ -64,6 +67,8 @@ struct Shared {
     store: Store,
     blobs: Blobs,
     config: IngestConfig,
+    /// `None`: its threads could not be started.
+    ingest: Option<Ingest>,
     metrics: Metrics,
     runtime: Handle,
     state: Mutex<State>,
@@ -73,7 +78,12 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Job>,
+    /// By rank, then as they came.
+    waiting: BTreeMap<(Rank, u64), Job>,
+    /// Counts jobs.
+    pushed: u64,
+    /// Counts images.
+    images: u64,
     /// Waiting and running.
     known: HashMap<BlobDigest, Known>,
     failed: HashMap<BlobDigest, Failed>,
@@ -83,7 +93,7 @@ struct State {
 #[derive(Clone, Debug)]
 struct Known {
     size: Option<u64>,
-    running: Option<Arc<Progress>>,
+    running: Option<Progress>,
 }
 
 #[derive(Clone, Debug)]
@@ -96,10 +106,13 @@ struct Failed {
 impl Queue {
     pub fn start(store: Store, blobs: Blobs, config: IngestConfig, metrics: Metrics) -> Self {
         let workers = config.workers.max(1);
+        let ingest = Ingest::start(&config, |config| yield_to_serving(config.niceness));
+        let ingest = ingest.inspect_err(|error| tracing::error!(%error, "failed to start the conversions' threads"));
         let shared = Arc::new(Shared {
             store,
             blobs,
             config,
+            ingest: ingest.ok(),
             metrics,
             runtime: Handle::current(),
             state: Mutex::default(),
@@ -122,6 +135,13 @@ impl Queue {
             shared,
             ended: tokio::sync::Mutex::new(ended),
         }
+    }
+
+    /// For the layers of one more image: those of earlier ones go first.
+    pub fn image(&self) -> u64 {
+        let mut state = self.shared.state();
+        state.images += 1;
+        state.images
     }
 
     /// Sees every change of any layer's state.
@@ -165,7 +185,9 @@ impl Queue {
         };
         let status = known.status(&job.layer);
         state.known.insert(job.layer, known);
-        state.waiting.push_back(job);
+        state.pushed += 1;
+        let place = (job.rank(), state.pushed);
+        state.waiting.insert(place, job);
         self.shared.count_waiting(&state);
         drop(state);
         self.shared.work.notify_one();
@@ -196,6 +218,16 @@ impl Queue {
 impl Drop for Queue {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+impl Job {
+    fn rank(&self) -> Rank {
+        Rank {
+            image: self.image,
+            // What is not known may be large.
+            size: self.size.unwrap_or(u64::MAX),
+        }
     }
 }
 
@@ -246,18 +278,18 @@ impl Shared {
             .set(Gauge::ConversionQueue, state.waiting.len() as u64, &[]);
     }
 
-    fn next(&self) -> Option<(Job, Arc<Progress>)> {
+    fn next(&self) -> Option<(Job, Progress)> {
         let mut state = self.state();
         loop {
             if state.stopping {
                 return None;
             }
-            if let Some(job) = state.waiting.pop_front() {
+            if let Some((_, job)) = state.waiting.pop_first() {
                 self.count_waiting(&state);
-                let progress = Arc::new(Progress::new(Duration::from_millis(self.config.time_max_ms)));
+                let progress = Progress::new(Duration::from_millis(self.config.time_max_ms));
                 let known = Known {
                     size: job.size,
-                    running: Some(Arc::clone(&progress)),
+                    running: Some(progress.clone()),
                 };
                 state.known.insert(job.layer, known);
                 return Some((job, progress));
@@ -280,8 +312,14 @@ impl Shared {
         if let Some(known) = self.state().known.get_mut(&job.layer) {
             known.size = Some(blob.size());
         }
-        let outcome = convert(blob.blocking_reader(), &job.layer, &self.store, &self.config, progress);
-        match outcome {
+        let Some(ingest) = &self.ingest else {
+            return Outcome::Failed(Failure::WorkerGone.to_string());
+        };
+        let rank = Rank {
+            size: blob.size(),
+            ..job.rank()
+        };
+        match ingest.convert(blob.blocking_reader(), &job.layer, &self.store, rank, progress) {
             Ok(_) => Outcome::Ready,
             Err(ConvertError::Refused(refusal)) => {
                 let reason = refusal.to_string();

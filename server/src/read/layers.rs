@@ -139,9 +139,14 @@ impl Layers {
     /// Whether every layer is ready or refused already.
     async fn queue_image(&self, fact: &ManifestFact, image: &ImageFact, caller: &Caller) -> bool {
         let mut settled = true;
-        for layer in image.layers.iter().filter(|l| is_tar_layer(&l.media_type)) {
+        let place = self.queue.image();
+        let mut layers: Vec<_> = image.layers.iter().filter(|l| is_tar_layer(&l.media_type)).collect();
+        // As the queue has them: an idle worker takes the first that comes.
+        layers.sort_by_key(|layer| layer.size);
+        for layer in layers {
             let job = Job {
                 layer: layer.digest,
+                image: place,
                 source: Some(fact.source.clone()),
                 caller: caller.clone(),
                 size: Some(layer.size),
@@ -239,11 +244,13 @@ impl Layers {
     pub async fn settle(&self, layer: &BlobDigest, wait: Duration) -> Result<Option<LayerStatus>, StoreError> {
         let deadline = Instant::now() + wait;
         let mut changed = self.queue.changes();
+        let image = self.queue.image();
         loop {
             changed.mark_unchanged();
             let layers = self.clone();
             let job = Job {
                 layer: *layer,
+                image,
                 source: None,
                 caller: Caller::Server,
                 size: None,
