@@ -1,4 +1,5 @@
-//! Time to the first byte of a cold blob: through the mirror, beside asking its upstream directly.
+//! Time to the first byte of a cold blob: through the mirror, beside asking its upstream directly, and through other caching
+//! proxies.
 //!
 //! In: a [`FirstByteConfig`]. Out: a [`Report`]: for each situation the times, and their ratios.
 //! Invariant: every blob is asked for once at each, in turns, over a new connection, so that each is cold for the mirror
@@ -47,6 +48,8 @@ pub struct FirstByteConfig {
     /// What the upstream lets pass before its head: the way to it. One situation each.
     pub upstream_delay_ms: Vec<u64>,
     pub rounds: usize,
+    /// Other caching proxies, for comparison: `nginx`, `registry-proxy`.
+    pub peers: Vec<String>,
     /// Between two rounds: spreads them over the ingest.
     pub pause_ms: u64,
     pub blob_bytes: usize,
@@ -62,6 +65,7 @@ impl Default for FirstByteConfig {
             headstart: PathBuf::new(),
             upstream_delay_ms: vec![0, 20],
             rounds: 60,
+            peers: vec!["nginx".into(), "registry-proxy".into()],
             pause_ms: 250,
             blob_bytes: 2 << 20,
             ingest_layers: 16,
@@ -84,6 +88,8 @@ pub struct Situation {
     pub ingest: bool,
     pub direct: Vec<Times>,
     pub mirror: Vec<Times>,
+    /// Of other proxies, by name. They have nothing to convert.
+    pub peers: Vec<(String, Vec<Times>)>,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,11 +105,16 @@ pub async fn run(config: &FirstByteConfig, progress: &Progress) -> Result<Report
         for ingest in [false, true] {
             let origin = Origin::start(Auth::Anonymous);
             let mut mirror = start(&work, config, &origin).await?;
+            let mut peers = Vec::new();
+            for name in config.peers.iter().filter(|_| !ingest) {
+                peers.push(peers::caching_proxy(&work, name, &origin.url()).await?);
+            }
             let mut situation = Situation {
                 upstream_delay_ms,
                 ingest,
                 direct: Vec::new(),
                 mirror: Vec::new(),
+                peers: peers.iter().map(|peer| (peer.label.clone(), Vec::new())).collect(),
             };
             if ingest {
                 progress.step("making layers to convert");
@@ -137,11 +148,17 @@ pub async fn run(config: &FirstByteConfig, progress: &Progress) -> Result<Report
                 }
                 situation.direct.push(direct);
                 situation.mirror.push(through);
+                for (peer, (_, times)) in peers.iter().zip(&mut situation.peers) {
+                    times.push(ask(peer.address, &path).await?);
+                }
                 tokio::time::sleep(Duration::from_millis(config.pause_ms)).await;
                 origin.remove(REPOSITORY, &blob);
             }
             situations.push(situation);
             mirror.process.stop();
+            for mut peer in peers {
+                peer.process.stop();
+            }
         }
     }
     Ok(Report { situations })
@@ -250,7 +267,11 @@ fn quantile(times: &[Times], share: f64, of: fn(&Times) -> f64) -> f64 {
 impl Situation {
     /// Median of the mirror's times by that of the direct ones.
     pub fn ratio(&self, of: fn(&Times) -> f64) -> f64 {
-        median(self.mirror.iter().map(of)) / median(self.direct.iter().map(of))
+        self.ratio_of(&self.mirror, of)
+    }
+
+    fn ratio_of(&self, times: &[Times], of: fn(&Times) -> f64) -> f64 {
+        median(times.iter().map(of)) / median(self.direct.iter().map(of))
     }
 }
 
@@ -269,11 +290,13 @@ impl Report {
         ];
         let mut table = plain_table(&columns);
         for situation in &self.situations {
-            for (asked, times) in [("upstream", &situation.direct), ("mirror", &situation.mirror)] {
+            let own = [("upstream", &situation.direct), ("mirror", &situation.mirror)];
+            let peers = situation.peers.iter().map(|(name, times)| (name.as_str(), times));
+            for (asked, times) in own.into_iter().chain(peers) {
                 let first = |share| number(quantile(times, share, |t| t.first_byte_ms));
                 let ratio = |of| match asked {
-                    "mirror" => number(situation.ratio(of)),
-                    _ => "-".to_owned(),
+                    "upstream" => "-".to_owned(),
+                    _ => number(situation.ratio_of(times, of)),
                 };
                 table.add_row([
                     format!("{} ms away", situation.upstream_delay_ms),
@@ -324,6 +347,7 @@ mod tests {
             ingest: true,
             direct: times(&[10.0, 1.0, 1000.0]),
             mirror: times(&[11.0, 500.0, 9.0]),
+            peers: vec![("nginx".into(), times(&[25.0]))],
         };
         assert!((situation.ratio(|t| t.head_ms) - 1.1).abs() < 1e-9);
         assert!((quantile(&situation.mirror, 0.9, |t| t.first_byte_ms) - 1000.0).abs() < 1e-9);
@@ -332,5 +356,6 @@ mod tests {
         }
         .table();
         assert!(table.contains("1.10") && table.contains("all 3 asks"), "{table}");
+        assert!(table.contains("nginx") && table.contains("2.50"), "{table}");
     }
 }

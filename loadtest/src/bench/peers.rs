@@ -71,7 +71,7 @@ pub async fn start(work: &WorkDir, config: &BenchConfig, content: &Content) -> R
 
 async fn registry_proxy(work: &WorkDir, upstream: &str) -> Result<Peer> {
     let address = ports::free()?;
-    let storage = work.dir("registry-proxy.storage")?;
+    let storage = work.dir(format!("registry-proxy-{}.storage", address.port()))?;
     let config = format!(
         "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
          storage:\n  filesystem: {{rootdirectory: {}}}\n  cache: {{blobdescriptor: inmemory}}\n\
@@ -86,14 +86,41 @@ async fn registry_proxy(work: &WorkDir, upstream: &str) -> Result<Peer> {
 }
 
 async fn nginx(work: &WorkDir, content: &Content) -> Result<Peer> {
-    let binary = tools::find("nginx").ok_or_else(|| PlaygroundError::ToolsMissing(vec!["nginx".into()]))?;
-    let address = ports::free()?;
     let root = work.dir("nginx.root")?;
     let io = |e| PlaygroundError::io("write nginx's files")(e);
     content.write_files(&root).map_err(io)?;
     std::fs::write(root.join("ready"), "").map_err(io)?;
-    let dir = work.dir("nginx")?;
-    let (dir, root) = (dir.display(), root.display());
+    nginx_with(work, "nginx", &format!("root {};", root.display()), "").await
+}
+
+/// A proxy that keeps what passes through it, as its operators would set it up before a registry.
+pub(super) async fn caching_proxy(work: &WorkDir, name: &str, upstream: &str) -> Result<Peer> {
+    match name {
+        "nginx" => {
+            let label = format!("nginx-{}", ports::free()?.port());
+            let kept = work.dir(format!("{label}.kept"))?;
+            let path = format!("proxy_cache_path {} keys_zone=blobs:10m;\n  ", kept.display());
+            let address = upstream.trim_start_matches("http://");
+            let location = "location = /ready { return 200; } location / { proxy_pass http://up; proxy_cache blobs; \
+                            proxy_cache_lock on; proxy_cache_valid 200 1h; proxy_http_version 1.1; \
+                            proxy_set_header Connection \"\"; }";
+            let upstreams = format!("upstream up {{ server {address}; keepalive 16; }}\n  {path}");
+            nginx_with(work, &label, location, &upstreams).await
+        }
+        "registry-proxy" => registry_proxy(work, upstream).await,
+        other => Err(PlaygroundError::unexpected(
+            "start a proxy to compare with",
+            format!("{other} is not known"),
+        )),
+    }
+}
+
+/// `what`: of the server; `beside`: of what is around it.
+async fn nginx_with(work: &WorkDir, label: &str, what: &str, beside: &str) -> Result<Peer> {
+    let binary = tools::find("nginx").ok_or_else(|| PlaygroundError::ToolsMissing(vec!["nginx".into()]))?;
+    let address = ports::free()?;
+    let dir = work.dir(label)?;
+    let dir = dir.display();
     // As root its workers would become somebody who cannot read the work directory.
     let user = if rustix::process::geteuid().is_root() {
         "user root;\n"
@@ -106,13 +133,13 @@ async fn nginx(work: &WorkDir, content: &Content) -> Result<Peer> {
          http {{\n  access_log off;\n  sendfile on;\n  tcp_nopush on;\n  open_file_cache max=100;\n  \
          keepalive_timeout 60;\n  keepalive_requests 1000000000;\n  default_type application/octet-stream;\n  \
          client_body_temp_path {dir}/a;\n  proxy_temp_path {dir}/b;\n  fastcgi_temp_path {dir}/c;\n  \
-         uwsgi_temp_path {dir}/d;\n  scgi_temp_path {dir}/e;\n  \
-         server {{ listen {address}; root {root}; }}\n}}\n"
+         uwsgi_temp_path {dir}/d;\n  scgi_temp_path {dir}/e;\n  {beside}\
+         server {{ listen {address}; {what} }}\n}}\n"
     );
-    let config = work.write("nginx.conf", &config)?;
+    let config = work.write(format!("{label}.conf"), &config)?;
     let mut command = Command::new(binary);
     command.arg("-c").arg(config).arg("-e").arg("stderr");
-    spawn(work, "nginx".into(), command, address, "/ready").await
+    spawn(work, label.into(), command, address, "/ready").await
 }
 
 async fn headstart(work: &WorkDir, label: String, binary: &Path, upstream: &str) -> Result<Peer> {

@@ -26,6 +26,9 @@ pub struct FirstByteArgs {
     /// Blobs in each situation.
     #[arg(long)]
     rounds: Option<usize>,
+    /// Other caching proxies to compare with: nginx, registry-proxy; "none" for none.
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
     /// Pause between two blobs.
     #[arg(long)]
     pause_ms: Option<u64>,
@@ -51,6 +54,9 @@ pub async fn run(args: FirstByteArgs, mut config: FirstByteConfig) -> Result<Exi
     }
     if !args.upstream_delay_ms.is_empty() {
         config.upstream_delay_ms = args.upstream_delay_ms;
+    }
+    if !args.peers.is_empty() {
+        config.peers = args.peers.into_iter().filter(|peer| peer != "none").collect();
     }
     config.rounds = args.rounds.unwrap_or(config.rounds);
     config.pause_ms = args.pause_ms.unwrap_or(config.pause_ms);

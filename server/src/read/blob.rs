@@ -7,7 +7,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, IoSliceMut, Read},
     ops::Range,
     os::unix::fs::FileExt as _,
     sync::Arc,
@@ -15,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
+use rustix::io::ReadWriteFlags;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{blocking::blocking, errand::Errand, error::ReadError, fetch::Boarded, passage::Passage};
@@ -150,12 +151,23 @@ async fn block(place: &Place, range: &mut Range<u64>) -> Result<Option<Bytes>, R
 
 pub(super) async fn read_block(file: Arc<File>, range: Range<u64>) -> Result<Bytes, ReadError> {
     let len = usize::try_from(range.end - range.start).map_err(|_| ReadError::Disk("a block is too large".into()))?;
+    let mut block = vec![0; len];
+    if read_cached(&file, &mut block, range.start) {
+        return Ok(block.into());
+    }
     blocking(move || {
-        let mut block = vec![0; len];
         file.read_exact_at(&mut block, range.start)?;
         Ok(block.into())
     })
     .await
+}
+
+/// From the page cache, where what has just arrived is: no other thread is waited for, and this one does not wait for a
+/// disk. "No": it is not all there, or this kernel or file system cannot say.
+fn read_cached(file: &File, block: &mut [u8], at: u64) -> bool {
+    let len = block.len();
+    let read = rustix::io::preadv2(file, &mut [IoSliceMut::new(block)], at, ReadWriteFlags::NOWAIT);
+    read.is_ok_and(|n| n == len)
 }
 
 /// Reads a blob on a thread. Errors carry a [`ReadError`].

@@ -44,7 +44,13 @@ pub enum First {
 impl Opened {
     /// [`ReadError::Incomplete`]: an original is here, after all.
     pub async fn ask(errand: &Errand, wants: &Wants) -> Result<Self, ReadError> {
-        let left = {
+        let is_new = errand
+            .yard
+            .originals
+            .is_surely_new(&errand.digest, errand.upstream.name());
+        let left = if is_new {
+            None
+        } else {
             let errand = errand.clone();
             blocking(move || {
                 let originals = &errand.yard.originals;
@@ -66,7 +72,10 @@ impl Opened {
             // The most common case: the file is made while the upstream is asked.
             None if wants.is_whole() && errand.yard.config.parallel_ranges <= 1 => {
                 let (partial, answer) = tokio::join!(make(), errand.from(0));
-                (partial?, Some(answer))
+                let partial = partial?;
+                // Should somebody have begun it all the same, that is continued, and this answer is of no use.
+                let is_empty = partial.size().is_none();
+                (partial, is_empty.then_some(answer))
             }
             None => (make().await?, None),
         };

@@ -9,8 +9,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::{
-    blocking::blocking,
+    blocking::{blocking, blocking_here},
     errand::{may_pass, pause},
     error::ReadError,
     fetch::Fetch,
@@ -19,6 +21,9 @@ use crate::upstream::{BlobAnswer, BlobBody, RangeAnswer, UpstreamError};
 
 /// A try that brought at least this much counts as progress, and the count of fruitless tries starts anew.
 const PROGRESS_MIN: u64 = 64 << 10;
+
+/// The first bytes of a body that are written at once: a piece can be much larger, and takes that much longer.
+const FIRST_WRITE: usize = 16 << 10;
 
 /// How a run ended well.
 #[derive(Debug)]
@@ -129,6 +134,7 @@ impl Fetch {
             return Ok(());
         };
         let mut skip = left.start.saturating_sub(body.start);
+        let mut is_first = true;
         loop {
             let chunk = tokio::select! {
                 biased;
@@ -145,20 +151,29 @@ impl Fetch {
             skip -= skipped;
             // It fits `usize`: it is at most the length of `bytes`.
             let _ = bytes.split_to(skipped as usize);
+            // Somebody waits for the first bytes; those behind them have to keep up with the network only.
+            if std::mem::take(&mut is_first) {
+                let first = bytes.split_to(bytes.len().min(FIRST_WRITE));
+                if blocking_here(self.write(claim, first)).await? {
+                    return Ok(());
+                }
+            }
             if bytes.is_empty() {
                 continue;
             }
-            let fetch = self.clone();
-            let brought = blocking(move || {
-                fetch
-                    .flight
-                    .write(claim, &bytes)
-                    .map_err(|error| fetch.disk_error(&error))?;
-                Ok(fetch.flight.is_brought(claim))
-            });
-            if brought.await? {
+            if blocking(self.write(claim, bytes)).await? {
                 return Ok(());
             }
+        }
+    }
+
+    /// Writes the next bytes of a claim. Whether that was all of it.
+    fn write(self: &Arc<Self>, claim: u64, bytes: Bytes) -> impl FnOnce() -> Result<bool, ReadError> + Send + use<> {
+        let fetch = self.clone();
+        move || {
+            let written = fetch.flight.write(claim, &bytes);
+            written.map_err(|error| fetch.disk_error(&error))?;
+            Ok(fetch.flight.is_brought(claim))
         }
     }
 

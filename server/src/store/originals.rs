@@ -185,6 +185,18 @@ impl Originals {
         Ok(Some((file, size)))
     }
 
+    /// Whether it is certain that there is no such original. No disk is touched; "no" says nothing.
+    pub fn is_surely_absent(&self, digest: &BlobDigest) -> bool {
+        self.0.usage.is_scanned() && self.0.usage.get(digest).is_none()
+    }
+
+    /// Whether it is certain that there is no unfinished fetch, either.
+    pub fn is_surely_new(&self, digest: &BlobDigest, upstream: &str) -> bool {
+        let begun = || self.partials_known().contains(&(*digest, upstream_tag(upstream)));
+        // In this order: an original is known before its partial is not.
+        self.0.usage.is_scanned() && !begun() && self.is_surely_absent(digest)
+    }
+
     /// An original that is open already. No disk is touched. Counts as a use.
     pub fn file_at_hand(&self, digest: &BlobDigest) -> Option<(Arc<File>, u64)> {
         let (file, size) = self.0.open.get(digest)?;
