@@ -23,6 +23,10 @@ echo "== mutated inputs, $((count * 2000)) for each entry point, seed $fuzz_seed
 HEADSTART_FUZZ_SEED=$fuzz_seed HEADSTART_FUZZ_ROUNDS=$((count * 2000)) \
     cargo test --locked --quiet -p headstart-server --test fuzz
 
+echo "== power cuts and failing operations, $((count * 60)) and $((count * 20)), seed $fuzz_seed"
+HEADSTART_CRASH_SEED=$fuzz_seed HEADSTART_CRASH_POINTS=$((count * 60)) \
+    cargo test --locked --quiet -p headstart-server --lib store::crash
+
 echo "== the server killed in cold pulls, $((count * 20)) rounds"
 HEADSTART_KILL_ROUNDS=$((count * 20)) cargo test --locked --quiet -p headstart-server --test kill
 

@@ -5,6 +5,9 @@
 //! in `upstream, store, ingest, reclaim, scrub, read, access, admin, http`; `app` alone wires them.
 //! Not here: the formats (`headstart-layer-format`) and anything of the node.
 
+#[cfg(test)]
+extern crate self as headstart_server;
+
 pub mod access;
 pub mod admin;
 pub mod app;

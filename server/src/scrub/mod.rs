@@ -125,6 +125,7 @@ impl Inner {
         let mut not_before = Instant::now() + START_DELAY.min(interval);
         while !self.bell.is_stopping() {
             self.carry_out_orders();
+            state.is_now(now_ms());
             let wait = match self.config.interval_ms {
                 0 => Duration::MAX,
                 _ => not_before
@@ -145,8 +146,7 @@ impl Inner {
         if state.position.is_some() {
             return Duration::ZERO;
         }
-        let due = state.ended_unix_ms.saturating_add(self.config.interval_ms);
-        Duration::from_millis(due.saturating_sub(now_ms()).min(self.config.interval_ms))
+        state.due_in(self.config.interval_ms, now_ms())
     }
 
     /// A pass, or the rest of one. How long to wait at least before the next.

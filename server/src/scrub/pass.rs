@@ -5,7 +5,7 @@
 //! the index knows of them is in the log again. Findings are bounded, and one that cannot be mended ends nothing.
 //! Not here: when ([`super`]), what is damaged in the store ([`crate::store::audit`]).
 
-use std::{io, time::Duration};
+use std::{collections::HashMap, io, time::Duration};
 
 use super::{
     originals::{self, Verdict},
@@ -17,6 +17,7 @@ use super::{
 use crate::store::{
     PackId, Store, StoreError,
     audit::{Audited, Finding, Subject},
+    disk::is_want,
     mend::Mended,
     originals::Originals,
 };
@@ -72,7 +73,21 @@ pub struct Pass<'a> {
     rewrite: Vec<PackId>,
     /// Damages of packs, which are mended by that.
     waiting: Vec<(PackId, Damage)>,
+    /// How many more there are than [`WAITING_MAX`].
+    unlisted: HashMap<PackId, u64>,
     reopen: bool,
+}
+
+/// Damages remembered one by one until their packs are rewritten.
+const WAITING_MAX: usize = 1_000;
+
+fn unlisted(pack: PackId) -> Damage {
+    Damage {
+        what: "record".into(),
+        name: format!("pack {}", pack.0),
+        why: "no record can be read in one of many places".into(),
+        repaired: false,
+    }
 }
 
 impl<'a> Pass<'a> {
@@ -97,6 +112,7 @@ impl<'a> Pass<'a> {
             progress: Progress::default(),
             rewrite: Vec::new(),
             waiting: Vec::new(),
+            unlisted: HashMap::new(),
             reopen: false,
         }
     }
@@ -122,6 +138,9 @@ impl<'a> Pass<'a> {
         for (_, damage) in std::mem::take(&mut self.waiting) {
             self.damage(damage);
         }
+        for (pack, count) in std::mem::take(&mut self.unlisted) {
+            (0..count).for_each(|_| self.damage(unlisted(pack)));
+        }
         Ok(Ended {
             report: self.report,
             whole,
@@ -137,8 +156,14 @@ impl<'a> Pass<'a> {
         let mut work = Vec::new();
         for shard in shards {
             let name = shard.to_string_lossy().into_owned();
-            if name > from.shard {
-                work.push((name, self.originals.in_shard(&shard)?));
+            if name <= from.shard {
+                continue;
+            }
+            match self.originals.in_shard(&shard) {
+                Ok(files) => work.push((name, files)),
+                Err(error) if is_want(&error) => return Err(error.into()),
+                // One directory must not keep the others from being looked at.
+                Err(error) => self.closed("original", name, &error),
             }
         }
         let mut packs = match from.stage {
@@ -189,6 +214,15 @@ impl<'a> Pass<'a> {
         self.report.add(damage);
     }
 
+    fn closed(&mut self, what: &str, name: String, error: &io::Error) {
+        self.damage(Damage {
+            what: what.into(),
+            name,
+            why: format!("it cannot be read: {error}"),
+            repaired: false,
+        });
+    }
+
     fn original(&mut self, digest: &headstart_layer_format::BlobDigest) -> Result<bool, ScrubError> {
         let originals = self.originals;
         let mut read = 0;
@@ -198,14 +232,18 @@ impl<'a> Pass<'a> {
         })?;
         self.report.originals_count += 1;
         self.report.originals_bytes += read;
+        if let Verdict::Closed(error) = &verdict {
+            self.closed("original", digest.to_string(), error);
+        }
         if let Verdict::Damaged(damaged) = verdict {
-            let moved = self.report.repair.then(|| {
-                let to = self.quarantine.place(&digest.hex())?;
-                originals::set_aside(originals, digest, &damaged, &to)?;
-                self.quarantine.trim()
-            });
+            let place = || self.quarantine.place(&digest.hex());
+            let set_aside = || originals::set_aside(originals, digest, &damaged, place);
+            let moved = self.report.repair.then(set_aside);
             if let Some(Err(error)) = &moved {
                 tracing::error!(%digest, %error, "failed to set a damaged original aside");
+            }
+            if let (Some(_), Err(error)) = (&moved, self.quarantine.trim()) {
+                tracing::warn!(%error, "the quarantine is not trimmed");
             }
             self.damage(Damage {
                 what: "original".into(),
@@ -225,13 +263,9 @@ impl<'a> Pass<'a> {
             // Stopped, or swept meanwhile.
             Ok(None) => Ok(self.runner.go_on()),
             Ok(Some(())) => Ok(true),
-            Err(StoreError::Io { source, .. }) => {
-                self.damage(Damage {
-                    what: "pack".into(),
-                    name: format!("pack {}", pack.0),
-                    why: format!("it cannot be read: {source}"),
-                    repaired: false,
-                });
+            // No damage: it is looked at again when what is lacking is there again.
+            Err(StoreError::Io { source, .. }) if !is_want(&source) => {
+                self.closed("pack", format!("pack {}", pack.0), &source);
                 Ok(self.runner.go_on())
             }
             Err(error) => Err(error.into()),
@@ -265,7 +299,10 @@ impl<'a> Pass<'a> {
                     if !self.rewrite.contains(&pack) {
                         self.rewrite.push(pack);
                     }
-                    self.waiting.push((pack, damage));
+                    match self.waiting.len() < WAITING_MAX {
+                        true => self.waiting.push((pack, damage)),
+                        false => *self.unlisted.entry(pack).or_default() += 1,
+                    }
                     return;
                 }
                 Ok(Mended::Reopen) => self.reopen = true,
@@ -291,7 +328,8 @@ impl<'a> Pass<'a> {
     }
 
     fn rewrite_packs(&mut self) -> Result<(), ScrubError> {
-        let restored = self.store.restore()?;
+        let runner = &*self.runner;
+        let restored = self.store.restore(&|| runner.go_on())?;
         tracing::warn!(
             packs = self.rewrite.len(),
             restored,
@@ -301,9 +339,10 @@ impl<'a> Pass<'a> {
             let outcome = match self.store.mend(&Finding {
                 subject: Subject::Pack(pack),
                 why: "",
-            })? {
-                Mended::SetAside(pack) => self.set_pack_aside(pack),
-                _ => self.runner.rewrite(&[pack]),
+            }) {
+                Ok(Mended::SetAside(pack)) => self.set_pack_aside(pack),
+                Ok(_) => self.runner.rewrite(&[pack]),
+                Err(error) => Err(error.to_string()),
             };
             if let Err(error) = &outcome {
                 tracing::error!(pack = pack.0, error, "failed to rewrite a damaged pack");
@@ -313,7 +352,9 @@ impl<'a> Pass<'a> {
                 .partition(|(of, _)| *of == pack);
             self.waiting = left;
             let done: Vec<(PackId, Damage)> = done;
-            for (_, mut damage) in done {
+            let more = self.unlisted.remove(&pack).unwrap_or(0);
+            let done = done.into_iter().map(|(_, damage)| damage);
+            for mut damage in done.chain((0..more).map(|_| unlisted(pack))) {
                 damage.repaired = outcome.is_ok();
                 self.damage(damage);
             }

@@ -4,7 +4,7 @@
 //! scrub begins anew. Losing it costs reading.
 //! Not here: orders of the operator, which are not resumed.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,18 @@ impl State {
         serde_json::from_slice(&text).unwrap_or_default()
     }
 
+    /// A pass cannot have ended after now: the clock was set back since, and the next one must not wait until it has
+    /// caught up.
+    pub fn is_now(&mut self, now_unix_ms: u64) {
+        self.ended_unix_ms = self.ended_unix_ms.min(now_unix_ms);
+    }
+
+    /// When the next pass is due.
+    pub fn due_in(&self, interval_ms: u64, now_unix_ms: u64) -> Duration {
+        let due = self.ended_unix_ms.saturating_add(interval_ms);
+        Duration::from_millis(due.saturating_sub(now_unix_ms).min(interval_ms))
+    }
+
     pub fn save(&self, data_dir: &Path) -> io::Result<()> {
         let (path, new) = (data_dir.join(FILE), data_dir.join(FILE).with_extension("new"));
         fs::write(&new, serde_json::to_vec(self)?)?;
@@ -57,6 +69,22 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The clock was years ahead when a pass ended, and is right again.
+    #[test]
+    fn a_clock_that_was_wrong_does_not_put_the_next_pass_off_for_years() {
+        let (now, week, year) = (1_800_000_000_000, 604_800_000, 31_536_000_000);
+        let mut state = State {
+            ended_unix_ms: now + 10 * year,
+            position: None,
+        };
+        state.is_now(now);
+        assert_eq!(state.due_in(week, now), Duration::from_millis(week));
+        state.is_now(now + week / 2);
+        assert_eq!(state.due_in(week, now + week / 2), Duration::from_millis(week / 2));
+        assert_eq!(state.due_in(week, now + week), Duration::ZERO);
+        assert_eq!(State::default().due_in(week, now), Duration::ZERO);
+    }
 
     #[test]
     fn what_is_saved_is_loaded_and_rubbish_is_a_beginning() {

@@ -159,7 +159,7 @@ impl Store {
                     to - from
                 }
                 Seen::Whole(found) => {
-                    if let Some((subject, why)) = self.audit_record(&pack, &found)? {
+                    if let Some((subject, why)) = self.audit_record(&pack, len, &found)? {
                         find(step, subject, why)?;
                     }
                     found.header.record_len()
@@ -171,7 +171,7 @@ impl Store {
     }
 
     /// What is wrong with a record whose header is whole, if it counts.
-    fn audit_record(&self, pack: &Pack, found: &Found) -> Result<Option<(Subject, &'static str)>, Stop> {
+    fn audit_record(&self, pack: &Pack, len: u64, found: &Found) -> Result<Option<(Subject, &'static str)>, Stop> {
         let (header, at, index) = (&found.header, found.location, &self.inner.index);
         match header.kind {
             RecordKind::Chunk => {
@@ -179,7 +179,7 @@ impl Store {
                     return Ok(None);
                 };
                 let digest = ChunkDigest::from_bytes(key);
-                let why = match pack.read(at, header.kind, &header.key).unwrap_or(None) {
+                let why = match pack.read(at, header.kind, &header.key)? {
                     None => "its bytes cannot be read or do not have their CRC",
                     Some(frame) if !is_chunk(&digest, at.raw_len, &frame) => "its frame is not what its digest names",
                     Some(_) => return Ok(None),
@@ -192,7 +192,7 @@ impl Store {
                     return Ok(None);
                 };
                 let digest = TocDigest::from_bytes(key);
-                let why = match pack.read(at, header.kind, &header.key).unwrap_or(None) {
+                let why = match pack.read(at, header.kind, &header.key)? {
                     None => "its bytes cannot be read or do not have their CRC",
                     Some(bytes) if Toc::digest(&bytes) != digest => "it is not what its digest names",
                     Some(bytes) if Toc::decode(&bytes).is_err() => "it does not decode",
@@ -215,6 +215,19 @@ impl Store {
                 let Some(fact) = fact else { return Ok(None) };
                 let lacking = self.lacking_row(&fact)?;
                 Ok(lacking.map(|key| (Subject::Row(key), "the index lacks a fact")))
+            }
+            RecordKind::Footer => {
+                let (from, to) = (at.offset, at.offset + header.record_len());
+                // Elsewhere than at the end it is what a crash left, and means nothing.
+                if to != len || pack.contents(len)?.is_some() {
+                    return Ok(None);
+                }
+                let stretch = Subject::Stretch {
+                    pack: at.pack,
+                    from,
+                    to,
+                };
+                Ok(Some((stretch, "it is no footer of its pack")))
             }
         }
     }
@@ -278,24 +291,25 @@ impl Store {
             return strange();
         };
         let at = keys::location_from(row);
+        let packs = &self.inner.packs;
         Ok(match *kind {
             keys::CHUNK => match (rest.try_into().map(ChunkDigest::from_bytes), at) {
                 (Ok(digest), Some(at)) => {
-                    let whole = self.is_header_at(&at, RecordKind::Chunk, rest);
+                    let whole = packs.is_header(at, RecordKind::Chunk, rest)?;
                     (!whole).then_some((Subject::Chunk(digest, at), GONE))
                 }
                 _ => return strange(),
             },
             keys::TOC => match (rest.try_into().map(TocDigest::from_bytes), at) {
                 (Ok(digest), Some(at)) => {
-                    let whole = self.is_header_at(&at, RecordKind::Toc, rest);
+                    let whole = packs.is_header(at, RecordKind::Toc, rest)?;
                     (!whole).then_some((Subject::Toc(digest, at), GONE))
                 }
                 _ => return strange(),
             },
             keys::LAYER => match (keys::blob_from(rest), layer_row(row)) {
                 (Some(layer), Some((at, record))) => {
-                    if self.inner.packs.read(at, RecordKind::LayerState, rest).is_none() {
+                    if packs.read(at, RecordKind::LayerState, rest)?.is_none() {
                         return Ok(Some((Subject::State(layer, at), GONE)));
                     }
                     self.audit_layer(&layer, &record)?
@@ -304,14 +318,14 @@ impl Store {
             },
             keys::MANIFEST => match (keys::blob_from(rest), at) {
                 (Some(digest), Some(at)) => {
-                    let whole = matches!(self.fact_at(&at), Some(Fact::Manifest(m)) if m.digest == digest);
+                    let whole = matches!(self.fact_at(&at)?, Some(Fact::Manifest(m)) if m.digest == digest);
                     (!whole).then_some((Subject::Manifest(digest, at), GONE))
                 }
                 _ => return strange(),
             },
             keys::DIFF_IDS => match (keys::blob_from(rest), at) {
                 (Some(digest), Some(at)) => {
-                    let whole = matches!(self.fact_at(&at), Some(Fact::Config { manifest, .. }) if manifest == digest);
+                    let whole = matches!(self.fact_at(&at)?, Some(Fact::Config { manifest, .. }) if manifest == digest);
                     (!whole).then_some((Subject::DiffIds(digest, at), GONE))
                 }
                 _ => return strange(),
@@ -323,7 +337,7 @@ impl Store {
                     .and_then(|(pinned, at)| Some((*pinned == 1, keys::location_from(at)?)));
                 match (target, parsed) {
                     (Some(target), Some((pinned, at))) => {
-                        let whole = matches!(self.fact_at(&at), Some(Fact::Pin { target: t, pinned: p }) if t == target && p == pinned);
+                        let whole = matches!(self.fact_at(&at)?, Some(Fact::Pin { target: t, pinned: p }) if t == target && p == pinned);
                         (!whole).then_some((Subject::Pin(target, pinned), GONE))
                     }
                     _ => return strange(),
@@ -369,19 +383,10 @@ impl Store {
         Ok(None)
     }
 
-    fn is_header_at(&self, at: &Location, kind: RecordKind, key: &[u8]) -> bool {
-        let header = match self.inner.packs.pack(at.pack) {
-            Ok(Some(pack)) => pack.header_at(at.offset),
-            _ => return false,
-        };
-        header.ok().flatten().is_some_and(|h| {
-            h.kind == kind && h.key == key && h.payload_len == at.payload_len && h.raw_len == at.raw_len
-        })
-    }
-
-    pub(super) fn fact_at(&self, at: &Location) -> Option<Fact> {
+    /// `None`: it is damaged or gone.
+    pub(super) fn fact_at(&self, at: &Location) -> Result<Option<Fact>, StoreError> {
         let payload = self.inner.packs.read(*at, RecordKind::Fact, &[])?;
-        serde_json::from_slice(&payload).ok()
+        Ok(payload.and_then(|payload| serde_json::from_slice(&payload).ok()))
     }
 }
 

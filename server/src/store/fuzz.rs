@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::disk::Disk;
 use super::pack::{PACK_HEADER_LEN, Pack, PackId};
 use super::record::{HEADER_LEN, RecordHeader, RecordKind};
 use super::recover::{Found, ScanEnd, scan};
@@ -24,7 +25,7 @@ fn open(bytes: &[u8]) -> Option<Pack> {
     let file = rustix::fs::memfd_create("pack", rustix::fs::MemfdFlags::CLOEXEC).expect("memory for a file");
     let file = File::from(file);
     file.write_all_at(bytes, 0).expect("write to memory");
-    Pack::of_file(file, PackId(1)).expect("read from memory")
+    Pack::of_file(Disk::default(), file, "pack".into(), PackId(1)).expect("read from memory")
 }
 
 fn records(pack: &Pack, from: u64, len: u64, verify: bool) -> (Vec<Found>, ScanEnd) {
@@ -72,6 +73,14 @@ fn sealed(data: &[u8]) -> Vec<u8> {
 fn scanned(data: &[u8]) -> bool {
     let Some(pack) = open(data) else { return false };
     let len = data.len() as u64;
+    if let Some((at, contents)) = pack.contents(len).expect("read from memory") {
+        let mut end = PACK_HEADER_LEN;
+        for entry in contents.entries(pack.id) {
+            assert!(entry.at.offset >= end, "records of a footer overlap");
+            end = entry.at.offset + u64::from(entry.at.payload_len);
+        }
+        assert!(end <= at, "a footer knows of records behind it");
+    }
     for verify in [false, true] {
         let (found, end) = records(&pack, PACK_HEADER_LEN, len, verify);
         let mut at = PACK_HEADER_LEN;
@@ -209,7 +218,7 @@ pub fn pack_damage(data: &[u8]) -> bool {
                 let to = PACK_HEAD.len() + script.below(body);
                 let n = script.below(2000).min(len - at).min(len - to);
                 bytes.copy_within(at..at + n, to);
-                moved = true;
+                same[to..to + n].fill(false);
             }
             _ => {
                 let end = (at + script.below(2000)).min(len);

@@ -35,6 +35,8 @@ pub enum IndexError {
     BadRow(&'static str),
     #[error("the index knows records that no pack has")]
     AheadOfPacks,
+    #[error("the index lacks a pack that is older than others it knows")]
+    LacksPack,
     #[error("there is no index")]
     Missing,
     #[error("the index is marked as suspect")]

@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use headstart_layer_format::BlobDigest;
@@ -18,7 +19,7 @@ use super::index::{Batch, TagRow};
 use super::learned::Fact;
 use super::pack::{PACK_HEADER_LEN, PackId};
 use super::plan::Live;
-use super::recover::scan;
+use super::recover::{read_sealed, scan};
 use super::sweep::Step;
 use super::{Store, StoreError, keys};
 
@@ -66,11 +67,13 @@ impl Store {
             Subject::Stretch { pack, .. } => return Ok(Mended::Rewrite(*pack)),
             Subject::Pack(pack) => {
                 // One that is open still is can be read all the same.
-                let readable = matches!(inner.packs.pack(*pack), Ok(Some(_)));
-                return Ok(match readable {
-                    true => Mended::Rewrite(*pack),
-                    false => Mended::SetAside(*pack),
-                });
+                return match inner.packs.pack(*pack) {
+                    Ok(Some(_)) => Ok(Mended::Rewrite(*pack)),
+                    Ok(None) => Ok(Mended::SetAside(*pack)),
+                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(Mended::SetAside(*pack)),
+                    // It may be whole.
+                    Err(error) => Err(error.into()),
+                };
             }
             Subject::Row(_) => {
                 inner.index.distrust();
@@ -81,8 +84,9 @@ impl Store {
     }
 
     /// Writes to the packs once more what the index knows of tags and members, and no whole record says. How many.
-    pub fn restore(&self) -> Result<u64, StoreError> {
-        let said = self.said()?;
+    /// `go_on` is asked for each record that is read; told to stop, it has done nothing.
+    pub fn restore(&self, go_on: &dyn Fn() -> bool) -> Result<u64, StoreError> {
+        let Some(said) = self.said(go_on)? else { return Ok(0) };
         let mut restored = 0;
         let mut named: Option<(Source, Vec<BlobDigest>)> = None;
         let mut after = vec![keys::MEMBER];
@@ -134,22 +138,60 @@ impl Store {
         }
     }
 
-    /// What whole records say of members and tags, as hashes: 8 bytes each.
-    fn said(&self) -> Result<HashSet<u64>, StoreError> {
+    /// The same for the states and pins whose rows still point into a pack: its records of them cannot be read.
+    pub(super) fn restore_of(&self, pack: PackId) -> Result<(), StoreError> {
+        let (inner, index) = (&self.inner, &self.inner.index);
+        for (target, pinned, at) in index.pins()? {
+            if let (true, Ok(target)) = (at.pack == pack, serde_json::from_slice(&target)) {
+                self.append_fact(&Fact::Pin { target, pinned })?;
+            }
+        }
+        for (layer, _) in index.layers()? {
+            if let Some((at, _)) = index.layer_row(&layer)?.filter(|(at, _)| at.pack == pack) {
+                inner.packs.move_layer(index, &layer, &at)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What whole records say of members and tags, as hashes: 8 bytes each. `None`: it was told to stop.
+    fn said(&self, go_on: &dyn Fn() -> bool) -> Result<Option<HashSet<u64>>, StoreError> {
+        enum Stop {
+            Asked,
+            Failed(std::io::Error),
+        }
+        impl From<std::io::Error> for Stop {
+            fn from(error: std::io::Error) -> Self {
+                Self::Failed(error)
+            }
+        }
         let mut said = HashSet::new();
+        let (current, _) = self.current_pack();
         for (id, len) in self.audit_packs()? {
-            // A lost pack says nothing.
-            let Ok(Some(pack)) = self.inner.packs.pack(id) else {
-                continue;
+            let pack = match self.inner.packs.pack(id) {
+                Ok(Some(pack)) => pack,
+                // A lost pack says nothing.
+                Ok(None) => continue,
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error.into()),
             };
-            scan(&pack, PACK_HEADER_LEN, len, false, |found| {
+            let visit = |found: super::recover::Found| {
                 if let Ok(fact) = serde_json::from_slice::<Fact>(&found.payload) {
                     say(&mut said, &fact);
                 }
-                Ok::<_, std::io::Error>(())
-            })?;
+                if go_on() { Ok(()) } else { Err(Stop::Asked) }
+            };
+            let read = match id == current {
+                true => scan(&pack, PACK_HEADER_LEN, len, false, visit),
+                false => read_sealed(&pack, PACK_HEADER_LEN, len, visit),
+            };
+            match read {
+                Ok(_) => {}
+                Err(Stop::Asked) => return Ok(None),
+                Err(Stop::Failed(error)) => return Err(error.into()),
+            }
         }
-        Ok(said)
+        Ok(Some(said))
     }
 
     /// Moves everything that counts out of these packs and deletes them; how many. On the reclaimer's thread, or where
@@ -169,8 +211,10 @@ impl Store {
 
     /// Gives a pack up of which nothing can be read; its file, if there is one, moves to `to`. Its rows are gone already.
     pub fn set_pack_aside(&self, pack: PackId, to: &Path) -> Result<(), StoreError> {
-        if self.current_pack().0 == pack {
-            self.seal_current_pack()?;
+        // Once it is sealed it stays so; before, nothing is said of it that an opening would act on.
+        if pack >= self.current_pack().0 {
+            let busy = std::io::Error::new(ErrorKind::ResourceBusy, "the pack is being written");
+            return Err(StoreError::io("set a pack aside")(busy));
         }
         self.commit()?;
         // As a sweep does: an opening must not miss the file and distrust the index.

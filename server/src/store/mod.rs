@@ -10,6 +10,9 @@ mod at_hand;
 pub mod audit;
 pub mod bell;
 pub mod conversion;
+#[cfg(test)]
+mod crash;
+pub(crate) mod disk;
 pub mod facts;
 pub(crate) mod fuzz;
 pub mod hasher;
@@ -31,6 +34,7 @@ pub mod pins;
 pub mod plan;
 mod record;
 mod recover;
+mod seal;
 pub mod sweep;
 pub mod units;
 pub mod usage;
@@ -148,7 +152,11 @@ impl Store {
 
     /// As [`Store::open`], with another size at which packs are rolled.
     pub fn open_with(dir: &Path, pack_size_max: u64) -> Result<Self, StoreError> {
-        let inner = open::open(dir, pack_size_max)?;
+        Self::open_on(disk::Disk::default(), dir, pack_size_max)
+    }
+
+    fn open_on(disk: disk::Disk, dir: &Path, pack_size_max: u64) -> Result<Self, StoreError> {
+        let inner = open::open(disk, dir, pack_size_max)?;
         Ok(Self { inner })
     }
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::disk::Disk;
 use super::in_flight::InFlight;
 use super::index::{Batch, Index, IndexError};
 use super::layer_use::LayerUse;
@@ -23,13 +24,15 @@ use super::learned::{Fact, index_fact};
 use super::pack::{PACK_HEADER_LEN, Pack, PackId};
 use super::packs::Packs;
 use super::record::RecordKind;
-use super::recover::{Found, scan};
+use super::recover::{Found, read_sealed, scan};
 use super::{Inner, OpenReport, StoreError, keys};
 
 /// A process that is just ending may still hold the lock.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// Facts wait at most this long for their sync.
 const COMMIT_PERIOD: Duration = Duration::from_secs(1);
+/// A current pack no longer than this is read again at once, for its footer; a longer one by the committer.
+const RECALL_AT_ONCE: u64 = 16 << 20;
 /// Rows a replay gathers into one batch.
 const REPLAY_BATCH: usize = 1000;
 /// A long rebuild reports this often.
@@ -76,12 +79,12 @@ impl Copied {
     }
 }
 
-pub(super) fn open(dir: &Path, pack_size_max: u64) -> Result<Arc<Inner>, StoreError> {
+pub(super) fn open(disk: Disk, dir: &Path, pack_size_max: u64) -> Result<Arc<Inner>, StoreError> {
     std::fs::create_dir_all(dir.join("packs")).map_err(StoreError::io("create the pack directory"))?;
     let lock = lock(dir)?;
     // Of a look that was killed.
     Copied::remove(&dir.join(COPY_DIR)).map_err(StoreError::io("remove a copy of the index"))?;
-    open_in(dir, pack_size_max, Mode::Use, None, lock)
+    open_in(disk, dir, pack_size_max, Mode::Use, None, lock)
 }
 
 pub(super) fn open_to_check(dir: &Path) -> Result<Arc<Inner>, StoreError> {
@@ -90,10 +93,18 @@ pub(super) fn open_to_check(dir: &Path) -> Result<Arc<Inner>, StoreError> {
     }
     let lock = lock(dir)?;
     let copy = Copied::new(dir).map_err(StoreError::io("copy the index"))?;
-    open_in(dir, super::PACK_SIZE_MAX, Mode::Check, Some(copy), lock)
+    open_in(
+        Disk::default(),
+        dir,
+        super::PACK_SIZE_MAX,
+        Mode::Check,
+        Some(copy),
+        lock,
+    )
 }
 
 fn open_in(
+    disk: Disk,
     dir: &Path,
     pack_size_max: u64,
     mode: Mode,
@@ -102,16 +113,16 @@ fn open_in(
 ) -> Result<Arc<Inner>, StoreError> {
     let packs_dir = dir.join("packs");
     let mut report = OpenReport::default();
-    let packs = list_packs(&packs_dir, mode, &mut report).map_err(StoreError::io("list the packs"))?;
+    let packs = list_packs(&disk, &packs_dir, mode, &mut report).map_err(StoreError::io("list the packs"))?;
     let index_dir = copy.as_ref().map_or(dir, |copy| copy.0.as_path());
-    let (packs, index) = open_index(index_dir, &packs_dir, mode, packs, &mut report)?;
+    let (packs, index) = open_index(&disk, index_dir, &packs_dir, mode, packs, &mut report)?;
     let mut sealed: BTreeMap<PackId, u64> = packs.iter().map(|(pack, len)| (pack.id, *len)).collect();
     let (current, end) = match packs.into_iter().next_back() {
         Some((pack, len)) => (pack, len),
         None => {
             // Whoever only looks gets one to have one; nothing comes into it.
             let empty_dir = copy.as_ref().map_or(packs_dir.as_path(), |copy| copy.0.as_path());
-            let pack = Pack::create(empty_dir, PackId(1)).map_err(StoreError::io("create the first pack"))?;
+            let pack = Pack::create(&disk, empty_dir, PackId(1)).map_err(StoreError::io("create the first pack"))?;
             (pack, PACK_HEADER_LEN)
         }
     };
@@ -119,7 +130,7 @@ fn open_in(
     let end = report_cut(&current, end, &index, mode, &mut report)?;
     let (committer, stop) = std::sync::mpsc::channel();
     let inner = Arc::new(Inner {
-        packs: Packs::new(&packs_dir, pack_size_max, current, end, sealed),
+        packs: Packs::new(disk, &packs_dir, pack_size_max, current, end, sealed),
         index,
         in_flight: InFlight::default(),
         layer_use: LayerUse::default(),
@@ -135,6 +146,9 @@ fn open_in(
     });
     if mode == Mode::Check {
         return Ok(inner);
+    }
+    if end <= RECALL_AT_ONCE {
+        recall_current(&inner);
     }
     let weak = Arc::downgrade(&inner);
     std::thread::Builder::new()
@@ -162,7 +176,7 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
 }
 
 /// Every readable pack with its length, in order. A last pack without a whole header is made anew.
-fn list_packs(dir: &Path, mode: Mode, report: &mut OpenReport) -> io::Result<Vec<(Pack, u64)>> {
+fn list_packs(disk: &Disk, dir: &Path, mode: Mode, report: &mut OpenReport) -> io::Result<Vec<(Pack, u64)>> {
     let mut ids: Vec<PackId> = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         ids.extend(entry?.file_name().to_str().and_then(PackId::from_file_name));
@@ -171,7 +185,7 @@ fn list_packs(dir: &Path, mode: Mode, report: &mut OpenReport) -> io::Result<Vec
     let last = ids.last().copied();
     let mut out = Vec::with_capacity(ids.len());
     for id in ids {
-        match Pack::open(dir, id)? {
+        match Pack::open(disk, dir, id)? {
             Some(pack) => {
                 let len = pack.file_len()?;
                 out.push((pack, len));
@@ -179,14 +193,14 @@ fn list_packs(dir: &Path, mode: Mode, report: &mut OpenReport) -> io::Result<Vec
             // What the next opening makes anew is no damage.
             None if mode == Mode::Check && std::fs::metadata(id.path(dir))?.len() < PACK_HEADER_LEN => {}
             None if Some(id) == last && std::fs::metadata(id.path(dir))?.len() < PACK_HEADER_LEN => {
-                out.push((Pack::create(dir, id)?, PACK_HEADER_LEN));
+                out.push((Pack::create(disk, dir, id)?, PACK_HEADER_LEN));
             }
             None => {
                 report.damaged_records += 1;
                 tracing::error!(pack = id.0, "a pack has no valid header; nothing in it can be read");
                 if Some(id) == last && mode == Mode::Use {
                     // Never append to it.
-                    out.push((Pack::create(dir, PackId(id.0 + 1))?, PACK_HEADER_LEN));
+                    out.push((Pack::create(disk, dir, PackId(id.0 + 1))?, PACK_HEADER_LEN));
                 }
             }
         }
@@ -198,18 +212,20 @@ type WithLengths = Vec<(Pack, u64)>;
 
 /// Packs whose sweep got as far as the deletion: everything that counts is elsewhere, and reading them again would
 /// bring back what was superseded.
-fn bury_doomed(index: &Index, dir: &Path, mode: Mode, packs: &mut WithLengths) -> Result<(), StoreError> {
+fn bury_doomed(disk: &Disk, index: &Index, dir: &Path, mode: Mode, packs: &mut WithLengths) -> Result<(), StoreError> {
     for doomed in index.doomed()? {
         packs.retain(|(pack, _)| pack.id != doomed);
         if mode == Mode::Check {
             continue;
         }
-        match std::fs::remove_file(doomed.path(dir)) {
+        match disk.remove(&doomed.path(dir)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(StoreError::io("delete a swept pack")(error));
             }
             _ => {}
         }
+        // The row goes only after the name is gone for good: else the file could come back, and nothing would say so.
+        disk.sync_dir(dir).map_err(StoreError::io("delete a swept pack"))?;
         let mut batch = Batch::default();
         batch.bury(doomed);
         index.apply(batch)?;
@@ -219,14 +235,16 @@ fn bury_doomed(index: &Index, dir: &Path, mode: Mode, packs: &mut WithLengths) -
 
 /// The packs that count, and the index over them.
 fn open_index(
+    disk: &Disk,
     dir: &Path,
     packs_dir: &Path,
     mode: Mode,
     mut packs: WithLengths,
     report: &mut OpenReport,
 ) -> Result<(WithLengths, Index), StoreError> {
+    let unreadable_packs = report.damaged_records;
     let opened = match Index::open(dir) {
-        Ok(index) => match bury_doomed(&index, packs_dir, mode, &mut packs) {
+        Ok(index) => match bury_doomed(disk, &index, packs_dir, mode, &mut packs) {
             Ok(()) => Ok(index),
             Err(StoreError::Index(error)) => Err(error),
             Err(error) => return Err(error),
@@ -239,7 +257,14 @@ fn open_index(
         if !progress.iter().all(fits) {
             return Err(IndexError::AheadOfPacks);
         }
-        Ok((index, progress))
+        // A pack that could not be read, and can be again: what it says must not be taken for later than all others.
+        let with_records = packs.iter().filter(|(_, len)| *len > PACK_HEADER_LEN);
+        let known = with_records.map(|(pack, _)| progress.contains_key(&pack.id));
+        if known.skip_while(|known| *known).all(|known| !known) {
+            Ok((index, progress))
+        } else {
+            Err(IndexError::LacksPack)
+        }
     });
     let tried_error = match tried {
         Ok((index, progress)) => match replay(&index, &packs, &progress, report) {
@@ -253,7 +278,7 @@ fn open_index(
     report.packs_lack = matches!(tried_error, IndexError::AheadOfPacks);
     // An empty store has no index to rebuild.
     report.index_rebuilt = packs.iter().any(|(_, len)| *len > PACK_HEADER_LEN);
-    report.damaged_records = 0;
+    report.damaged_records = unreadable_packs;
     if report.index_rebuilt {
         tracing::warn!(reason, packs = packs.len(), "rebuilding the index from the packs");
     }
@@ -280,9 +305,9 @@ fn replay(
         if from >= *len {
             continue;
         }
-        let unsealed = at + 1 == packs.len();
         let mut rows = Rows::default();
-        let scanned = scan(pack, from, *len, unsealed, |found| {
+        let mut footer_at = None;
+        let visit = |found: Found| {
             if told.elapsed() > PROGRESS_PERIOD {
                 told = Instant::now();
                 tracing::info!(
@@ -292,8 +317,28 @@ fn replay(
                     "reading packs"
                 );
             }
+            let is_footer = found.header.kind == RecordKind::Footer;
+            footer_at = is_footer.then_some(found.location.offset);
             rows.add(index, found)
-        })?;
+        };
+        let unsealed = at + 1 == packs.len();
+        // A killed process may have left it to the kernel; rows are only for what is on the disk.
+        if let Err(error) = pack.sync() {
+            tracing::error!(pack = pack.id.0, %error, "failed to sync a pack");
+        }
+        // Behind what is indexed already, a pack may be torn also if a later one was begun.
+        let mut scanned = match unsealed || from > PACK_HEADER_LEN {
+            true => scan(pack, from, *len, true, visit)?,
+            false => read_sealed(pack, from, *len, visit)?,
+        };
+        if !unsealed {
+            // What cannot be read of a sealed pack is not looked at again at each start; the scrub has it rewritten.
+            scanned.end = *len;
+        }
+        // It was being sealed, and is not: what comes next takes the footer's place.
+        if let (true, Some(footer_at)) = (unsealed, footer_at) {
+            scanned.end = footer_at;
+        }
         rows.batch.progress(pack.id, scanned.end);
         index.apply(rows.batch)?;
         report.damaged_records += scanned.damaged;
@@ -365,6 +410,7 @@ impl Rows {
                 Ok(fact) => index_fact(index, &fact, found.location)?,
                 Err(error) => tracing::warn!(%error, "a fact of another version is skipped"),
             },
+            RecordKind::Footer => {}
         }
         self.count += 1;
         if self.count >= REPLAY_BATCH {
@@ -379,8 +425,18 @@ impl Rows {
     }
 }
 
+/// Without it the pack has no footer, and a rebuild of the index reads its headers.
+fn recall_current(inner: &Inner) {
+    if let Err(error) = inner.packs.recall_current() {
+        tracing::warn!(%error, "failed to read the current pack for its footer");
+    }
+}
+
 /// Ends when the store is dropped, which closes the channel.
 fn commit_periodically(store: &Weak<Inner>, stop: &Receiver<()>) {
+    if let Some(inner) = store.upgrade() {
+        recall_current(&inner);
+    }
     while stop.recv_timeout(COMMIT_PERIOD) == Err(RecvTimeoutError::Timeout) {
         let Some(inner) = store.upgrade() else { return };
         if let Err(error) = inner.packs.commit(&inner.index) {

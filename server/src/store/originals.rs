@@ -12,7 +12,7 @@
 use std::{
     collections::HashSet,
     fs::{self, File},
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -27,6 +27,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     bell::Bell,
+    disk::Disk,
     hasher::BlobHasher,
     hot::Hot,
     leftovers::{self, directories},
@@ -64,6 +65,7 @@ pub struct Originals(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    disk: Disk,
     root: PathBuf,
     usage: Usage,
     bell: Bell,
@@ -85,9 +87,13 @@ impl Originals {
     }
 
     fn open_in_boot(data_dir: &Path, boot_id: Option<&str>) -> io::Result<Self> {
+        Self::open_on(Disk::default(), data_dir, boot_id)
+    }
+
+    pub(super) fn open_on(disk: Disk, data_dir: &Path, boot_id: Option<&str>) -> io::Result<Self> {
         let root = data_dir.join(DIRECTORY);
         fs::create_dir_all(&root)?;
-        let originals = Self::below(root);
+        let originals = Self::below(disk, root);
         let boot_file = originals.0.root.join(BOOT_FILE);
         let recorded = fs::read_to_string(&boot_file).ok();
         originals.sweep(NEW_SUFFIX)?;
@@ -102,8 +108,9 @@ impl Originals {
         Ok(originals)
     }
 
-    fn below(root: PathBuf) -> Self {
+    fn below(disk: Disk, root: PathBuf) -> Self {
         Self(Arc::new(Inner {
+            disk,
             root,
             usage: Usage::default(),
             bell: Bell::default(),
@@ -240,7 +247,7 @@ impl Originals {
 
     /// Forgets an original.
     pub fn remove(&self, digest: &BlobDigest) -> io::Result<()> {
-        ignore_missing(fs::remove_file(self.path(digest)))?;
+        ignore_missing(self.0.disk.remove(&self.path(digest)))?;
         self.moved_away(digest);
         Ok(())
     }
@@ -250,11 +257,19 @@ impl Originals {
         self.0.open.forget(digest);
         self.0.verified.forget(digest);
         self.0.usage.remove(digest);
+        // Fetched and published anew in the moment between: that one counts, and can be evicted.
+        if let Ok(metadata) = fs::metadata(self.path(digest)) {
+            self.0.usage.add(digest, metadata.len(), now_ms());
+        }
+    }
+
+    pub(super) fn disk(&self) -> &Disk {
+        &self.0.disk
     }
 
     /// For a look at what is there that changes nothing, not even what a crash left.
     pub fn open_to_check(data_dir: &Path) -> Self {
-        Self::below(data_dir.join(DIRECTORY))
+        Self::below(Disk::default(), data_dir.join(DIRECTORY))
     }
 
     /// The directories that originals are in, sorted.
@@ -335,10 +350,11 @@ impl Originals {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let new = path.with_extension(format!("{}.{NEW_SUFFIX}", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir_all(parent(&path))?;
-        let mut file = File::create(&new)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        publish(&new, &path)?;
+        let disk = &self.0.disk;
+        let file = disk.create(&new)?;
+        disk.write_all_at(&file, &new, bytes, 0)?;
+        disk.sync(&file, &new)?;
+        publish(disk, &new, &path)?;
         self.published(digest, bytes.len() as u64);
         Ok(())
     }
@@ -367,9 +383,9 @@ pub enum Stored {
 }
 
 /// Rename, made durable.
-pub(super) fn publish(from: &Path, to: &Path) -> io::Result<()> {
-    fs::rename(from, to)?;
-    File::open(parent(to))?.sync_all()
+pub(super) fn publish(disk: &Disk, from: &Path, to: &Path) -> io::Result<()> {
+    disk.rename(from, to)?;
+    disk.sync_dir(parent(to))
 }
 
 impl Originals {

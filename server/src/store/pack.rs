@@ -8,12 +8,13 @@
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::record::{HEADER_LEN, KEY_LEN_MAX, Marker, RecordHeader, RecordKind};
+use super::disk::{Disk, is_damage};
+use super::record::{HEADER_LEN, Marker, RecordHeader, RecordKind};
+use super::seal::{self, Contents};
 
 const PACK_MAGIC: &[u8; 8] = b"HSPACK\r\n";
 const PACK_VERSION: u32 = 1;
@@ -54,40 +55,46 @@ pub struct Pack {
     pub id: PackId,
     file: File,
     marker: Marker,
+    path: PathBuf,
+    disk: Disk,
 }
 
 impl Pack {
     /// A new pack; the file must not exist or hold less than a header (a crash while it was made).
-    pub fn create(dir: &Path, id: PackId) -> io::Result<Self> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(id.path(dir))?;
+    pub fn create(disk: &Disk, dir: &Path, id: PackId) -> io::Result<Self> {
+        let path = id.path(dir);
+        let file = disk.create(&path)?;
         let marker = Marker(random_u64().to_le_bytes());
         let mut header = Vec::with_capacity(PACK_HEADER_LEN as usize);
         header.extend_from_slice(PACK_MAGIC);
         header.extend_from_slice(&PACK_VERSION.to_le_bytes());
         header.extend_from_slice(&[0; 4]);
         header.extend_from_slice(&marker.0);
-        file.write_all_at(&header, 0)?;
-        file.sync_all()?;
-        File::open(dir)?.sync_all()?;
-        Ok(Self { id, file, marker })
+        disk.write_all_at(&file, &path, &header, 0)?;
+        disk.sync(&file, &path)?;
+        disk.sync_dir(dir)?;
+        Ok(Self {
+            id,
+            file,
+            marker,
+            path,
+            disk: disk.clone(),
+        })
     }
 
-    /// `Ok(None)`: the file has no valid pack header.
-    pub fn open(dir: &Path, id: PackId) -> io::Result<Option<Self>> {
-        Self::of_file(File::options().read(true).write(true).open(id.path(dir))?, id)
+    /// `Ok(None)`: the file has no valid pack header, or the disk has lost it.
+    pub fn open(disk: &Disk, dir: &Path, id: PackId) -> io::Result<Option<Self>> {
+        let path = id.path(dir);
+        Self::of_file(disk.clone(), disk.open(&path)?, path, id)
     }
 
     /// As [`Pack::open`], of a file that is open.
-    pub fn of_file(file: File, id: PackId) -> io::Result<Option<Self>> {
+    pub fn of_file(disk: Disk, file: File, path: PathBuf, id: PackId) -> io::Result<Option<Self>> {
         let mut header = [0; PACK_HEADER_LEN as usize];
-        match file.read_exact_at(&mut header, 0) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        match disk.read_at(&file, &path, &mut header, 0) {
+            Ok(n) if n == header.len() => {}
+            Ok(_) => return Ok(None),
+            Err(e) if is_damage(&e) => return Ok(None),
             Err(e) => return Err(e),
         }
         if header[..8] != *PACK_MAGIC || header[8..12] != PACK_VERSION.to_le_bytes() {
@@ -95,8 +102,13 @@ impl Pack {
         }
         let mut marker = [0; 8];
         marker.copy_from_slice(&header[16..]);
-        let marker = Marker(marker);
-        Ok(Some(Self { id, file, marker }))
+        Ok(Some(Self {
+            id,
+            file,
+            marker: Marker(marker),
+            path,
+            disk,
+        }))
     }
 
     pub fn file_len(&self) -> io::Result<u64> {
@@ -108,31 +120,30 @@ impl Pack {
     }
 
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.disk.sync(&self.file, &self.path)
     }
 
     /// Cuts a torn tail.
     pub fn truncate(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)?;
-        self.file.sync_all()
+        self.disk.set_len(&self.file, &self.path, len)?;
+        self.sync()
     }
 
     /// Writes one record at `offset`, the current end. On an error nothing counts as written.
     pub fn write_record(&self, offset: u64, header: &RecordHeader, payload: &[u8]) -> io::Result<Location> {
+        let write = |bytes: &[u8], at| self.disk.write_all_at(&self.file, &self.path, bytes, at);
         let mut head = header.encode(self.marker);
         // One write for the usual record, so that a crash leaves at most one torn record.
         let written = if payload.len() <= 1 << 20 {
             head.extend_from_slice(payload);
-            self.file.write_all_at(&head, offset)
+            write(&head, offset)
         } else {
             let at = offset + head.len() as u64;
-            self.file
-                .write_all_at(payload, at)
-                .and_then(|()| self.file.write_all_at(&head, offset))
+            write(payload, at).and_then(|()| write(&head, offset))
         };
         if let Err(e) = written {
             // Best effort: what stays is overwritten by the next record or cut at the next opening.
-            let _ = self.file.set_len(offset);
+            let _ = self.disk.set_len(&self.file, &self.path, offset);
             return Err(e);
         }
         Ok(Location {
@@ -143,50 +154,73 @@ impl Pack {
         })
     }
 
-    /// The header at `offset`, if there is an intact one.
-    pub fn header_at(&self, offset: u64) -> io::Result<Option<RecordHeader>> {
-        let mut buf = [0; HEADER_LEN + KEY_LEN_MAX];
-        let n = read_up_to(&self.file, &mut buf, offset)?;
-        Ok(RecordHeader::decode(&buf[..n], self.marker))
+    /// What the footer at the end says is in the pack, and where the footer begins; `None`: there is none, or it is damaged.
+    pub fn contents(&self, len: u64) -> io::Result<Option<(u64, Contents)>> {
+        let Some(tail_at) = len.checked_sub(seal::TAIL_LEN) else {
+            return Ok(None);
+        };
+        let mut tail = [0; seal::TAIL_LEN as usize];
+        let footer_at = match self.read_up_to(&mut tail, tail_at) {
+            Ok(n) => seal::footer_at(&tail[..n]).filter(|at| (PACK_HEADER_LEN..tail_at).contains(at)),
+            Err(e) if is_damage(&e) => None,
+            Err(e) => return Err(e),
+        };
+        let Some(footer_at) = footer_at else { return Ok(None) };
+        let payload_len = (len - footer_at).checked_sub(HEADER_LEN as u64);
+        let Some(payload_len) = payload_len.filter(|len| *len <= seal::FOOTER_SIZE_MAX) else {
+            return Ok(None);
+        };
+        let at = Location {
+            pack: self.id,
+            offset: footer_at,
+            // At most `FOOTER_SIZE_MAX`.
+            payload_len: payload_len as u32,
+            raw_len: 0,
+        };
+        let payload = self.read(at, RecordKind::Footer, &[])?;
+        let contents = payload.and_then(|payload| Contents::of(payload, footer_at));
+        Ok(contents.map(|contents| (footer_at, contents)))
     }
 
     /// Raw bytes, as many as there are up to `buf.len()`.
     pub fn read_up_to(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        read_up_to(&self.file, buf, offset)
+        self.disk.read_at(&self.file, &self.path, buf, offset)
+    }
+
+    /// The header at `location`, only if it is that of exactly the expected record. `Ok(None)`: it is not (damage).
+    pub fn header(&self, location: Location, kind: RecordKind, key: &[u8]) -> io::Result<Option<RecordHeader>> {
+        let mut buf = vec![0; HEADER_LEN + key.len()];
+        match self.read_up_to(&mut buf, location.offset) {
+            Ok(n) => Ok(expected(&buf[..n], self.marker, location, kind, key)),
+            Err(e) if is_damage(&e) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// The payload at `location`, only if it is exactly the expected record. `Ok(None)`: it is not (damage).
     pub fn read(&self, location: Location, kind: RecordKind, key: &[u8]) -> io::Result<Option<Bytes>> {
         let head_len = HEADER_LEN + key.len();
         let mut buf = vec![0; head_len + location.payload_len as usize];
-        if read_up_to(&self.file, &mut buf, location.offset)? != buf.len() {
-            return Ok(None);
+        match self.read_up_to(&mut buf, location.offset) {
+            Ok(n) if n == buf.len() => {}
+            Ok(_) => return Ok(None),
+            Err(e) if is_damage(&e) => return Ok(None),
+            Err(e) => return Err(e),
         }
-        let Some(header) = RecordHeader::decode(&buf[..head_len], self.marker) else {
+        let Some(header) = expected(&buf[..head_len], self.marker, location, kind, key) else {
             return Ok(None);
         };
-        let as_expected = header.kind == kind
-            && header.key == key
-            && header.payload_len == location.payload_len
-            && header.raw_len == location.raw_len;
-        if !as_expected || crc32fast::hash(&buf[head_len..]) != header.payload_crc {
+        if crc32fast::hash(&buf[head_len..]) != header.payload_crc {
             return Ok(None);
         }
         Ok(Some(Bytes::from(buf).slice(head_len..)))
     }
 }
 
-fn read_up_to(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buf.len() {
-        match file.read_at(&mut buf[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(done)
+fn expected(head: &[u8], marker: Marker, at: Location, kind: RecordKind, key: &[u8]) -> Option<RecordHeader> {
+    let as_expected =
+        |h: &RecordHeader| h.kind == kind && h.key == key && h.payload_len == at.payload_len && h.raw_len == at.raw_len;
+    RecordHeader::decode(head, marker).filter(as_expected)
 }
 
 /// Unpredictable enough that nobody can put it into an image beforehand: the standard library's hash keys are random.

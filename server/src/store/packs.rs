@@ -15,11 +15,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use headstart_layer_format::{BlobDigest, ChunkDigest, TocDigest};
 
+use super::disk::Disk;
 use super::hot::Hot;
 use super::index::{Batch, Index};
 use super::layers::LayerRecord;
+use super::learned::index_fact;
 use super::pack::{Location, PACK_HEADER_LEN, Pack, PackId};
 use super::record::{RecordHeader, RecordKind};
+use super::recover::scan;
+use super::seal::{Draft, RECORDS_MAX};
 use super::{StoreError, keys};
 
 /// Open sealed packs kept: one file descriptor each.
@@ -32,6 +36,7 @@ const LOOKUPS_MAX: usize = 3;
 
 #[derive(Debug)]
 pub struct Packs {
+    disk: Disk,
     dir: PathBuf,
     pack_size_max: u64,
     writer: Mutex<Writer>,
@@ -56,6 +61,24 @@ struct Writer {
     /// Synced packs that were rolled since the last commit, with their ends.
     rolled: Vec<(PackId, u64)>,
     dirty: bool,
+    /// Records of the pack that were appended since it was opened.
+    footer: Draft,
+    /// Those before; `None` while nobody has looked: then the pack is sealed without a footer.
+    footer_before: Option<Draft>,
+    /// Where they end.
+    opened_at: u64,
+    /// Up to where the pack was synced.
+    synced: u64,
+    /// The pack is not rolled while there are any.
+    suspects: Vec<Suspect>,
+}
+
+/// A pack of which a sync failed. The kernel forgets what it could not write, and the next sync succeeds: nothing of the
+/// pack from `from` on may be believed to be on the disk, although it can be read for now.
+#[derive(Clone, Debug)]
+struct Suspect {
+    pack: Arc<Pack>,
+    from: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -67,8 +90,16 @@ enum Row {
 
 impl Packs {
     /// `current` is the last pack, scanned and cut; writing goes on at its end. `sealed`: the others, with lengths.
-    pub fn new(dir: &Path, pack_size_max: u64, current: Pack, end: u64, sealed: BTreeMap<PackId, u64>) -> Self {
+    pub fn new(
+        disk: Disk,
+        dir: &Path,
+        pack_size_max: u64,
+        current: Pack,
+        end: u64,
+        sealed: BTreeMap<PackId, u64>,
+    ) -> Self {
         Self {
+            disk,
             dir: dir.to_owned(),
             pack_size_max,
             writer: Mutex::new(Writer {
@@ -79,6 +110,11 @@ impl Packs {
                 bytes: 0,
                 rolled: Vec::new(),
                 dirty: false,
+                footer: Draft::default(),
+                footer_before: (end == PACK_HEADER_LEN).then(Draft::default),
+                opened_at: end,
+                synced: end,
+                suspects: Vec::new(),
             }),
             committing: Mutex::new(()),
             sealed: Hot::new(OPEN_PACKS_MAX),
@@ -101,10 +137,12 @@ impl Packs {
         let header = RecordHeader::new(kind, key, raw, payload)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "record too large"))?;
         let len = header.record_len();
-        if w.end > PACK_HEADER_LEN && w.end + len > self.pack_size_max {
+        let full = w.end + len > self.pack_size_max || w.footer.count() >= RECORDS_MAX;
+        if w.end > PACK_HEADER_LEN && full && w.suspects.is_empty() {
             self.roll(w)?;
         }
         let location = w.pack.write_record(w.end, &header, payload)?;
+        w.footer.add(&header, w.end);
         w.end += len;
         w.bytes += len;
         w.dirty = true;
@@ -114,16 +152,132 @@ impl Packs {
 
     /// Seals the current pack and begins the next.
     fn roll(&self, w: &mut Writer) -> io::Result<()> {
-        w.pack.sync()?;
-        let next = Pack::create(&self.dir, PackId(w.pack.id.0 + 1))?;
-        w.rolled.push((w.pack.id, w.end));
-        self.lengths().insert(w.pack.id, w.end);
+        // What a failed write left beyond the end is not to be found in a sealed pack.
+        if w.pack.file_len()? > w.end {
+            w.pack.truncate(w.end)?;
+        }
+        // Written again if something fails below: the end is where it was.
+        let end = w.end + self.write_footer(w)?;
+        if let Err(error) = w.pack.sync() {
+            let pack = Arc::clone(&w.pack);
+            w.suspects.push(Suspect { pack, from: w.synced });
+            return Err(error);
+        }
+        self.begin_next(w, end)
+    }
+
+    /// Begins the next pack; the current one is sealed, `end` bytes long.
+    fn begin_next(&self, w: &mut Writer, end: u64) -> io::Result<()> {
+        let next = Pack::create(&self.disk, &self.dir, PackId(w.pack.id.0 + 1))?;
+        self.bytes.fetch_add(end + PACK_HEADER_LEN, Ordering::Relaxed);
+        self.bytes.fetch_sub(w.end, Ordering::Relaxed);
+        w.rolled.push((w.pack.id, end));
+        self.lengths().insert(w.pack.id, end);
         self.sealed
             .keep(self.sealed.ticket(), w.pack.id, Arc::clone(&w.pack), 1);
         w.pack = Arc::new(next);
         w.end = PACK_HEADER_LEN;
+        w.synced = PACK_HEADER_LEN;
+        w.footer = Draft::default();
+        w.footer_before = Some(Draft::default());
         w.dirty = true;
-        self.bytes.fetch_add(PACK_HEADER_LEN, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes everything that a suspect pack may have lost once more, into another.
+    fn salvage(&self, index: &Index, w: &mut Writer, suspect: &Suspect) -> Result<(), StoreError> {
+        let Suspect { pack, from } = suspect;
+        let failed = StoreError::io;
+        let end = match w.pack.id == pack.id {
+            true => {
+                let end = w.end;
+                self.begin_next(w, *from).map_err(failed("begin another pack"))?;
+                end
+            }
+            false => pack.file_len()?,
+        };
+        let mut moved = HashMap::new();
+        let scanned = scan(pack, *from, end, true, |found| {
+            let (header, at) = (found.header, found.location);
+            if header.kind == RecordKind::Footer {
+                return Ok(());
+            }
+            let Some(payload) = pack.read(at, header.kind, &header.key)? else {
+                return Ok(());
+            };
+            let to = self
+                .append(w, header.kind, &header.key, header.raw_len, &payload)
+                .map_err(failed("write a record once more"))?;
+            if let (RecordKind::Fact, Ok(fact)) = (header.kind, serde_json::from_slice(&payload)) {
+                index_fact(index, &fact, to)?;
+            }
+            moved.insert(at.offset, to);
+            Ok::<_, StoreError>(())
+        })?;
+        tracing::error!(
+            pack = pack.id.0,
+            from,
+            records = moved.len(),
+            damaged = scanned.damaged,
+            "a pack could not be synced; what it may have lost is written once more"
+        );
+        let moves = |at: &mut Location| match at.pack == pack.id && at.offset >= *from {
+            true => moved.get(&at.offset).map(|to| *at = *to).is_some(),
+            false => true,
+        };
+        w.rows.retain_mut(|row| match row {
+            Row::Chunk(_, at) | Row::Toc(_, at) | Row::Layer(_, _, at) => moves(at),
+        });
+        w.chunks.retain(|_, at| moves(at));
+        w.rolled
+            .iter_mut()
+            .filter(|(id, _)| *id == pack.id)
+            .for_each(|(_, end)| *end = *from);
+        if let Some(before) = self.lengths().insert(pack.id, *from) {
+            self.bytes.fetch_sub(before.saturating_sub(*from), Ordering::Relaxed);
+        }
+        // Records that are there twice harm nobody.
+        if let Err(error) = pack.truncate(*from) {
+            tracing::warn!(pack = pack.id.0, %error, "a pack that could not be synced is not cut");
+        }
+        Ok(())
+    }
+
+    /// Its length; 0 if there is none.
+    fn write_footer(&self, w: &Writer) -> io::Result<u64> {
+        let Some(mut draft) = w.footer_before.clone() else {
+            return Ok(0);
+        };
+        draft.append(w.footer.clone());
+        let Some(payload) = draft.finish(w.end) else {
+            return Ok(0);
+        };
+        let Some(header) = RecordHeader::new(RecordKind::Footer, &[], 0, &payload) else {
+            return Ok(0);
+        };
+        w.pack.write_record(w.end, &header, &payload)?;
+        Ok(header.record_len())
+    }
+
+    /// Reads what was in the current pack when it was opened, so that it gets a footer.
+    pub fn recall_current(&self) -> io::Result<()> {
+        let (pack, until) = {
+            let w = self.writer();
+            if w.footer_before.is_some() {
+                return Ok(());
+            }
+            (Arc::clone(&w.pack), w.opened_at)
+        };
+        let mut draft = Draft::default();
+        scan(&pack, PACK_HEADER_LEN, until, false, |found| {
+            draft.add(&found.header, found.location.offset);
+            Ok::<_, io::Error>(())
+        })?;
+        let mut w = self.writer();
+        // Else it was sealed without.
+        if w.pack.id == pack.id {
+            w.footer_before = Some(draft);
+        }
         Ok(())
     }
 
@@ -162,7 +316,7 @@ impl Packs {
 
     /// Deletes the file of a sealed pack that nothing points into any more. Whoever has it open reads on.
     pub fn delete(&self, id: PackId) -> io::Result<()> {
-        match std::fs::remove_file(id.path(&self.dir)) {
+        match self.disk.remove(&id.path(&self.dir)) {
             // Lost, and read through the open file only.
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -172,7 +326,7 @@ impl Packs {
 
     /// A pack's name is gone from the directory.
     fn gone(&self, id: PackId) -> io::Result<()> {
-        std::fs::File::open(&self.dir)?.sync_all()?;
+        self.disk.sync_dir(&self.dir)?;
         self.sealed.forget(&id);
         if let Some(len) = self.lengths().remove(&id) {
             self.bytes.fetch_sub(len, Ordering::Relaxed);
@@ -302,18 +456,30 @@ impl Packs {
     /// Syncs what was appended so far, then indexes it. Afterwards it survives anything.
     pub fn commit(&self, index: &Index) -> Result<(), StoreError> {
         let _order = self.committing();
-        let (pack, end, rows, rolled) = {
+        let (pack, synced, end, rows, rolled) = {
             let mut w = self.writer();
+            while let Some(suspect) = w.suspects.first().cloned() {
+                self.salvage(index, &mut w, &suspect)?;
+                w.suspects.remove(0);
+            }
             if !w.dirty {
                 return Ok(());
             }
             w.dirty = false;
             w.bytes = 0;
             let (rows, rolled) = (std::mem::take(&mut w.rows), std::mem::take(&mut w.rolled));
-            (Arc::clone(&w.pack), w.end, rows, rolled)
+            (Arc::clone(&w.pack), w.synced, w.end, rows, rolled)
         };
-        let outcome = self.commit_rows(index, &pack, end, &rows, &rolled);
+        let is_synced = pack.sync().map_err(StoreError::io("sync a pack"));
+        let failed = is_synced.is_err();
+        let outcome = is_synced.and_then(|()| self.commit_rows(index, &pack, end, &rows, &rolled));
         let mut w = self.writer();
+        if failed {
+            let pack = Arc::clone(&pack);
+            w.suspects.push(Suspect { pack, from: synced });
+        } else if w.pack.id == pack.id {
+            w.synced = end;
+        }
         if outcome.is_ok() {
             for row in &rows {
                 if let Row::Chunk(digest, at) = row
@@ -339,7 +505,6 @@ impl Packs {
         rows: &[Row],
         rolled: &[(PackId, u64)],
     ) -> Result<(), StoreError> {
-        pack.sync().map_err(StoreError::io("sync a pack"))?;
         let mut batch = Batch::default();
         for row in rows {
             match row {
@@ -366,7 +531,7 @@ impl Packs {
         }
         // Before the file is opened: one that is deleted meanwhile is not kept open.
         let ticket = self.sealed.ticket();
-        let Some(pack) = Pack::open(&self.dir, id)? else {
+        let Some(pack) = Pack::open(&self.disk, &self.dir, id)? else {
             return Ok(None);
         };
         let pack = Arc::new(pack);
@@ -377,7 +542,7 @@ impl Packs {
     /// The pack's file opened anew: what is on the disk now, whatever was read of it before. `Ok(None)`: its header is
     /// damaged.
     pub fn open_anew(&self, id: PackId) -> io::Result<Option<Pack>> {
-        Pack::open(&self.dir, id)
+        Pack::open(&self.disk, &self.dir, id)
     }
 
     /// Files that are named like packs and are not in use: their headers could not be read.
@@ -390,18 +555,14 @@ impl Packs {
         out.sort();
         let (current, _) = self.current();
         let lengths = self.lengths();
-        // The last one with less than a header was being made when a process was killed: an opening makes it anew.
-        let is_strange = |id: &PackId| {
-            let there = std::fs::metadata(id.path(&self.dir));
-            there.is_ok_and(|m| *id < current || m.len() >= PACK_HEADER_LEN)
-        };
-        out.retain(|id| *id != current && !lengths.contains_key(id) && is_strange(id));
+        // A later one than the current is made anew by the next roll.
+        out.retain(|id| *id < current && !lengths.contains_key(id));
         Ok(out)
     }
 
-    /// Moves the file of a pack, of which nothing can be read, out of the way; it may be gone already.
+    /// Moves the file of a sealed pack, of which nothing can be read, out of the way; it may be gone already.
     pub fn set_aside(&self, id: PackId, to: &Path) -> io::Result<()> {
-        match std::fs::rename(id.path(&self.dir), to) {
+        match self.disk.rename(&id.path(&self.dir), to) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
@@ -422,7 +583,7 @@ impl Packs {
             if last == Some(at) {
                 break;
             }
-            if let Some(payload) = self.read(at, kind, key) {
+            if let Some(payload) = self.read(at, kind, key)? {
                 return Ok(Some(Ok(payload)));
             }
             last = Some(at);
@@ -430,18 +591,24 @@ impl Packs {
         Ok(last.map(Err))
     }
 
-    /// The verified payload; `None` when the record is damaged, gone or unreadable, which are all the same to a caller.
-    pub fn read(&self, at: Location, kind: RecordKind, key: &[u8]) -> Option<Bytes> {
-        let read = || match self.pack(at.pack)? {
-            Some(pack) => pack.read(at, kind, key),
-            None => Ok(None),
-        };
-        read().unwrap_or_else(|error| {
+    /// The verified payload; `None` when the record is damaged or gone. An error says nothing about the record.
+    pub fn read(&self, at: Location, kind: RecordKind, key: &[u8]) -> io::Result<Option<Bytes>> {
+        self.in_pack(at.pack, |pack| pack.read(at, kind, key))
+    }
+
+    /// Whether the header of exactly this record is there; as [`Packs::read`].
+    pub fn is_header(&self, at: Location, kind: RecordKind, key: &[u8]) -> io::Result<bool> {
+        let header = self.in_pack(at.pack, |pack| pack.header(at, kind, key))?;
+        Ok(header.is_some())
+    }
+
+    fn in_pack<T>(&self, id: PackId, read: impl Fn(&Pack) -> io::Result<Option<T>>) -> io::Result<Option<T>> {
+        match self.pack(id) {
+            Ok(Some(pack)) => read(&pack),
+            Ok(None) => Ok(None),
             // Swept since the location was looked up: the caller looks it up again.
-            if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(%error, pack = at.pack.0, offset = at.offset, "failed to read a record");
-            }
-            None
-        })
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -8,10 +8,9 @@
 //! ([`super::originals`]).
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
     ops::Range,
-    os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
@@ -47,14 +46,13 @@ impl Partial {
     pub(super) fn open(originals: Originals, path: PathBuf, digest: &BlobDigest) -> io::Result<Self> {
         fs::create_dir_all(parent(&path))?;
         let map_path = path.with_extension(MAP_SUFFIX);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        let (file, is_new, old) = match options.open(&path) {
+        let disk = originals.disk().clone();
+        let (file, is_new, old) = match disk.open(&path) {
             Ok(file) => (file, false, UnitMap::load(&map_path)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // A crash between commit and clean-up leaves a map of bytes that are elsewhere now.
                 ignore_missing(fs::remove_file(&map_path))?;
-                (options.create_new(true).open(&path)?, true, None)
+                (disk.create_new(&path)?, true, None)
             }
             Err(error) => return Err(error),
         };
@@ -77,9 +75,9 @@ impl Partial {
             }
             // A full disk takes a new name and no byte. Better found out now, while a client can still be told.
             None if is_new => {
-                let tried = partial.write_at(&[0], 0).and_then(|()| partial.file.set_len(0));
+                let tried = partial.write_at(&[0], 0).and_then(|()| partial.empty());
                 if let Err(error) = tried {
-                    let _ = fs::remove_file(&partial.path);
+                    let _ = disk.remove(&partial.path);
                     return Err(error);
                 }
             }
@@ -114,7 +112,11 @@ impl Partial {
         self.size = None;
         self.present.clear();
         ignore_missing(fs::remove_file(self.path.with_extension(MAP_SUFFIX)))?;
-        self.file.set_len(0)
+        self.empty()
+    }
+
+    fn empty(&self) -> io::Result<()> {
+        self.originals.disk().set_len(&self.file, &self.path, 0)
     }
 
     /// Records the size of the blob; from now on units can be marked.
@@ -138,7 +140,7 @@ impl Partial {
 
     /// Writes bytes; they are not believed after a crash until their units are marked.
     pub fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, at)
+        self.originals.disk().write_all_at(&self.file, &self.path, bytes, at)
     }
 
     /// Marks a unit of which every byte was written.
@@ -155,8 +157,9 @@ impl Partial {
 
     /// Publishes. Call it only after the digest was compared, and write no more.
     pub fn commit(&self) -> io::Result<()> {
-        self.file.sync_data()?;
-        publish(&self.path, &self.originals.path(&self.digest))?;
+        let disk = self.originals.disk();
+        disk.sync(&self.file, &self.path)?;
+        publish(disk, &self.path, &self.originals.path(&self.digest))?;
         self.originals.published(&self.digest, self.size.unwrap_or_default());
         ignore_missing(fs::remove_file(self.path.with_extension(MAP_SUFFIX)))
     }
@@ -164,7 +167,7 @@ impl Partial {
     /// Throws the bytes away.
     pub fn discard(&self) -> io::Result<()> {
         ignore_missing(fs::remove_file(self.path.with_extension(MAP_SUFFIX)))?;
-        ignore_missing(fs::remove_file(&self.path))
+        ignore_missing(self.originals.disk().remove(&self.path))
     }
 }
 

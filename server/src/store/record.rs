@@ -26,33 +26,38 @@ pub enum RecordKind {
     Fact,
     /// Key: layer digest. Payload: what became of the layer, as JSON.
     LayerState,
+    /// No key. Payload: what is in a sealed pack ([`super::seal`]).
+    Footer,
 }
 
 impl RecordKind {
-    fn tag(self) -> u8 {
+    pub fn tag(self) -> u8 {
         match self {
             Self::Chunk => 1,
             Self::Toc => 2,
             Self::Fact => 3,
             Self::LayerState => 4,
+            Self::Footer => 5,
         }
     }
 
-    fn from_tag(tag: u8) -> Option<Self> {
+    pub fn from_tag(tag: u8) -> Option<Self> {
         match tag {
             1 => Some(Self::Chunk),
             2 => Some(Self::Toc),
             3 => Some(Self::Fact),
             4 => Some(Self::LayerState),
+            5 => Some(Self::Footer),
             _ => None,
         }
     }
 
-    fn payload_len_max(self) -> u64 {
+    pub fn payload_len_max(self) -> u64 {
         match self {
             Self::Chunk => u64::from(FRAME_SIZE_MAX),
             Self::Toc => TOC_SIZE_MAX,
             Self::Fact | Self::LayerState => u64::from(FACT_SIZE_MAX),
+            Self::Footer => super::seal::FOOTER_SIZE_MAX,
         }
     }
 }

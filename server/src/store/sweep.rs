@@ -20,7 +20,7 @@ use super::learned::Fact;
 use super::pack::{Location, PACK_HEADER_LEN, PackId};
 use super::plan::Live;
 use super::record::RecordKind;
-use super::recover::{Found, scan};
+use super::recover::{Found, ScanEnd, read_sealed};
 use super::{Store, StoreError, keys};
 
 /// Where a sweep is; whoever runs it may pause or stop it there.
@@ -95,18 +95,22 @@ impl Store {
         self.inner.packs.seal_current()
     }
 
-    /// Bytes of facts and states of a sealed pack that still count. Reads all its headers.
+    /// Bytes of facts and states of a pack that still count, and of its footer.
     pub fn live_fact_bytes(&self, pack: PackId, len: u64, go_on: &dyn Fn() -> bool) -> Result<u64, StoreError> {
         let mut bytes = 0;
         let Some(file) = self.inner.packs.pack(pack)? else {
             return Ok(0);
         };
-        let scanned = scan(&file, PACK_HEADER_LEN, len, false, |found| {
+        // The next pack will have one as well: no sweep frees it.
+        if let Some((footer_at, _)) = file.contents(len)? {
+            bytes += len - footer_at;
+        }
+        let scanned = read_sealed(&file, PACK_HEADER_LEN, len, |found| {
             if !go_on() {
                 return Err(Stop::Asked);
             }
             let counts = match found.header.kind {
-                RecordKind::Chunk | RecordKind::Toc => false,
+                RecordKind::Chunk | RecordKind::Toc | RecordKind::Footer => false,
                 RecordKind::LayerState => self.state_counts(&found)?,
                 RecordKind::Fact => match serde_json::from_slice(&found.payload) {
                     Ok(fact) => self.fact_counts(&fact, &found.location)?,
@@ -152,20 +156,23 @@ impl Store {
             moved_bytes: 0,
         };
         let mut go_on = |at| if step(at) { Ok(()) } else { Err(Stop::Asked) };
-        if let Some(file) = inner.packs.pack(pack)? {
-            let mut states = HashSet::new();
-            let scanned = scan(&file, PACK_HEADER_LEN, len, false, |found| {
-                let moved_bytes = self.carry_over(&found, live, &mut states)?;
-                swept.moved_bytes += moved_bytes;
-                go_on(Step::Record { moved_bytes })
-            })?;
-            if scanned.damaged > 0 {
-                tracing::error!(
-                    pack = pack.0,
-                    damaged = scanned.damaged,
-                    "a swept pack has damaged records"
-                );
+        let scanned = match inner.packs.pack(pack)? {
+            Some(file) => {
+                let mut states = HashSet::new();
+                read_sealed(&file, PACK_HEADER_LEN, len, |found| {
+                    let moved_bytes = self.carry_over(&found, live, &mut states)?;
+                    swept.moved_bytes += moved_bytes;
+                    go_on(Step::Record { moved_bytes })
+                })?
             }
+            None => ScanEnd { end: 0, damaged: 1 },
+        };
+        if scanned.damaged > 0 {
+            let damaged = scanned.damaged;
+            tracing::error!(pack = pack.0, damaged, "a swept pack has damaged records");
+            // What the index knows of those goes to the log again, before the pack goes.
+            self.restore_of(pack)?;
+            self.restore(&|| true)?;
         }
         go_on(Step::Moved)?;
         self.commit()?;
@@ -198,6 +205,7 @@ impl Store {
                 None => false,
             },
             RecordKind::Fact => self.carry_fact(found)?,
+            RecordKind::Footer => false,
         };
         Ok(if moved { len } else { 0 })
     }
@@ -218,7 +226,7 @@ impl Store {
                 return Ok(false);
             }
         }
-        match self.payload(found) {
+        match self.payload(found)? {
             Some(frame) => {
                 inner.packs.move_chunk(&digest, found.header.raw_len, &frame)?;
                 Ok(true)
@@ -247,7 +255,7 @@ impl Store {
                 return Ok(false);
             }
         }
-        let Some(encoded) = self.payload(found) else {
+        let Some(encoded) = self.payload(found)? else {
             inner.count_corruption("toc");
             inner.index.forget_toc_at(&digest, &found.location)?;
             return Ok(false);
@@ -334,10 +342,10 @@ impl Store {
         Ok(())
     }
 
-    fn payload(&self, found: &Found) -> Option<Bytes> {
-        self.inner
-            .packs
-            .read(found.location, found.header.kind, &found.header.key)
+    /// `None`: it is damaged.
+    fn payload(&self, found: &Found) -> Result<Option<Bytes>, StoreError> {
+        let (at, header) = (found.location, &found.header);
+        Ok(self.inner.packs.read(at, header.kind, &header.key)?)
     }
 }
 

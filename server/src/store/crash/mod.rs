@@ -1,0 +1,122 @@
+//! Crashes of the machine, without a machine: what was written is one thing, what was synced another.
+//!
+//! In: a workload of the real store and the real originals, seen by a [`journal::Journal`]. Out: for a moment of it, the
+//! directory as a power cut would leave it ([`image`]), and whether a store opened on that keeps its promises
+//! ([`promise`]). And the same with operations that fail: every one of them, in turn.
+//! Invariant: the double is harsher than any disk: unsynced bytes are lost, kept, torn or kept out of order, names that no
+//! sync of their directory made durable likewise, and what a failed sync was about is lost although it can be read.
+//! Here a sample runs; `HEADSTART_CRASH_POINTS` is how many moments are looked at (`scripts/campaign.sh`).
+//! Not here: kill -9 of a real server (`tests/kill.rs`), damage at rest (`tests/fsck`).
+
+mod image;
+mod journal;
+#[path = "../../../tests/support/layers.rs"]
+mod layers;
+mod promise;
+mod refusals;
+mod workload;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use headstart_loadtest::corpus::Rng;
+
+use super::Store;
+use super::disk::Disk;
+use super::originals::Originals;
+use image::Keep;
+use journal::{Fault, Journal};
+
+/// Small packs, so that there are many.
+const PACK_SIZE_MAX: u64 = 24 << 10;
+const STEPS: usize = 60;
+
+fn points(default: usize) -> usize {
+    let asked = std::env::var("HEADSTART_CRASH_POINTS").ok();
+    asked.and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+fn seed() -> u64 {
+    let asked = std::env::var("HEADSTART_CRASH_SEED").ok();
+    asked.and_then(|n| n.parse().ok()).unwrap_or(1)
+}
+
+/// In memory where there is such a place: thousands of syncs, and none of them matters.
+fn dir() -> tempfile::TempDir {
+    let memory = PathBuf::from("/dev/shm");
+    match memory.is_dir() {
+        true => tempfile::tempdir_in(memory).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    }
+}
+
+fn open(root: &std::path::Path, disk: Disk) -> (Store, Originals) {
+    let store = Store::open_on(disk.clone(), root, PACK_SIZE_MAX).expect("the store opens");
+    let originals = Originals::open_on(disk, root, Some("boot")).expect("the originals open");
+    (store, originals)
+}
+
+/// A workload, and its journal. Whether the fault was reached.
+fn run(seed: u64, fault: Option<Fault>) -> (tempfile::TempDir, Arc<Journal>) {
+    let root = dir();
+    let journal = Arc::new(Journal::new(root.path(), fault));
+    // Not yet failing: what cannot be opened cannot lose anything.
+    let (store, originals) = open(root.path(), Disk::with(journal.clone()));
+    journal.arm();
+    let mut work = workload::Workload::new(seed, store, originals, journal.clone());
+    (0..STEPS).for_each(|_| work.step());
+    work.check_live();
+    drop(work);
+    (root, journal)
+}
+
+#[test]
+fn whatever_a_power_cut_leaves_is_right_or_missing_and_what_was_promised_is_there() {
+    let mut rng = Rng::new(seed());
+    let (_root, journal) = run(rng.below(1 << 40), None);
+    let (ops, syncs) = (journal.len(), journal.syncs());
+    assert!(ops > 300 && syncs.len() > 60, "{ops} operations, {} syncs", syncs.len());
+    let count = points(60);
+    for n in 0..count {
+        // Right before and right after syncs, and anywhere else.
+        let at = match n % 3 {
+            0 => syncs[rng.below(syncs.len() as u64) as usize],
+            1 => syncs[rng.below(syncs.len() as u64) as usize] + 1,
+            _ => rng.below(ops as u64 + 1) as usize,
+        };
+        let (keep, index) = (Keep::any(&mut rng), image::IndexLeft::any(&mut rng));
+        let image = dir();
+        journal.image(image.path(), at, keep, index, &mut rng);
+        let promises = journal.promises(at);
+        promise::check(
+            image.path(),
+            &promises,
+            &format!("cut at {at} of {ops}, {keep:?}, {index:?}"),
+        );
+    }
+}
+
+#[test]
+fn an_operation_that_fails_costs_what_was_not_promised_at_most() {
+    let mut rng = Rng::new(seed() + 1);
+    let plan = rng.below(1 << 40);
+    let (failable, syncs) = run(plan, None).1.failable();
+    assert!(failable > 300 && syncs.len() > 60, "{failable} operations");
+    let count = points(60) / 3;
+    for n in 0..count {
+        let at = match (count >= failable, n % 2) {
+            (true, _) => n % failable,
+            (false, 0) => syncs[rng.below(syncs.len() as u64) as usize],
+            (false, _) => rng.below(failable as u64) as usize,
+        };
+        let fault = Fault::any(at, &mut rng);
+        let (_root, journal) = run(plan, Some(fault));
+        for keep in [Keep::Nothing, Keep::any(&mut rng)] {
+            let image = dir();
+            let (ops, index) = (journal.len(), image::IndexLeft::any(&mut rng));
+            journal.image(image.path(), ops, keep, index, &mut rng);
+            let promises = journal.promises(ops);
+            promise::check(image.path(), &promises, &format!("{fault:?}, {keep:?}, {index:?}"));
+        }
+    }
+}
