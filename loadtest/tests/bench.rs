@@ -5,6 +5,7 @@ use std::path::Path;
 
 use headstart_loadtest::bench::{
     self, BenchConfig,
+    busy::{self, BusyConfig},
     first_byte::{self, FirstByteConfig},
     ingest::{self, IngestBenchConfig},
 };
@@ -118,4 +119,40 @@ fn conversions_are_measured_beside_the_floor_and_a_peer_that_fails_is_left_out()
     config.headstart.clear();
     let why = ingest::run(&config, &Progress::silent()).unwrap_err().to_string();
     assert!(why.contains("gzip -dc") && why.contains("not in gzip format"), "{why}");
+}
+
+/// Twenty images at once: all of them become ready, the pulls beside them go on, and memory stays within its bound.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_images_at_once_stay_within_their_memory() {
+    let server = Path::new(env!("CARGO_BIN_EXE_headstart-loadtest")).with_file_name("headstart-server");
+    let config = BusyConfig {
+        headstart: server,
+        layers: 1,
+        layer_bytes: 6 << 20,
+        blob_bytes: 1 << 20,
+        cell_ms: 50,
+        solo_cells: 1,
+        // Twice what it takes. With all of them converted side by side it would be more.
+        memory_bytes_max: 112 << 20,
+        ..BusyConfig::default()
+    };
+    let report = busy::run(&config, &Progress::silent()).await.unwrap();
+    assert_eq!((report.images, report.layers, report.solo.len()), (20, 20, 2));
+    assert!(
+        report
+            .beside
+            .iter()
+            .chain(&report.solo)
+            .all(|s| s.bytes > 0 && s.errors == 0)
+    );
+    assert!(
+        report.idle_bytes > 0 && report.peak_bytes > report.idle_bytes,
+        "{report:?}"
+    );
+    assert!(report.is_within_memory(), "{}", report.table());
+    let strict = busy::Report {
+        memory_bytes_max: report.memory_bytes() - 1,
+        ..report
+    };
+    assert!(!strict.is_within_memory() && strict.table().contains("Pulls keep"));
 }

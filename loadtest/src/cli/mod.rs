@@ -4,6 +4,7 @@
 //! Invariant: flags win over the file, the file over the defaults; unknown keys are errors.
 //! Not here: what the subcommands do.
 
+mod bench_busy;
 mod bench_first_byte;
 mod bench_ingest;
 mod bench_mirror;
@@ -15,7 +16,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
-use headstart_loadtest::bench::{BenchConfig, first_byte::FirstByteConfig, ingest::IngestBenchConfig};
+use headstart_loadtest::bench::{
+    BenchConfig, busy::BusyConfig, first_byte::FirstByteConfig, ingest::IngestBenchConfig,
+};
 use headstart_loadtest::playground;
 use headstart_loadtest::storm::StormConfig;
 
@@ -36,6 +39,7 @@ pub struct Cli {
 /// One variant a subcommand.
 #[derive(Debug, Subcommand)]
 enum Command {
+    BenchBusy(bench_busy::BusyArgs),
     BenchFirstByte(bench_first_byte::FirstByteArgs),
     BenchIngest(bench_ingest::BenchIngestArgs),
     BenchMirror(bench_mirror::BenchArgs),
@@ -49,6 +53,7 @@ enum Command {
 #[serde(default, deny_unknown_fields)]
 pub struct FileConfig {
     pub bench: BenchConfig,
+    pub busy: BusyConfig,
     pub first_byte: FirstByteConfig,
     pub ingest: IngestBenchConfig,
     pub storm: StormConfig,
@@ -69,6 +74,7 @@ impl Cli {
         let result = match FileConfig::read(self.config.as_deref()) {
             Ok(file) => match self.command {
                 Command::Playground(args) => playground(args).await,
+                Command::BenchBusy(args) => bench_busy::run(args, file.busy).await,
                 Command::BenchFirstByte(args) => bench_first_byte::run(args, file.first_byte).await,
                 Command::BenchIngest(args) => bench_ingest::run(args, file.ingest).await,
                 Command::BenchMirror(args) => bench_mirror::run(args, file.bench).await,

@@ -32,7 +32,7 @@ pub struct Arguments {
     /// Keeps what is converted in this data directory. Left out: a temporary store, for the figures alone.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Layers at the same time (the server's default is 2). With 1, memory is told for each layer.
+    /// Layers at the same time (the server's default is 4). With 1, memory is told for each layer.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
     /// Above ingest.zstd_level.

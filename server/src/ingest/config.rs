@@ -8,7 +8,7 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IngestConfig {
-    /// Layers converted at the same time.
+    /// Layers converted at the same time. They share their threads, so more of them help only while upstreams are slow.
     pub workers: usize,
     /// Threads that hash and compress chunks, for all layers together. 0: one a core, at most 16.
     pub compress_threads: usize,
@@ -39,7 +39,7 @@ pub struct IngestConfig {
 impl Default for IngestConfig {
     fn default() -> Self {
         Self {
-            workers: 2,
+            workers: 4,
             compress_threads: 0,
             niceness: 10,
             zstd_level: 3,
