@@ -86,24 +86,35 @@ impl From<proto::Image> for ImageIdentity {
     }
 }
 
+impl CriError {
+    pub(crate) fn call(call: &'static str, status: tonic::Status) -> Self {
+        failed(call)(status)
+    }
+}
+
+/// Connects to the socket, which must exist and accept.
+pub(crate) async fn connect(socket: &Path) -> Result<Channel, CriError> {
+    let path = socket.to_owned();
+    // The address is a placeholder: the connector below ignores it. gRPC sends it as the authority.
+    Endpoint::from_static("http://localhost")
+        .connect_with_connector(tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move {
+                let stream = tokio::net::UnixStream::connect(path).await?;
+                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+            }
+        }))
+        .await
+        .map_err(|source| CriError::Connect {
+            socket: socket.to_owned(),
+            source,
+        })
+}
+
 impl Cri {
     /// Connects to the socket, which must exist and accept.
     pub async fn connect(socket: &Path) -> Result<Cri, CriError> {
-        let path = socket.to_owned();
-        // The address is a placeholder: the connector below ignores it. gRPC sends it as the authority.
-        let channel = Endpoint::from_static("http://localhost")
-            .connect_with_connector(tower::service_fn(move |_: Uri| {
-                let path = path.clone();
-                async move {
-                    let stream = tokio::net::UnixStream::connect(path).await?;
-                    Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
-                }
-            }))
-            .await
-            .map_err(|source| CriError::Connect {
-                socket: socket.to_owned(),
-                source,
-            })?;
+        let channel = connect(socket).await?;
         Ok(Cri {
             images: ImageServiceClient::new(channel.clone()),
             runtime: RuntimeServiceClient::new(channel),

@@ -14,3 +14,4 @@ pub mod origin;
 pub mod playground;
 pub mod relay;
 pub mod storm;
+pub mod unpack;

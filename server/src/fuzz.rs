@@ -14,7 +14,7 @@ use crate::http::range::{RANGES_MAX, Resolved, resolve, wants};
 use crate::read::document::{self, MANIFEST_TYPES};
 use crate::store::units::UNIT;
 
-pub use crate::ingest::fuzz::{TAR_MAX, inflate, layer, tar, toc_of};
+pub use crate::ingest::fuzz::{TAR_MAX, converted, inflate, layer, tar, toc_of};
 pub use crate::store::fuzz::{pack, pack_damage, pack_of};
 pub use headstart_layer_format::fuzz::{chunk_stream, toc, toc_metadata};
 

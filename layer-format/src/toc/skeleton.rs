@@ -151,6 +151,11 @@ impl std::fmt::Debug for SkeletonBuilder {
 }
 
 impl SkeletonBuilder {
+    /// Bytes of the compressed literals so far, without those that the encoder still has.
+    pub fn compressed_size(&self) -> u64 {
+        self.encoder.get_ref().len() as u64
+    }
+
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             encoder: zstd::stream::write::Encoder::new(Vec::new(), SKELETON_LEVEL)?,

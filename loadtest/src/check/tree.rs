@@ -113,6 +113,16 @@ impl FileTree {
         Ok(tree)
     }
 
+    /// Holds the contents in memory, so that the files may go.
+    pub fn read_contents(&mut self) -> io::Result<()> {
+        for node in self.0.values_mut() {
+            if let Content::Disk(path) = &node.content {
+                node.content = Content::Memory(std::fs::read(path)?.into());
+            }
+        }
+        Ok(())
+    }
+
     /// What an oracle says.
     pub fn of_oracle(oracle: &Oracle, marks: Marks) -> Self {
         let mut tree = Self::default();
@@ -175,6 +185,36 @@ impl FileTree {
                 implied,
             };
             tree.0.insert(path, node);
+        }
+        tree
+    }
+
+    /// A TOC as overlayfs is shown it: with contents from its data space, whiteouts and opaque marks in overlayfs's form,
+    /// and without the attributes that neither a runtime unpacks nor the shim shows. Comparable with the upper directory
+    /// that a runtime's unpacker filled.
+    pub fn of_toc_shown(toc: &Toc, data: &[u8]) -> Self {
+        let mut tree = Self::of_toc(toc);
+        for (path, node) in &mut tree.0 {
+            node.xattrs.retain(|name, _| !name.starts_with(b"trusted."));
+            let found = toc.tree().find(path).and_then(|id| toc.tree().entry(id));
+            match found.and_then(|e| toc.tree().inode(e.inode)).map(|i| &i.kind) {
+                Some(TocKind::Directory { opaque: true, .. }) => {
+                    let mark = (b"trusted.overlay.opaque".to_vec(), b"y".to_vec());
+                    node.xattrs.extend([mark]);
+                }
+                Some(TocKind::Regular(content)) => {
+                    let mut bytes = vec![0; content.size() as usize];
+                    for e in content.extents() {
+                        let (at, from, len) = (e.offset.0 as usize, e.range.start.0 as usize, e.range.len as usize);
+                        bytes[at..at + len].copy_from_slice(&data[from..from + len]);
+                    }
+                    node.content = Content::Memory(bytes.into());
+                }
+                Some(TocKind::Whiteout) => {
+                    (node.kind, node.mode) = (char_device(0, 0), 0);
+                }
+                _ => {}
+            }
         }
         tree
     }

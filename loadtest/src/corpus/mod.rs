@@ -10,6 +10,7 @@ mod layer;
 mod oracle;
 mod rng;
 mod tar_writer;
+mod wild;
 mod zoo;
 
 pub use compress::Compression;
@@ -21,4 +22,5 @@ pub use layer::{LayerBuilder, SyntheticLayer};
 pub use oracle::{Meta, Oracle, OracleEntry, OracleKind};
 pub use rng::{Rng, big_blob};
 pub use tar_writer::{BLOCK, Dialect, Header, SparseForm, TarWriter, pax_record};
+pub use wild::wild_tar;
 pub use zoo::{CAPABILITY, ZooSpec};

@@ -27,6 +27,10 @@ pub enum Dialect {
 pub enum SparseForm {
     /// Type `S`, map in the header and extension blocks.
     OldGnu,
+    /// PAX records `GNU.sparse.offset` and `GNU.sparse.numbytes`, again and again.
+    Pax00,
+    /// A PAX record `GNU.sparse.map`.
+    Pax01,
     /// PAX records `GNU.sparse.major=1`, map in front of the data.
     Pax1,
 }
@@ -72,8 +76,14 @@ impl TarWriter {
         let body: Vec<u8> = data.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
         match form {
             SparseForm::OldGnu => self.sparse_old(h, size, &map, &body),
+            SparseForm::Pax00 | SparseForm::Pax01 => self.sparse_records(form, h, size, &map, &body),
             SparseForm::Pax1 => self.sparse_pax(h, size, &map, &body),
         }
+    }
+
+    /// Everything so far, without end marks.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.out
     }
 
     /// Two zero blocks, and zeros up to a record of 20 blocks.
@@ -110,6 +120,31 @@ impl TarWriter {
             extension[504] = u8::from((i + 1) * 21 < rest.len());
             self.raw(&extension);
         }
+        self.padded(body);
+    }
+
+    fn sparse_records(&mut self, form: SparseForm, h: &Header<'_>, size: u64, map: &[(u64, u64)], body: &[u8]) {
+        let number = |n: u64| n.to_string().into_bytes();
+        let mut records: Vec<(&[u8], Vec<u8>)> = vec![
+            (b"GNU.sparse.size", number(size)),
+            (b"GNU.sparse.numblocks", number(map.len() as u64)),
+        ];
+        if form == SparseForm::Pax00 {
+            for &(offset, len) in map {
+                records.push((b"GNU.sparse.offset", number(offset)));
+                records.push((b"GNU.sparse.numbytes", number(len)));
+            }
+        } else {
+            let numbers: Vec<_> = map.iter().map(|(offset, len)| format!("{offset},{len}")).collect();
+            records.push((b"GNU.sparse.name", h.path.to_vec()));
+            records.push((b"GNU.sparse.map", numbers.join(",").into_bytes()));
+        }
+        let h = Header {
+            size: body.len() as u64,
+            ..h.clone()
+        };
+        let block = self.extended(Dialect::Pax, &h, &records);
+        self.raw(&sealed(block));
         self.padded(body);
     }
 

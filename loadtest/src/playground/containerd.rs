@@ -44,6 +44,9 @@ pub enum Release {
     /// The machine's own: 1.6 on Debian 12.
     #[default]
     Machine,
+    /// The same, with `unpigz` for gzip as on nodes that have it. Otherwise it is told not to, so that it does not
+    /// depend on what else is installed.
+    MachineWithPigz,
     /// 2.1, with this many bytes in each part of a layer that is fetched in parallel (0: not in parts).
     Forky { forky: Forky, part_bytes: u64 },
 }
@@ -51,7 +54,9 @@ pub enum Release {
 impl Release {
     fn command(&self, work: &WorkDir, tool: &str) -> Command {
         match self {
-            Release::Machine => Command::new(tools::find(tool).unwrap_or_else(|| tool.into())),
+            Release::Machine | Release::MachineWithPigz => {
+                Command::new(tools::find(tool).unwrap_or_else(|| tool.into()))
+            }
             Release::Forky { forky, .. } => forky.command(work, tool),
         }
     }
@@ -89,12 +94,12 @@ impl Containerd {
             snapshotter,
             hosts_dir,
             part_bytes: match release {
-                Release::Machine => 0,
+                Release::Machine | Release::MachineWithPigz => 0,
                 Release::Forky { part_bytes, .. } => part_bytes,
             },
         };
         let config = match release {
-            Release::Machine => config.version_2(),
+            Release::Machine | Release::MachineWithPigz => config.version_2(),
             Release::Forky { .. } => config.version_3(),
         };
         let config = work.write(format!("{name}.toml"), &config)?;
@@ -104,6 +109,10 @@ impl Containerd {
             .arg(config)
             .env("TMPDIR", tmp)
             .env_remove("CONTAINERD_ADDRESS");
+        match release {
+            Release::MachineWithPigz => command.env_remove("CONTAINERD_DISABLE_PIGZ"),
+            _ => command.env("CONTAINERD_DISABLE_PIGZ", "1"),
+        };
         // Registry traffic is loopback: an HTTP proxy of the machine must not see it.
         for variable in [
             "http_proxy",

@@ -9,8 +9,10 @@ use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
+use super::config::IngestConfig;
 use super::error::{ConvertError, Failure};
 use super::inflate::{Original, inflate};
+use super::memory::Memory;
 use super::progress::Progress;
 
 /// One buffer. Smaller than a core's own cache, which both sides then find it in.
@@ -32,12 +34,15 @@ impl<'scope> Ahead<'scope> {
     pub fn start<'env, 'o, R: Read + Send>(
         scope: &'scope Scope<'scope, 'env>,
         original: &'scope mut Original<'o, R>,
+        config: &'scope IngestConfig,
         progress: &'scope Progress,
     ) -> io::Result<Self> {
         let (sender, full) = sync_channel(FULL_MAX);
         let (empty, returned) = channel();
         let thread = std::thread::Builder::new().name("inflate".into());
-        let thread = thread.spawn_scoped(scope, move || progress.count_cpu(|| run(original, &sender, &returned)))?;
+        let thread = thread.spawn_scoped(scope, move || {
+            progress.count_cpu(|| run(original, config, &sender, &returned))
+        })?;
         Ok(Self {
             full: Some(full),
             empty,
@@ -94,9 +99,16 @@ impl Drop for Ahead<'_> {
     }
 }
 
-fn run<R: Read>(original: &mut Original<'_, R>, full: &SyncSender<io::Result<Vec<u8>>>, empty: &Receiver<Vec<u8>>) {
-    let mut input = match inflate(original) {
-        Ok(input) => input,
+fn run<R: Read>(
+    original: &mut Original<'_, R>,
+    config: &IngestConfig,
+    full: &SyncSender<io::Result<Vec<u8>>>,
+    empty: &Receiver<Vec<u8>>,
+) {
+    let inflated = inflate(original, config.zstd_window_bytes_max);
+    let inflated = inflated.and_then(|i| Ok((Memory::window(config, i.window)?, i.input)));
+    let (_memory, mut input) = match inflated {
+        Ok(inflated) => inflated,
         Err(error) => {
             let _ = full.send(Err(error.into_io()));
             return;

@@ -12,6 +12,7 @@ use headstart_layer_format::toc::{ChunkEntry, Content, Extent, Skeleton, Skeleto
 use super::config::IngestConfig;
 use super::cut::Cutter;
 use super::error::{ConvertError, Failure, Refusal};
+use super::memory::{self, Memory};
 use super::sparse::SparseMap;
 use super::tar_scan::{Member, MemberKind, Sink};
 use super::tree::TreeBuilder;
@@ -28,24 +29,35 @@ pub trait Chunks {
     fn finish(self) -> Result<Vec<ChunkEntry>, ConvertError>;
 }
 
+/// The parts of a TOC, and what they keep in memory.
+pub type Assembled = (Tree, Vec<ChunkEntry>, Skeleton, Memory);
+
 #[derive(Debug)]
 pub struct Assembler<C> {
     tree: TreeBuilder,
     skeleton: SkeletonBuilder,
     cutter: Cutter,
     chunks: C,
+    memory: Memory,
     skeleton_bytes_max: u64,
+    /// Compressed bytes of the skeleton that are accounted for.
+    skeleton_kept: u64,
+    /// Of a sparse file, too: an unpacker would write it out.
+    file_size_max: u64,
     entries_max: u64,
     members: u64,
 }
 
 impl<C: Chunks> Assembler<C> {
-    pub fn new(config: &IngestConfig, chunks: C) -> Result<Self, ConvertError> {
+    pub fn new(config: &IngestConfig, chunks: C, memory: Memory) -> Result<Self, ConvertError> {
         Ok(Self {
             tree: TreeBuilder::new(config.entries_max),
             skeleton: SkeletonBuilder::new().map_err(Failure::Compress)?,
             cutter: Cutter::new(),
             chunks,
+            memory,
+            skeleton_kept: 0,
+            file_size_max: config.tar_bytes_max,
             skeleton_bytes_max: config.skeleton_bytes_max.min(SKELETON_SIZE_MAX),
             entries_max: config.entries_max.min(ENTRIES_MAX),
             members: 0,
@@ -53,16 +65,17 @@ impl<C: Chunks> Assembler<C> {
     }
 
     /// The parts, in canonical form. Without the chunks if the scan did not end well, but always waits for the workers.
-    pub fn finish(self, scanned: Result<(), ConvertError>) -> Result<(Tree, Vec<ChunkEntry>, Skeleton), ConvertError> {
+    pub fn finish(self, scanned: Result<(), ConvertError>) -> Result<Assembled, ConvertError> {
         let Self {
             tree,
             skeleton,
             cutter,
             mut chunks,
+            mut memory,
             ..
         } = self;
         let last = match (&scanned, cutter.finish()) {
-            (Ok(()), Some(chunk)) => chunks.push(chunk),
+            (Ok(()), Some(chunk)) => memory.take(memory::CHUNK).and_then(|()| chunks.push(chunk)),
             _ => Ok(()),
         };
         let chunks = chunks.finish();
@@ -74,12 +87,12 @@ impl<C: Chunks> Assembler<C> {
             Err(e) => return Err(e),
             Ok(()) => {}
         }
-        Ok((tree.finish()?, chunks?, skeleton.finish()?))
+        Ok((tree.finish()?, chunks?, skeleton.finish()?, memory))
     }
-}
 
-impl<C: Chunks> Assembler<C> {
-    fn chunk(&mut self, chunk: Vec<u8>) -> Result<(), ConvertError> {
+    fn push(&mut self, chunk: Option<Vec<u8>>) -> Result<(), ConvertError> {
+        let Some(chunk) = chunk else { return Ok(()) };
+        self.memory.take(memory::CHUNK)?;
         self.chunks.push(chunk)?;
         self.cutter.give(self.chunks.buffer());
         Ok(())
@@ -92,7 +105,15 @@ impl<C: Chunks> Sink for Assembler<C> {
             let (what, max) = ("bytes beside file bodies", self.skeleton_bytes_max);
             return Err(Refusal::OverBudget { what, max }.into());
         }
-        self.skeleton.literal(bytes).map_err(|e| Failure::Compress(e).into())
+        self.skeleton.literal(bytes).map_err(Failure::Compress)?;
+        let kept = self.skeleton.compressed_size();
+        self.memory.take((kept - self.skeleton_kept) * memory::SKELETON_BYTE)?;
+        self.skeleton_kept = kept;
+        Ok(())
+    }
+
+    fn stretches_max(&self) -> u64 {
+        self.memory.left() / memory::EXTENT
     }
 
     fn member(&mut self, member: Member) -> Result<(), ConvertError> {
@@ -105,36 +126,42 @@ impl<C: Chunks> Sink for Assembler<C> {
             let (what, max) = ("bytes of files", DATA_SIZE_MAX);
             return Err(Refusal::OverBudget { what, max }.into());
         }
+        if member.body_len > 0 {
+            self.memory.take(memory::BODY)?;
+        }
+        if let MemberKind::File { sparse: Some(map) } = &member.kind
+            && map.size > self.file_size_max
+        {
+            let (what, max) = ("bytes in a sparse file", self.file_size_max);
+            return Err(Refusal::OverBudget { what, max }.into());
+        }
         let place = self.skeleton.body(member.body_len);
         let content = match &member.kind {
             MemberKind::File { sparse: Some(map) } => sparse_content(map, place)?,
             _ => Content::whole(place),
         };
-        self.tree.add(&member, content)?;
-        if member.body_len > 0
-            && let Some(chunk) = self.cutter.begin(member.body_len)
-        {
-            self.chunk(chunk)?;
+        self.tree.add(&member, content, &mut self.memory)?;
+        match member.body_len {
+            0 => Ok(()),
+            len => {
+                let chunk = self.cutter.begin(len);
+                self.push(chunk)
+            }
         }
-        Ok(())
     }
 
     fn body(&mut self, mut bytes: &[u8]) -> Result<(), ConvertError> {
         while !bytes.is_empty() {
             let (n, chunk) = self.cutter.push(bytes);
-            if let Some(chunk) = chunk {
-                self.chunk(chunk)?;
-            }
+            self.push(chunk)?;
             bytes = &bytes[n..];
         }
         Ok(())
     }
 
     fn body_end(&mut self) -> Result<(), ConvertError> {
-        match self.cutter.end() {
-            Some(chunk) => self.chunk(chunk),
-            None => Ok(()),
-        }
+        let chunk = self.cutter.end();
+        self.push(chunk)
     }
 }
 

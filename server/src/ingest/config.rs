@@ -3,7 +3,11 @@
 //! In: TOML. Out: [`IngestConfig`]. Invariant: hostile input trips one of these before it costs more than it names.
 //! Not here: bounds of the format itself (`headstart_layer_format::limits`), which no configuration can lift.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
+
+use super::memory::MemoryPool;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -30,6 +34,16 @@ pub struct IngestConfig {
     pub entries_max: u64,
     /// Tar bytes that are not file bodies.
     pub skeleton_bytes_max: u64,
+    /// Memory that all conversions together may take for what grows with a layer's contents: a name costs some 330 bytes,
+    /// so the default is enough for a layer of 450,000 files. A layer that needs more than all of it stays an ordinary
+    /// blob; one that finds too little left is tried again later.
+    pub memory_bytes_max: u64,
+    /// Of this, for the window of a zstd layer's decoder; a layer with a larger one stays an ordinary blob. zstd's levels up to 19 and the builders' own
+    /// stay within 32 MiB; `--long` and `--ultra` may need 128 MiB.
+    pub zstd_window_bytes_max: u64,
+    /// What of `memory_bytes_max` is in use, by all that work with this configuration.
+    #[serde(skip)]
+    pub memory: Arc<MemoryPool>,
     /// Wall time of one conversion, which includes waiting for the upstream.
     pub time_max_ms: u64,
     /// First pause after a failed conversion; doubles with each further failure, up to 64 times this.
@@ -49,6 +63,9 @@ impl Default for IngestConfig {
             ratio_floor_bytes: 256 << 20,
             entries_max: 1_000_000,
             skeleton_bytes_max: 1 << 30,
+            memory_bytes_max: 192 << 20,
+            zstd_window_bytes_max: 32 << 20,
+            memory: Arc::new(MemoryPool::new()),
             time_max_ms: 2 * 3600 * 1000,
             retry_after_ms: 2000,
         }

@@ -22,8 +22,6 @@ pub enum ConvertError {
 /// The layer stays an ordinary blob.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    #[error("the layer is empty")]
-    Empty,
     #[error("the layer does not decompress: {0}")]
     Decompress(String),
     #[error("the tar is malformed: {0}")]
@@ -53,6 +51,8 @@ pub enum Failure {
     Cancelled,
     #[error("convert within the time limit")]
     TimedOut,
+    #[error("convert: other conversions have all the memory (ingest.memory_bytes_max)")]
+    NoMemory,
     #[error("compress a chunk: {0}")]
     Compress(io::Error),
     #[error("start a conversion thread: {0}")]

@@ -16,12 +16,16 @@ use super::assemble::{Assembler, Chunks};
 use super::config::IngestConfig;
 use super::error::{ConvertError, Failure};
 use super::inflate::{Original, TarBudget, TarStream};
+use super::memory::Memory;
 use super::progress::Progress;
 use super::tar_header::BLOCK;
 use super::tar_scan::{self, Member, Sink};
 
 /// Uncompressed bytes of one input; longer ones trip the budget.
 pub const TAR_MAX: u64 = 1 << 20;
+
+/// What a decoder may keep; the harness's bound on memory is above it.
+const WINDOW_MAX: u64 = 32 << 20;
 
 /// Gives bytes in pieces of at most `piece`.
 struct Dribble<'a> {
@@ -86,8 +90,8 @@ fn inflated(data: &[u8], piece: usize, read: usize, budget: TarBudget) -> (Vec<u
     let decode = |expected: BlobDigest, out: &mut Vec<u8>| {
         let progress = progress();
         let mut original = Original::new(Dribble { rest: data, piece }, expected, &progress);
-        let decoded = super::inflate::inflate(&mut original).and_then(|input| {
-            let mut tar = TarStream::new(input, budget, &progress);
+        let decoded = super::inflate::inflate(&mut original, WINDOW_MAX).and_then(|inflated| {
+            let mut tar = TarStream::new(inflated.input, budget, &progress);
             let mut buf = vec![0; read];
             loop {
                 match tar.read(&mut buf).map_err(ConvertError::from_io)? {
@@ -128,6 +132,24 @@ pub fn layer(data: &[u8]) -> bool {
 /// The encoded TOC of a tar, and its data space; `None` if it is refused.
 pub fn toc_of(tar: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     assembled(tar)
+}
+
+/// The encoded TOC of a layer blob, and its data space; or why it is refused.
+pub fn converted(blob: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
+    let config = IngestConfig::default();
+    let progress = progress();
+    let mut original = Original::new(blob, BlobDigest::of(blob), &progress);
+    let mut tar = Vec::new();
+    super::inflate::inflate(&mut original, config.zstd_window_bytes_max)
+        .and_then(|inflated| {
+            TarStream::new(inflated.input, TarBudget::of(&config), &progress)
+                .read_to_end(&mut tar)
+                .map_err(ConvertError::from_io)
+        })
+        .map_err(|e| refused(&e))?;
+    let mut data = Vec::new();
+    let toc = assemble(&tar, tar.len().max(1), &mut data).map_err(|e| refused(&e))?;
+    Ok((headstart_layer_format::fuzz::check(&toc), data))
 }
 
 fn as_is_and_sealed(data: &[u8], one: impl Fn(&[u8]) -> bool) -> bool {
@@ -196,6 +218,10 @@ impl Sink for Recorder {
         self.left = Some(member.body_len).filter(|&len| len > 0);
         self.members.push(member);
         Ok(())
+    }
+
+    fn stretches_max(&self) -> u64 {
+        1 << 16
     }
 
     fn body(&mut self, bytes: &[u8]) -> Result<(), ConvertError> {
@@ -267,9 +293,10 @@ fn assemble(tar: &[u8], piece: usize, data: &mut Vec<u8>) -> Result<Toc, Convert
         data: Some(data),
         ..Kept::default()
     };
-    let mut assembler = Assembler::new(&config, kept)?;
+    let memory = Memory::start(&config)?;
+    let mut assembler = Assembler::new(&config, kept, memory)?;
     let scanned = tar_scan::scan(Dribble { rest: tar, piece }, &mut assembler);
-    let (tree, chunks, skeleton) = assembler.finish(scanned)?;
+    let (tree, chunks, skeleton, _memory) = assembler.finish(scanned)?;
     let toc = Toc::new(
         BlobDigest::of(tar),
         DiffId::of(tar),

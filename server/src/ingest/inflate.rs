@@ -14,13 +14,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::config::IngestConfig;
 use super::error::{ConvertError, Failure, Refusal};
+use super::gzip::GzipMembers;
 use super::progress::Progress;
 use crate::store::hasher::BlobHasher;
 
 /// zlib-rs does 625 MB/s with buffers of this size, and half of it with 32 KiB.
 const BUFFER: usize = 256 << 10;
-/// Largest zstd window accepted: 128 MiB, as the zstd command and containerd's decoder do.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 /// The compressed blob, hashed as it is read.
 #[derive(Debug)]
@@ -79,8 +78,17 @@ impl<R: Read> Read for Original<'_, R> {
     }
 }
 
-/// Decompresses by magic. Anything without a known magic is taken for a tar, and the tar's own checksums decide.
-pub fn inflate<'a, R: Read>(original: &'a mut Original<'_, R>) -> Result<Box<dyn Read + 'a>, ConvertError> {
+/// What comes out of [`inflate`].
+#[allow(missing_debug_implementations, reason = "decoders")]
+pub struct Inflated<'a> {
+    pub input: Box<dyn Read + 'a>,
+    /// Bytes that the decoder may keep besides its buffers.
+    pub window: u64,
+}
+
+/// Decompresses by magic. Anything without a known magic is taken for a tar, and the tar's own checksums decide; no bytes at
+/// all are a layer without files, as they are to runtimes.
+pub fn inflate<'a, R: Read>(original: &'a mut Original<'_, R>, window_max: u64) -> Result<Inflated<'a>, ConvertError> {
     let mut magic = Vec::with_capacity(4);
     original
         .by_ref()
@@ -89,18 +97,19 @@ pub fn inflate<'a, R: Read>(original: &'a mut Original<'_, R>) -> Result<Box<dyn
         .map_err(ConvertError::from_io)?;
     let head = Cursor::new(magic.clone());
     let input = BufReader::with_capacity(BUFFER, head.chain(original));
+    let plain = |input| Inflated { input, window: 0 };
     match magic.as_slice() {
-        [] => Err(Refusal::Empty.into()),
-        [0x1f, 0x8b, ..] => Ok(Box::new(flate2::bufread::MultiGzDecoder::new(input))),
+        [0x1f, 0x8b, ..] => Ok(plain(Box::new(GzipMembers::new(input)))),
         // A frame, or a skippable one (which may come first).
         [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(ConvertError::from_io)?;
-            decoder
-                .window_log_max(ZSTD_WINDOW_LOG_MAX)
-                .map_err(ConvertError::from_io)?;
-            Ok(Box::new(decoder))
+            let window_log = window_max.max(1).ilog2().clamp(10, 31);
+            decoder.window_log_max(window_log).map_err(ConvertError::from_io)?;
+            let input = Box::new(decoder);
+            let window = 1 << window_log;
+            Ok(Inflated { input, window })
         }
-        _ => Ok(Box::new(input)),
+        _ => Ok(plain(Box::new(input))),
     }
 }
 

@@ -12,18 +12,24 @@
 
 mod ahead;
 mod assemble;
+mod attributes;
 mod chunks;
 pub mod config;
 mod cut;
+mod dir_times;
 mod error;
 mod frame;
 pub(crate) mod fuzz;
 mod gear;
+mod gzip;
 mod inflate;
+pub(crate) mod memory;
+mod nodes;
 mod path;
 mod pax;
 mod pool;
 mod progress;
+mod resolve;
 mod sparse;
 pub mod survey;
 mod tar_header;
@@ -46,11 +52,13 @@ pub use config::IngestConfig;
 pub use cut::CutSizes;
 pub use error::{ConvertError, Failure, Refusal};
 use inflate::{Original, TarBudget, TarStream};
+use memory::Memory;
 use pool::Pool;
 pub use pool::Rank;
 pub use progress::Progress;
 
-type Parts = (Tree, Vec<ChunkEntry>, Skeleton, DiffId);
+/// The last is what they keep in memory, until they are published.
+type Parts = (Tree, Vec<ChunkEntry>, Skeleton, DiffId, Memory);
 
 /// What all conversions of a process share.
 #[derive(Debug)]
@@ -98,7 +106,7 @@ impl Ingest {
                 // Before any verdict: are these the right bytes at all?
                 other => original.finish().and(other),
             };
-            let (tree, chunks, skeleton, diff_id) = parts?;
+            let (tree, chunks, skeleton, diff_id, _memory) = parts?;
             let toc = Toc::new(*layer, diff_id, tree, ChunkTable::new(chunks)?, skeleton)?;
             Ok(conversion.publish_layer(layer, &toc)?)
         })
@@ -116,14 +124,15 @@ impl Ingest {
             progress: progress.clone(),
         };
         std::thread::scope(|scope| {
-            let ahead = Ahead::start(scope, original, progress).map_err(Failure::Threads)?;
+            let memory = Memory::start(&self.config)?;
+            let ahead = Ahead::start(scope, original, &self.config, progress).map_err(Failure::Threads)?;
             let mut tar = TarStream::new(Box::new(ahead), TarBudget::of(&self.config), progress);
             let lane = self.pool.lane(rank, Arc::new(work));
-            let mut assembler = Assembler::new(&self.config, lane)?;
+            let mut assembler = Assembler::new(&self.config, lane, memory)?;
             let scanned = tar_scan::scan(&mut tar, &mut assembler);
             progress.tar.fetch_add(tar.size(), Ordering::Relaxed);
-            let (tree, chunks, skeleton) = assembler.finish(scanned)?;
-            Ok((tree, chunks, skeleton, tar.diff_id()))
+            let (tree, chunks, skeleton, memory) = assembler.finish(scanned)?;
+            Ok((tree, chunks, skeleton, tar.diff_id(), memory))
         })
     }
 }

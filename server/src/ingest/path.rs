@@ -38,17 +38,13 @@ pub enum Whiteout<'a> {
     No,
     /// `.wh..wh..opq`: the directory hides everything below it.
     Opaque,
-    /// `.wh.NAME`.
+    /// `.wh.NAME`. AUFS's own files (`.wh..wh.plnk`) are that as well to containerd: they hide a name that nobody has.
     Of(&'a [u8]),
-    /// Other `.wh..wh.*`: AUFS's own bookkeeping, not part of the layer.
-    Bookkeeping,
 }
 
 pub fn whiteout(name: &[u8]) -> Whiteout<'_> {
     if name == b".wh..wh..opq" {
         Whiteout::Opaque
-    } else if name.starts_with(b".wh..wh.") {
-        Whiteout::Bookkeeping
     } else if let Some(hidden) = name.strip_prefix(b".wh.") {
         Whiteout::Of(hidden)
     } else {

@@ -1,8 +1,8 @@
 //! PAX extended header records.
 //!
-//! In: the data of an `x` member. Out: [`Pax`]. Invariant: a record that is not exactly `LEN KEY=VALUE\n` makes the tar
+//! In: the data of an `x` or `g` member. Out: [`Pax`]. Invariant: a record that is not exactly `LEN KEY=VALUE\n` makes the tar
 //! malformed: guessing on would desynchronise us from other readers. Values are bytes, not text.
-//! Not here: global (`g`) records, which are kept as bytes and, as by Go's reader, not applied.
+//! Not here: what a global (`g`) header's records apply to (nothing but its own name, by Go's reader).
 
 use headstart_layer_format::limits::XATTRS_LEN_MAX;
 use headstart_layer_format::toc::Mtime;
@@ -60,14 +60,6 @@ impl Pax {
         Ok(pax)
     }
 
-    /// Checks a global header's form.
-    pub fn check(mut data: &[u8]) -> Result<(), ConvertError> {
-        while !data.is_empty() {
-            data = record(data)?.2;
-        }
-        Ok(())
-    }
-
     fn apply(&mut self, key: &[u8], value: &[u8]) -> Result<(), ConvertError> {
         if let Some(name) = key.strip_prefix(XATTR) {
             self.xattrs.push((name.to_vec(), value.to_vec()));
@@ -78,12 +70,16 @@ impl Pax {
         let text = || present.then(|| value.to_vec());
         let number = || present.then(|| decimal(value)).transpose();
         match key {
-            b"path" | b"linkpath" if value.contains(&0) => return Err(malformed("a PAX path has a NUL")),
+            b"path" | b"linkpath" | b"uname" | b"gname" if value.contains(&0) => {
+                return Err(malformed("a PAX name has a NUL"));
+            }
             b"path" => self.path = text(),
             b"linkpath" => self.link = text(),
             b"size" => self.size = number()?,
             b"uid" => self.uid = number()?,
             b"gid" => self.gid = number()?,
+            // Not kept, but readers fail on others.
+            b"atime" | b"ctime" => drop(present.then(|| time(value)).transpose()?),
             b"mtime" => self.mtime = present.then(|| time(value)).transpose()?,
             b"GNU.sparse.major" => self.sparse.major = text(),
             b"GNU.sparse.minor" => self.sparse.minor = text(),

@@ -96,7 +96,7 @@ pub fn pax_form(pax: &PaxSparse) -> Result<PaxSparseForm, ConvertError> {
         _ => return Err(malformed("an unknown version of sparse records")),
     }
     let map = pax.map.as_deref().unwrap_or_default();
-    if !map.len().is_multiple_of(2) || pax.block_count.is_some_and(|n| n != (map.len() / 2) as u64) {
+    if !map.len().is_multiple_of(2) || pax.block_count != Some((map.len() / 2) as u64) {
         return Err(malformed("a sparse map"));
     }
     Ok(PaxSparseForm::Records(

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use headstart_layer_format::BlobDigest;
+use headstart_layer_format::limits::EXTENTS_MAX;
 use sha2::{Digest as _, Sha256};
 
 use super::config::IngestConfig;
@@ -103,7 +104,11 @@ fn scan<R: Read>(
     progress: &Progress,
     takers: &mut Takers,
 ) -> Result<u64, ConvertError> {
-    let mut tar = TarStream::new(inflate(original)?, TarBudget::of(config), progress);
+    let mut tar = TarStream::new(
+        inflate(original, config.zstd_window_bytes_max)?.input,
+        TarBudget::of(config),
+        progress,
+    );
     tar_scan::scan(&mut tar, takers)?;
     Ok(tar.size())
 }
@@ -135,6 +140,10 @@ impl Takers {
 }
 
 impl Sink for Takers {
+    fn stretches_max(&self) -> u64 {
+        EXTENTS_MAX
+    }
+
     fn literal(&mut self, bytes: &[u8]) -> Result<(), ConvertError> {
         if self.members.is_empty() {
             return Ok(());

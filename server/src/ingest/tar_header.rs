@@ -94,6 +94,11 @@ impl Header {
         if !prefix.is_empty() {
             name = [prefix, b"/", &name].concat();
         }
+        if is_star {
+            // Access and change time: not kept, but readers fail on others.
+            number(&block[476..488])?;
+            number(&block[488..500])?;
+        }
         let (dev_major, dev_minor) = if is_ustar || is_gnu {
             let what = "a negative device number";
             (unsigned(&block[329..337], what)?, unsigned(&block[337..345], what)?)

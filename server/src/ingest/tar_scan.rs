@@ -22,6 +22,8 @@ const BUFFER: usize = 256 << 10;
 pub trait Sink {
     /// The next bytes of the tar that are not a file body.
     fn literal(&mut self, bytes: &[u8]) -> Result<(), ConvertError>;
+    /// Stretches that a sparse file may have.
+    fn stretches_max(&self) -> u64;
     /// The next member. Its `body_len` bytes of body follow, then `body_end`, when that is not 0.
     fn member(&mut self, member: Member) -> Result<(), ConvertError>;
     fn body(&mut self, bytes: &[u8]) -> Result<(), ConvertError>;
@@ -43,13 +45,27 @@ pub struct Member {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberKind {
-    File { sparse: Option<SparseMap> },
+    File {
+        sparse: Option<SparseMap>,
+    },
     Directory,
-    Symlink { target: Vec<u8> },
-    HardLink { target: Vec<u8> },
-    CharDevice { major: u64, minor: u64 },
-    BlockDevice { major: u64, minor: u64 },
+    Symlink {
+        target: Vec<u8>,
+    },
+    HardLink {
+        target: Vec<u8>,
+    },
+    CharDevice {
+        major: u64,
+        minor: u64,
+    },
+    BlockDevice {
+        major: u64,
+        minor: u64,
+    },
     Fifo,
+    /// A global extended header: Go's reader hands it out as an entry of its own, with a name and nothing else.
+    Global,
 }
 
 /// What special members said about the next real one.
@@ -78,7 +94,7 @@ pub fn scan<S: Sink>(input: impl Read, sink: &mut S) -> Result<(), ConvertError>
             b'x' => pending.pax = Some(Pax::parse(&scan.special(&header)?)?),
             // Go's reader hands a global header out as an entry, and what was said before it is lost; others keep it.
             b'g' if pending.is_some() => return Err(malformed("an extended header before a global one")),
-            b'g' => Pax::check(&scan.special(&header)?)?,
+            b'g' => scan.global(header)?,
             b'L' => pending.long_name = Some(text(&scan.special(&header)?).to_vec()),
             b'K' => pending.long_link = Some(text(&scan.special(&header)?).to_vec()),
             _ => scan.member(&block, header, std::mem::take(&mut pending))?,
@@ -135,6 +151,20 @@ impl<R: Read, S: Sink> Scan<'_, R, S> {
             data.extend_from_slice(&self.whole_block()?[..want]);
         }
         Ok(data)
+    }
+
+    fn global(&mut self, header: Header) -> Result<(), ConvertError> {
+        let pax = Pax::parse(&self.special(&header)?)?;
+        self.sink.member(Member {
+            path: pax.path.unwrap_or(header.name),
+            kind: MemberKind::Global,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: Mtime::default(),
+            xattrs: Vec::new(),
+            body_len: 0,
+        })
     }
 
     fn member(&mut self, block: &Block, header: Header, pending: Pending) -> Result<(), ConvertError> {
@@ -205,6 +235,10 @@ impl<R: Read, S: Sink> Scan<'_, R, S> {
         while more {
             let next = self.whole_block()?;
             more = map.extension(&next)?;
+            let (what, max) = ("stretches of a sparse file", self.sink.stretches_max());
+            if map.stretches.len() as u64 > max {
+                return Err(Refusal::OverBudget { what, max }.into());
+            }
         }
         SparseMap::new(size, map.stretches, stored)
     }
@@ -250,14 +284,20 @@ impl<R: Read, S: Sink> Scan<'_, R, S> {
         if len > 0 { self.sink.body_end() } else { Ok(()) }
     }
 
+    /// Readers do not miss the padding of the last member when the tar ends there.
     fn padding(&mut self, len: u64) -> Result<(), ConvertError> {
-        let pad = (len.next_multiple_of(BLOCK as u64) - len) as usize;
-        let mut buf = [0; BLOCK];
-        self.input.read_exact(&mut buf[..pad]).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => Refusal::TarTruncated.into(),
-            _ => ConvertError::from_io(e),
-        })?;
-        self.sink.literal(&buf[..pad])
+        let mut pad = (len.next_multiple_of(BLOCK as u64) - len) as usize;
+        while pad > 0 {
+            let bytes = self.input.fill_buf().map_err(ConvertError::from_io)?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let n = bytes.len().min(pad);
+            self.sink.literal(&bytes[..n])?;
+            self.input.consume(n);
+            pad -= n;
+        }
+        Ok(())
     }
 
     /// Whatever follows the end marks belongs to the tar as well: the DiffID covers it.

@@ -3,49 +3,36 @@
 //! In: members in tar order. Out: a canonical [`Tree`]. Invariant: the last entry of a path wins; a directory entry on a
 //! directory changes its metadata and keeps its children; a hard link shares its target's inode and, as `link` then
 //! `chown`, `chmod`, `utimes` would, changes that inode's metadata; parents that no entry names are implied. Whiteouts
-//! are kept as facts. What an unpacker would fail on is refused.
+//! are kept as facts. What an unpacker would fail on is refused. `server/tests/unpack` holds it to that.
 //! Not here: bodies; a file's [`Content`] comes from the caller.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use headstart_layer_format::limits::{ENTRIES_MAX, EXTENTS_MAX, META_SIZE_MAX, PATH_LEN_MAX};
-use headstart_layer_format::toc::{Content, Entry, EntryId, Inode, InodeId, Kind, Mtime, Tree, Xattr};
+use headstart_layer_format::toc::{Content, Entry, EntryId, Inode, InodeId, Kind, Mtime, Tree};
 
+use super::attributes;
+use super::dir_times::DirTimes;
 use super::error::{ConvertError, Refusal};
+use super::memory::{self, Memory};
+use super::nodes::{NodeId, Nodes, ROOT};
 use super::path::{Whiteout, components, whiteout};
-use super::pax::{XATTRS_OF_ONE_MAX, too_many_xattrs};
+use super::resolve::{LINK_PARTS_MAX, Place, resolve};
 use super::tar_scan::{Member, MemberKind};
 
-/// Symlinks followed in one path before it counts as a loop, as in containerd's path resolution.
-const LINKS_MAX: usize = 255;
-/// Components of symlinks' targets that are walked for one layer. A million members below a link of some components stay
-/// below it; without it a tar of some megabytes, every path of which goes through 255 links of 2048 components, keeps a
-/// core busy for hours.
-const LINK_PARTS_MAX: u64 = 1 << 26;
-
-type Children = BTreeMap<Box<[u8]>, usize>;
-
-#[derive(Debug)]
-struct Node {
-    parent: usize,
-    inode: usize,
-    /// Empty for what is not a directory.
-    children: Children,
-}
-
-/// Nodes that lose their name stay in `nodes` without one; their number is bounded by that of the members.
 #[derive(Debug)]
 pub struct TreeBuilder {
-    nodes: Vec<Node>,
+    nodes: Nodes,
     inodes: Vec<Inode>,
     nodes_max: u64,
+    dir_times: DirTimes,
+    /// A directory or a symlink was replaced: what was a directory's path may lead elsewhere by now.
+    rerouted: bool,
     /// Bytes of names, targets and attributes that may still come, of entries that are replaced later as well.
     bytes_left: u64,
     extents_left: u64,
     link_parts_left: u64,
 }
-
-const ROOT: usize = 0;
 
 fn implied_directory() -> Inode {
     Inode {
@@ -65,13 +52,11 @@ impl TreeBuilder {
     /// `entries_max` bounds members and implied directories together.
     pub fn new(entries_max: u64) -> Self {
         Self {
-            nodes: vec![Node {
-                parent: ROOT,
-                inode: 0,
-                children: Children::new(),
-            }],
+            nodes: Nodes::new(0),
             inodes: vec![implied_directory()],
             nodes_max: entries_max.min(ENTRIES_MAX),
+            dir_times: DirTimes::default(),
+            rerouted: false,
             bytes_left: META_SIZE_MAX,
             extents_left: EXTENTS_MAX,
             link_parts_left: LINK_PARTS_MAX,
@@ -79,255 +64,287 @@ impl TreeBuilder {
     }
 
     /// Applies a member. `content` is a file's, and ignored for everything else.
-    pub fn add(&mut self, member: &Member, content: Content) -> Result<(), ConvertError> {
+    pub fn add(&mut self, member: &Member, content: Content, memory: &mut Memory) -> Result<(), ConvertError> {
         let parts = components(&member.path)?;
-        self.spend(member, &parts, &content)?;
+        self.spend(member, &content, memory)?;
+        // What is the root itself says nothing: containerd passes over it, and makes the root as its snapshotter likes.
         let Some((&base, above)) = parts.split_last() else {
-            return self.add_root(member);
-        };
-        if above.iter().any(|p| whiteout(p) == Whiteout::Bookkeeping) {
             return Ok(());
-        }
+        };
+        let dir = self.make_dir(above, memory)?;
         match whiteout(base) {
-            Whiteout::Bookkeeping => Ok(()),
             Whiteout::Opaque => {
-                let dir = self.make_dir(above)?;
-                let inode = self.nodes[dir].inode;
+                let inode = self.nodes.inode(dir);
                 if let Kind::Directory { opaque, .. } = &mut self.inodes[inode].kind {
                     *opaque = true;
                 }
                 Ok(())
             }
-            Whiteout::Of(name) => self.add_whiteout(member, above, name),
-            Whiteout::No => self.add_named(member, above, base, content),
+            Whiteout::Of(name) => self.add_whiteout(member, dir, name, memory),
+            Whiteout::No => self
+                .add_named(member, dir, base, content, memory)?
+                .map_or(Ok(()), |mtime| {
+                    let path = parts.join(&b'/');
+                    memory.take(self.dir_times.cost(&path))?;
+                    self.dir_times.push(&path, mtime);
+                    Ok(())
+                }),
         }
     }
 
     /// What is kept of a member is counted as it comes: the format's bounds are checked when the tree is whole, and by
     /// then a tar of a few megabytes may have been inflated to gigabytes of attributes.
-    fn spend(&mut self, member: &Member, parts: &[&[u8]], content: &Content) -> Result<(), Refusal> {
+    fn spend(&mut self, member: &Member, content: &Content, memory: &mut Memory) -> Result<(), ConvertError> {
         let target = match &member.kind {
             MemberKind::Symlink { target } => target.len(),
             _ => 0,
         };
-        let name = parts.last().map_or(0, |n| n.len());
         let xattrs: usize = member.xattrs.iter().map(|(n, v)| n.len() + v.len()).sum();
+        let extents = content.extents().len();
         let over = |what, max| Refusal::OverBudget { what, max };
-        let left = self.bytes_left.checked_sub((name + target + xattrs) as u64);
+        let left = self.bytes_left.checked_sub((target + xattrs) as u64);
         self.bytes_left = left.ok_or_else(|| over("bytes of names and attributes", META_SIZE_MAX))?;
-        let left = self.extents_left.checked_sub(content.extents().len() as u64);
+        let left = self.extents_left.checked_sub(extents as u64);
         self.extents_left = left.ok_or_else(|| over("extents of files", EXTENTS_MAX))?;
-        Ok(())
+        memory.take_many(target + xattrs, memory::TEXT_BYTE)?;
+        memory.take_many(member.xattrs.len(), memory::XATTR)?;
+        memory.take_many(extents, memory::EXTENT)
     }
 
-    /// `./` gives the root's metadata; containerd ignores anything else that resolves to the root.
-    fn add_root(&mut self, member: &Member) -> Result<(), ConvertError> {
-        if member.kind == MemberKind::Directory {
-            self.update(0, member)?;
-        }
-        Ok(())
-    }
-
-    fn add_whiteout(&mut self, member: &Member, above: &[&[u8]], name: &[u8]) -> Result<(), ConvertError> {
+    fn add_whiteout(
+        &mut self,
+        member: &Member,
+        dir: NodeId,
+        name: &[u8],
+        memory: &mut Memory,
+    ) -> Result<(), ConvertError> {
         if matches!(name, b"" | b"." | b"..") {
             return Err(Refusal::Path("a whiteout of no name").into());
         }
-        let dir = self.make_dir(above)?;
-        if let Some(&old) = self.nodes[dir].children.get(name)
-            && self.inodes[self.nodes[old].inode].kind != Kind::Whiteout
-        {
+        if self.nodes.child(dir, name).is_some() {
             // Unpackers disagree: some fail, some hide the entry, some do not.
             return Err(Refusal::Path("a whiteout of an entry of the same layer").into());
         }
-        let inode = self.new_inode(member, Kind::Whiteout)?;
-        self.insert(dir, name, inode)
+        let mut inode = implied_directory();
+        (inode.uid, inode.gid) = (attributes::owner(member.uid)?, attributes::owner(member.gid)?);
+        (inode.mode, inode.kind) = (0, Kind::Whiteout);
+        inode.mtime = attributes::bound_time(member.mtime);
+        self.put(dir, name, inode, memory)
     }
 
+    /// The time of a directory, which is to be set at the end.
     fn add_named(
         &mut self,
         member: &Member,
-        above: &[&[u8]],
+        dir: NodeId,
         base: &[u8],
         content: Content,
-    ) -> Result<(), ConvertError> {
-        let dir = self.make_dir(above)?;
-        let old = self.nodes[dir].children.get(base).copied();
+        memory: &mut Memory,
+    ) -> Result<Option<Mtime>, ConvertError> {
+        let old = self.nodes.child(dir, base);
         let kind = match &member.kind {
-            MemberKind::Directory => match old {
-                Some(node) if self.is_dir(node) => return self.update(self.nodes[node].inode, member),
-                _ => Kind::Directory {
-                    opaque: false,
-                    implied: false,
-                },
-            },
+            MemberKind::Directory => {
+                let mtime = attributes::bound_time(member.mtime);
+                match old {
+                    Some(node) if self.is_dir(node) => {
+                        let inode = self.nodes.inode(node);
+                        attributes::apply(&mut self.inodes[inode], member)?;
+                    }
+                    _ => {
+                        let kind = Kind::Directory {
+                            opaque: false,
+                            implied: false,
+                        };
+                        self.put_new(member, dir, base, kind, memory)?;
+                    }
+                }
+                return Ok(Some(mtime));
+            }
             MemberKind::HardLink { target } => {
                 // The old name goes first, so a link to itself has no target.
-                self.nodes[dir].children.remove(base);
+                self.remove(dir, base);
                 let inode = self.link_target(target)?;
-                self.update(inode, member)?;
-                return self.insert(dir, base, inode);
+                attributes::apply(&mut self.inodes[inode], member)?;
+                self.put_node(dir, base, inode, memory)?;
+                return Ok(None);
+            }
+            // containerd makes room for it, and then nothing.
+            MemberKind::Global => {
+                self.remove(dir, base);
+                return Ok(None);
             }
             MemberKind::File { .. } => Kind::Regular(content),
             MemberKind::Symlink { target } => symlink(target)?,
-            MemberKind::CharDevice { major, minor } => Kind::CharDevice {
-                major: device_number(*major)?,
-                minor: device_number(*minor)?,
-            },
-            MemberKind::BlockDevice { major, minor } => Kind::BlockDevice {
-                major: device_number(*major)?,
-                minor: device_number(*minor)?,
-            },
+            MemberKind::CharDevice { major, minor } => {
+                let (major, minor) = device(*major, *minor)?;
+                Kind::CharDevice { major, minor }
+            }
+            MemberKind::BlockDevice { major, minor } => {
+                let (major, minor) = device(*major, *minor)?;
+                Kind::BlockDevice { major, minor }
+            }
             MemberKind::Fifo => Kind::Fifo,
         };
-        let inode = self.new_inode(member, kind)?;
-        self.insert(dir, base, inode)
+        self.put_new(member, dir, base, kind, memory)?;
+        Ok(None)
     }
 
-    fn is_dir(&self, node: usize) -> bool {
-        matches!(self.inodes[self.nodes[node].inode].kind, Kind::Directory { .. })
+    fn is_dir(&self, node: NodeId) -> bool {
+        matches!(self.inodes[self.nodes.inode(node)].kind, Kind::Directory { .. })
     }
 
-    /// Gives `base` in `dir` a new node, whatever was there.
-    fn insert(&mut self, dir: usize, base: &[u8], inode: usize) -> Result<(), ConvertError> {
-        let node = self.new_node(dir, inode)?;
-        self.nodes[dir].children.insert(base.into(), node);
+    fn put_new(
+        &mut self,
+        member: &Member,
+        dir: NodeId,
+        base: &[u8],
+        kind: Kind,
+        memory: &mut Memory,
+    ) -> Result<(), ConvertError> {
+        let mut inode = implied_directory();
+        inode.kind = kind;
+        attributes::apply(&mut inode, member)?;
+        self.put(dir, base, inode, memory)
+    }
+
+    fn put(&mut self, dir: NodeId, base: &[u8], inode: Inode, memory: &mut Memory) -> Result<(), ConvertError> {
+        self.inodes.push(inode);
+        self.put_node(dir, base, self.inodes.len() - 1, memory)?;
         Ok(())
     }
 
-    fn new_node(&mut self, parent: usize, inode: usize) -> Result<usize, ConvertError> {
-        if self.nodes.len() as u64 >= self.nodes_max {
-            let what = "entries";
-            return Err(Refusal::OverBudget {
-                what,
-                max: self.nodes_max,
-            }
-            .into());
+    /// Gives `base` in `dir` a new node, whatever was there.
+    fn put_node(
+        &mut self,
+        dir: NodeId,
+        base: &[u8],
+        inode: usize,
+        memory: &mut Memory,
+    ) -> Result<NodeId, ConvertError> {
+        let (what, max) = ("entries", self.nodes_max);
+        let over = || Refusal::OverBudget { what, max };
+        if self.nodes.len() >= self.nodes_max {
+            return Err(over().into());
         }
-        self.nodes.push(Node {
-            parent,
-            inode,
-            children: Children::new(),
-        });
-        Ok(self.nodes.len() - 1)
+        let left = self.bytes_left.checked_sub(base.len() as u64);
+        let (what, max) = ("bytes of names and attributes", META_SIZE_MAX);
+        self.bytes_left = left.ok_or(Refusal::OverBudget { what, max })?;
+        memory.take(memory::NAME + base.len() as u64 * memory::NAME_BYTE)?;
+        self.remove(dir, base);
+        let inode = u32::try_from(inode).map_err(|_| over())?;
+        Ok(self.nodes.put(dir, base, inode).ok_or_else(over)?)
     }
 
-    fn new_inode(&mut self, member: &Member, kind: Kind) -> Result<usize, ConvertError> {
-        let mut inode = implied_directory();
-        inode.kind = kind;
-        apply_metadata(&mut inode, member)?;
-        self.inodes.push(inode);
-        Ok(self.inodes.len() - 1)
-    }
-
-    /// New metadata for an inode that stays; extended attributes are added to those it has.
-    fn update(&mut self, inode: usize, member: &Member) -> Result<(), ConvertError> {
-        apply_metadata(&mut self.inodes[inode], member)
-    }
-
-    /// The directory at `path`, made where missing. Symlinks of this layer are followed, never out of the root.
-    fn make_dir(&mut self, path: &[&[u8]]) -> Result<usize, ConvertError> {
-        self.walk(path, true)?
-            .ok_or_else(|| Refusal::Path("a parent is missing").into())
-    }
-
-    /// `None`: some component is missing and was not to be made.
-    fn walk(&mut self, path: &[&[u8]], make: bool) -> Result<Option<usize>, ConvertError> {
-        let mut at = ROOT;
-        // The usual way: nothing but directories.
-        let mut rest = path.iter();
-        let mut todo: VecDeque<Box<[u8]>> = VecDeque::new();
-        let mut links = 0;
-        loop {
-            let next: Box<[u8]> = match todo.pop_front() {
-                Some(part) => part,
-                None => match rest.next() {
-                    Some(&part) => part.into(),
-                    None => return Ok(Some(at)),
-                },
-            };
-            match &*next {
-                b"" | b"." => continue,
-                b".." => {
-                    at = self.nodes[at].parent;
-                    continue;
-                }
-                _ => {}
-            }
-            let Some(&child) = self.nodes[at].children.get(&next) else {
-                if !make {
-                    return Ok(None);
-                }
-                self.inodes.push(implied_directory());
-                let node = self.new_node(at, self.inodes.len() - 1)?;
-                self.nodes[at].children.insert(next, node);
-                at = node;
-                continue;
-            };
-            match &self.inodes[self.nodes[child].inode].kind {
-                Kind::Directory { .. } => at = child,
-                Kind::Symlink { target } => {
-                    links += 1;
-                    if links > LINKS_MAX || todo.len() > PATH_LEN_MAX {
-                        return Err(Refusal::Path("too many symlinks in it").into());
-                    }
-                    if target.starts_with(b"/") {
-                        at = ROOT;
-                    }
-                    let before = todo.len();
-                    for part in target.split(|&b| b == b'/').rev() {
-                        todo.push_front(part.into());
-                    }
-                    let left = self.link_parts_left.checked_sub((todo.len() - before) as u64);
-                    self.link_parts_left = left.ok_or(Refusal::Path("too many symlinks in all of them"))?;
-                }
-                _ => return Err(Refusal::Path("a parent is not a directory").into()),
-            }
+    fn remove(&mut self, dir: NodeId, base: &[u8]) {
+        if let Some(old) = self.nodes.child(dir, base) {
+            let kind = &self.inodes[self.nodes.inode(old)].kind;
+            self.rerouted |= matches!(kind, Kind::Directory { .. } | Kind::Symlink { .. });
+            self.nodes.remove(dir, base);
         }
+    }
+
+    /// The directory at `path`, made where missing.
+    fn make_dir(&mut self, path: &[&[u8]], memory: &mut Memory) -> Result<NodeId, ConvertError> {
+        let (mut dir, missing) = match self.resolve(path.iter().copied())? {
+            Place::Node(dir) => (dir, Vec::new()),
+            Place::Missing(dir, missing) => (dir, missing),
+        };
+        if !self.is_dir(dir) {
+            return Err(Refusal::Path("a parent is not a directory").into());
+        }
+        for name in missing {
+            self.inodes.push(implied_directory());
+            dir = self.put_node(dir, &name, self.inodes.len() - 1, memory)?;
+        }
+        Ok(dir)
+    }
+
+    fn resolve<'p>(&mut self, path: impl IntoIterator<Item = &'p [u8]>) -> Result<Place, Refusal> {
+        resolve(&self.nodes, &self.inodes, path, &mut self.link_parts_left)
     }
 
     fn link_target(&mut self, target: &[u8]) -> Result<usize, ConvertError> {
         let missing = || ConvertError::from(Refusal::Path("a hard link's target is missing"));
-        let parts = components(target)?;
-        let (&base, above) = parts.split_last().ok_or_else(missing)?;
-        let dir = self.walk(above, false)?.ok_or_else(missing)?;
-        let node = *self.nodes[dir].children.get(base).ok_or_else(missing)?;
-        let inode = self.nodes[node].inode;
+        // Not cleaned before its symlinks are followed, unlike a member's own path.
+        let mut parts: Vec<&[u8]> = target.split(|&b| b == b'/').collect();
+        let base = match parts.pop() {
+            Some(b"" | b"." | b"..") | None => None,
+            named => named,
+        };
+        let Place::Node(at) = self.resolve(parts)? else {
+            return Err(missing());
+        };
+        let node = match base {
+            Some(base) => self.nodes.child(at, base).ok_or_else(missing)?,
+            None => at,
+        };
+        let inode = self.nodes.inode(node);
         match self.inodes[inode].kind {
-            Kind::Directory { .. } | Kind::Whiteout => Err(Refusal::Path("a hard link to a directory").into()),
+            Kind::Directory { .. } => Err(Refusal::Path("a hard link to a directory").into()),
+            Kind::Whiteout => Err(Refusal::Path("a hard link to a whiteout").into()),
             _ => Ok(inode),
         }
     }
 
+    /// Times of directories, last, by path.
+    fn set_dir_times(&mut self) -> Result<(), Refusal> {
+        let times = std::mem::take(&mut self.dir_times);
+        if !self.rerouted {
+            // Each was set when its entry came, and its path still leads there.
+            return Ok(());
+        }
+        times.each(|path, mtime| match self.resolve(path.split(|&b| b == b'/'))? {
+            Place::Node(node) => {
+                let inode = self.nodes.inode(node);
+                self.inodes[inode].mtime = mtime;
+                Ok(())
+            }
+            Place::Missing(..) => Err(Refusal::Path("a directory is gone when its time is to be set")),
+        })
+    }
+
     /// Numbers entries breadth-first, inodes by first use.
     pub fn finish(mut self) -> Result<Tree, ConvertError> {
+        self.set_dir_times()?;
+        let Self { nodes, mut inodes, .. } = self;
+        const UNUSED: u32 = u32::MAX;
         let mut entries = vec![Entry {
             parent: EntryId::ROOT,
             name: Box::default(),
             inode: InodeId::ROOT,
         }];
-        let mut numbers: Vec<Option<u32>> = vec![None; self.inodes.len()];
-        numbers[0] = Some(0);
-        let mut order = vec![0usize];
-        let mut queue: VecDeque<(usize, u32)> = VecDeque::from([(ROOT, 0)]);
+        let mut numbers: Vec<u32> = vec![UNUSED; inodes.len()];
+        numbers[0] = 0;
+        let mut used = 1;
+        let mut queue: VecDeque<(NodeId, u32)> = VecDeque::from([(ROOT, 0)]);
         while let Some((node, id)) = queue.pop_front() {
-            for (name, child) in std::mem::take(&mut self.nodes[node].children) {
-                let inode = self.nodes[child].inode;
-                let number = *numbers[inode].get_or_insert_with(|| {
-                    order.push(inode);
-                    (order.len() - 1) as u32
-                });
-                if !self.nodes[child].children.is_empty() {
+            for child in nodes.children(node) {
+                let number = &mut numbers[nodes.inode(child)];
+                if *number == UNUSED {
+                    *number = used;
+                    used += 1;
+                }
+                let number = *number;
+                if nodes.has_children(child) {
                     queue.push_back((child, entries.len() as u32));
                 }
                 entries.push(Entry {
                     parent: EntryId(id),
-                    name,
+                    name: nodes.name(child).into(),
                     inode: InodeId(number),
                 });
             }
         }
-        let mut inodes: Vec<Option<Inode>> = self.inodes.into_iter().map(Some).collect();
-        let inodes = order.into_iter().filter_map(|old| inodes[old].take()).collect();
+        drop(nodes);
+        // Each inode to its place, without a second list of them; those that nothing names end up behind.
+        for at in 0..inodes.len() {
+            while numbers[at] != UNUSED && numbers[at] as usize != at {
+                let place = numbers[at] as usize;
+                inodes.swap(at, place);
+                numbers.swap(at, place);
+            }
+        }
+        inodes.truncate(used as usize);
         Ok(Tree::new(entries, inodes)?)
     }
 }
@@ -343,128 +360,12 @@ fn symlink(target: &[u8]) -> Result<Kind, Refusal> {
     Ok(Kind::Symlink { target: target.into() })
 }
 
-fn device_number(n: u64) -> Result<u32, Refusal> {
-    u32::try_from(n).map_err(|_| Refusal::Tar("a device number is too large"))
-}
-
-fn apply_metadata(inode: &mut Inode, member: &Member) -> Result<(), ConvertError> {
-    let id = |n: u64| u32::try_from(n).map_err(|_| Refusal::Tar("an owner is too large"));
-    (inode.uid, inode.gid) = (id(member.uid)?, id(member.gid)?);
-    // The kernel gives every symlink 0777, and `chmod` does not follow to it.
-    inode.mode = match inode.kind {
-        Kind::Symlink { .. } => 0o777,
-        _ => (member.mode & 0o7777) as u16,
-    };
-    inode.mtime = bound_time(member.mtime);
-    for (name, value) in &member.xattrs {
-        let at = inode.xattrs.binary_search_by(|x| (*x.name).cmp(name));
-        let xattr = Xattr {
-            name: name.as_slice().into(),
-            value: value.as_slice().into(),
-        };
-        match at {
-            Ok(at) => inode.xattrs[at] = xattr,
-            Err(at) => inode.xattrs.insert(at, xattr),
-        }
-    }
-    if inode.xattrs.len() > XATTRS_OF_ONE_MAX {
-        return Err(too_many_xattrs());
-    }
-    if let Kind::Directory { implied, .. } = &mut inode.kind {
-        *implied = false;
-    }
-    Ok(())
-}
-
-/// Unpackers set times before 1970, or that 63 bits of nanoseconds cannot hold, to 1970.
-fn bound_time(t: Mtime) -> Mtime {
-    let fits = t.secs >= 0 && i128::from(t.secs) * 1_000_000_000 + i128::from(t.nanos) <= i128::from(i64::MAX);
-    if fits { t } else { Mtime::default() }
+/// As `mknod` takes them: 12 bits and 20.
+fn device(major: u64, minor: u64) -> Result<(u32, u32), Refusal> {
+    let number = |n: u64| u32::try_from(n).map_err(|_| Refusal::Tar("a device number is too large"));
+    Ok((number(major)? & 0xfff, number(minor)? & 0xf_ffff))
 }
 
 #[cfg(test)]
-mod tests {
-    use headstart_layer_format::offset::{LayerOffset, LayerRange};
-
-    use super::*;
-
-    fn file(xattr_len: usize) -> Member {
-        Member {
-            path: b"f".to_vec(),
-            kind: MemberKind::File { sparse: None },
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime: Mtime::default(),
-            xattrs: vec![(b"user.x".to_vec(), vec![0; xattr_len])],
-            body_len: 0,
-        }
-    }
-
-    /// One name, written over and over: the tree stays small, but what it has replaced is still in memory.
-    #[test]
-    fn what_members_leave_in_memory_is_bounded_before_the_tree_is_whole() {
-        let mut tree = TreeBuilder::new(1000);
-        tree.bytes_left = 3 * 1007;
-        for _ in 0..3 {
-            tree.add(&file(1000), Content::EMPTY).unwrap();
-        }
-        let why = tree.add(&file(1000), Content::EMPTY).unwrap_err().to_string();
-        assert!(why.contains("names and attributes"), "{why}");
-
-        let mut tree = TreeBuilder::new(1000);
-        tree.extents_left = 1;
-        let start = LayerOffset(0);
-        let body = || Content::whole(LayerRange { start, len: 1 });
-        tree.add(&file(0), body()).unwrap();
-        let why = tree.add(&file(0), body()).unwrap_err().to_string();
-        assert!(why.contains("extents"), "{why}");
-    }
-
-    fn member(path: &[u8], kind: MemberKind) -> Member {
-        Member {
-            path: path.to_vec(),
-            kind,
-            xattrs: Vec::new(),
-            ..file(0)
-        }
-    }
-
-    fn symlink_to(target: Vec<u8>) -> MemberKind {
-        MemberKind::Symlink { target }
-    }
-
-    #[test]
-    fn a_target_that_no_unpacker_can_make_is_refused_at_once() {
-        let mut tree = TreeBuilder::new(1000);
-        let long = |len| member(b"l", symlink_to(vec![b'x'; len]));
-        tree.add(&long(PATH_LEN_MAX), Content::EMPTY).unwrap();
-        assert!(tree.add(&long(PATH_LEN_MAX + 1), Content::EMPTY).is_err());
-    }
-
-    /// Every path through these links walks some thousands of components, and a tar may have a million such paths.
-    #[test]
-    fn walking_through_symlinks_is_bounded_for_the_layer() {
-        let mut tree = TreeBuilder::new(1000);
-        tree.add(&member(b"l", symlink_to(b"./".repeat(2000))), Content::EMPTY)
-            .unwrap();
-        tree.link_parts_left = 3 * 2001;
-        for _ in 0..3 {
-            tree.add(&member(b"l/f", MemberKind::Fifo), Content::EMPTY).unwrap();
-        }
-        let why = tree.add(&member(b"l/f", MemberKind::Fifo), Content::EMPTY).unwrap_err();
-        assert!(why.to_string().contains("symlinks"), "{why}");
-    }
-
-    #[test]
-    fn attributes_of_a_directory_that_is_named_again_and_again_are_bounded() {
-        let mut tree = TreeBuilder::new(1000);
-        let mut dir = member(b"d", MemberKind::Directory);
-        for i in 0..XATTRS_OF_ONE_MAX {
-            dir.xattrs = vec![(format!("user.{i}").into_bytes(), Vec::new())];
-            tree.add(&dir, Content::EMPTY).unwrap();
-        }
-        dir.xattrs = vec![(b"user.more".to_vec(), Vec::new())];
-        assert!(tree.add(&dir, Content::EMPTY).is_err());
-    }
-}
+#[path = "tree_tests.rs"]
+mod tests;
