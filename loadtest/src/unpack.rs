@@ -7,7 +7,7 @@
 //! Not here: starting containerd ([`crate::playground`]).
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
@@ -114,6 +114,21 @@ impl Unpacker {
     }
 
     async fn put(&self, digest: &str, blob: Bytes) -> Result<(), CriError> {
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            match self.try_put(digest, &blob).await {
+                // Somebody else puts the same one.
+                Err(CriError::Call { status, .. })
+                    if status.code() == tonic::Code::Unavailable && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn try_put(&self, digest: &str, blob: &Bytes) -> Result<(), CriError> {
         let total = blob.len() as i64;
         let base = WriteContentRequest {
             r#ref: digest.to_owned(),

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Result, containerd_config::Config, forky::Forky, leftovers, process::Process, tools, workdir::WorkDir};
+use super::{
+    Result, containerd_config::Config, forky::Forky, gzip_tools::GzipTools, leftovers, process::Process, tools,
+    workdir::WorkDir,
+};
 use crate::cri::Cri;
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,7 +49,7 @@ pub enum Release {
     Machine,
     /// The same, with `unpigz` for gzip as on nodes that have it. Otherwise it is told not to, so that it does not
     /// depend on what else is installed.
-    MachineWithPigz,
+    MachineWithPigz(GzipTools),
     /// 2.1, with this many bytes in each part of a layer that is fetched in parallel (0: not in parts).
     Forky { forky: Forky, part_bytes: u64 },
 }
@@ -54,7 +57,7 @@ pub enum Release {
 impl Release {
     fn command(&self, work: &WorkDir, tool: &str) -> Command {
         match self {
-            Release::Machine | Release::MachineWithPigz => {
+            Release::Machine | Release::MachineWithPigz(_) => {
                 Command::new(tools::find(tool).unwrap_or_else(|| tool.into()))
             }
             Release::Forky { forky, .. } => forky.command(work, tool),
@@ -94,12 +97,12 @@ impl Containerd {
             snapshotter,
             hosts_dir,
             part_bytes: match release {
-                Release::Machine | Release::MachineWithPigz => 0,
+                Release::Machine | Release::MachineWithPigz(_) => 0,
                 Release::Forky { part_bytes, .. } => part_bytes,
             },
         };
         let config = match release {
-            Release::Machine | Release::MachineWithPigz => config.version_2(),
+            Release::Machine | Release::MachineWithPigz(_) => config.version_2(),
             Release::Forky { .. } => config.version_3(),
         };
         let config = work.write(format!("{name}.toml"), &config)?;
@@ -109,8 +112,8 @@ impl Containerd {
             .arg(config)
             .env("TMPDIR", tmp)
             .env_remove("CONTAINERD_ADDRESS");
-        match release {
-            Release::MachineWithPigz => command.env_remove("CONTAINERD_DISABLE_PIGZ"),
+        match &release {
+            Release::MachineWithPigz(tools) => command.env_remove("CONTAINERD_DISABLE_PIGZ").env("PATH", tools.path()),
             _ => command.env("CONTAINERD_DISABLE_PIGZ", "1"),
         };
         // Registry traffic is loopback: an HTTP proxy of the machine must not see it.

@@ -18,6 +18,7 @@ pub mod containerd_config;
 pub mod debian;
 pub mod error;
 pub mod forky;
+pub mod gzip_tools;
 pub mod image;
 pub mod keep;
 pub mod lab;

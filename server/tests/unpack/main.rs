@@ -5,6 +5,7 @@
 //! `HEADSTART_UNPACK_ROUNDS` and `HEADSTART_UNPACK_SEED` make the random part longer and other.
 //! Not here: mounts and nodes (`loadtest/tests/e2e`).
 
+mod compressed;
 mod runtime;
 mod wild;
 
