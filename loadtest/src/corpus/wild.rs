@@ -26,7 +26,7 @@ const MARKS: [&[u8]; 7] = [
 /// A random tar.
 pub fn wild_tar(seed: u64) -> Vec<u8> {
     let mut wild = Wild {
-        rng: Rng::new(seed ^ 0x77_696c_64),
+        rng: Rng::new(seed ^ 0x7769_6c64),
         tar: TarWriter::new(),
         seen: Vec::new(),
     };
