@@ -21,6 +21,7 @@ pub mod identity;
 mod pace;
 pub mod range;
 mod request_id;
+mod resident;
 mod sendfile;
 pub mod serve;
 mod socket;

@@ -34,10 +34,14 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::resident::is_resident;
 use crate::read::{ReadError, blocking::blocking};
 
-/// Bytes handed to a connection at once: a socket's buffer holds about as much.
-const WINDOW: u64 = 1 << 20;
+/// Bytes handed to a connection at once when they are in memory: about what a socket's buffer grows to.
+const WINDOW: u64 = 4 << 20;
+
+/// And when they come from the disk first: the client waits for all of them.
+const COLD_WINDOW: u64 = 1 << 20;
 
 /// Pages of a cold window are fetched with reads of this size.
 const WARM_BLOCK: usize = 256 << 10;
@@ -86,24 +90,8 @@ impl Mapped {
         (end <= self.map.len()).then_some(start as u64)
     }
 
-    /// Whether all pages of `range` are in the page cache. "No" for what cannot be found out.
     fn is_warm(&self, range: &Range<u64>) -> bool {
-        let page = rustix::param::page_size();
-        let (Ok(start), Ok(end)) = (usize::try_from(range.start), usize::try_from(range.end)) else {
-            return false;
-        };
-        if start >= end || end > self.map.len() {
-            return false;
-        }
-        let start = start - start % page;
-        let mut pages = vec![0_u8; (end - start).div_ceil(page)];
-        // SAFETY: mincore reads no memory of the mapping; `start` is page-aligned as the mapping is, `start..end` is inside
-        // it, and `pages` has a byte for each page of that.
-        let asked = unsafe {
-            let address = self.map.as_ptr().add(start).cast_mut().cast();
-            libc::mincore(address, end - start, pages.as_mut_ptr())
-        };
-        asked == 0 && pages.iter().all(|page| page & 1 == 1)
+        is_resident(&self.file, &self.map, range)
     }
 }
 
@@ -168,9 +156,13 @@ impl Windowed {
             if range.start >= range.end {
                 return Ok(None);
             }
-            let end = range.end.min(range.start.saturating_add(WINDOW));
-            let bytes = windowed.window(range.start..end).await?;
-            range.start = end;
+            let end = |len| range.end.min(range.start.saturating_add(len));
+            let (wide, narrow) = (range.start..end(WINDOW), range.start..end(COLD_WINDOW));
+            let bytes = match windowed.mapped.is_warm(&wide) {
+                true => windowed.slice(wide)?,
+                false => windowed.window(narrow).await?,
+            };
+            range.start += bytes.len() as u64;
             Ok(Some((bytes, (windowed, range))))
         })
     }
@@ -180,6 +172,10 @@ impl Windowed {
             let (file, window) = (self.mapped.file.clone(), window.clone());
             blocking(move || Ok(warm(&file, window)?)).await?;
         }
+        self.slice(window)
+    }
+
+    fn slice(&self, window: Range<u64>) -> Result<Bytes, ReadError> {
         let outside = || ReadError::from(io::Error::from(io::ErrorKind::UnexpectedEof));
         let at = |offset: u64| usize::try_from(offset).ok().filter(|at| *at <= self.bytes.len());
         let (start, end) = (at(window.start), at(window.end));

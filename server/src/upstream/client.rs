@@ -227,13 +227,11 @@ impl Upstream {
     }
 
     /// The upstream's URL of `kind` (`tags`, `referrers`, ...) and its `last` part.
-    #[allow(dead_code, reason = "for the listings")]
     pub(super) fn url(&self, repository: &str, kind: &str, last: &str) -> Url {
         self.own_site().url(&format!("{repository}/{kind}/{last}"), None)
     }
 
     /// Head and body of a small answer. `url` must be below this upstream's own `/v2/`.
-    #[allow(dead_code, reason = "for the listings")]
     pub(super) async fn get_small(
         &self,
         repository: &str,
