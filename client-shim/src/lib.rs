@@ -9,6 +9,7 @@ pub mod app;
 pub mod cache;
 pub mod config;
 pub mod counters;
+pub mod erofs;
 pub mod fetch;
 pub mod fuse;
 pub mod layers;

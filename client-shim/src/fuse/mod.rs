@@ -8,9 +8,10 @@
 //! `kernel.rs` speaks the protocol and knows nothing of layers; `tree_fs.rs` knows layers and nothing of the protocol.
 
 pub mod attr;
+pub(crate) mod directories;
 pub mod kernel;
 pub mod node_id;
 pub mod read_plan;
 pub mod session;
-mod shown;
+pub(crate) mod shown;
 pub mod tree_fs;

@@ -1,6 +1,7 @@
 //! The lazy half of the node, from servers that misbehave to files in a real mount. Needs root and /dev/fuse.
 
 mod cache;
+mod erofs;
 mod faults;
 mod identity;
 mod layers;

@@ -16,7 +16,7 @@ use crate::support::{Body, FakeServer, Item, LayerBuilder, Node, TestLayer, What
 pub fn rich() -> LayerBuilder {
     let sparse = Body {
         size: 300_000,
-        pieces: vec![(10_000, noise(3, 5_000)), (200_000, noise(4, 70_000))],
+        pieces: vec![(8_192, noise(3, 5_000)), (200_704, noise(4, 70_000))],
     };
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     LayerBuilder::new()
@@ -68,6 +68,12 @@ pub fn rich() -> LayerBuilder {
         )
         .add(b"na\xffme", Item::file("not utf-8"))
         .add([b'l'; 255], Item::file("long name"))
+}
+
+/// The same, and a file whose pieces begin anywhere.
+pub fn ragged() -> LayerBuilder {
+    let pieces = vec![(10_000, noise(5, 5_000)), (200_000, noise(6, 70_000))];
+    rich().add("ragged", Item::new(What::File(Body { size: 300_000, pieces })))
 }
 
 fn at(dir: &Path, path: &[u8]) -> PathBuf {
@@ -183,7 +189,7 @@ fn count(dir: &Path) -> usize {
 #[test]
 fn every_attribute_and_byte_is_the_layers() {
     let server = FakeServer::start();
-    let layer = rich().build(128 << 10);
+    let layer = ragged().build(128 << 10);
     server.serve(&layer);
     let root = tempfile::tempdir().unwrap();
     let node = Node::open(root.path(), &[&server]);

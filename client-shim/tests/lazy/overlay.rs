@@ -8,10 +8,10 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::support::{FakeServer, Item, LayerBuilder, Node, What, noise};
 
-struct Overlay(PathBuf);
+pub struct Overlay(PathBuf);
 
 impl Overlay {
-    fn new(base: &Path, lowers: &[PathBuf]) -> Self {
+    pub fn new(base: &Path, lowers: &[PathBuf]) -> Self {
         let dir = |name: &str| {
             let dir = base.join(name);
             fs::create_dir_all(&dir).unwrap();
@@ -28,6 +28,10 @@ impl Overlay {
         let options = std::ffi::CStr::from_bytes_with_nul(options.as_bytes()).unwrap();
         mount("overlay", &merged, "overlay", MountFlags::empty(), Some(options)).unwrap();
         Self(merged)
+    }
+
+    pub fn at(&self, path: &str) -> PathBuf {
+        self.0.join(path)
     }
 }
 
@@ -72,7 +76,7 @@ fn a_container_sees_the_stack_and_can_change_everything() {
     let lowers = [node.show(&top), node.show(&bottom)];
     let scratch = tempfile::tempdir().unwrap();
     let overlay = Overlay::new(scratch.path(), &lowers);
-    let at = |path: &str| overlay.0.join(path);
+    let at = |path: &str| overlay.at(path);
     let names = |path: &str| {
         let mut names: Vec<_> = fs::read_dir(at(path))
             .unwrap()

@@ -72,7 +72,7 @@ fn item() -> impl Strategy<Value = Item> {
 }
 
 /// Items at paths; an item below something that is not a directory is left out. Some files get a second name.
-fn layer() -> impl Strategy<Value = LayerBuilder> {
+pub fn layer() -> impl Strategy<Value = LayerBuilder> {
     let path = proptest::collection::vec(name(), 1..4);
     let links = proptest::collection::vec((any::<prop::sample::Index>(), name()), 0..3);
     (proptest::collection::vec((path, item()), 0..25), links).prop_map(|(items, links)| {
