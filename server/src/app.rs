@@ -4,7 +4,7 @@
 //! Invariant: opening needs no network: a server whose upstreams are down starts and serves what it has.
 //! Not here: signals and the command line (`main.rs`).
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -57,9 +57,13 @@ pub enum AppError {
     Task(#[from] tokio::task::JoinError),
 }
 
-/// Everything that handlers use. Clones share it.
+/// Everything that handlers use. Clones share it, and cost one counter: every request takes several.
 #[derive(Clone, Debug)]
-pub struct App {
+pub struct App(Arc<Rooms>);
+
+/// The rooms, wired.
+#[derive(Debug)]
+pub struct Rooms {
     pub config: Arc<Config>,
     pub metrics: Metrics,
     pub upstreams: Upstreams,
@@ -77,6 +81,14 @@ pub struct App {
     pub reclaimer: Reclaimer,
     pub scrubber: Scrubber,
     stopping: CancellationToken,
+}
+
+impl Deref for App {
+    type Target = Rooms;
+
+    fn deref(&self) -> &Rooms {
+        &self.0
+    }
 }
 
 impl App {
@@ -149,7 +161,7 @@ impl App {
         );
         let referrers = Referrers::new(upstreams.clone(), store.clone(), manifests.clone(), listing_ttl);
         let seekable = Seekable::new(store.clone());
-        Ok(App {
+        Ok(App(Arc::new(Rooms {
             config: Arc::new(config),
             metrics,
             upstreams,
@@ -167,7 +179,7 @@ impl App {
             reclaimer,
             scrubber,
             stopping: CancellationToken::new(),
-        })
+        })))
     }
 
     /// Whether the server has been told to stop.
