@@ -27,6 +27,9 @@ echo "== power cuts and failing operations, $((count * 60)) and $((count * 20)),
 HEADSTART_CRASH_SEED=$fuzz_seed HEADSTART_CRASH_POINTS=$((count * 60)) \
     cargo test --locked --quiet -p headstart-server --lib store::crash
 
+echo "== growth, $((count * 1000)) layers under a budget"
+HEADSTART_GROWTH_LAYERS=$((count * 1000)) cargo test --locked --quiet -p headstart-server --test growth
+
 echo "== the server killed in cold pulls, $((count * 20)) rounds"
 HEADSTART_KILL_ROUNDS=$((count * 20)) cargo test --locked --quiet -p headstart-server --test kill
 

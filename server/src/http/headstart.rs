@@ -199,12 +199,10 @@ async fn toc(
     Path(layer): Path<String>,
     details: Result<Query<Details>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(details) = details?;
-    let layer: BlobDigest = digest(&layer)?;
-    details.enter(&app, &client, Named::Layer(layer)).await?;
-    if let Some(not_ready) = not_ready(&app, &layer, details.wait()).await? {
-        return Ok(not_ready);
-    }
+    let layer = match enter_layer(&app, &client, &layer, details).await? {
+        Ok(layer) => layer,
+        Err(not_ready) => return Ok(not_ready),
+    };
     let store = app.store.clone();
     let as_json = wants_json(&headers);
     let read = blocking(move || {
@@ -256,12 +254,10 @@ async fn data(
     Path(layer): Path<String>,
     details: Result<Query<Details>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(details) = details?;
-    let layer: BlobDigest = digest(&layer)?;
-    details.enter(&app, &client, Named::Layer(layer)).await?;
-    if let Some(not_ready) = not_ready(&app, &layer, details.wait()).await? {
-        return Ok(not_ready);
-    }
+    let layer = match enter_layer(&app, &client, &layer, details).await? {
+        Ok(layer) => layer,
+        Err(not_ready) => return Ok(not_ready),
+    };
     let seekable = app.seekable.clone();
     let opened = blocking(move || Ok(seekable.open(&layer)?)).await?;
     let Some(opened) = opened else { return Ok(retry_later()) };
@@ -359,6 +355,22 @@ async fn readable(
         Ok((seekable.of_layers(&layers, chunks)?, held))
     })
     .await
+}
+
+/// The layer that is asked for, which the client may read and which is ready; or the answer that it is not.
+async fn enter_layer(
+    app: &App,
+    client: &Client,
+    layer: &str,
+    details: Result<Query<Details>, QueryRejection>,
+) -> Result<Result<BlobDigest, Response>, ApiError> {
+    let Query(details) = details?;
+    let layer: BlobDigest = digest(layer)?;
+    details.enter(app, client, Named::Layer(layer)).await?;
+    Ok(match not_ready(app, &layer, details.wait()).await? {
+        Some(not_ready) => Err(not_ready),
+        None => Ok(layer),
+    })
 }
 
 /// The answer for a layer that is not ready after the wait; `None` when it is.

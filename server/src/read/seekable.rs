@@ -204,10 +204,10 @@ impl Seekable {
 impl LayerData {
     /// Frames of `chunks`, cut to `range`.
     fn frames(&self, store: &Store, chunks: Range<u32>, range: &Range<u64>) -> Result<Vec<Bytes>, SeekError> {
+        let chunks: Vec<_> = chunks.map_while(|index| self.table.chunk(index)).collect();
+        let digests: Vec<_> = chunks.iter().map(|chunk| chunk.digest).collect();
         let mut out = Vec::with_capacity(chunks.len());
-        for index in chunks {
-            let Some(chunk) = self.table.chunk(index) else { break };
-            let frame = store.read_chunk(&chunk.digest)?;
+        for (chunk, frame) in chunks.iter().zip(store.read_chunks(&digests)?) {
             // A frame of another length is another conversion's: right bytes, but not where the table says.
             let Some(frame) = frame.filter(|f| f.len() as u64 == chunk.frame.len) else {
                 store.unconvert_layer(&self.layer, "one of its chunks is damaged or gone")?;
@@ -223,10 +223,15 @@ impl LayerData {
 }
 
 fn framed(store: &Store, wanted: &[Wanted]) -> Result<Vec<Bytes>, SeekError> {
+    let here = wanted.iter().filter_map(|wanted| match wanted {
+        Wanted::Chunk(digest) => Some(*digest),
+        Wanted::Missing(_) => None,
+    });
+    let mut frames = store.read_chunks(&here.collect::<Vec<_>>())?.into_iter();
     let mut out = Vec::with_capacity(2 * wanted.len());
     for wanted in wanted {
         let (digest, frame) = match wanted {
-            Wanted::Chunk(digest) => (digest, store.read_chunk(digest)?),
+            Wanted::Chunk(digest) => (digest, frames.next().flatten()),
             Wanted::Missing(digest) => (digest, None),
         };
         let status = match &frame {

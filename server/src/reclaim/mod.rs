@@ -42,6 +42,8 @@ const BACKOFF_TIMES: u32 = 20;
 const PAUSE_TIMES: u32 = 4;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The index is looked at so often: to count its rows is to read them.
+const INDEX_EVERY: Duration = Duration::from_secs(600);
 /// What a full disk costs at least: less would be asked for again at once.
 const DISK_FULL_BYTES: u64 = 64 << 20;
 /// Nice value: serving and converting go first.
@@ -153,6 +155,7 @@ impl Inner {
         let mut memory = Memory::default();
         let mut rung = Rung::default();
         let (mut round, mut saved): (Option<Instant>, Option<Instant>) = (None, None);
+        let mut index_looked_at = Instant::now();
         while !rung.stop {
             let started = Instant::now();
             if !self.originals.usage().is_scanned() {
@@ -170,6 +173,10 @@ impl Inner {
                 saved = Some(Instant::now());
                 self.originals.save_uses(SAVE_EVERY_MS);
                 self.save_layer_uses(SAVE_LAYERS_EVERY_MS);
+            }
+            if index_looked_at.elapsed() >= INDEX_EVERY {
+                self.compact_index();
+                index_looked_at = Instant::now();
             }
             self.report_held();
             let took = started.elapsed();
@@ -194,6 +201,12 @@ impl Inner {
     fn save_layer_uses(&self, lag_ms: u64) {
         if let Err(error) = self.store.save_layer_uses(lag_ms) {
             tracing::warn!(%error, "last uses of layers are not saved");
+        }
+    }
+
+    fn compact_index(&self) {
+        if let Err(error) = self.store.compact_index(&|| !self.bell.is_stopping()) {
+            tracing::warn!(%error, "the index is not compacted");
         }
     }
 

@@ -5,8 +5,10 @@
 //! opening. One tree, small values: a batch over it is atomic, and rows and progress cannot disagree.
 //! Not here: what is written to packs, and when ([`super::packs`]).
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use headstart_layer_format::{BlobDigest, ChainId, ChunkDigest, DiffId, TocDigest};
 use serde::{Deserialize, Serialize};
@@ -22,7 +24,7 @@ const INDEX_VERSION: u32 = 3;
 const CACHE_BYTES_MAX: u64 = 64 << 20;
 /// Exists when an operation failed: the next opening rebuilds.
 const SUSPECT: &str = "index.suspect";
-const DIR: &str = "index";
+pub(super) const DIR: &str = "index";
 const ASIDE: &str = "index.aside";
 
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +41,10 @@ pub enum IndexError {
     LacksPack,
     #[error("there is no index")]
     Missing,
+    #[error("find the latest index: {0}")]
+    Settle(std::io::Error),
+    #[error("compact the index: {0}")]
+    Compact(std::io::Error),
     #[error("the index is marked as suspect")]
     Suspect,
     #[error("the index has version {0:?}")]
@@ -47,8 +53,17 @@ pub enum IndexError {
 
 #[derive(Debug)]
 pub struct Index {
-    db: sled::Db,
+    /// Another one after a compaction ([`super::compact`]).
+    live: RwLock<Live>,
     parent: PathBuf,
+    /// Keys of rows that were written since a compaction began.
+    changed: Mutex<Option<HashSet<Vec<u8>>>>,
+}
+
+#[derive(Debug)]
+struct Live {
+    db: sled::Db,
+    dir: PathBuf,
 }
 
 /// Key and value.
@@ -69,48 +84,56 @@ pub struct TagRow {
     pub packed_unix_secs: u64,
 }
 
-/// Rows that become visible together.
+/// Rows that become visible together: by key, `None` for one that goes.
 #[derive(Debug, Default)]
-pub struct Batch(sled::Batch);
+pub struct Batch(Vec<(Vec<u8>, Option<Vec<u8>>)>);
 
 impl Batch {
+    fn insert(&mut self, key: Vec<u8>, row: Vec<u8>) {
+        self.0.push((key, Some(row)));
+    }
+
+    fn remove(&mut self, key: Vec<u8>) {
+        self.0.push((key, None));
+    }
+
     pub fn chunk(&mut self, digest: &ChunkDigest, at: &Location) {
-        self.0.insert(keys::chunk(digest), keys::location(at));
+        self.insert(keys::chunk(digest), keys::location(at));
     }
 
     pub fn toc(&mut self, digest: &TocDigest, at: &Location) {
-        self.0.insert(keys::toc(digest), keys::location(at));
+        self.insert(keys::toc(digest), keys::location(at));
     }
 
     pub fn layer(&mut self, digest: &BlobDigest, record: &LayerRecord, at: &Location) -> Result<(), IndexError> {
         let mut row = keys::location(at);
         serde_json::to_writer(&mut row, record).map_err(|_| IndexError::BadRow("write a layer"))?;
-        self.0.insert(keys::layer(digest), row);
+        self.insert(keys::layer(digest), row);
         Ok(())
     }
 
     pub fn used(&mut self, layer: &BlobDigest, unix_ms: u64) {
-        self.0.insert(keys::used(layer), &unix_ms.to_le_bytes());
+        self.insert(keys::used(layer), unix_ms.to_le_bytes().to_vec());
     }
 
     pub fn forget_used(&mut self, layer: &BlobDigest) {
-        self.0.remove(keys::used(layer));
+        self.remove(keys::used(layer));
     }
 
     /// The pack has nothing any more that counts; what the index says of it is void once its file is gone.
     pub fn doom(&mut self, pack: PackId) {
-        self.0.insert(keys::doomed(pack), &[]);
+        self.insert(keys::doomed(pack), Vec::new());
     }
 
     /// The doomed pack's file is gone.
     pub fn bury(&mut self, pack: PackId) {
-        self.0.remove(keys::doomed(pack));
-        self.0.remove(keys::progress(pack));
+        self.remove(keys::doomed(pack));
+        self.remove(keys::progress(pack));
     }
 
     /// Everything of `pack` below `end` has its rows.
     pub fn progress(&mut self, pack: PackId, end: u64) {
-        self.0.insert(keys::progress(pack), &end.to_le_bytes());
+        self.insert(keys::progress(pack), end.to_le_bytes().to_vec());
     }
 }
 
@@ -120,10 +143,10 @@ impl Index {
         if parent.join(SUSPECT).exists() {
             return Err(IndexError::Suspect);
         }
-        if !parent.join(DIR).exists() {
+        if !super::compact::settle(parent).map_err(IndexError::Settle)? {
             return Err(IndexError::Missing);
         }
-        let index = Self::open_sled(parent)?;
+        let index = Self::open_sled(parent, DIR)?;
         let version = index
             .get("read the version", keys::VERSION)?
             .and_then(|v| v.as_ref().try_into().ok().map(u32::from_le_bytes));
@@ -136,6 +159,7 @@ impl Index {
     /// Moves whatever is there aside (the last one is kept, for a look) and starts an empty index.
     pub fn fresh(parent: &Path) -> std::io::Result<Result<Self, IndexError>> {
         let (dir, aside) = (parent.join(DIR), parent.join(ASIDE));
+        super::compact::settle(parent)?;
         if dir.exists() {
             if aside.exists() {
                 std::fs::remove_dir_all(&aside)?;
@@ -146,7 +170,7 @@ impl Index {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        Ok(Self::open_sled(parent))
+        Ok(Self::open_sled(parent, DIR))
     }
 
     /// Copies an index that nobody uses, as it is. There may be none.
@@ -154,22 +178,24 @@ impl Index {
         if from.join(SUSPECT).exists() {
             std::fs::write(to.join(SUSPECT), b"")?;
         }
-        match from.join(DIR).is_dir() {
-            true => copy_dir(&from.join(DIR), &to.join(DIR)),
-            false => Ok(()),
+        match super::compact::latest(from)? {
+            Some(latest) => copy_dir(&latest, &to.join(DIR)),
+            None => Ok(()),
         }
     }
 
-    fn open_sled(parent: &Path) -> Result<Self, IndexError> {
+    pub(super) fn open_sled(parent: &Path, name: &str) -> Result<Self, IndexError> {
+        let dir = parent.join(name);
         let config = sled::Config::new()
-            .path(parent.join(DIR))
+            .path(&dir)
             .cache_capacity(CACHE_BYTES_MAX)
             .mode(sled::Mode::HighThroughput);
         let what = "open the index";
         match catch_unwind(AssertUnwindSafe(|| config.open())) {
             Ok(Ok(db)) => Ok(Self {
-                db,
+                live: RwLock::new(Live { db, dir }),
                 parent: parent.to_owned(),
+                changed: Mutex::default(),
             }),
             Ok(Err(source)) => Err(IndexError::Sled { what, source }),
             Err(_) => Err(IndexError::Panicked(what)),
@@ -185,14 +211,104 @@ impl Index {
         )
     }
 
-    fn guard<T>(&self, what: &'static str, op: impl FnOnce() -> sled::Result<T>) -> Result<T, IndexError> {
-        let error = match catch_unwind(AssertUnwindSafe(op)) {
+    fn guard<T>(&self, what: &'static str, op: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, IndexError> {
+        let live = self.live();
+        let error = match catch_unwind(AssertUnwindSafe(|| op(&live.db))) {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(source)) => IndexError::Sled { what, source },
             Err(_) => IndexError::Panicked(what),
         };
         self.mark_suspect(&error);
         Err(error)
+    }
+
+    /// As [`Index::guard`], for what changes the rows of `keys`.
+    fn change<'k, T>(
+        &self,
+        what: &'static str,
+        keys: impl IntoIterator<Item = &'k [u8]>,
+        op: impl FnOnce(&sled::Db) -> sled::Result<T>,
+    ) -> Result<T, IndexError> {
+        self.guard(what, |db| {
+            // Before the change: a compaction copies the row after it, or once more.
+            if let Some(changed) = &mut *self.changed() {
+                changed.extend(keys.into_iter().map(<[u8]>::to_vec));
+            }
+            op(db)
+        })
+    }
+
+    fn live(&self) -> RwLockReadGuard<'_, Live> {
+        // What a panic of sled leaves is distrusted by whoever caught it.
+        self.live.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) -> MutexGuard<'_, Option<HashSet<Vec<u8>>>> {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn parent(&self) -> &Path {
+        &self.parent
+    }
+
+    /// Bytes on the disk.
+    pub fn bytes(&self) -> Result<u64, IndexError> {
+        self.guard("measure the index", |db| db.size_on_disk())
+    }
+
+    /// How many rows there are. Reads all of them.
+    pub fn count(&self) -> Result<u64, IndexError> {
+        self.guard("count rows", |db| Ok(db.len() as u64))
+    }
+
+    /// From now on changed keys are kept; `false`: not any more.
+    pub(super) fn keep_changes(&self, keep: bool) {
+        // Whoever is changing something now has not told, and is waited for.
+        let _nobody = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        *self.changed() = keep.then(HashSet::new);
+    }
+
+    /// Those that were kept since they were taken last.
+    pub(super) fn take_changes(&self) -> HashSet<Vec<u8>> {
+        self.changed().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    pub(super) fn row(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
+        Ok(self.get("look up a row", key)?.map(|row| row.to_vec()))
+    }
+
+    /// Writes or removes a row as it is.
+    pub(super) fn set_row(&self, key: &[u8], row: Option<&[u8]>) -> Result<(), IndexError> {
+        match row {
+            Some(row) => self.put("write a row", key.to_vec(), row),
+            None => self.change("remove a row", [key], |db| db.remove(key)).map(drop),
+        }
+    }
+
+    /// Gives the rows of `other` to whoever comes from now on; `last` is asked while nobody comes. The directory that is of
+    /// no use any more.
+    pub(super) fn replace(
+        &self,
+        other: Self,
+        last: impl FnOnce(&Self) -> Result<(), IndexError>,
+    ) -> Result<PathBuf, IndexError> {
+        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        let what = "copy the last rows";
+        for key in self.take_changes() {
+            let row = match catch_unwind(AssertUnwindSafe(|| live.db.get(&key))) {
+                Ok(row) => row.map_err(|source| IndexError::Sled { what, source })?,
+                Err(_) => return Err(IndexError::Panicked(what)),
+            };
+            other.set_row(&key, row.as_deref())?;
+        }
+        last(&other)?;
+        *self.changed() = None;
+        let other = other.live.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *live, other);
+        // To close it takes sled a while.
+        drop(live);
+        drop(old.db);
+        Ok(old.dir)
     }
 
     fn mark_suspect(&self, error: &IndexError) {
@@ -203,11 +319,11 @@ impl Index {
     }
 
     fn get(&self, what: &'static str, key: &[u8]) -> Result<Option<sled::IVec>, IndexError> {
-        self.guard(what, || self.db.get(key))
+        self.guard(what, |db| db.get(key))
     }
 
     fn put(&self, what: &'static str, key: Vec<u8>, value: &[u8]) -> Result<(), IndexError> {
-        self.guard(what, || self.db.insert(key, value)).map(drop)
+        self.change(what, [&key[..]], |db| db.insert(&key, value)).map(drop)
     }
 
     fn get_json<T: for<'a> Deserialize<'a>>(&self, what: &'static str, key: &[u8]) -> Result<Option<T>, IndexError> {
@@ -239,19 +355,35 @@ impl Index {
     }
 
     pub fn apply(&self, batch: Batch) -> Result<(), IndexError> {
-        self.guard("write a batch", || self.db.apply_batch(batch.0))
+        let keys = batch.0.iter().map(|(key, _)| &key[..]);
+        self.change("write a batch", keys, |db| {
+            let mut rows = sled::Batch::default();
+            for (key, row) in &batch.0 {
+                match row {
+                    Some(row) => rows.insert(&key[..], &row[..]),
+                    None => rows.remove(&key[..]),
+                }
+            }
+            db.apply_batch(rows)
+        })
+    }
+
+    /// Writes the row of a chunk; for a rebuild, which has nothing to be atomic with.
+    pub fn set_chunk(&self, digest: &[u8; 32], at: &[u8; 20]) -> Result<(), IndexError> {
+        let digest = ChunkDigest::from_bytes(*digest);
+        self.put("write a chunk", keys::chunk(&digest), at)
     }
 
     /// To disk; slow.
     pub fn flush(&self) -> Result<(), IndexError> {
-        self.guard("flush the index", || self.db.flush()).map(drop)
+        self.guard("flush the index", |db| db.flush()).map(drop)
     }
 
     /// Up to where each pack is indexed.
     pub fn progress(&self) -> Result<Vec<(PackId, u64)>, IndexError> {
         let what = "read the progress";
-        let rows = self.guard(what, || {
-            self.db.scan_prefix([keys::PROGRESS]).collect::<sled::Result<Vec<_>>>()
+        let rows = self.guard(what, |db| {
+            db.scan_prefix([keys::PROGRESS]).collect::<sled::Result<Vec<_>>>()
         })?;
         rows.iter()
             .map(|(k, v)| {
@@ -275,7 +407,7 @@ impl Index {
     /// Removes a row if it says this, in one step: a row that a commit has just replaced stays.
     fn forget_if(&self, what: &'static str, key: &[u8], row: &[u8]) -> Result<(), IndexError> {
         // Whether it was the row is nobody's concern.
-        self.guard(what, || self.db.compare_and_swap(key, Some(row), None::<&[u8]>))
+        self.change(what, [key], |db| db.compare_and_swap(key, Some(row), None::<&[u8]>))
             .map(drop)
     }
 
@@ -292,8 +424,8 @@ impl Index {
     /// Rows as they are, in order, after `after`; at most `max`.
     pub fn rows_after(&self, after: &[u8], max: usize) -> Result<Vec<RawRow>, IndexError> {
         use std::ops::Bound::{Excluded, Unbounded};
-        self.guard("list rows", || {
-            let rows = self.db.range::<&[u8], _>((Excluded(after), Unbounded)).take(max);
+        self.guard("list rows", |db| {
+            let rows = db.range::<&[u8], _>((Excluded(after), Unbounded)).take(max);
             rows.map(|row| row.map(|(k, v)| (k.to_vec(), v.to_vec()))).collect()
         })
     }
@@ -319,7 +451,7 @@ impl Index {
 
     /// Forgets a damaged TOC, so that the next conversion writes it again.
     pub fn forget_toc(&self, d: &TocDigest) -> Result<(), IndexError> {
-        self.guard("forget a TOC", || self.db.remove(keys::toc(d))).map(drop)
+        self.set_row(&keys::toc(d), None)
     }
 
     pub fn layer(&self, d: &BlobDigest) -> Result<Option<LayerRecord>, IndexError> {
@@ -399,8 +531,8 @@ impl Index {
         prefix: &[u8],
         parse: impl Fn(&[u8], &[u8]) -> Option<T>,
     ) -> Result<Vec<T>, IndexError> {
-        let rows = self.guard(what, || {
-            let rows = self.db.scan_prefix(prefix);
+        let rows = self.guard(what, |db| {
+            let rows = db.scan_prefix(prefix);
             rows.map(|row| row.map(|(k, v)| parse(k.get(prefix.len()..)?, &v)))
                 .collect::<sled::Result<Option<Vec<_>>>>()
         })?;
@@ -434,8 +566,8 @@ impl Index {
     /// Names of the tags of one source, at most `max`.
     pub fn tags_of(&self, s: &Source, max: usize) -> Result<Vec<String>, IndexError> {
         let (what, prefix) = ("list tags", keys::tag(s, ""));
-        let rows = self.guard(what, || {
-            let rows = self.db.scan_prefix(&prefix).keys().take(max);
+        let rows = self.guard(what, |db| {
+            let rows = db.scan_prefix(&prefix).keys().take(max);
             rows.collect::<sled::Result<Vec<_>>>()
         })?;
         rows.iter()
@@ -473,9 +605,8 @@ impl Index {
 
     pub fn sources(&self, d: &BlobDigest, max: usize) -> Result<Vec<Source>, IndexError> {
         let (what, prefix) = ("list sources", keys::sources(d));
-        let rows = self.guard(what, || {
-            self.db
-                .scan_prefix(&prefix)
+        let rows = self.guard(what, |db| {
+            db.scan_prefix(&prefix)
                 .keys()
                 .take(max)
                 .collect::<sled::Result<Vec<_>>>()

@@ -32,6 +32,8 @@ pub enum LayerRecord {
     Unconverted,
 }
 
+/// Read at once; a frame alone may be larger.
+const RUN_BYTES_MAX: u64 = 2 << 20;
 /// Bytes of a record beside its payload, for chunks and TOCs.
 pub(super) const RECORD_OVERHEAD: u64 = super::record::HEADER_LEN as u64 + 32;
 
@@ -86,6 +88,47 @@ impl Store {
                 Ok(None)
             }
         }
+    }
+
+    /// As [`Store::read_chunk`] of each. Neighbours in a pack, as one conversion left them, are one read; their frames are
+    /// slices of it.
+    pub fn read_chunks(&self, digests: &[ChunkDigest]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        let end = |at: &Location| at.offset + RECORD_OVERHEAD + u64::from(at.payload_len);
+        let mut out = Vec::with_capacity(digests.len());
+        let mut run: Vec<(Location, &[u8])> = Vec::new();
+        let mut rest = digests;
+        while let Some(first) = rest.first() {
+            run.clear();
+            for digest in rest {
+                let Some(at) = self.chunk_location(digest)? else { break };
+                let fits = match (run.first(), run.last()) {
+                    (Some((first, _)), Some((last, _))) => {
+                        at.pack == last.pack && at.offset == end(last) && end(&at) - first.offset <= RUN_BYTES_MAX
+                    }
+                    _ => true,
+                };
+                if !fits {
+                    break;
+                }
+                run.push((at, digest.as_bytes()));
+            }
+            if run.len() < 2 {
+                out.push(self.read_chunk(first)?);
+                rest = &rest[1..];
+                continue;
+            }
+            let (now, later) = rest.split_at(run.len());
+            let mut read = self.inner.packs.read_run(RecordKind::Chunk, &run)?.into_iter();
+            for digest in now {
+                // One that moved since, or is damaged, by itself.
+                out.push(match read.next().flatten() {
+                    Some(frame) => Some(frame),
+                    None => self.read_chunk(digest)?,
+                });
+            }
+            rest = later;
+        }
+        Ok(out)
     }
 
     /// Publishes a converted layer: chunks synced and indexed, then the TOC, then `Ready`.

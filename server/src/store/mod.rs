@@ -9,6 +9,8 @@
 mod at_hand;
 pub mod audit;
 pub mod bell;
+mod bulk;
+mod compact;
 pub mod conversion;
 #[cfg(test)]
 mod crash;

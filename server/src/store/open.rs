@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::bulk::Bulk;
 use super::disk::Disk;
 use super::in_flight::InFlight;
 use super::index::{Batch, Index, IndexError};
@@ -36,7 +37,7 @@ const RECALL_AT_ONCE: u64 = 16 << 20;
 /// Rows a replay gathers into one batch.
 const REPLAY_BATCH: usize = 1000;
 /// A long rebuild reports this often.
-const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
+pub(super) const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 
 /// Below the data directory, while somebody looks: a copy of the index.
 const COPY_DIR: &str = "index.check";
@@ -267,7 +268,7 @@ fn open_index(
         }
     });
     let tried_error = match tried {
-        Ok((index, progress)) => match replay(&index, &packs, &progress, report) {
+        Ok((index, progress)) => match replay(&index, &packs, &progress, None, report) {
             Ok(()) => return Ok((packs, index)),
             Err(StoreError::Index(e)) => e,
             Err(e) => return Err(e),
@@ -283,7 +284,9 @@ fn open_index(
         tracing::warn!(reason, packs = packs.len(), "rebuilding the index from the packs");
     }
     let index = Index::fresh(dir).map_err(StoreError::io("move the index aside"))??;
-    replay(&index, &packs, &HashMap::new(), report)?;
+    let mut bulk = Bulk::new(dir);
+    replay(&index, &packs, &HashMap::new(), Some(&mut bulk), report)?;
+    bulk.finish(&index)?;
     index.seal_version()?;
     index.flush()?;
     if report.index_rebuilt {
@@ -297,6 +300,7 @@ fn replay(
     index: &Index,
     packs: &[(Pack, u64)],
     progress: &HashMap<PackId, u64>,
+    mut bulk: Option<&mut Bulk>,
     report: &mut OpenReport,
 ) -> Result<(), StoreError> {
     let mut told = Instant::now();
@@ -319,7 +323,7 @@ fn replay(
             }
             let is_footer = found.header.kind == RecordKind::Footer;
             footer_at = is_footer.then_some(found.location.offset);
-            rows.add(index, found)
+            rows.add(index, found, bulk.as_deref_mut())
         };
         let unsealed = at + 1 == packs.len();
         // A killed process may have left it to the kernel; rows are only for what is on the disk.
@@ -378,15 +382,20 @@ struct Rows {
 }
 
 impl Rows {
-    fn add(&mut self, index: &Index, found: Found) -> Result<(), StoreError> {
+    /// `bulk` takes rows of chunks, if there is one.
+    fn add(&mut self, index: &Index, found: Found, bulk: Option<&mut Bulk>) -> Result<(), StoreError> {
         let key = found.header.key.as_slice();
         match found.header.kind {
-            RecordKind::Chunk => {
-                if let Ok(digest) = key.try_into() {
+            RecordKind::Chunk => match (<[u8; 32]>::try_from(key), bulk) {
+                (Ok(digest), Some(bulk)) => bulk
+                    .add(&digest, &found.location)
+                    .map_err(StoreError::io("sort the rows of chunks"))?,
+                (Ok(digest), None) => {
                     let digest = headstart_layer_format::ChunkDigest::from_bytes(digest);
                     self.batch.chunk(&digest, &found.location);
                 }
-            }
+                (Err(_), _) => {}
+            },
             RecordKind::Toc => {
                 if let Ok(digest) = key.try_into() {
                     let digest = headstart_layer_format::TocDigest::from_bytes(digest);

@@ -197,6 +197,32 @@ impl Pack {
         }
     }
 
+    /// The payloads of records that lie one behind the other, with one read and without copying; as [`Pack::read`] each.
+    pub fn read_run(&self, kind: RecordKind, run: &[(Location, &[u8])]) -> io::Result<Vec<Option<Bytes>>> {
+        let record_len = |(at, key): &(Location, &[u8])| HEADER_LEN + key.len() + at.payload_len as usize;
+        let Some((first, _)) = run.first() else {
+            return Ok(Vec::new());
+        };
+        let mut buf = vec![0; run.iter().map(record_len).sum()];
+        match self.read_up_to(&mut buf, first.offset) {
+            Ok(n) => buf.truncate(n),
+            // Which of them the disk has lost is found out one by one.
+            Err(e) if is_damage(&e) => buf.clear(),
+            Err(e) => return Err(e),
+        }
+        let (bytes, mut from) = (Bytes::from(buf), 0);
+        let each = run.iter().map(|one| {
+            let (head_at, (at, key)) = (from, *one);
+            from += record_len(one);
+            let payload_at = head_at + HEADER_LEN + key.len();
+            let header = expected(bytes.get(head_at..payload_at)?, self.marker, at, kind, key)?;
+            let payload = bytes.get(payload_at..from)?;
+            let whole = crc32fast::hash(payload) == header.payload_crc;
+            whole.then(|| bytes.slice(payload_at..from))
+        });
+        Ok(each.collect())
+    }
+
     /// The payload at `location`, only if it is exactly the expected record. `Ok(None)`: it is not (damage).
     pub fn read(&self, location: Location, kind: RecordKind, key: &[u8]) -> io::Result<Option<Bytes>> {
         let head_len = HEADER_LEN + key.len();

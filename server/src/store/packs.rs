@@ -596,6 +596,15 @@ impl Packs {
         self.in_pack(at.pack, |pack| pack.read(at, kind, key))
     }
 
+    /// As [`Packs::read`], of records of one pack that lie one behind the other.
+    pub fn read_run(&self, kind: RecordKind, run: &[(Location, &[u8])]) -> io::Result<Vec<Option<Bytes>>> {
+        let Some((first, _)) = run.first() else {
+            return Ok(Vec::new());
+        };
+        let read = self.in_pack(first.pack, |pack| pack.read_run(kind, run).map(Some))?;
+        Ok(read.unwrap_or_default())
+    }
+
     /// Whether the header of exactly this record is there; as [`Packs::read`].
     pub fn is_header(&self, at: Location, kind: RecordKind, key: &[u8]) -> io::Result<bool> {
         let header = self.in_pack(at.pack, |pack| pack.header(at, kind, key))?;

@@ -1,0 +1,211 @@
+//! A day of growth, and the size of things: images come and go under a budget while others are read; an index of millions.
+//!
+//! In: a server in this process with a small budget, synthetic layers (`HEADSTART_GROWTH_LAYERS`; `scripts/campaign.sh` has
+//! thousands), readers. Out: disk within the budget and one pack, the index within its bound, no reader that fails.
+//! Not here: which layers go (`evict.rs`), power cuts (`src/store/crash`).
+
+#[path = "support/layers.rs"]
+mod layers;
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use headstart_layer_format::{BlobDigest, ChunkDigest};
+use headstart_loadtest::corpus::SyntheticImage;
+use headstart_loadtest::origin::Origin;
+use headstart_server::store::{LayerRecord, Store, StoreError};
+use support::{REPOSITORY, Server};
+
+const CHUNKS_BYTES_MAX: u64 = 512 << 10;
+const ORIGINALS_BYTES_MAX: u64 = 1 << 20;
+const PACK: u64 = CHUNKS_BYTES_MAX / 8;
+const ORIGINAL: usize = 20_000;
+/// Small, so that there is something to compact.
+const INDEX_SLACK: u64 = 64 << 10;
+const ROW_BYTES_MAX: u64 = 600;
+
+/// Of all files below.
+fn sizes(dir: &Path) -> u64 {
+    let each = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => sizes(&entry.path()),
+            // It may be gone since.
+            _ => entry.metadata().map_or(0, |m| m.len()),
+        });
+    each.sum()
+}
+
+fn name(n: u64) -> String {
+    format!("layer {n}")
+}
+
+/// As a conversion; layers share chunks with those before and after.
+fn convert(store: &Store, n: u64) -> Result<(), StoreError> {
+    let conversion = store.begin_conversion();
+    let layer = BlobDigest::of(name(n).as_bytes());
+    let mut entries = Vec::new();
+    for chunk in n * 3..n * 3 + 6 {
+        let raw = layers::chunk_bytes(chunk as u32);
+        let digest = ChunkDigest::of(&raw);
+        let frame_len = match conversion.chunk_frame_len(&digest)? {
+            Some(len) => len,
+            None => {
+                let frame = zstd::bulk::compress(&raw, 1).unwrap();
+                conversion.append_chunk(&digest, raw.len() as u32, &frame)?.0
+            }
+        };
+        let raw_len = raw.len() as u32;
+        entries.push(headstart_layer_format::toc::ChunkEntry {
+            digest,
+            raw_len,
+            frame_len,
+        });
+    }
+    conversion
+        .publish_layer(&layer, &layers::toc_of(&layer, entries))
+        .map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_day_of_images_stays_within_its_budgets_and_no_reader_fails() {
+    let count: u64 = std::env::var("HEADSTART_GROWTH_LAYERS").map_or(120, |n| n.parse().unwrap());
+    let origin = Origin::with_image(REPOSITORY, "v1", &SyntheticImage::seeded(1));
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = support::config(&origin, dir.path());
+    config.cache.chunks_bytes_max = Some(CHUNKS_BYTES_MAX);
+    config.cache.originals_bytes_max = Some(ORIGINALS_BYTES_MAX);
+    let server = Server::with(config).await;
+    let app = server.app.clone();
+    let (done, newest, read) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let (mut evicted, mut compacted) = (0, 0);
+    tokio::task::block_in_place(|| {
+        std::thread::scope(|scope| {
+            let stop = Stop(&done);
+            for reader in 0..2 {
+                let (store, originals) = (app.store.clone(), app.originals.clone());
+                let (done, newest, read) = (&done, &newest, &read);
+                scope.spawn(move || {
+                    for turn in 0u64.. {
+                        std::thread::sleep(Duration::from_millis(2));
+                        if done.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        // Those that came last, and some that may be gone.
+                        let back = (turn * 7 + reader) % 40;
+                        let n = newest.load(Ordering::Relaxed).saturating_sub(back);
+                        let layer = BlobDigest::of(name(n).as_bytes());
+                        if let Some(_hold) = store.hold_layer(&layer)
+                            && let Some(LayerRecord::Ready { .. }) = store.layer(&layer).unwrap()
+                        {
+                            layers::assert_ready(&store, &layer);
+                            read.fetch_add(1, Ordering::Relaxed);
+                        }
+                        let bytes = support::noise(ORIGINAL, n);
+                        if let Some((file, _)) = originals.get(&BlobDigest::of(&bytes)).unwrap() {
+                            let mut whole = vec![0; ORIGINAL];
+                            std::os::unix::fs::FileExt::read_exact_at(&file, &mut whole, 0).unwrap();
+                            assert!(whole == bytes);
+                        }
+                    }
+                });
+            }
+            for n in 0..count {
+                convert(&app.store, n).unwrap();
+                let bytes = support::noise(ORIGINAL, n);
+                app.originals.put(&BlobDigest::of(&bytes), &bytes).unwrap();
+                newest.store(n, Ordering::Relaxed);
+                let packs = sizes(&dir.path().join("packs"));
+                assert!(
+                    packs <= CHUNKS_BYTES_MAX + PACK,
+                    "{packs} bytes of packs after {n} layers"
+                );
+                if n % 50 == 49 {
+                    // Nothing holds up a fetch: originals are evicted behind it, within a second or so.
+                    let path = dir.path().join("originals");
+                    let patience = Instant::now() + Duration::from_secs(30);
+                    while sizes(&path) > ORIGINALS_BYTES_MAX && Instant::now() < patience {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    let originals = sizes(&path);
+                    assert!(originals <= ORIGINALS_BYTES_MAX, "{originals} bytes of originals");
+                    compacted += u64::from(app.store.compact_index_over(INDEX_SLACK, &|| true).unwrap());
+                    let (index, rows) = (app.store.index_bytes().unwrap(), app.store.index_rows().unwrap());
+                    let bound = INDEX_SLACK + rows * ROW_BYTES_MAX;
+                    // What comes between two looks, and sled's segments.
+                    assert!(
+                        index <= bound + (2 << 20),
+                        "{index} bytes of index, {rows} rows, after {n} layers"
+                    );
+                    if n % 1000 == 999 {
+                        println!(
+                            "{n}: packs {packs}, originals {originals}, index {index}, rows {rows}, {compacted} compactions"
+                        );
+                    }
+                }
+            }
+            drop(stop);
+        });
+        for n in 0..count {
+            let layer = BlobDigest::of(name(n).as_bytes());
+            evicted += u64::from(app.store.layer(&layer).unwrap().is_none());
+        }
+    });
+    let read = read.into_inner();
+    assert!(evicted > count / 4, "{evicted} of {count} layers went");
+    assert!(read > count, "{read} layers were read");
+    assert!(compacted > 0, "the index was never compacted");
+    println!("{count} layers came, {evicted} went, {read} were read, the index was compacted {compacted} times");
+    drop(app);
+    server.stop().await;
+    let store = Store::open(dir.path()).unwrap();
+    assert!(!store.open_report().index_rebuilt && store.open_report().damaged_records == 0);
+    layers::assert_ready(&store, &BlobDigest::of(name(count - 1).as_bytes()));
+}
+
+/// The readers end, also when something fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// How large the index is, how long opening and rebuilding take: `HEADSTART_INDEX_CHUNKS=1000000 cargo test --release
+/// --test growth -- --ignored --nocapture index_of`.
+#[test]
+#[ignore = "a measurement"]
+fn index_of_many_chunks() {
+    let count: u64 = std::env::var("HEADSTART_INDEX_CHUNKS").map_or(100_000, |n| n.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let begun = Instant::now();
+    for n in 0..count {
+        let digest = ChunkDigest::of(&n.to_le_bytes());
+        store.append_chunk(&digest, 4096, &[0; 64]).unwrap();
+    }
+    store.flush().unwrap();
+    println!("{count} chunks written in {:?}", begun.elapsed());
+    drop(store);
+    let size = |name: &str| -> u64 { sizes(&dir.path().join(name)) };
+    println!("packs {} bytes, index {} bytes", size("packs"), size("index"));
+    let open = |what: &str| {
+        let begun = Instant::now();
+        let store = Store::open(dir.path()).unwrap();
+        println!("{what} in {:?}", begun.elapsed());
+        store
+    };
+    drop(open("opened"));
+    fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let store = open("rebuilt");
+    assert!(store.open_report().index_rebuilt);
+    drop(store);
+    println!("the rebuilt index has {} bytes", size("index"));
+    drop(open("opened"));
+}
