@@ -19,9 +19,12 @@ use headstart_loadtest::origin::Origin;
 use headstart_server::store::{LayerRecord, Store, StoreError};
 use support::{REPOSITORY, Server};
 
-const CHUNKS_BYTES_MAX: u64 = 512 << 10;
+/// Beside what is below.
+const CHUNKS_BYTES: u64 = 512 << 10;
+/// The state of a layer never goes, nor does its entry in a footer: 137 bytes when it is unconverted. With the smallest
+/// of budgets, that counts.
+const STATE_BYTES: u64 = 256;
 const ORIGINALS_BYTES_MAX: u64 = 1 << 20;
-const PACK: u64 = CHUNKS_BYTES_MAX / 8;
 const ORIGINAL: usize = 20_000;
 /// Small, so that there is something to compact.
 const INDEX_SLACK: u64 = 64 << 10;
@@ -78,7 +81,8 @@ async fn a_day_of_images_stays_within_its_budgets_and_no_reader_fails() {
     let origin = Origin::with_image(REPOSITORY, "v1", &SyntheticImage::seeded(1));
     let dir = tempfile::tempdir().unwrap();
     let mut config = support::config(&origin, dir.path());
-    config.cache.chunks_bytes_max = Some(CHUNKS_BYTES_MAX);
+    let chunks_bytes_max = CHUNKS_BYTES + count * STATE_BYTES;
+    config.cache.chunks_bytes_max = Some(chunks_bytes_max);
     config.cache.originals_bytes_max = Some(ORIGINALS_BYTES_MAX);
     let server = Server::with(config).await;
     let app = server.app.clone();
@@ -121,10 +125,8 @@ async fn a_day_of_images_stays_within_its_budgets_and_no_reader_fails() {
                 app.originals.put(&BlobDigest::of(&bytes), &bytes).unwrap();
                 newest.store(n, Ordering::Relaxed);
                 let packs = sizes(&dir.path().join("packs"));
-                assert!(
-                    packs <= CHUNKS_BYTES_MAX + PACK,
-                    "{packs} bytes of packs after {n} layers"
-                );
+                let bound = chunks_bytes_max + chunks_bytes_max / 8;
+                assert!(packs <= bound, "{packs} bytes of packs after {n} layers");
                 if n % 50 == 49 {
                     // Nothing holds up a fetch: originals are evicted behind it, within a second or so.
                     let path = dir.path().join("originals");
