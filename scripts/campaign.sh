@@ -13,35 +13,37 @@ count=${1:-10}
 cargo build --workspace --bins --locked
 cargo test --workspace --locked --no-run
 
+# Always the whole workspace: a package of it alone has other features, and everything would be compiled again.
+tests() { cargo test --workspace --locked --quiet "$@"; }
+
 echo "== properties, $((count * 256)) cases each"
-PROPTEST_CASES=$((count * 256)) cargo test --locked --quiet -p headstart-layer-format
-PROPTEST_CASES=$((count * 256)) cargo test --locked --quiet -p headstart-server --lib
+PROPTEST_CASES=$((count * 256)) tests --lib --test properties
 
 # Another seed each time; a failure prints it, and where its input is.
 fuzz_seed=$((RANDOM * 32768 + RANDOM))
 echo "== mutated inputs, $((count * 2000)) for each entry point, seed $fuzz_seed"
 HEADSTART_FUZZ_SEED=$fuzz_seed HEADSTART_FUZZ_ROUNDS=$((count * 2000)) \
-    cargo test --locked --quiet -p headstart-server --test fuzz
+    tests --test fuzz
 
 echo "== power cuts and failing operations, $((count * 60)) and $((count * 20)), seed $fuzz_seed"
 HEADSTART_CRASH_SEED=$fuzz_seed HEADSTART_CRASH_POINTS=$((count * 60)) \
-    cargo test --locked --quiet -p headstart-server --lib store::crash
+    tests --lib store::crash
 
 echo "== growth, $((count * 1000)) layers under a budget"
-HEADSTART_GROWTH_LAYERS=$((count * 1000)) cargo test --locked --quiet -p headstart-server --test growth
+HEADSTART_GROWTH_LAYERS=$((count * 1000)) tests --test growth
 
 echo "== the server killed in cold pulls, $((count * 20)) rounds"
-HEADSTART_KILL_ROUNDS=$((count * 20)) cargo test --locked --quiet -p headstart-server --test kill
+HEADSTART_KILL_ROUNDS=$((count * 20)) tests --test kill
 
 for ((i = 1; i <= count; i++)); do
     echo "== repetition $i of $count"
     # Packs cut and damaged anywhere; the server killed while it converts; the index deleted.
-    cargo test --locked --quiet -p headstart-server --test store --test lazy_api --test blobs
+    tests --test store --test lazy_api --test blobs
     # The shim killed with its mount in use; servers that lie, hang and fail.
-    cargo test --locked --quiet -p headstart-shim --test lazy -- restart faults
+    tests --test lazy -- restart faults
     # The real binaries and the real image: three kills in one ingest, every byte compared.
-    cargo test --locked --quiet -p headstart-loadtest --test e2e -- crash
+    tests --test e2e -- crash
     # Real clients, and upstreams that misbehave: the order of things differs each time.
-    cargo test --locked --quiet -p headstart-loadtest --test clients
+    tests --test clients
 done
 echo "campaign: $count repetitions passed"
