@@ -17,7 +17,7 @@ cargo test --workspace --locked --no-run
 tests() { cargo test --workspace --locked --quiet "$@"; }
 
 echo "== properties, $((count * 256)) cases each"
-PROPTEST_CASES=$((count * 256)) tests --lib --test properties
+PROPTEST_CASES=$((count * 256)) tests --lib --test properties --test hostile
 
 # Another seed each time; a failure prints it, and where its input is.
 fuzz_seed=$((RANDOM * 32768 + RANDOM))
