@@ -4,11 +4,10 @@
 //! Invariant: cuts depend on the bodies alone. They do not depend on how the bytes arrive, nor on names or metadata.
 //! Not here: hashing and compression of chunks ([`super::chunks`]).
 //!
-//! Small files are packed into groups of about 256 KiB. Whether a group ends behind a file is decided by the file's own
+//! Small files are packed into groups of about 128 KiB. Whether a group ends behind a file is decided by the file's own
 //! checksum, so when a file is added or changed, the group that holds it changes and the cuts behind soon fall on the
 //! same files again. A large file starts a chunk of its own and is cut at fixed distances from its start, so it has the
-//! same chunks wherever it is. Measured on two builds of a Python image whose changed layers have
-//! 51 MB: 6.1% of it is new bytes so, 3.4% with every file a chunk of its own, 43% with the headers left in.
+//! same chunks wherever it is. `layer-format/FORMAT.md` has the figures that these sizes were chosen by.
 
 use headstart_layer_format::limits::{BODY_ALIGN, CHUNK_SIZE_MAX};
 
@@ -36,18 +35,18 @@ pub struct CutSizes {
 
 impl CutSizes {
     pub const DEFAULT: Self = Self {
-        large_file_min: 256 << 10,
+        large_file_min: 128 << 10,
         large_chunk: 512 << 10,
         large_rest_max: 64 << 10,
-        group_min: 64 << 10,
-        group_max: 512 << 10,
-        group_target: 224 << 10,
-        early_bytes_per_cut: 768 << 10,
-        late_bytes_per_cut: 96 << 10,
+        group_min: 32 << 10,
+        group_max: 256 << 10,
+        group_target: 112 << 10,
+        early_bytes_per_cut: 384 << 10,
+        late_bytes_per_cut: 48 << 10,
         align: BODY_ALIGN,
     };
 
-    /// Groups of about `group_kib`, in the proportions of the default's 256, and large files cut every `large_kib`.
+    /// Groups of about `group_kib`, in the proportions of the default's 128, and large files cut every `large_kib`.
     /// `None`: such chunks could not be stored.
     pub fn about(group_kib: u64, large_kib: u64) -> Option<Self> {
         let chunk_max_kib = u64::from(CHUNK_SIZE_MAX) >> 10;
@@ -55,7 +54,7 @@ impl CutSizes {
         if !may_be.contains(&group_kib) || !may_be.contains(&large_kib) || !large_kib.is_multiple_of(4) {
             return None;
         }
-        let (d, group) = (Self::DEFAULT, |n: u64| n * group_kib / 256);
+        let (d, group) = (Self::DEFAULT, |n: u64| n * group_kib / 128);
         Some(Self {
             large_file_min: group(d.large_file_min),
             large_chunk: large_kib << 10,
@@ -255,7 +254,7 @@ mod tests {
         fn cuts_do_not_depend_on_how_the_bytes_arrive(
             lens in prop::collection::vec(prop_oneof![
                 8 => 0usize..30_000,
-                1 => 200_000usize..300_000,
+                1 => 100_000usize..300_000,
                 1 => 500_000usize..1_200_000,
                 1 => Just(512 << 10), 1 => Just((512 << 10) + 1), 1 => Just(576 << 10), 1 => Just(4096),
             ], 0..40),
@@ -298,7 +297,7 @@ mod tests {
             .collect();
         let chunks = cut(&bodies, &[usize::MAX]);
         let mean = chunks.iter().map(Vec::len).sum::<usize>() / chunks.len();
-        assert!((160 << 10..352 << 10).contains(&mean), "{mean}");
+        assert!((80 << 10..176 << 10).contains(&mean), "{mean}");
     }
 
     /// Sizes for measuring make chunks that could be stored, in proportion.
