@@ -228,7 +228,7 @@ impl Inner {
             ..Report::default()
         };
         self.originals_round(self.bytes_short()?, dry_run, &mut report)?;
-        self.packs_round(self.wanted()?, 0, false, dry_run, memory, &mut report)?;
+        self.packs_round(self.wanted(memory)?, 0, false, dry_run, memory, &mut report)?;
         Ok(self.ended(report))
     }
 
@@ -243,7 +243,7 @@ impl Inner {
         }
         let wanted = Wanted {
             removed: digests,
-            ..self.wanted()?
+            ..self.wanted(memory)?
         };
         self.packs_round(wanted, 0, false, false, memory, &mut report)?;
         Ok(self.ended(report))
@@ -278,7 +278,7 @@ impl Inner {
         if !(over || ages || still_needed > 0) || memory.not_before.is_some_and(|at| Instant::now() < at) {
             return Ok(());
         }
-        let mut wanted = self.wanted()?;
+        let mut wanted = self.wanted(memory)?;
         let mut packs_bytes_wanted = self.low_water();
         if still_needed > 0 {
             packs_bytes_wanted = packs_bytes_wanted.min(held.saturating_sub(still_needed));
@@ -318,12 +318,13 @@ impl Inner {
     }
 
     /// By budget and age.
-    fn wanted(&self) -> Result<Wanted, ReclaimError> {
+    fn wanted(&self, memory: &Memory) -> Result<Wanted, ReclaimError> {
         let used_before_unix_ms = self.budgets.chunks_ttl_ms.map_or(0, |ttl| now_ms().saturating_sub(ttl));
         Ok(Wanted {
             bytes_max: match self.budgets.chunks_bytes_max {
                 u64::MAX => u64::MAX,
-                max => max / 4 * 3,
+                // Facts and footers stay, as many as there are: layers have what is left.
+                max => (max / 4 * 3).saturating_sub(memory.facts.values().sum()),
             },
             reason: Reason::Budget,
             used_before_unix_ms,
