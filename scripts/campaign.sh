@@ -2,7 +2,7 @@
 # The short crash, damage and property tests, many times over:  ./scripts/campaign.sh [COUNT]   (default 10)
 # In: how often. Out: exit status 0 when every repetition passed; the first failure ends it.
 # CI runs each of these once (test.sh). Kills fall where timing puts them, so repetitions differ; the properties get
-# COUNT x 256 cases, the fuzz targets COUNT x 2000 inputs each, the kills in cold pulls COUNT x 20 rounds.
+# COUNT x 256 cases, the fuzz targets COUNT x 2000 inputs each, containerd's unpacker COUNT x 400 random tars, the kills in cold pulls COUNT x 20 rounds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 count=${1:-10}
@@ -31,6 +31,13 @@ HEADSTART_CRASH_SEED=$fuzz_seed HEADSTART_CRASH_POINTS=$((count * 60)) \
 
 echo "== growth, $((count * 1000)) layers under a budget"
 HEADSTART_GROWTH_LAYERS=$((count * 1000)) tests --test growth
+
+echo "== random tars against containerd's unpacker, $((count * 400)), seed $fuzz_seed; hostile layers at the default budget"
+HEADSTART_UNPACK_SEED=$fuzz_seed HEADSTART_UNPACK_ROUNDS=$((count * 400)) \
+    cargo test --locked --quiet -p headstart-server --test unpack
+HEADSTART_HOSTILE_FULL=1 cargo test --locked --quiet -p headstart-server --test hostile
+# HEADSTART_IMAGES, if set, names directories with more images (OCI layouts): each layer is compared and rebuilt.
+cargo test --locked --quiet -p headstart-server --test rebuild
 
 echo "== the server killed in cold pulls, $((count * 20)) rounds"
 HEADSTART_KILL_ROUNDS=$((count * 20)) tests --test kill

@@ -171,6 +171,8 @@ fn check_tree(toc: &Toc) {
         let id = EntryId(at as u32);
         let inode = tree.inode(entry.inode).expect("an entry has an inode");
         assert!(tree.nlink(entry.inode) > 0);
+        let names = || inode.xattrs.iter().map(|x| &x.name);
+        assert!(names().zip(names().skip(1)).all(|(a, b)| a < b), "an attribute twice");
         if let Kind::Regular(content) = &inode.kind {
             for e in content.extents() {
                 assert!(e.range.end().0 <= toc.chunks().data_size() && e.offset.0 + e.range.len <= content.size());

@@ -5,6 +5,7 @@
 //! Not here: serving them ([`crate::origin`]) and comparing with them ([`crate::check`]).
 
 mod compress;
+mod files;
 mod image;
 mod layer;
 mod oracle;
@@ -14,6 +15,7 @@ mod wild;
 mod zoo;
 
 pub use compress::Compression;
+pub use files::layer_files;
 pub use image::{
     DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST, Flavor, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, SyntheticImage,
     descriptor, index_of,

@@ -34,8 +34,8 @@ pub struct IngestConfig {
     pub entries_max: u64,
     /// Tar bytes that are not file bodies.
     pub skeleton_bytes_max: u64,
-    /// Memory that all conversions together may take for what grows with a layer's contents: a name costs some 330 bytes,
-    /// so the default is enough for a layer of 450,000 files. A layer that needs more than all of it stays an ordinary
+    /// Memory that all conversions together may take for what grows with a layer's contents: a name costs some 300 bytes,
+    /// so the default is enough for a layer of 500,000 files. A layer that needs more than all of it stays an ordinary
     /// blob; one that finds too little left is tried again later.
     pub memory_bytes_max: u64,
     /// Of this, for the window of a zstd layer's decoder; a layer with a larger one stays an ordinary blob. zstd's levels up to 19 and the builders' own

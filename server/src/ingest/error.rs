@@ -61,6 +61,20 @@ pub enum Failure {
     WorkerGone,
 }
 
+impl Refusal {
+    /// For metrics: a bound, the stream, the tar, a path in it, or what the format cannot say.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::OverBudget { what, .. } if *what == super::memory::WHAT => "memory",
+            Self::OverBudget { .. } => "bound",
+            Self::Decompress(_) => "stream",
+            Self::Tar(_) | Self::TarTruncated => "tar",
+            Self::Path(_) => "path",
+            Self::EntryType(_) | Self::Toc(_) => "format",
+        }
+    }
+}
+
 impl ConvertError {
     /// For a `Read` that must hand it through a decoder.
     pub fn into_io(self) -> io::Error {

@@ -24,6 +24,7 @@ metrics! {
     RateHolds = "headstart_upstream_rate_holds_total", "events", [UPSTREAM], "Times an upstream's limit made us hold requests back";
     TokenExchanges = "headstart_upstream_token_exchanges_total", "exchanges", [UPSTREAM, EXCHANGE], "Exchanges for bearer tokens, by outcome";
     IngestLayers = "headstart_ingest_layers_total", "layers", [OUTCOME], "Conversions ended, by outcome";
+    IngestRefusals = "headstart_ingest_refusals_total", "layers", [REFUSAL], "Layers that stay ordinary blobs, by reason";
     IngestBytes = "headstart_ingest_bytes_total", "bytes", [INGEST_KIND], "Bytes through conversions, by kind";
     Corruption = "headstart_corruption_total", "events", [DAMAGED], "Bytes that did not match their digest, treated as a miss";
     PassThrough = "headstart_pass_through_total", "answers", [], "Answers streamed from an upstream past a disk that takes no more";

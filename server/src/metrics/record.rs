@@ -44,6 +44,11 @@ impl Metrics {
         self.add(Count::IngestLayers, 1, &[outcome]);
     }
 
+    /// A layer was refused, and why.
+    pub fn ingest_refusal(&self, reason: &'static str) {
+        self.add(Count::IngestRefusals, 1, &[reason]);
+    }
+
     /// Time of one conversion.
     pub fn ingest_seconds(&self, wall: f64, cpu: f64) {
         self.add_seconds(Seconds::Ingest, wall, &[]);

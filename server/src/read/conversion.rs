@@ -324,7 +324,10 @@ impl Shared {
             Err(ConvertError::Refused(refusal)) => {
                 let reason = refusal.to_string();
                 match self.store.refuse_layer(&job.layer, &reason) {
-                    Ok(()) => Outcome::Refused(reason),
+                    Ok(()) => {
+                        self.metrics.ingest_refusal(refusal.label());
+                        Outcome::Refused(reason)
+                    }
                     Err(e) => Outcome::Failed(e.to_string()),
                 }
             }

@@ -12,7 +12,7 @@ use headstart_loadtest::corpus::Rng;
 use crate::mutate::{self, below, pick};
 
 /// Kinds of [`compress`].
-pub const KINDS: u64 = 9;
+pub const KINDS: u64 = 12;
 
 pub fn gzip(bytes: &[u8], level: u32) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
@@ -60,6 +60,15 @@ pub fn compress(tar: &[u8], kind: u64) -> Vec<u8> {
         ]
         .concat(),
         7 => [zstd(tar, false), skippable(3, &[7; 40])].concat(),
+        8 => [gzip(tar, 4), b"no member".to_vec()].concat(),
+        9 => [gzip(tar, 4), vec![0x1f, 0x8b]].concat(),
+        10 => [
+            zstd(front, false),
+            zstd(back, false),
+            skippable(0, &zstd(b"{}", false)),
+            skippable(0, &[7; 64]),
+        ]
+        .concat(),
         _ => tar.to_vec(),
     }
 }

@@ -7,7 +7,7 @@ use headstart_layer_format::chunk_stream::{ChunkHeader, ChunkStatus};
 use headstart_layer_format::{BlobDigest, ChunkDigest};
 use headstart_loadtest::corpus::{
     BLOCK, CAPABILITY, Compression, Dialect, Header, LayerBuilder, Meta, Rng, SparseForm, SyntheticImage, TarWriter,
-    ZooSpec, pax_record,
+    ZooSpec, pax_record, wild_tar,
 };
 use headstart_server::fuzz::{pack_of, toc_of};
 use serde_json::json;
@@ -29,7 +29,10 @@ pub fn of(target: &str) -> Vec<Seed> {
             .collect(),
         "tar" | "layer" => tars(),
         "toc" => tocs().collect(),
-        "toc_metadata" => tocs().map(|(name, toc)| (name, metadata(&toc))).collect(),
+        "toc_metadata" => tocs()
+            .map(|(name, toc)| (name, metadata(&toc)))
+            .chain([("attribute-twice".to_owned(), attribute_twice())])
+            .collect(),
         "chunk_stream" => chunk_streams(),
         "pack" => scripts()
             .into_iter()
@@ -123,6 +126,11 @@ fn tars() -> Vec<Seed> {
         ("repeated", repeated),
         ("sparse-old", sparse(SparseForm::OldGnu)),
         ("sparse-pax", sparse(SparseForm::Pax1)),
+        ("sparse-00", sparse(SparseForm::Pax00)),
+        ("sparse-01", sparse(SparseForm::Pax01)),
+        ("wild-12", shortened(wild_tar(12))),
+        ("wild-25", shortened(wild_tar(25))),
+        ("wild-33", shortened(wild_tar(33))),
         ("sparse-records", sparse_records()),
         ("through-links", through_links()),
         ("nothing", vec![0; 2 * BLOCK]),
@@ -183,6 +191,20 @@ fn through_links() -> Vec<u8> {
     entry(&mut writer, b'1', "y", "/l/x", b"");
     entry(&mut writer, b'0', "l/.wh.z", "", b"");
     shortened(writer.finish())
+}
+
+/// Metadata in which a file has one attribute two times: the one thing about attributes that no mutation of these seeds
+/// found out when the check for it was taken away.
+fn attribute_twice() -> Vec<u8> {
+    let tar = built(Dialect::Pax, |b| {
+        let meta = Meta::default().xattr("user.a", "1").xattr("user.b", "2");
+        b.file("f", meta, "");
+    });
+    let (toc, _) = toc_of(&tar).expect("an ordinary tar");
+    let mut metadata = metadata(&toc);
+    let at = metadata.windows(6).position(|w| w == b"user.b").expect("the attribute");
+    metadata[at + 5] = b'a';
+    metadata
 }
 
 /// The metadata section of an encoded TOC, inflated.

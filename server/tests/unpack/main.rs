@@ -6,6 +6,7 @@
 //! Not here: mounts and nodes (`loadtest/tests/e2e`).
 
 mod compressed;
+mod images;
 mod runtime;
 mod wild;
 
