@@ -90,7 +90,7 @@ fn one_for_each_bound() -> Vec<(&'static str, &'static str, SyntheticLayer)> {
         ),
         // No path of the tar is long; the one that comes out is.
         (
-            "path length",
+            "directory depth",
             "format",
             tar(|w| {
                 entry(w, format!("{deep}x").as_bytes(), b'0', b"", b"");

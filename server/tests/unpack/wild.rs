@@ -14,7 +14,7 @@ use crate::runtime::{PLAIN, Runtime};
 
 #[test]
 fn random_tars_become_what_containerd_unpacks() {
-    let rounds = number("HEADSTART_UNPACK_ROUNDS").unwrap_or(150);
+    let rounds = number("HEADSTART_UNPACK_ROUNDS").unwrap_or(100);
     let seed = number("HEADSTART_UNPACK_SEED").unwrap_or(1) << 32;
     let runtime = Runtime::start(Release::Machine);
     let (unpacked, different) = (AtomicU64::new(0), Mutex::new(Vec::new()));
