@@ -119,11 +119,15 @@ fn one_for_each_bound() -> Vec<(&'static str, &'static str, SyntheticLayer)> {
             tar(|w| entry(w, b"pax", b'x', b"", &vec![b' '; MIB + 1])),
         ),
         (
-            "a PAX record",
+            "a decimal number",
             "tar",
             tar(|w| entry(w, b"pax", b'x', b"", b"no record")),
         ),
-        ("bytes beside file bodies", "bound", tar(|w| w.raw(&[0; 5 * MIB]))),
+        (
+            "bytes beside file bodies",
+            "bound",
+            plain(|w| w.raw(&vec![0; 13 * MIB])),
+        ),
         (
             "bytes in a sparse file",
             "bound",

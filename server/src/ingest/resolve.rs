@@ -77,6 +77,26 @@ pub fn resolve<'p>(
     })
 }
 
+/// Components of a target, and of those that `..` takes back neither.
+fn cleaned(target: &[u8]) -> Vec<&[u8]> {
+    let mut out: Vec<&[u8]> = Vec::new();
+    for part in target.split(|&b| b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." if out.last().is_some_and(|&last| last != b"..") => drop(out.pop()),
+            b".." if target.starts_with(b"/") => {}
+            part => out.push(part),
+        }
+    }
+    out
+}
+
+/// Components that are names.
+fn names(target: &[u8]) -> usize {
+    let parts = target.split(|&b| b == b'/');
+    parts.filter(|p| !matches!(*p, b"" | b"." | b"..")).count()
+}
+
 impl<'a> Walk<'a> {
     fn step(&mut self, part: Box<[u8]>, is_of_link: bool, link_parts_left: &mut u64) -> Result<(), Refusal> {
         if !matches!(self.kind(self.at), Kind::Directory { .. }) {
@@ -95,20 +115,21 @@ impl<'a> Walk<'a> {
         if self.links > LINKS_MAX || self.todo.len() > PATH_LEN_MAX {
             return Err(Refusal::Path("too many symlinks in it"));
         }
-        let parts: Vec<&[u8]> = target.split(|&b| b == b'/').collect();
-        let up = parts.iter().rposition(|p| *p == b"..");
-        let down = parts.iter().position(|p| !matches!(*p, b"" | b"." | b".."));
-        let is_odd = matches!((up, down), (Some(up), Some(down)) if up > down);
-        if is_odd || self.nested && up.is_some() {
+        let is_absolute = target.starts_with(b"/");
+        let parts = cleaned(target);
+        // A target that is relative is cleaned before anything in it is looked at; one that is absolute, now and then.
+        let is_odd = is_absolute && parts.len() < names(target);
+        if is_odd || self.nested && parts.contains(&&b".."[..]) {
             return Err(Refusal::Path(
                 "a symlink in it goes up in a way that unpackers read differently",
             ));
         }
         self.nested |= is_of_link;
-        if target.starts_with(b"/") {
+        if is_absolute {
             self.at = ROOT;
         }
-        let left = link_parts_left.checked_sub(parts.len() as u64);
+        let walked = target.iter().filter(|&&b| b == b'/').count() + 1;
+        let left = link_parts_left.checked_sub(walked as u64);
         *link_parts_left = left.ok_or(Refusal::Path("too many symlinks in all of them"))?;
         for part in parts.into_iter().rev() {
             self.todo.push_front(part.into());
