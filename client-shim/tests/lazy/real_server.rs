@@ -27,7 +27,8 @@ pub fn items(oracle: &Oracle) -> BTreeMap<Vec<u8>, Item> {
             (_, Some(first)) if *first != entry.path => What::Link(first.clone()),
             (OracleKind::Directory { opaque, implied }, _) => What::Dir {
                 opaque: *opaque,
-                implied: *implied,
+                // containerd passes over an entry for the root.
+                implied: *implied || entry.path.is_empty(),
             },
             (OracleKind::File { content }, _) => What::File(Body::whole(content.to_vec())),
             (OracleKind::Symlink { target }, _) => What::Symlink(target.clone()),
