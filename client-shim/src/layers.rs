@@ -16,16 +16,14 @@ use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-pub use crate::cache::LazyConfig;
 use crate::cache::dir::StoredLayer;
 use crate::cache::{CacheDir, CacheError, Layer};
+pub use crate::cache::{LazyConfig, PresentationChoice};
 use crate::counters::Counters;
 use crate::fetch::FetchError;
 use crate::fetch::servers::{Servers, TocAnswer};
-use crate::presentation::{FuseTree, Presentation, PresentationError, implied};
+use crate::presentation::{self, Presentation, PresentationError, implied};
 
-/// The mount, below the root directory. Short: overlayfs has 4096 bytes for all lowerdirs of a mount.
-const MOUNT: &str = "mnt";
 const CACHE: &str = "cache";
 /// Pause before a server is asked again about a layer whose conversion failed, or that could not be reached.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
@@ -109,7 +107,7 @@ struct Known {
 }
 
 impl NodeLayers {
-    /// Mounts the node's FUSE tree below `root_dir` and shows every layer the disk has. Needs no network.
+    /// Mounts what the presentation needs below `root_dir` and shows every layer the disk has. Needs no network.
     pub async fn open(root_dir: &Path, config: &LazyConfig, servers: Servers) -> Result<NodeLayers, LayersError> {
         let runtime = Handle::current();
         let (root_dir, config) = (root_dir.to_owned(), config.clone());
@@ -130,20 +128,14 @@ impl NodeLayers {
         // The lock first: it proves that a mount found below is nobody's.
         let (cache, stored) = CacheDir::open(&store)?;
         let counters = Arc::new(Counters::default());
-        let tree = FuseTree::mount(
-            &root_dir.join(MOUNT),
-            &store,
-            &config,
-            Arc::clone(&counters),
-            runtime.clone(),
-        )?;
+        let presentation = presentation::open(root_dir, &store, &config, &counters, &runtime)?;
         let layers = NodeLayers(Arc::new(Inner {
             config,
             servers,
             runtime,
             counters,
             cache: RwLock::new(Some(cache)),
-            presentation: Box::new(tree),
+            presentation,
             known: RwLock::default(),
             changing: Mutex::default(),
             stop: CancellationToken::new(),

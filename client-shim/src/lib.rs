@@ -1,8 +1,9 @@
 //! The Headstart shim: a containerd remote snapshotter whose layers are mounted lazily.
 //!
-//! In: a configuration. Out: a gRPC service for containerd on a unix socket, and one FUSE mount.
+//! In: a configuration. Out: a gRPC service for containerd on a unix socket, one FUSE mount, and an EROFS mount
+//! a layer where the kernel can.
 //! Invariant: follow a read: `snapshotter -> layers -> presentation -> fuse -> cache -> fetch`; each uses only what is
-//! to its right. Lazy is an optimisation: whatever goes wrong before a mount ends in an ordinary pull.
+//! to its right (`erofs`, beside `presentation`, writes images). Lazy is an optimisation: whatever goes wrong before a mount ends in an ordinary pull.
 //! Not here: the formats (`headstart-layer-format`) and conversion (the server).
 
 pub mod app;

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use headstart_shim::config::Config;
+use headstart_shim::layers::{LazyConfig, PresentationChoice};
 
 #[test]
 fn the_shipped_file_parses_and_says_what_the_deployment_files_assume() {
@@ -13,6 +14,25 @@ fn the_shipped_file_parses_and_says_what_the_deployment_files_assume() {
     assert_eq!(config.root_dir, Path::new("/var/lib/headstart-shim"));
     assert_eq!(config.socket, Path::new("/run/headstart/shim.sock"));
     assert_eq!(config.servers, ["http://headstart.internal:5080"]);
+    assert_eq!(
+        config.lazy,
+        LazyConfig::default(),
+        "what is shown is what is without a file"
+    );
+}
+
+#[test]
+fn a_presentation_is_chosen_by_name() {
+    let choices = [
+        ("auto", PresentationChoice::Auto),
+        ("erofs", PresentationChoice::Erofs),
+        ("fuse", PresentationChoice::Fuse),
+    ];
+    for (name, choice) in choices {
+        let config: Config = format!("[lazy]\npresentation = '{name}'").parse().expect(name);
+        assert_eq!(config.lazy.presentation, choice);
+    }
+    assert!("[lazy]\npresentation = 'both'".parse::<Config>().is_err());
 }
 
 #[test]

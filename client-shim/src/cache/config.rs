@@ -7,10 +7,25 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+/// How layers become directories.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PresentationChoice {
+    /// EROFS where the start-up probe finds that it works, else the FUSE tree.
+    Auto,
+    /// EROFS, or no lazy layers at all.
+    Erofs,
+    /// The FUSE tree, without a probe.
+    #[default]
+    Fuse,
+}
+
 /// Bounds and habits of lazy layers.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LazyConfig {
+    /// How layers are shown.
+    pub presentation: PresentationChoice,
     /// How long a reader waits for bytes that are not here before it gets an I/O error. The kernel asks a second time when
     /// its read-ahead failed, so a process may see the error after up to twice this.
     pub demand_timeout_ms: u64,
@@ -18,7 +33,7 @@ pub struct LazyConfig {
     pub small_file_bytes_max: u64,
     /// How far ahead of a sequential reader of a larger file chunks are fetched.
     pub readahead_bytes: u64,
-    /// Read-ahead of the kernel on the mount. The kernel's own default for FUSE is 128.
+    /// Read-ahead of the kernel on our mounts, at most 1024: one request. The kernel's own default for FUSE is 128.
     pub kernel_readahead_kib: u32,
     /// How often chunks become durable; a crash loses (and fetches again) at most this much time's worth.
     pub flush_interval_ms: u64,
@@ -29,6 +44,7 @@ pub struct LazyConfig {
 impl Default for LazyConfig {
     fn default() -> Self {
         Self {
+            presentation: PresentationChoice::default(),
             demand_timeout_ms: 10_000,
             small_file_bytes_max: 1 << 20,
             readahead_bytes: 2 << 20,

@@ -21,6 +21,7 @@ use crate::fetch::{ChunkSink, VerifiedChunk};
 
 const DATA: &str = "data";
 const BITMAP: &str = "bitmap";
+const IMAGE: &str = "erofs";
 
 #[derive(Debug)]
 pub struct LayerFile {
@@ -109,6 +110,19 @@ impl LayerFile {
     /// Bytes that the data file takes on disk.
     pub fn disk_bytes(&self) -> u64 {
         self.data.metadata().map_or(0, |m| m.blocks() * 512)
+    }
+
+    /// The data space as a file that needs nobody to read it: if every chunk is here and durable.
+    pub fn whole(&self) -> Option<PathBuf> {
+        // With the lock no flush is under way, so what is not dirty is durable.
+        let retired = self.retired.lock().unwrap_or_else(|p| p.into_inner());
+        let whole = !*retired && !self.dirty.load(Ordering::Acquire) && self.chunk_count() == self.chunks().len();
+        whole.then(|| self.dir.join(DATA))
+    }
+
+    /// Where the layer's EROFS image goes.
+    pub fn image(&self) -> PathBuf {
+        self.dir.join(IMAGE)
     }
 
     /// Makes everything put so far durable, then claims it. Cheap when nothing was put.

@@ -10,6 +10,7 @@
 //! <root_dir>/cache/<hex>/toc       as served
 //! <root_dir>/cache/<hex>/data      sparse, in data space
 //! <root_dir>/cache/<hex>/bitmap    chunks of `data` that are verified and durable
+//! <root_dir>/cache/<hex>/erofs      the tree as an EROFS image; made again by every start
 //! <root_dir>/cache/<hex>/layer     digests and slot; written last, so a directory with it is complete
 //! ```
 
@@ -24,7 +25,7 @@ pub mod reader;
 mod slots;
 mod toc_file;
 
-pub use config::LazyConfig;
+pub use config::{LazyConfig, PresentationChoice};
 pub use dir::{CacheDir, CacheError};
 pub use layer::Layer;
 pub use layer_file::LayerFile;

@@ -78,6 +78,17 @@ impl Attr {
         attr
     }
 
+    /// A layer's data space as a file: for the kernel's own reading, hence root's alone.
+    pub fn device(node: Node, size: u64) -> Self {
+        Self {
+            kind: FileKind::Regular,
+            size,
+            blocks: size / SECTOR,
+            perm: 0o400,
+            ..Self::own_directory(node, 1)
+        }
+    }
+
     /// A directory of the mount itself.
     pub fn own_directory(node: Node, nlink: u32) -> Self {
         Self {

@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 
 use super::attr::{Attr, FileKind};
 use super::node_id::Node;
+use super::probe_file;
 use super::read_plan::{READ_SIZE_MAX, ReadPlan};
 use super::tree_fs::{FsError, Lookup, TreeFs};
 use crate::counters::Counters;
@@ -50,17 +51,20 @@ pub struct KernelFs {
     tree: Arc<TreeFs>,
     counters: Arc<Counters>,
     runtime: Handle,
+    /// The kernel reads data spaces through files here, and caches itself what it has read of them.
+    has_devices: bool,
     /// The kernel takes ENOSYS to `open` (`opendir`) as "never ask again, and keep the cache".
     open_is_optional: bool,
     opendir_is_optional: bool,
 }
 
 impl KernelFs {
-    pub fn new(tree: Arc<TreeFs>, counters: Arc<Counters>, runtime: Handle) -> Self {
+    pub fn new(tree: Arc<TreeFs>, counters: Arc<Counters>, runtime: Handle, has_devices: bool) -> Self {
         Self {
             tree,
             counters,
             runtime,
+            has_devices,
             open_is_optional: false,
             opendir_is_optional: false,
         }
@@ -104,7 +108,8 @@ impl Filesystem for KernelFs {
                 let _ = config.add_capabilities(flag);
             }
         }
-        self.open_is_optional = has.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        // "Never ask again" is said of the whole mount, and devices must be asked about: they are opened uncached.
+        self.open_is_optional = has.contains(InitFlags::FUSE_NO_OPEN_SUPPORT) && !self.has_devices;
         self.opendir_is_optional = has.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         // The bound of one read comes from this (fuser derives the page limit from it).
         let _ = config.set_max_write(READ_SIZE_MAX);
@@ -136,8 +141,12 @@ impl Filesystem for KernelFs {
         }
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.open_is_optional {
+            // Cached once, by the filesystem above it.
+            _ if matches!(Node::from_id(ino.0), Some(Node::Device { .. } | Node::Probe)) => {
+                reply.opened(FileHandle(0), fuser::FopenFlags::FOPEN_DIRECT_IO);
+            }
             true => reply.error(Errno::ENOSYS),
             false => reply.opened(FileHandle(0), fuser::FopenFlags::FOPEN_KEEP_CACHE),
         }
@@ -165,6 +174,9 @@ impl Filesystem for KernelFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if node(ino) == Ok(Node::Probe) {
+            return reply.data(&probe_file::bytes(offset, size.into()));
+        }
         let plan = match node(ino).and_then(|n| self.tree.plan_read(n, offset, size)) {
             Ok(plan) => plan,
             Err(e) => return reply.error(errno(e)),
@@ -250,8 +262,8 @@ fn node(id: INodeNo) -> Result<Node, FsError> {
 
 fn ttl(node: Node) -> Duration {
     match node {
-        Node::Root | Node::Layers => NOW,
-        Node::File { .. } => FOREVER,
+        Node::Root | Node::Layers | Node::Devices | Node::Probe => NOW,
+        Node::File { .. } | Node::Device { .. } => FOREVER,
     }
 }
 

@@ -8,9 +8,11 @@
 //! `kernel.rs` speaks the protocol and knows nothing of layers; `tree_fs.rs` knows layers and nothing of the protocol.
 
 pub mod attr;
+mod bodies;
 pub(crate) mod directories;
 pub mod kernel;
 pub mod node_id;
+pub mod probe_file;
 pub mod read_plan;
 pub mod session;
 pub(crate) mod shown;

@@ -1,6 +1,6 @@
 //! A read of a file, in terms of the layer's data space.
 //!
-//! In: a file's content, an offset and a length. Out: [`ReadPlan`]: ranges to read and where they go; zeros elsewhere.
+//! In: a file's content (or the whole data space), an offset and a length. Out: [`ReadPlan`]: ranges to read and where they go; zeros elsewhere.
 //! Invariant: the plan covers exactly the bytes the file has there; a hole is never a range, a range never a hole.
 //! Not here: fetching (the layer's reader), replies.
 
@@ -19,11 +19,19 @@ pub const READ_SIZE_MAX: u32 = 1 << 20;
 #[derive(Debug)]
 pub struct ReadPlan {
     layer: Arc<Layer>,
-    inode: InodeId,
+    of: Of,
     len: usize,
     /// Where in the answer, and from where in the data space; the same ranges twice, so that both can be sliced.
     places: Vec<usize>,
     ranges: Vec<LayerRange>,
+}
+
+/// What is read.
+#[derive(Debug)]
+enum Of {
+    File(InodeId),
+    /// The data space itself; the bodies that the read touches.
+    Device(Vec<LayerRange>),
 }
 
 /// Each text completes "failed to ...".
@@ -59,10 +67,32 @@ impl ReadPlan {
         }
         Self {
             layer,
-            inode,
+            of: Of::File(inode),
             len: len as usize,
             places,
             ranges,
+        }
+    }
+
+    /// A read of the data space as one file. `touched`: the bodies of a range.
+    pub(super) fn of_device(
+        layer: Arc<Layer>,
+        touched: impl Fn(LayerRange) -> Vec<LayerRange>,
+        offset: u64,
+        size: u32,
+    ) -> Self {
+        let end = layer.toc().chunks().data_size();
+        let start = offset.min(end);
+        let range = LayerRange {
+            start: LayerOffset(start),
+            len: u64::from(size.min(READ_SIZE_MAX)).min(end - start),
+        };
+        Self {
+            layer,
+            of: Of::Device(touched(range)),
+            len: range.len as usize,
+            places: vec![0; usize::from(range.len > 0)],
+            ranges: if range.len > 0 { vec![range] } else { Vec::new() },
         }
     }
 
@@ -80,20 +110,14 @@ impl ReadPlan {
 
     /// Keeps a sequential reader's next stretch coming; for a read that was a hit.
     pub fn read_ahead(&self) {
-        if let Some(content) = self.content()
-            && let [only] = content.extents()
-        {
-            self.layer.reader().read_ahead(&self.ranges, &[only.range]);
+        if let [only] = self.bodies()[..] {
+            self.layer.reader().read_ahead(&self.ranges, &[only]);
         }
     }
 
     /// The bytes, after fetching what is missing.
     pub async fn read(self) -> Result<Vec<u8>, ReadError> {
-        let bodies: Vec<LayerRange> = match self.content() {
-            Some(content) => content.extents().iter().map(|e| e.range).collect(),
-            None => Vec::new(),
-        };
-        self.layer.reader().fetch(&self.ranges, &bodies).await?;
+        self.layer.reader().fetch(&self.ranges, &self.bodies()).await?;
         // The bytes were just written, so this is a copy from the page cache; still not for an async thread.
         let read = tokio::task::spawn_blocking(move || self.read_cached()).await;
         read.map_err(|_| ReadError::Lost)??.ok_or(ReadError::Lost)
@@ -103,10 +127,14 @@ impl ReadPlan {
         &self.layer
     }
 
-    fn content(&self) -> Option<&Content> {
-        match &self.layer.toc().tree().inode(self.inode)?.kind {
-            Kind::Regular(content) => Some(content),
-            _ => None,
+    /// What is fetched with it, or ahead of it.
+    fn bodies(&self) -> Vec<LayerRange> {
+        match &self.of {
+            Of::Device(bodies) => bodies.clone(),
+            Of::File(inode) => match self.layer.toc().tree().inode(*inode).map(|i| &i.kind) {
+                Some(Kind::Regular(content)) => content.extents().iter().map(|e| e.range).collect(),
+                _ => Vec::new(),
+            },
         }
     }
 }

@@ -71,11 +71,13 @@ impl FuseMount {
         self.logged(self.notifier.inval_inode(INodeNo(Node::Layers.id()), 0, 0));
     }
 
-    /// The kernel drops a withdrawn layer's name.
+    /// The kernel drops a withdrawn layer's names.
     pub fn forget_slot(&self, slot: u32) {
         let name = slot.to_string();
-        let layers = INodeNo(Node::Layers.id());
-        self.logged(self.notifier.inval_entry(layers, OsStr::from_bytes(name.as_bytes())));
+        for parent in [Node::Layers, Node::Devices] {
+            let name = OsStr::from_bytes(name.as_bytes());
+            self.logged(self.notifier.inval_entry(INodeNo(parent.id()), name));
+        }
     }
 
     /// The kernel not having cached something is the usual answer, and fine.
@@ -141,12 +143,17 @@ pub fn detach_stale(path: &Path) -> io::Result<()> {
 }
 
 fn is_mount_point(path: &Path) -> io::Result<bool> {
+    Ok(mount_points()?.iter().any(|p| p == path))
+}
+
+/// Every mount point of this process's namespace, in the order they were mounted.
+pub fn mount_points() -> io::Result<Vec<PathBuf>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
     // proc(5): the fifth field is the mount point.
     let points = table
         .split(|&b| b == b'\n')
         .filter_map(|line| line.split(|&b| b == b' ').nth(4));
-    Ok(points.into_iter().any(|p| unescape(p) == path))
+    Ok(points.into_iter().map(unescape).collect())
 }
 
 /// The kernel writes space, tab, newline and backslash as `\ooo`.
@@ -173,8 +180,8 @@ fn unescape(field: &[u8]) -> PathBuf {
     std::ffi::OsString::from_vec(out).into()
 }
 
-/// The FUSE handshake cannot raise read-ahead above 128 KiB; the mount's backing device can.
-fn set_readahead(path: &Path, kib: u32) -> io::Result<()> {
+/// The FUSE handshake cannot raise read-ahead above 128 KiB; the mount's backing device can. Of any mount.
+pub fn set_readahead(path: &Path, kib: u32) -> io::Result<()> {
     let device = std::fs::metadata(path)?.dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())

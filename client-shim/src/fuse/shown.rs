@@ -3,10 +3,11 @@
 //! In: a layer. Out: its tree, its directories, and the attributes that are shown. Invariant: derived once from an
 //! immutable tree. Not here: answers in the terms of requests (`fuse/tree_fs.rs`).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use headstart_layer_format::toc::{EntryId, Inode, InodeId, Kind, Tree, Xattr};
 
+use super::bodies::Bodies;
 use super::directories::Directories;
 use crate::cache::Layer;
 
@@ -20,12 +21,22 @@ const HIDDEN_PREFIX: &[u8] = b"trusted.";
 pub(super) struct Shown {
     pub(super) layer: Arc<Layer>,
     directories: Directories,
+    /// Made by the first read of the data space as a file.
+    bodies: OnceLock<Bodies>,
 }
 
 impl Shown {
     pub(super) fn new(layer: Arc<Layer>) -> Self {
         let directories = Directories::of(layer.toc().tree());
-        Self { layer, directories }
+        Self {
+            layer,
+            directories,
+            bodies: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn bodies(&self) -> &Bodies {
+        self.bodies.get_or_init(|| Bodies::of(self.layer.toc().skeleton()))
     }
 
     pub(super) fn tree(&self) -> &Tree {

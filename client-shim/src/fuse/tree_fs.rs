@@ -1,4 +1,4 @@
-//! The tree of the mount: `layers/<slot>/...`, not tied to any binding.
+//! The tree of the mount: `layers/<slot>/...` and, not listed, `data/<slot>`; not tied to any binding.
 //!
 //! In: layers added and removed, and questions about nodes. Out: attributes, names, link targets, attributes values, and
 //! plans of reads. Invariant: answers depend only on the layers' TOCs; nothing here waits for anything.
@@ -12,12 +12,15 @@ use headstart_layer_format::toc::{InodeId, Kind};
 
 use super::attr::{Attr, FileKind};
 use super::node_id::Node;
+use super::probe_file::{PROBE_NAME, PROBE_SIZE};
 use super::read_plan::ReadPlan;
 use super::shown::{OPAQUE_NAME, OPAQUE_VALUE, Shown, is_opaque, plain_xattrs};
 use crate::cache::Layer;
 
 /// Name of the directory of layers in the mount.
 pub const LAYERS_NAME: &str = "layers";
+/// Name of the directory of data spaces. No listing shows it: it is for the kernel.
+pub const DEVICES_NAME: &str = "data";
 
 /// Why there is no answer, named for the errno it becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +105,14 @@ impl TreeFs {
         }
         match parent {
             Node::Root if name == LAYERS_NAME.as_bytes() => self.attr(Node::Layers).map(Lookup::Found),
+            Node::Root if name == DEVICES_NAME.as_bytes() => self.attr(Node::Devices).map(Lookup::Found),
             Node::Root => Ok(Lookup::Absent),
+            Node::Devices if name == PROBE_NAME.as_bytes() => self.attr(Node::Probe).map(Lookup::Found),
+            Node::Devices => match slot_name(name).map(|slot| self.attr(Node::Device { slot })) {
+                Some(Ok(attr)) => Ok(Lookup::Found(attr)),
+                _ => Ok(Lookup::AbsentNow),
+            },
+            Node::Probe | Node::Device { .. } => Err(FsError::NotADirectory),
             Node::Layers => match slot_name(name) {
                 Some(slot) => match self.attr(Node::layer_root(slot)) {
                     Ok(attr) => Ok(Lookup::Found(attr)),
@@ -127,6 +137,12 @@ impl TreeFs {
             Node::Layers => {
                 let layers = u32::try_from(self.read_layers().len()).unwrap_or(u32::MAX);
                 Ok(Attr::own_directory(node, layers.saturating_add(2)))
+            }
+            Node::Devices => Ok(Attr::own_directory(node, 2)),
+            Node::Probe => Ok(Attr::device(node, PROBE_SIZE)),
+            Node::Device { slot } => {
+                let size = self.shown(slot)?.layer.toc().chunks().data_size();
+                Ok(Attr::device(node, size))
             }
             Node::File { slot, inode } => attr_of(&*self.shown(slot)?, slot, inode),
         }
@@ -168,7 +184,8 @@ impl TreeFs {
                 });
                 Ok(())
             }
-            Node::Root => Ok(()),
+            // Neither names of devices nor their directory are for anybody to find.
+            Node::Root | Node::Devices | Node::Probe | Node::Device { .. } => Ok(()),
             Node::Layers => self.read_layers_dir(from, visit),
             Node::File { slot, inode } => read_layer_dir(&*self.shown(slot)?, slot, inode, from, visit),
         }
@@ -221,6 +238,11 @@ impl TreeFs {
 
     /// What a read of `size` bytes at `offset` has to do.
     pub fn plan_read(&self, node: Node, offset: u64, size: u32) -> Result<ReadPlan, FsError> {
+        if let Node::Device { slot } = node {
+            let shown = self.shown(slot)?;
+            let layer = Arc::clone(&shown.layer);
+            return Ok(ReadPlan::of_device(layer, |r| shown.bodies().touched(r), offset, size));
+        }
         let (shown, inode) = self.file(node).map_err(|_| FsError::IsADirectory)?;
         match &shown.inode(inode).ok_or(FsError::Stale)?.kind {
             Kind::Regular(content) => Ok(ReadPlan::new(Arc::clone(&shown.layer), inode, content, offset, size)),
@@ -248,7 +270,8 @@ impl TreeFs {
 
     fn parent(&self, node: Node) -> Result<Node, FsError> {
         match node {
-            Node::Root | Node::Layers => Ok(Node::Root),
+            Node::Root | Node::Layers | Node::Devices => Ok(Node::Root),
+            Node::Probe | Node::Device { .. } => Ok(Node::Devices),
             Node::File {
                 inode: InodeId::ROOT, ..
             } => Ok(Node::Layers),
@@ -259,10 +282,10 @@ impl TreeFs {
         }
     }
 
-    /// The layer and inode of a node that is in one; an error for the mount's own directories.
+    /// The layer and inode of a node that is in one; an error for what the mount has besides.
     fn file(&self, node: Node) -> Result<(Arc<Shown>, InodeId), FsError> {
         match node {
-            Node::Root | Node::Layers => Err(FsError::IsADirectory),
+            Node::Root | Node::Layers | Node::Devices | Node::Probe | Node::Device { .. } => Err(FsError::IsADirectory),
             Node::File { slot, inode } => Ok((self.shown(slot)?, inode)),
         }
     }

@@ -13,31 +13,33 @@ use crate::cache::{Layer, LazyConfig};
 use crate::counters::Counters;
 use crate::fuse::kernel::KernelFs;
 use crate::fuse::session::{FuseMount, detach_stale};
-use crate::fuse::tree_fs::{LAYERS_NAME, TreeFs};
+use crate::fuse::tree_fs::{DEVICES_NAME, LAYERS_NAME, TreeFs};
 
 #[derive(Debug)]
 pub struct FuseTree {
     tree: Arc<TreeFs>,
     mount: FuseMount,
     layers: PathBuf,
+    devices: PathBuf,
 }
 
 impl FuseTree {
     /// Mounts at `path`, clearing what a killed predecessor left there. `store` is where chunks are kept: what `statfs`
-    /// speaks of.
+    /// speaks of. `has_devices`: data spaces are read as files, see [`FuseTree::device`].
     pub fn mount(
         path: &Path,
         store: &Path,
         config: &LazyConfig,
         counters: Arc<Counters>,
         runtime: Handle,
+        has_devices: bool,
     ) -> Result<Self, PresentationError> {
         detach_stale(path).map_err(|source| PresentationError::Stale {
             path: path.to_owned(),
             source,
         })?;
         let tree = Arc::new(TreeFs::new(store));
-        let kernel = KernelFs::new(Arc::clone(&tree), counters, runtime);
+        let kernel = KernelFs::new(Arc::clone(&tree), counters, runtime, has_devices);
         let mount =
             FuseMount::new(path, kernel, config.kernel_readahead_kib).map_err(|source| PresentationError::Mount {
                 path: path.to_owned(),
@@ -47,7 +49,13 @@ impl FuseTree {
             tree,
             mount,
             layers: path.join(LAYERS_NAME),
+            devices: path.join(DEVICES_NAME),
         })
+    }
+
+    /// A file with the data space of a presented layer, for the kernel.
+    pub fn device(&self, name: &str) -> PathBuf {
+        self.devices.join(name)
     }
 }
 

@@ -4,24 +4,32 @@
 //! tree, whiteouts and opaque marks in overlayfs's own form, and every byte read there went through the layer's reader.
 //! Not here: stacking layers (`snapshotter`), fetching (`cache`, `fetch`).
 //!
-//! One implementation so far, [`fuse_tree::FuseTree`]. The second is an EROFS image of the TOC's tree with the data space
-//! as its device: it needs the same two things of a layer, hence this seam.
+//! Two implementations, chosen once at the start (`choice.rs`): [`FuseTree`] answers every question of the kernel itself;
+//! [`ErofsTree`] gives the kernel an image of the tree, and answers for the data space alone.
 
+mod choice;
+pub mod erofs_tree;
 pub mod fuse_tree;
 pub mod implied;
+mod probe;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::cache::Layer;
 
+pub use choice::open;
+pub use erofs_tree::ErofsTree;
 pub use fuse_tree::FuseTree;
+pub use probe::ProbeError;
 
 /// Each text completes "failed to ...".
 #[derive(Debug, thiserror::Error)]
 pub enum PresentationError {
     #[error("mount {path}: {source}")]
     Mount { path: PathBuf, source: std::io::Error },
+    #[error("show layers as EROFS, as the configuration demands: {0}")]
+    Probe(#[from] ProbeError),
     #[error("clear a stale mount at {path}: {source}")]
     Stale { path: PathBuf, source: std::io::Error },
 }

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -64,6 +66,42 @@ fn no_fault_gives_a_reader_wrong_bytes_and_each_heals() {
         assert!(
             reads(&dir.join("a"), 1).unwrap(),
             "{fault:?}: the next read tries again"
+        );
+    }
+}
+
+/// A kernel that takes the short read of a killed reader for the end of the file would cache zeros.
+#[test]
+fn a_reader_killed_while_it_waits_leaves_no_wrong_byte_behind() {
+    let server = FakeServer::start();
+    // Each reader is killed somewhere else, in a file of its own.
+    let moments = [10, 40, 80, 120, 160, 200, 240, 280];
+    let builder = moments.iter().fold(LayerBuilder::new(), |b, m| {
+        b.add(format!("{m}"), Item::file(noise(*m, 3_000_000)))
+    });
+    let layer = builder.build(64 << 10);
+    server.serve(&layer);
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let dir = node.show(&layer);
+    server.latency(Duration::from_millis(100));
+    let mut killed = 0;
+    for moment in moments {
+        let mut reader = Command::new("cat")
+            .arg(dir.join(moment.to_string()))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(moment));
+        reader.kill().unwrap();
+        killed += usize::from(reader.wait().unwrap().signal() == Some(libc::SIGKILL));
+    }
+    assert!(killed > 2, "they were in the middle of it");
+    server.latency(Duration::ZERO);
+    for moment in moments {
+        assert!(
+            fs::read(dir.join(moment.to_string())).unwrap() == noise(moment, 3_000_000),
+            "{moment}"
         );
     }
 }

@@ -1,4 +1,11 @@
 //! The lazy half of the node, from servers that misbehave to files in a real mount. Needs root and /dev/fuse.
+//!
+//! Layers are shown as EROFS here. `../lazy_fuse` is the same tests, where it makes a difference, under the FUSE tree.
+
+use headstart_shim::layers::PresentationChoice;
+
+/// How nodes of these tests show layers.
+const PRESENTATION: PresentationChoice = PresentationChoice::Erofs;
 
 mod cache;
 mod erofs;
@@ -8,6 +15,7 @@ mod layers;
 mod measure;
 mod mount;
 mod overlay;
+mod presentation;
 mod real_server;
 mod restart;
 mod support;

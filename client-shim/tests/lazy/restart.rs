@@ -32,7 +32,14 @@ fn victim() {
     std::thread::sleep(Duration::from_secs(60));
 }
 
-struct Victim(Child);
+pub struct Victim(Child);
+
+impl Victim {
+    pub fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
 
 impl Drop for Victim {
     fn drop(&mut self) {
@@ -42,7 +49,7 @@ impl Drop for Victim {
     }
 }
 
-fn start_victim(root: &Path, server: &FakeServer, layer: &str) -> Victim {
+pub fn start_victim(root: &Path, server: &FakeServer, layer: &str) -> Victim {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -88,8 +95,7 @@ fn after_kill_nine_the_next_start_clears_the_mount_and_keeps_the_cache() {
     let root = tempfile::tempdir().unwrap();
     let mut victim = start_victim(root.path(), &server, &layer.digest.to_string());
     wait_for(&root.path().join("cache").join(layer.digest.hex()).join("bitmap"));
-    victim.0.kill().unwrap();
-    victim.0.wait().unwrap();
+    victim.kill();
     let dead = fs::metadata(root.path().join("mnt")).unwrap_err();
     assert_eq!(dead.raw_os_error(), Some(libc::ENOTCONN));
 

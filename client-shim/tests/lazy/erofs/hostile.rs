@@ -148,7 +148,7 @@ fn expected(content: &Content, data: &[u8]) -> Vec<u8> {
 #[test]
 fn what_is_accepted_is_shown_exactly_and_the_rest_is_an_error() {
     let (mut accepted, mut refused) = (0, 0);
-    for seed in 1..=160u64 {
+    for seed in 1..=110u64 {
         let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let (toc, data, contents) = made_up(&mut rng);
         let Ok(mut image) = Image::write(&toc) else {
@@ -178,7 +178,7 @@ fn what_is_accepted_is_shown_exactly_and_the_rest_is_an_error() {
         );
     }
     assert!(
-        accepted > 30 && refused > 30,
+        accepted > 20 && refused > 20,
         "{accepted} accepted, {refused} refused: the generator is lopsided"
     );
 }

@@ -5,11 +5,13 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use headstart_shim::erofs::ErofsError;
+use headstart_shim::layers::{LazyConfig, PresentationChoice};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::{Image, bytes, listing, mounted};
 use crate::mount::{compare, ragged, rich};
 use crate::overlay::Overlay;
+use crate::support::node::lazy_config;
 use crate::support::{Body, FakeServer, Item, LayerBuilder, Node, What, noise};
 use crate::tree;
 
@@ -52,7 +54,11 @@ fn a_mounted_image_is_the_toc_and_the_fuse_tree() {
     let server = FakeServer::start();
     server.serve(&layer);
     let root = tempfile::tempdir().unwrap();
-    let node = Node::open(root.path(), &[&server]);
+    let config = LazyConfig {
+        presentation: PresentationChoice::Fuse,
+        ..lazy_config()
+    };
+    let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
     let (ours, fuse) = (listing(&dir), listing(&node.show(&layer)));
     assert_eq!(ours.len(), layer.items.len());
     for (path, line) in &fuse {

@@ -23,6 +23,7 @@ pub const DEMAND_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub fn lazy_config() -> LazyConfig {
     LazyConfig {
+        presentation: crate::PRESENTATION,
         demand_timeout_ms: DEMAND_TIMEOUT.as_millis() as u64,
         ..LazyConfig::default()
     }

@@ -1,0 +1,169 @@
+//! Whether this kernel shows layers as EROFS rightly: tried, not concluded from its version.
+//!
+//! In: the FUSE mount, with its file of known bytes. Out: nothing, or what went wrong. Invariant: what is mounted here is
+//! unmounted here; a kernel that hangs costs [`PATIENCE`], not the start.
+//! Not here: what is done about it (`choice.rs`).
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use headstart_layer_format::toc::{
+    ChunkEntry, ChunkTable, Content, Entry, EntryId, Inode, InodeId, Kind, Mtime, SkeletonBuilder, Toc, TocError, Tree,
+};
+use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, LayerRange};
+use rustix::mount::{MountFlags, mount};
+
+use super::FuseTree;
+use super::erofs_tree::{mount_image, undo, write_image};
+use crate::erofs::ErofsError;
+use crate::fuse::probe_file::{self, PROBE_NAME, PROBE_SIZE};
+
+/// It takes some milliseconds; a busy machine may need more.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Where the data space of the probe is cut in two files.
+const FIRST: u64 = PROBE_SIZE / 2 + 4096;
+const READAHEAD_KIB: u32 = 512;
+
+/// Each text completes "failed to ...".
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    #[error("{0}: {1}")]
+    Step(&'static str, io::Error),
+    #[error("make a layer to try: {0}")]
+    Toc(#[from] TocError),
+    #[error(transparent)]
+    Image(#[from] ErofsError),
+    #[error("see in {0} what the layer says")]
+    Differs(&'static str),
+    #[error("finish the trial in {} s", PATIENCE.as_secs())]
+    Late,
+}
+
+/// Mounts a small image over the FUSE mount's probe file, below `dir`, looks, and puts overlayfs on top, and on that again.
+pub(super) fn probe(dir: &Path, fuse: &FuseTree) -> Result<(), ProbeError> {
+    let (dir, device) = (dir.to_owned(), fuse.device(PROBE_NAME));
+    let (done, outcome) = mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .name("erofs-probe".into())
+        .spawn(move || {
+            let result = run(&dir, &device);
+            // Left over only if it is still mounted; the next start clears it.
+            let _ = std::fs::remove_dir_all(&dir);
+            // Nobody listens any more if it was late.
+            let _ = done.send(result);
+        })
+        .map_err(|e| ProbeError::Step("start a thread", e))?;
+    outcome.recv_timeout(PATIENCE).unwrap_or(Err(ProbeError::Late))
+}
+
+fn run(dir: &Path, device: &Path) -> Result<(), ProbeError> {
+    let step = |what| move |e| ProbeError::Step(what, e);
+    let at = |name: &str| dir.join(name);
+    for name in ["img", "below/opaque", "merged", "again"] {
+        std::fs::create_dir_all(at(name)).map_err(step("make a directory"))?;
+    }
+    for name in ["below/gone", "below/opaque/gone", "below/kept"] {
+        std::fs::write(at(name), name).map_err(step("write a file"))?;
+    }
+    write_image(&layer()?, &at("image"))?;
+    mount_image(&at("image"), device, &at("img"), READAHEAD_KIB).map_err(step("mount an image"))?;
+    let _image = Mounted(at("img"));
+    look(&at("img"), "an image")?;
+    overlay(&[&at("img"), &at("below")], &at("merged")).map_err(step("mount overlayfs on an image"))?;
+    let _merged = Mounted(at("merged"));
+    look(&at("merged"), "overlayfs on an image")?;
+    let hides = |name: &str| !at("merged").join(name).exists();
+    if !hides("gone") || !hides("opaque/gone") || hides("kept") {
+        return Err(ProbeError::Differs("overlayfs on an image"));
+    }
+    // Containers may stack what they see once more.
+    overlay(&[&at("merged"), &at("below")], &at("again")).map_err(step("mount overlayfs twice on an image"))?;
+    let _again = Mounted(at("again"));
+    look(&at("again"), "overlayfs twice on an image")
+}
+
+fn look(dir: &Path, place: &'static str) -> Result<(), ProbeError> {
+    for (name, from, len) in [("second", FIRST, PROBE_SIZE - FIRST), ("first", 0, FIRST)] {
+        let bytes = std::fs::read(dir.join(name)).map_err(|e| ProbeError::Step("read a file of an image", e))?;
+        if bytes != probe_file::bytes(from, len) {
+            return Err(ProbeError::Differs(place));
+        }
+    }
+    Ok(())
+}
+
+fn overlay(lowers: &[&Path], at: &Path) -> io::Result<()> {
+    let lowers: Vec<&[u8]> = lowers.iter().map(|l| l.as_os_str().as_bytes()).collect();
+    let option = [b"lowerdir=", &lowers.join(&b':')[..]].concat();
+    let option = CString::new(option).map_err(io::Error::other)?;
+    Ok(mount(
+        "overlay",
+        at,
+        "overlay",
+        MountFlags::RDONLY,
+        Some(option.as_c_str()),
+    )?)
+}
+
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        undo(&self.0);
+    }
+}
+
+/// Two files that share the probe file, a whiteout, and an opaque directory.
+fn layer() -> Result<Toc, ProbeError> {
+    let mut skeleton = SkeletonBuilder::new().map_err(|e| ProbeError::Step("make a layer to try", e))?;
+    let (first, second) = (skeleton.body(FIRST), skeleton.body(PROBE_SIZE - FIRST));
+    let file = |range: LayerRange| Kind::Regular(Content::whole(range));
+    let directory = |opaque| Kind::Directory { opaque, implied: false };
+    let children: [(&[u8], Kind); 4] = [
+        (b"first", file(first)),
+        (b"gone", Kind::Whiteout),
+        (b"opaque", directory(true)),
+        (b"second", file(second)),
+    ];
+    let mut entries = vec![Entry {
+        parent: EntryId::ROOT,
+        name: Box::default(),
+        inode: InodeId::ROOT,
+    }];
+    let mut inodes = vec![inode(directory(false))];
+    for (name, kind) in children {
+        entries.push(Entry {
+            parent: EntryId::ROOT,
+            name: name.into(),
+            inode: InodeId(inodes.len() as u32),
+        });
+        inodes.push(inode(kind));
+    }
+    let chunk = ChunkEntry {
+        digest: ChunkDigest::of(b""),
+        raw_len: PROBE_SIZE as u32,
+        frame_len: 1,
+    };
+    Ok(Toc::new(
+        BlobDigest::of(b"probe"),
+        DiffId::of(b"probe"),
+        Tree::new(entries, inodes)?,
+        ChunkTable::new(vec![chunk])?,
+        skeleton.finish()?,
+    )?)
+}
+
+fn inode(kind: Kind) -> Inode {
+    Inode {
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: Mtime::default(),
+        xattrs: Vec::new(),
+        kind,
+    }
+}

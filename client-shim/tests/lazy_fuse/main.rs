@@ -1,0 +1,25 @@
+//! The tests of `../lazy` that look through a presentation, under the FUSE tree: what a kernel without file-backed EROFS has.
+
+use headstart_shim::layers::PresentationChoice;
+
+/// How nodes of these tests show layers.
+const PRESENTATION: PresentationChoice = PresentationChoice::Fuse;
+
+#[path = "../lazy/cache.rs"]
+mod cache;
+#[path = "../lazy/faults.rs"]
+mod faults;
+#[path = "../lazy/layers.rs"]
+mod layers;
+#[path = "../lazy/measure.rs"]
+mod measure;
+#[path = "../lazy/mount.rs"]
+mod mount;
+#[path = "../lazy/overlay.rs"]
+mod overlay;
+#[path = "../lazy/real_server.rs"]
+mod real_server;
+#[path = "../lazy/restart.rs"]
+mod restart;
+#[path = "../lazy/support/mod.rs"]
+mod support;
