@@ -108,7 +108,7 @@ for image in "${images[@]}"; do
             nydus-image create --type tar-rafs --fs-version 6 --compressor zstd --blob-dir "$OUT" --bootstrap "$OUT/$i.boot" "$OUT/tar" >&2
             rm "$OUT/tar"; done')
     else
-        left_out+=("nydus-image: Debian does not have it, and there is none in the PATH")
+        left_out+=("nydus-image: Debian does not have it, and there is none in the PATH (the crate nydus-rs has one: cargo install --bin nydus-image)")
     fi
     "$loadtest" bench-ingest --rounds "$rounds" --headstart "$server" "${peers[@]}" "${layers[@]}"
     for line in "${left_out[@]}"; do
