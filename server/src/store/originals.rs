@@ -344,6 +344,11 @@ impl Originals {
     pub fn put(&self, digest: &BlobDigest, bytes: &[u8]) -> io::Result<()> {
         let path = self.path(digest);
         if path.exists() {
+            // Whoever renamed it may not have got the name synced, and said so: then nobody counts it yet.
+            if self.kept(digest).is_none() {
+                self.0.disk.sync_dir(parent(&path))?;
+                self.published(digest, bytes.len() as u64);
+            }
             return Ok(());
         }
         // A name of its own: the same manifest may be kept twice at once, or be asked for as a blob.
