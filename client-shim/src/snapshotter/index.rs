@@ -53,6 +53,11 @@ impl Index {
         self.by_name.values()
     }
 
+    /// Whether `name` is promised, and nobody knows yet whether the promise is kept.
+    pub fn is_promised(&self, name: &str) -> bool {
+        self.reserved.contains(name)
+    }
+
     /// Promises `name` to a snapshot on `parent`, and a number for it.
     pub fn reserve(&mut self, name: &str, parent: &str) -> Result<SnapshotId, SnapshotError> {
         if name.is_empty() {

@@ -6,7 +6,8 @@
 //! Not here: mounts ([`super::mounts`]), laziness ([`super::adopt`]), async ([`super::service`]).
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use headstart_layer_format::ChainId;
 
@@ -16,11 +17,16 @@ use super::index::Index;
 use super::record::{Kind, Labels, LazyLayer, RECORD_VERSION, Record, SnapshotId, TimeNs, Usage};
 use super::usage::disk_usage;
 
+/// Longest wait for another call that makes the same name: a commit may have to flush much.
+const SETTLE_WAIT: Duration = Duration::from_secs(10);
+
 /// Index and disk.
 #[derive(Debug)]
 pub struct SnapshotStore {
     disk: Disk,
     index: Mutex<Index>,
+    /// Rung when a promised name is there, or is free again.
+    settled: Condvar,
     /// Updates are rare and small: they take turns instead of failing because the other made the snapshot busy.
     update_turn: Mutex<()>,
     sync_on_commit: bool,
@@ -46,6 +52,7 @@ impl SnapshotStore {
         Ok(Self {
             disk,
             index: Mutex::new(index),
+            settled: Condvar::new(),
             update_turn: Mutex::new(()),
             sync_on_commit,
         })
@@ -54,6 +61,14 @@ impl SnapshotStore {
     /// A panic while the lock was held cannot have left a half-made change that matters: each is a few map updates.
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The index, when no other call is about to make `name`: who is told "already exists" may look at it at once.
+    fn index_when_settled(&self, name: &str) -> MutexGuard<'_, Index> {
+        let waited = self
+            .settled
+            .wait_timeout_while(self.index(), SETTLE_WAIT, |index| index.is_promised(name));
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     pub fn disk(&self) -> &Disk {
@@ -113,21 +128,23 @@ impl SnapshotStore {
         like: Option<PathBuf>,
         record: impl FnOnce(SnapshotId) -> Record,
     ) -> Result<Arc<Record>, SnapshotError> {
-        let id = self.index().reserve(name, parent)?;
+        let id = self.index_when_settled(name).reserve(name, parent)?;
         let record = Arc::new(record(id));
         let made = self.disk.create(&record, like.as_deref());
         let kept = made.is_ok().then(|| record.clone());
         self.index().settle(name, parent, kept);
+        self.settled.notify_all();
         made.map_err(SnapshotError::io("make a snapshot"))?;
         Ok(record)
     }
 
     /// Turns the active snapshot `key` into the committed snapshot `name`. Labels are replaced, not inherited.
     pub fn commit(&self, key: &str, name: &str, labels: Labels) -> Result<(), SnapshotError> {
-        let active = self.index().begin_commit(key, name)?;
+        let active = self.index_when_settled(name).begin_commit(key, name)?;
         let committed = self.write_commit(&active, name, labels);
         let kept = committed.as_ref().ok().cloned();
         self.index().end_commit(key, name, kept);
+        self.settled.notify_all();
         committed.map(|_| ())
     }
 

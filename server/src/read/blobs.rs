@@ -140,13 +140,19 @@ impl Blobs {
             let mine = slot.source == *source && slot.caller == *caller;
             let error = match slot.wait().await {
                 Ok(fetch) => {
-                    let Some(seat) = fetch.board() else { continue };
-                    if !mine && !self.is_member(source, digest).await? {
-                        self.ask(&errand, source).await?;
-                    }
-                    match self.settle(seat, wants).await {
-                        Ok(place) => return Ok(Blob { place, errand }),
-                        Err(error) => error,
+                    if let Some(seat) = fetch.board() {
+                        if !mine && !self.is_member(source, digest).await? {
+                            self.ask(&errand, source).await?;
+                        }
+                        match self.settle(seat, wants).await {
+                            Ok(place) => return Ok(Blob { place, errand }),
+                            Err(error) => error,
+                        }
+                    } else if let Some(Err(error)) = fetch.flight.outcome() {
+                        // It failed before this task came to it.
+                        error
+                    } else {
+                        continue;
                     }
                 }
                 // Only what found the original already here, or made it one, ends like this: look again.
