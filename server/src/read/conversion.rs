@@ -93,6 +93,8 @@ struct State {
 #[derive(Clone, Debug)]
 struct Known {
     size: Option<u64>,
+    /// While it waits, in [`State::waiting`].
+    place: (Rank, u64),
     running: Option<Progress>,
 }
 
@@ -171,25 +173,37 @@ impl Queue {
     }
 
     /// Queues the job unless its layer is in the queue, the queue is full or stopping; its state then.
+    /// One that waits already moves up if it is wanted for an earlier image, or its size is known now.
     pub fn push(&self, job: Job) -> LayerStatus {
-        let mut state = self.shared.state();
-        if let Some(known) = state.known.get(&job.layer) {
+        let mut guard = self.shared.state();
+        let state = &mut *guard;
+        if let Some(known) = state.known.get_mut(&job.layer) {
+            let better = (job.rank(), known.place.1);
+            if better < known.place
+                && let Some(mut waiting) = state.waiting.remove(&known.place)
+            {
+                (waiting.image, waiting.size) = (job.image, job.size);
+                known.place = better;
+                known.size = known.size.or(job.size);
+                state.waiting.insert(better, waiting);
+            }
             return known.status(&job.layer);
         }
         if state.stopping || state.waiting.len() >= self.shared.config.queue_max {
             return unknown(&job.layer);
         }
+        state.pushed += 1;
+        let place = (job.rank(), state.pushed);
         let known = Known {
             size: job.size,
+            place,
             running: None,
         };
         let status = known.status(&job.layer);
         state.known.insert(job.layer, known);
-        state.pushed += 1;
-        let place = (job.rank(), state.pushed);
         state.waiting.insert(place, job);
-        self.shared.count_waiting(&state);
-        drop(state);
+        self.shared.count_waiting(state);
+        drop(guard);
         self.shared.work.notify_one();
         status
     }
@@ -284,11 +298,12 @@ impl Shared {
             if state.stopping {
                 return None;
             }
-            if let Some((_, job)) = state.waiting.pop_first() {
+            if let Some((place, job)) = state.waiting.pop_first() {
                 self.count_waiting(&state);
                 let progress = Progress::new(Duration::from_millis(self.config.time_max_ms));
                 let known = Known {
                     size: job.size,
+                    place,
                     running: Some(progress.clone()),
                 };
                 state.known.insert(job.layer, known);

@@ -42,7 +42,8 @@ pub async fn image_status(
         return Ok(None);
     }
     let wait = deadline.saturating_duration_since(Instant::now());
-    let settled = join_all(facts.iter().map(|fact| settle(layers, fact, wait))).await;
+    let image = layers.next_image();
+    let settled = join_all(facts.iter().map(|fact| settle(layers, image, fact, wait))).await;
     let mut statuses = settled.into_iter().collect::<Result<Vec<_>, _>>()?;
     // Asked for after the wait: the config is read while the first layers convert.
     let (reader, digest) = (store.clone(), *manifest);
@@ -66,11 +67,11 @@ pub async fn image_status(
     }))
 }
 
-async fn settle(layers: &Layers, fact: &LayerFact, wait: Duration) -> Result<LayerStatus, StoreError> {
+async fn settle(layers: &Layers, image: u64, fact: &LayerFact, wait: Duration) -> Result<LayerStatus, StoreError> {
     let mut status = unknown(&fact.digest);
     if !is_tar_layer(&fact.media_type) {
         refuse(&mut status, "its media type is not that of a tar layer");
-    } else if let Some(settled) = layers.settle(&fact.digest, wait).await? {
+    } else if let Some(settled) = layers.settle_of(image, &fact.digest, Some(fact.size), wait).await? {
         status = settled;
     }
     status.media_type = Some(fact.media_type.clone());

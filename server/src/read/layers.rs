@@ -229,6 +229,8 @@ impl Layers {
         let layer = job.layer;
         match self.status(&layer)? {
             None if job.source.is_none() => Ok(None),
+            // It may move up.
+            Some(status) if status.state == LayerState::Queued => Ok(Some(self.queue.push(job))),
             Some(status)
                 if status.state != LayerState::Unknown
                     && !(status.state == LayerState::Failed && self.queue.may_retry(&layer)) =>
@@ -242,9 +244,24 @@ impl Layers {
     /// Queues the layer when it is unconverted and a source is recorded, waits until it is ready, refused or failed or
     /// `wait` is over, and returns the state then.
     pub async fn settle(&self, layer: &BlobDigest, wait: Duration) -> Result<Option<LayerStatus>, StoreError> {
+        self.settle_of(self.next_image(), layer, None, wait).await
+    }
+
+    /// For [`Layers::settle_of`]: the layers of one image have one number.
+    pub fn next_image(&self) -> u64 {
+        self.queue.image()
+    }
+
+    /// The same for a layer of an image, whose manifest says its `size`.
+    pub async fn settle_of(
+        &self,
+        image: u64,
+        layer: &BlobDigest,
+        size: Option<u64>,
+        wait: Duration,
+    ) -> Result<Option<LayerStatus>, StoreError> {
         let deadline = Instant::now() + wait;
         let mut changed = self.queue.changes();
-        let image = self.queue.image();
         loop {
             changed.mark_unchanged();
             let layers = self.clone();
@@ -253,7 +270,7 @@ impl Layers {
                 image,
                 source: None,
                 caller: Caller::Server,
-                size: None,
+                size,
                 cause: Cause::here(),
             };
             let now = tokio::task::spawn_blocking(move || layers.ensure(job)).await;
