@@ -42,16 +42,7 @@ own_buildah() {
         --signature-policy "$work/policy.json" "$@" >>"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; return 1; }
 }
 
-# The first Debian mirror in the machine's own sources, as in forky-root.sh.
-mirror() {
-    if [ -n "${HEADSTART_DEBIAN_MIRROR:-}" ]; then
-        echo "$HEADSTART_DEBIAN_MIRROR"
-        return
-    fi
-    { cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null || true; } |
-        sed -n -E 's/^URIs:[[:space:]]*([^[:space:]]+).*/\1/p; s/^deb[[:space:]]+(\[[^]]*\][[:space:]]+)?([^[:space:]]+).*/\2/p' |
-        { grep -E '^http.*/debian/?$' || true; } | head -n 1
-}
+. ./scripts/debian-mirror.sh
 
 # The base is kept, so that images made later share its layer.
 base() {

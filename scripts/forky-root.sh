@@ -40,17 +40,7 @@ if [ -e "$tree/headstart-packages" ]; then
 fi
 [ "$(id -u)" -eq 0 ] || { echo "forky-root: not root" >&2; exit 1; }
 
-# The first Debian mirror in the machine's own sources: deb822 or one-line.
-mirror() {
-    if [ -n "${HEADSTART_DEBIAN_MIRROR:-}" ]; then
-        echo "$HEADSTART_DEBIAN_MIRROR"
-        return
-    fi
-    # Missing files are no error, nor is a machine without any.
-    { cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null || true; } |
-        sed -n -E 's/^URIs:[[:space:]]*([^[:space:]]+).*/\1/p; s/^deb[[:space:]]+(\[[^]]*\][[:space:]]+)?([^[:space:]]+).*/\2/p' |
-        { grep -E '^http.*/debian/?$' || true; } | head -n 1
-}
+. ./scripts/debian-mirror.sh
 from=$(mirror)
 [ -n "$from" ] || { echo "forky-root: no Debian mirror in apt's sources; set HEADSTART_DEBIAN_MIRROR" >&2; exit 1; }
 

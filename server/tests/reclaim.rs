@@ -22,7 +22,7 @@ use headstart_server::store::pins::PinTarget;
 use headstart_server::store::plan::{Reason, Wanted};
 use headstart_server::store::{LayerRecord, Store};
 use layers::{assert_ready, publish, toc_of};
-use support::{REPOSITORY, Server, UPSTREAM, config};
+use support::{REPOSITORY, Server, UPSTREAM, config, until};
 
 fn open(dir: &Path) -> Store {
     Store::open_with(dir, 16 << 10).expect("open the store")
@@ -194,17 +194,6 @@ async fn chunks_that_are_asked_for_by_digest_are_a_use_of_their_layer() {
     })
     .await;
     server.stop().await;
-}
-
-/// Until the condition holds; the reclaimer works on its own thread.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..1500 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("{what} does not come true");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,8 @@ use clap::Args;
 use headstart_loadtest::bench::busy::{self, BusyConfig};
 use headstart_loadtest::playground::progress::Progress;
 
+use super::bench::{finished, server_beside, show};
+
 /// Pull a blob over and over, alone and while the mirror converts many images at once.
 ///
 /// Told: how much of their throughput the pulls keep, and the memory that conversions take. Build with --release first.
@@ -52,8 +54,7 @@ pub async fn run(args: BusyArgs, mut config: BusyConfig) -> Result<ExitCode, Str
         config.headstart = path;
     }
     if config.headstart.as_os_str().is_empty() {
-        let me = std::env::current_exe().map_err(|e| format!("finding this program: {e}"))?;
-        config.headstart = me.with_file_name("headstart-server");
+        config.headstart = server_beside()?;
     }
     config.images = args.images.unwrap_or(config.images);
     config.layers = args.layers.unwrap_or(config.layers);
@@ -76,16 +77,9 @@ pub async fn run(args: BusyArgs, mut config: BusyConfig) -> Result<ExitCode, Str
         return Err("images, layers, bytes and connections must be at least 1".to_owned());
     }
     let progress = Progress::new();
-    let report = tokio::select! {
-        report = busy::run(&config, &progress) => report.map_err(|e| format!("failed to {e}"))?,
-        _ = tokio::signal::ctrl_c() => return Err("interrupted".to_owned()),
-    };
+    let report = finished(busy::run(&config, &progress)).await?;
     drop(progress);
-    print!("{}", report.table());
-    if let Some(path) = &config.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|e| format!("writing JSON: {e}"))?;
-        std::fs::write(path, text).map_err(|e| format!("writing {}: {e}", path.display()))?;
-    }
+    show(&report.table(), &report, config.json.as_deref())?;
     Ok(match report.is_within_memory() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,

@@ -11,6 +11,8 @@ use clap::Args;
 use headstart_loadtest::bench::first_byte::{self, FirstByteConfig};
 use headstart_loadtest::playground::progress::Progress;
 
+use super::bench::{finished, server_beside, show};
+
 /// Compare the time to the first byte of a cold blob through the mirror with that of its upstream.
 ///
 /// Starts an upstream and the mirror on loopback, and asks for new blobs at either in turn: with nothing else to do, and
@@ -49,8 +51,7 @@ pub async fn run(args: FirstByteArgs, mut config: FirstByteConfig) -> Result<Exi
         config.headstart = path;
     }
     if config.headstart.as_os_str().is_empty() {
-        let me = std::env::current_exe().map_err(|e| format!("finding this program: {e}"))?;
-        config.headstart = me.with_file_name("headstart-server");
+        config.headstart = server_beside()?;
     }
     if !args.upstream_delay_ms.is_empty() {
         config.upstream_delay_ms = args.upstream_delay_ms;
@@ -68,15 +69,8 @@ pub async fn run(args: FirstByteArgs, mut config: FirstByteConfig) -> Result<Exi
         return Err("rounds, layers and bytes must be at least 1".to_owned());
     }
     let progress = Progress::new();
-    let report = tokio::select! {
-        report = first_byte::run(&config, &progress) => report.map_err(|e| format!("failed to {e}"))?,
-        _ = tokio::signal::ctrl_c() => return Err("interrupted".to_owned()),
-    };
+    let report = finished(first_byte::run(&config, &progress)).await?;
     drop(progress);
-    print!("{}", report.table());
-    if let Some(path) = &config.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|e| format!("writing JSON: {e}"))?;
-        std::fs::write(path, text).map_err(|e| format!("writing {}: {e}", path.display()))?;
-    }
+    show(&report.table(), &report, config.json.as_deref())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -11,6 +11,8 @@ use clap::Args;
 use headstart_loadtest::bench::ingest::{self, IngestBenchConfig};
 use headstart_loadtest::playground::progress::Progress;
 
+use super::bench::{server_beside, show};
+
 /// Compare what converting an image's layers costs: ours, `gzip -dc | sha256sum`, and other commands.
 ///
 /// Wall and CPU time, memory, and bytes on disk, in interleaved rounds. scripts/bench-ingest.sh makes real images and knows the
@@ -41,8 +43,7 @@ pub async fn run(args: BenchIngestArgs, mut config: IngestBenchConfig) -> Result
         config.headstart = args.headstart;
     }
     if config.headstart.is_empty() {
-        let me = std::env::current_exe().map_err(|e| format!("finding this executable: {e}"))?;
-        config.headstart = vec![me.with_file_name("headstart-server").display().to_string()];
+        config.headstart = vec![server_beside()?.display().to_string()];
     }
     config.peers.extend(args.peers);
     config.rounds = args.rounds.unwrap_or(config.rounds);
@@ -56,10 +57,6 @@ pub async fn run(args: BenchIngestArgs, mut config: IngestBenchConfig) -> Result
         report = work => report.map_err(|e| e.to_string())?.map_err(|e| format!("failed to {e}"))?,
         _ = tokio::signal::ctrl_c() => return Err("interrupted".to_owned()),
     };
-    print!("{}", report.table());
-    if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&report).map_err(|e| format!("writing JSON: {e}"))?;
-        std::fs::write(&path, text).map_err(|e| format!("writing {}: {e}", path.display()))?;
-    }
+    show(&report.table(), &report, json.as_deref())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -11,6 +11,8 @@ use clap::Args;
 use headstart_loadtest::bench::{self, BenchConfig};
 use headstart_loadtest::playground::progress::Progress;
 
+use super::bench::{finished, server_beside, show};
+
 /// Compare the mirror with docker-registry (plain and proxy) and nginx over the same content.
 ///
 /// Starts all of them on loopback, fills their caches, and asks for a manifest by digest and by tag, a 1 MiB and a
@@ -64,8 +66,7 @@ impl BenchArgs {
         config.blob_large_bytes = self.blob_large_bytes.unwrap_or(config.blob_large_bytes);
         config.json = self.json.or(config.json);
         if config.headstart.is_empty() {
-            let me = std::env::current_exe().map_err(|e| format!("finding this program: {e}"))?;
-            config.headstart = vec![me.with_file_name("headstart-server").to_string_lossy().into_owned()];
+            config.headstart = vec![server_beside()?.to_string_lossy().into_owned()];
         }
         if config.connections.contains(&0) || config.connections.is_empty() || config.rounds == 0 {
             return Err("connections and rounds must be at least 1".to_owned());
@@ -77,16 +78,9 @@ impl BenchArgs {
 pub async fn run(args: BenchArgs, file: BenchConfig) -> Result<ExitCode, String> {
     let config = args.over(file)?;
     let progress = Progress::new();
-    let report = tokio::select! {
-        report = bench::run(&config, &progress) => report.map_err(|e| format!("failed to {e}"))?,
-        _ = tokio::signal::ctrl_c() => return Err("interrupted".to_owned()),
-    };
+    let report = finished(bench::run(&config, &progress)).await?;
     drop(progress);
-    print!("{}", report.table());
-    if let Some(path) = &config.json {
-        let text = format!("{:#}\n", report.json());
-        std::fs::write(path, text).map_err(|e| format!("writing {}: {e}", path.display()))?;
-    }
+    show(&report.table(), &report.json(), config.json.as_deref())?;
     Ok(match report.first_error() {
         None => ExitCode::SUCCESS,
         Some(error) => {

@@ -4,6 +4,7 @@
 //! Invariant: flags win over the file, the file over the defaults; unknown keys are errors.
 //! Not here: what the subcommands do.
 
+mod bench;
 mod bench_busy;
 mod bench_first_byte;
 mod bench_ingest;

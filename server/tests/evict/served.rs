@@ -16,7 +16,7 @@ use headstart_server::store::plan::Wanted;
 use headstart_server::store::usage::Kept;
 
 use crate::layers::{assert_ready, publish, toc_of};
-use crate::support::{self, REPOSITORY, Server, config};
+use crate::support::{self, REPOSITORY, Server, config, until};
 use crate::{collect, is_ready, keep_all};
 
 async fn settled(server: &Server, image: &SyntheticImage) -> ImageStatus {
@@ -42,17 +42,6 @@ async fn pull(server: &Server, image: &SyntheticImage) {
         assert_eq!((status, &body.unwrap()[..]), (200, &layer.blob[..]));
     }
     assert!(settled(server, image).await.is_ready());
-}
-
-/// Until the condition holds; the reclaimer works on its own thread.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..1500 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("{what} does not come true");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ pub mod binary;
 
 pub mod lazy;
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
@@ -127,6 +127,17 @@ pub async fn error_of(response: reqwest::Response) -> (u16, String) {
         status,
         body["errors"][0]["code"].as_str().unwrap_or_default().to_owned(),
     )
+}
+
+/// Until the condition holds: what is waited for happens on a thread of the server's own.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..1500 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{what} does not come true");
 }
 
 /// Bytes that do not repeat, so that a shifted or doubled piece shows.
