@@ -49,9 +49,8 @@ impl Fetch {
                     // A run that was stopped did not fail by itself.
                     return Err(self.flight.grounded().unwrap_or(error));
                 }
-                self.demand(range);
             }
-            match self.flight.view(range, withheld) {
+            match self.look(range, withheld) {
                 View::Upto(end) => return Ok(end),
                 View::Failed(error) => return Err(error),
                 View::Awaited(failed) => awaited = failed,
@@ -76,15 +75,21 @@ impl Fetch {
         self.spawn(claim, Some((body, permit)));
     }
 
-    /// Claims what this reader will need next, and has it brought.
-    fn demand(self: &Arc<Self>, range: &Range<u64>) {
-        let claims = {
+    /// What a reader finds. Unless it is withheld from him, what he will need next is claimed before he looks, and
+    /// brought after: a claim that fails at once has been seen by whoever made it, and is not made again.
+    fn look(self: &Arc<Self>, range: &Range<u64>, withheld: bool) -> View {
+        let (claims, view) = {
             let mut state = self.flight.state();
-            self.reserve(&mut state, range)
+            let claims = match withheld {
+                true => Vec::new(),
+                false => self.reserve(&mut state, range),
+            };
+            (claims, state.view(range, withheld))
         };
         for claim in claims {
             self.spawn(claim, None);
         }
+        view
     }
 
     fn reserve(&self, state: &mut State, range: &Range<u64>) -> Vec<u64> {

@@ -251,11 +251,6 @@ impl Flight {
         state.closed
     }
 
-    /// What a reader of `range` finds at its start. `withheld`: not the end of the range before the verdict.
-    pub fn view(&self, range: &Range<u64>, withheld: bool) -> View {
-        self.state().view(range, withheld)
-    }
-
     /// Waits, on a thread, until a reader of `range` may go on; for flights that fetch the whole.
     pub fn readable_blocking(&self, range: &Range<u64>) -> Result<u64, ReadError> {
         let mut state = self.state();
@@ -312,7 +307,8 @@ impl Flight {
 }
 
 impl State {
-    fn view(&mut self, range: &Range<u64>, withheld: bool) -> View {
+    /// What a reader of `range` finds at its start. `withheld`: not the end of the range before the verdict.
+    pub(super) fn view(&mut self, range: &Range<u64>, withheld: bool) -> View {
         match &self.outcome {
             Some(Ok(())) => return View::Upto(range.end),
             Some(Err(error)) => return View::Failed(error.clone()),
@@ -367,7 +363,7 @@ mod tests {
     }
 
     fn upto(flight: &Flight, range: Range<u64>, withheld: bool) -> Option<u64> {
-        match flight.view(&range, withheld) {
+        match flight.state().view(&range, withheld) {
             View::Upto(end) => Some(end),
             _ => None,
         }
@@ -400,7 +396,7 @@ mod tests {
         flight.finish(Err(ReadError::DigestMismatch));
         flight.finish(Ok(()));
         for withheld in [true, false] {
-            let view = flight.view(&(0..SIZE), withheld);
+            let view = flight.state().view(&(0..SIZE), withheld);
             assert!(matches!(view, View::Failed(ReadError::DigestMismatch)));
         }
         assert!(flight.has_failed() && !flight.board());
@@ -440,9 +436,9 @@ mod tests {
     fn who_gives_up_says_why_to_those_who_wait_and_nobody_boards_a_closed_flight() {
         let dir = tempfile::tempdir().unwrap();
         let flight = flight(&dir);
-        assert!(matches!(flight.view(&(0..1), false), View::Missing));
+        assert!(matches!(flight.state().view(&(0..1), false), View::Missing));
         let first = claim(&flight, 0..100);
-        let View::Awaited(Some(failed)) = flight.view(&(0..1), false) else {
+        let View::Awaited(Some(failed)) = flight.state().view(&(0..1), false) else {
             panic!("somebody is fetching it");
         };
         assert!(!flight.close_if_idle());
