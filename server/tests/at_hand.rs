@@ -79,6 +79,27 @@ async fn what_was_removed_is_fetched_again() {
 }
 
 /// A tag may be answered from memory while it is fresh, and not a moment longer.
+/// What is not known of is not looked for before the upstream is asked; but it is looked for before the upstream's
+/// trouble becomes the client's.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_original_that_somebody_put_back_is_served_while_the_upstream_is_down() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let content = noise(200_000, 4);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    let server = Server::start(&origin, dir.path()).await;
+    let url = server.blob_url(&digest);
+    warm(&server, &url, &digest).await;
+    server.app.originals.remove(&digest).unwrap();
+    let path = server.app.originals.path(&digest);
+    assert!(!path.exists());
+    origin.stop();
+    assert_ne!(server.fetch(&url).await.0, 200);
+    std::fs::write(&path, &content).unwrap();
+    let (status, body) = server.fetch(&url).await;
+    assert_eq!(status, 200);
+    assert!(body.unwrap() == content);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_that_moves_is_followed_when_it_is_no_longer_fresh() {
     let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());

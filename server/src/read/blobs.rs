@@ -134,7 +134,7 @@ impl Blobs {
                 return past_the_disk(errand).await;
             }
             if let Some(error) = self.0.setbacks.refusal(source, caller, digest) {
-                return Err(error);
+                return self.or_from_disk(skips, errand, source, error).await;
             }
             let slot = self.join(&errand, source, wants)?;
             let mine = slot.source == *source && slot.caller == *caller;
@@ -162,11 +162,29 @@ impl Blobs {
             match error {
                 ReadError::Disk(_) => return past_the_disk(errand).await,
                 // These are not of the fetch that was joined: trying again would only add up the waits.
-                error if mine || matches!(error, ReadError::Busy | ReadError::Stopping) => return Err(error),
+                error if mine || matches!(error, ReadError::Busy | ReadError::Stopping) => {
+                    return self.or_from_disk(skips, errand, source, error).await;
+                }
                 error => failed = error,
             }
         }
         Err(failed)
+    }
+
+    /// The error; but whoever has not looked at the disk does so first: an original that somebody else put there, or
+    /// whose name was not recorded, is all there is while the upstream is away.
+    async fn or_from_disk(
+        &self,
+        has_not_looked: bool,
+        errand: Errand,
+        source: &Source,
+        error: ReadError,
+    ) -> Result<Blob, ReadError> {
+        if has_not_looked && let Ok(Some((file, size, true))) = self.look(source, &errand.digest).await {
+            let place = Place::Disk { file, size };
+            return Ok(Blob { place, errand });
+        }
+        Err(error)
     }
 
     /// Sees to it that what is wanted comes. An answer that can only break off is an error instead.
