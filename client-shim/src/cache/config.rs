@@ -12,11 +12,11 @@ use serde::Deserialize;
 #[serde(rename_all = "lowercase")]
 pub enum PresentationChoice {
     /// EROFS where the start-up probe finds that it works, else the FUSE tree.
+    #[default]
     Auto,
     /// EROFS, or no lazy layers at all.
     Erofs,
     /// The FUSE tree, without a probe.
-    #[default]
     Fuse,
 }
 

@@ -33,6 +33,8 @@ pub enum Pulls {
     Ordinary,
     /// With CRI's layer labels.
     Lazy,
+    /// The same, its layers shown by the FUSE tree, as on kernels that cannot show them as EROFS.
+    LazyFuse,
     /// With containerd's default of telling the snapshotter nothing but chain IDs.
     LazyByChainId,
 }
@@ -77,13 +79,19 @@ impl Node {
         let hosts_dir = hosts_dir.parent().unwrap_or(&hosts_dir).to_owned();
         let shim = match pulls {
             Pulls::Ordinary => None,
-            _ => Some(Shim::start(work, &format!("{name}-shim"), shim.0, shim.1).await?),
+            _ => {
+                let more = match pulls {
+                    Pulls::LazyFuse => "[lazy]\npresentation = \"fuse\"\n",
+                    _ => "",
+                };
+                Some(Shim::start(work, &format!("{name}-shim"), shim.0, shim.1, more).await?)
+            }
         };
         let snapshotter = match &shim {
             None => Snapshotter::Overlayfs,
             Some(shim) => Snapshotter::Headstart {
                 socket: shim.socket.clone(),
-                annotations: pulls == Pulls::Lazy,
+                annotations: pulls != Pulls::LazyByChainId,
             },
         };
         let containerd = Containerd::start(work, name, &snapshotter, &hosts_dir).await?;

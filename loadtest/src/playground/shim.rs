@@ -24,12 +24,13 @@ pub struct Shim {
 }
 
 impl Shim {
-    pub async fn start(work: &WorkDir, name: &str, binary: &Path, server_url: &str) -> Result<Shim> {
+    /// `more`: what its configuration has besides.
+    pub async fn start(work: &WorkDir, name: &str, binary: &Path, server_url: &str, more: &str) -> Result<Shim> {
         let root = work.dir(format!("{name}.root"))?;
         let socket = work.path().join(format!("{name}.sock"));
         let quoted = |s: &str| toml::Value::from(s).to_string();
         let config = format!(
-            "root_dir = {}\nsocket = {}\nservers = [{}]\n",
+            "root_dir = {}\nsocket = {}\nservers = [{}]\n{more}",
             quoted(&root.to_string_lossy()),
             quoted(&socket.to_string_lossy()),
             quoted(server_url),

@@ -5,6 +5,7 @@ use headstart_loadtest::{
     check::{Field, Overlook, compare_directories},
     playground::{
         container::Container,
+        lab::{Lab, RelayedProxy},
         measure,
         node::{Node, Pulls},
     },
@@ -39,59 +40,77 @@ fn a_container_starts_lazily_with_labels_and_is_identical_to_an_ordinary_one() {
         let ordinary = lab.node("node-o", Pulls::Ordinary, None).await.unwrap();
         ordinary.pull().await.unwrap();
         let proxy = warm_proxy(lab).await;
-        let served_before = proxy.proxy.counters().await.unwrap();
-
-        let lazy = lab.node("node-l", Pulls::Lazy, Some(&proxy)).await.unwrap();
-        let start = measure::start(lab, &lazy, Some(&proxy)).await.unwrap();
-        assert_eq!(declines(&lazy), Vec::<String>::new());
-
-        // Not downloaded whole: neither by the wire nor by the server's own account.
-        let compressed = lab.image.compressed_bytes();
-        assert!(
-            (start.proxy_bytes as f64) < compressed as f64 * SHARE_MAX,
-            "{start:?} of {compressed}"
-        );
-        assert!(start.layer_bytes > 0, "{start:?}");
-        let served = proxy.proxy.counters().await.unwrap();
-        let blobs = ["route=\"blobs\""];
-        let name = "headstart_served_bytes_total";
-        let blob_bytes = served.sum(name, &blobs) - served_before.sum(name, &blobs);
-        assert!(
-            blob_bytes < CONFIG_BYTES_MAX as f64,
-            "{blob_bytes} bytes of blobs were served"
-        );
-        let content = lazy.ctr(&["content", "list", "--quiet"]).await.unwrap();
-        for (digest, _) in &lab.image.layers {
-            assert!(
-                !content.contains(&digest.to_string()),
-                "the node has layer {digest} whole"
-            );
-        }
-
-        assert_same_image(&lazy, &ordinary).await;
-
-        let chain = lab.image.chain().unwrap();
-        let (a, b) = (
-            lazy.mount_view(&chain).await.unwrap(),
-            ordinary.mount_view(&chain).await.unwrap(),
-        );
-        let (left, right) = (a.path.clone(), b.path.clone());
-        // The top layer's tar has no entry for the root, so an ordinary unpack leaves there the time at which it unpacked.
-        let overlook = Overlook::nothing().field_at("", Field::Mtime);
-        let differences = tokio::task::spawn_blocking(move || compare_directories(&left, &right, &overlook))
-            .await
-            .unwrap()
-            .unwrap();
-        assert!(
-            differences.is_empty(),
-            "lazy (left) against ordinary (right): {differences}"
-        );
-        assert!(
-            differences.compared > 3_000,
-            "only {} paths were compared",
-            differences.compared
-        );
+        starts_lazily_and_is_identical(lab, &proxy, &ordinary, Pulls::Lazy).await;
+        starts_lazily_and_is_identical(lab, &proxy, &ordinary, Pulls::LazyFuse).await;
     });
+}
+
+/// How many images the kernel shows by itself below the node's directory.
+fn erofs_mounts(node: &Node) -> usize {
+    let root = node.shim.as_ref().unwrap().root.to_string_lossy().into_owned();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts
+        .lines()
+        .filter(|l| l.contains(&root) && l.contains(" - erofs "))
+        .count()
+}
+
+async fn starts_lazily_and_is_identical(lab: &Lab, proxy: &RelayedProxy, ordinary: &Node, pulls: Pulls) {
+    let served_before = proxy.proxy.counters().await.unwrap();
+    let lazy = lab.node(&format!("node-{pulls:?}"), pulls, Some(proxy)).await.unwrap();
+    let start = measure::start(lab, &lazy, Some(proxy)).await.unwrap();
+    assert_eq!(declines(&lazy), Vec::<String>::new());
+    match pulls {
+        Pulls::LazyFuse => assert_eq!(erofs_mounts(&lazy), 0),
+        _ => assert_eq!(erofs_mounts(&lazy), lab.image.layers.len(), "this kernel can"),
+    }
+
+    // Not downloaded whole: neither by the wire nor by the server's own account.
+    let compressed = lab.image.compressed_bytes();
+    assert!(
+        (start.proxy_bytes as f64) < compressed as f64 * SHARE_MAX,
+        "{start:?} of {compressed}"
+    );
+    assert!(start.layer_bytes > 0, "{start:?}");
+    let served = proxy.proxy.counters().await.unwrap();
+    let blobs = ["route=\"blobs\""];
+    let name = "headstart_served_bytes_total";
+    let blob_bytes = served.sum(name, &blobs) - served_before.sum(name, &blobs);
+    assert!(
+        blob_bytes < CONFIG_BYTES_MAX as f64,
+        "{blob_bytes} bytes of blobs were served"
+    );
+    let content = lazy.ctr(&["content", "list", "--quiet"]).await.unwrap();
+    for (digest, _) in &lab.image.layers {
+        assert!(
+            !content.contains(&digest.to_string()),
+            "the node has layer {digest} whole"
+        );
+    }
+
+    assert_same_image(&lazy, ordinary).await;
+
+    let chain = lab.image.chain().unwrap();
+    let (a, b) = (
+        lazy.mount_view(&chain).await.unwrap(),
+        ordinary.mount_view(&chain).await.unwrap(),
+    );
+    let (left, right) = (a.path.clone(), b.path.clone());
+    // The top layer's tar has no entry for the root, so an ordinary unpack leaves there the time at which it unpacked.
+    let overlook = Overlook::nothing().field_at("", Field::Mtime);
+    let differences = tokio::task::spawn_blocking(move || compare_directories(&left, &right, &overlook))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        differences.is_empty(),
+        "lazy (left) against ordinary (right): {differences}"
+    );
+    assert!(
+        differences.compared > 3_000,
+        "only {} paths were compared",
+        differences.compared
+    );
 }
 
 /// Each line must hold; the first that does not ends the script with an error.
