@@ -42,13 +42,12 @@ impl Fetch {
         let mut awaited = None;
         loop {
             let changed = self.flight.changed();
-            if !withheld {
-                if let Some(error) = awaited.take().and_then(|f: super::claims::Failed| f.get().cloned())
-                    && !self.flight.is_whole()
-                {
-                    // A run that was stopped did not fail by itself.
-                    return Err(self.flight.grounded().unwrap_or(error));
-                }
+            if !withheld
+                && let Some(error) = awaited.take().and_then(|f: super::claims::Failed| f.get().cloned())
+                && !self.flight.is_whole()
+            {
+                // A run that was stopped did not fail by itself.
+                return Err(self.flight.grounded().unwrap_or(error));
             }
             match self.look(range, withheld) {
                 View::Upto(end) => return Ok(end),
