@@ -31,6 +31,8 @@ pub struct Counters {
     pub corrupt_chunks: Counter,
     /// Runs that ended without all their chunks.
     pub failed_runs: Counter,
+    /// Questions of the kernel about the FUSE mount, of any kind.
+    pub kernel_requests: Counter,
     /// Reads answered from the cache at once.
     pub read_hits: Counter,
     /// Reads that had to wait for a fetch.

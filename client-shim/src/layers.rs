@@ -329,6 +329,15 @@ impl Inner {
         }
     }
 
+    /// Tells the presentation which layers are whole. Blocks.
+    fn settle(&self) {
+        for known in self.all() {
+            if known.layer.file().whole().is_some() {
+                self.presentation.completed(&known.layer);
+            }
+        }
+    }
+
     /// Makes every layer's new chunks durable. Blocks.
     fn flush(&self) {
         for known in self.all() {
@@ -386,6 +395,10 @@ async fn flush_periodically(layers: Weak<Inner>, stop: CancellationToken) {
             return;
         };
         // A panic in there leaves chunks that are fetched again after a crash; the next round tries anew.
-        let _ = tokio::task::spawn_blocking(move || inner.flush()).await;
+        let _ = tokio::task::spawn_blocking(move || {
+            inner.flush();
+            inner.settle();
+        })
+        .await;
     }
 }

@@ -118,6 +118,7 @@ impl Filesystem for KernelFs {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.counters.kernel_requests.add(1);
         match node(parent).and_then(|n| self.tree.lookup(n, name.as_bytes())) {
             Ok(Lookup::Found(attr)) => reply.entry(&ttl(attr.node), &file_attr(&attr), GENERATION),
             // Node id 0 with a lifetime: a name known not to exist.
@@ -128,6 +129,7 @@ impl Filesystem for KernelFs {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.counters.kernel_requests.add(1);
         match node(ino).and_then(|n| self.tree.attr(n)) {
             Ok(attr) => reply.attr(&ttl(attr.node), &file_attr(&attr)),
             Err(e) => reply.error(errno(e)),
@@ -135,6 +137,7 @@ impl Filesystem for KernelFs {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.counters.kernel_requests.add(1);
         match node(ino).and_then(|n| self.tree.readlink(n)) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(errno(e)),
@@ -142,6 +145,7 @@ impl Filesystem for KernelFs {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.counters.kernel_requests.add(1);
         match self.open_is_optional {
             // Cached once, by the filesystem above it.
             _ if matches!(Node::from_id(ino.0), Some(Node::Device { .. } | Node::Probe)) => {
@@ -153,6 +157,7 @@ impl Filesystem for KernelFs {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.counters.kernel_requests.add(1);
         match self.opendir_is_optional {
             true => reply.error(Errno::ENOSYS),
             false => reply.opened(FileHandle(0), fuser::FopenFlags::FOPEN_KEEP_CACHE),
@@ -160,6 +165,7 @@ impl Filesystem for KernelFs {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.counters.kernel_requests.add(1);
         reply.error(Errno::ENOSYS);
     }
 
@@ -174,6 +180,7 @@ impl Filesystem for KernelFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.counters.kernel_requests.add(1);
         if node(ino) == Ok(Node::Probe) {
             return reply.data(&probe_file::bytes(offset, size.into()));
         }
@@ -197,6 +204,7 @@ impl Filesystem for KernelFs {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.counters.kernel_requests.add(1);
         let listed = node(ino).and_then(|n| {
             self.tree.read_dir(n, offset, &mut |item| {
                 let attr = &item.attr;
@@ -215,6 +223,7 @@ impl Filesystem for KernelFs {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.counters.kernel_requests.add(1);
         let listed = node(ino).and_then(|n| {
             self.tree.read_dir(n, offset, &mut |item| {
                 let id = item.attr.node;
@@ -230,6 +239,7 @@ impl Filesystem for KernelFs {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.counters.kernel_requests.add(1);
         match self.tree.space() {
             Ok(s) => reply.statfs(
                 s.blocks,
@@ -246,11 +256,13 @@ impl Filesystem for KernelFs {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.counters.kernel_requests.add(1);
         let answer = node(ino).and_then(|n| self.tree.xattr(n, name.as_bytes()));
         Self::xattr_reply(answer, size, reply);
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.counters.kernel_requests.add(1);
         let answer = node(ino).and_then(|n| self.tree.xattr_names(n));
         Self::xattr_reply(answer, size, reply);
     }
@@ -272,6 +284,7 @@ fn errno(error: FsError) -> Errno {
         FsError::Stale => Errno::ESTALE,
         FsError::NotADirectory => Errno::ENOTDIR,
         FsError::IsADirectory => Errno::EISDIR,
+        FsError::NameTooLong => Errno::ENAMETOOLONG,
         FsError::Invalid => Errno::EINVAL,
         FsError::NoAttribute => Errno::ENODATA,
         FsError::Io => Errno::EIO,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
+use headstart_layer_format::limits::NAME_LEN_MAX;
 use headstart_layer_format::toc::{InodeId, Kind};
 
 use super::attr::{Attr, FileKind};
@@ -29,6 +30,8 @@ pub enum FsError {
     Stale,
     NotADirectory,
     IsADirectory,
+    /// No filesystem with names that long has such a name, and programs tell that from its absence.
+    NameTooLong,
     /// The wrong kind of file for the question.
     Invalid,
     NoAttribute,
@@ -101,6 +104,7 @@ impl TreeFs {
             // Asked when a file handle (overlayfs keeps some) is turned back into a file.
             b"." => return self.attr(parent).map(Lookup::Found),
             b".." => return self.attr(self.parent(parent)?).map(Lookup::Found),
+            _ if name.len() > NAME_LEN_MAX => return Err(FsError::NameTooLong),
             _ => {}
         }
         match parent {

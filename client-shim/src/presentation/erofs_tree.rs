@@ -2,7 +2,8 @@
 //!
 //! In: layers. Out: `<root>/img/<slot>`, or the FUSE tree's directory for a layer that has no image. Invariant: an image
 //! was written by this process, from the TOC; what is mounted is in the table, and leaves the table when it is unmounted.
-//! A layer that was whole when it was shown is read without this process.
+//! A layer that is whole is read without this process: by everybody if it was whole when it was shown, else by whoever mounts
+//! it after that.
 //! Not here: images (`erofs`), reads of data spaces (`fuse`), whether the kernel can do it (`probe.rs`).
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use headstart_layer_format::Toc;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use super::replace::replace_image;
 use super::{FuseTree, Presentation, PresentationError};
 use crate::cache::Layer;
 use crate::erofs::{self, ErofsError};
@@ -30,8 +32,26 @@ pub struct ErofsTree {
     fuse: FuseTree,
     mounts: PathBuf,
     readahead_kib: u32,
-    /// By slot: where a layer is shown, which for some is in the FUSE tree.
-    shown: Mutex<HashMap<u32, PathBuf>>,
+    /// By slot.
+    shown: Mutex<HashMap<u32, Shown>>,
+}
+
+/// How a layer is shown.
+#[derive(Debug)]
+struct Shown {
+    at: PathBuf,
+    data: Data,
+}
+
+/// Where the bytes of a layer's files come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Data {
+    /// It has no image: the FUSE tree shows it.
+    Tree,
+    /// From this process.
+    Asked,
+    /// From a local file, or a local file was tried and refused.
+    Settled,
 }
 
 impl ErofsTree {
@@ -68,11 +88,15 @@ impl ErofsTree {
         std::fs::remove_dir_all(&dir).map_err(stale)
     }
 
-    fn show(&self, layer: &Layer) -> Result<PathBuf, ErofsError> {
+    fn show(&self, layer: &Layer) -> Result<Shown, ErofsError> {
         let image = layer.file().image();
         write_image(layer.toc(), &image)?;
         let slot = layer.slot().to_string();
         let whole = layer.file().whole();
+        let data = match whole {
+            Some(_) => Data::Settled,
+            None => Data::Asked,
+        };
         let device = whole.unwrap_or_else(|| self.fuse.device(&slot));
         let at = self.mounts.join(slot);
         std::fs::create_dir_all(&at)?;
@@ -81,41 +105,62 @@ impl ErofsTree {
             let _ = std::fs::remove_dir(&at);
             return Err(error.into());
         }
-        Ok(at)
+        Ok(Shown { at, data })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, PathBuf>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Shown>> {
         self.shown.lock().unwrap_or_else(|p| p.into_inner())
     }
 }
 
 impl Presentation for ErofsTree {
     fn present(&self, layer: Arc<Layer>) -> Result<PathBuf, PresentationError> {
-        if let Some(path) = self.lock().get(&layer.slot()) {
-            return Ok(path.clone());
+        if let Some(shown) = self.lock().get(&layer.slot()) {
+            return Ok(shown.at.clone());
         }
         // The device is there from now on; and the tree, for layers that cannot be otherwise.
         let tree = self.fuse.present(Arc::clone(&layer))?;
-        let path = self.show(&layer).unwrap_or_else(|error| {
+        let shown = self.show(&layer).unwrap_or_else(|error| {
             tracing::warn!(layer = %layer.digest(), %error, "layer-shown-by-fuse");
-            tree
+            Shown {
+                at: tree,
+                data: Data::Tree,
+            }
         });
-        self.lock().insert(layer.slot(), path.clone());
+        let path = shown.at.clone();
+        self.lock().insert(layer.slot(), shown);
         Ok(path)
     }
 
+    fn completed(&self, layer: &Layer) {
+        // Held to the end: a layer that is withdrawn meanwhile waits, and what it unmounts then is the new mount.
+        let mut all = self.lock();
+        let Some(shown) = all.get_mut(&layer.slot()).filter(|s| s.data == Data::Asked) else {
+            return;
+        };
+        let Some(device) = layer.file().whole() else {
+            return;
+        };
+        // Once: what was refused now would be the next time. The next start mounts the file at once.
+        shown.data = Data::Settled;
+        match replace_image(&layer.file().image(), &device, &shown.at, self.readahead_kib) {
+            Ok(()) => tracing::info!(layer = %layer.digest(), slot = layer.slot(), "layer-read-without-us"),
+            Err(error) => tracing::warn!(layer = %layer.digest(), %error, "layer-not-switched"),
+        }
+    }
+
     fn withdraw(&self, layer: &Layer) {
-        let path = self.lock().remove(&layer.slot());
-        if let Some(path) = path.filter(|p| p.starts_with(&self.mounts)) {
-            undo(&path);
+        let shown = self.lock().remove(&layer.slot());
+        if let Some(shown) = shown.filter(|s| s.data != Data::Tree) {
+            undo(&shown.at);
         }
         self.fuse.withdraw(layer);
     }
 
     fn close(&self) {
-        let paths: Vec<PathBuf> = self.lock().drain().map(|(_, path)| path).collect();
-        for path in paths.iter().filter(|p| p.starts_with(&self.mounts)) {
-            undo(path);
+        let all: Vec<Shown> = self.lock().drain().map(|(_, shown)| shown).collect();
+        for shown in all.iter().filter(|s| s.data != Data::Tree) {
+            undo(&shown.at);
         }
         self.fuse.close();
     }

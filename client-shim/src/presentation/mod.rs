@@ -12,6 +12,7 @@ pub mod erofs_tree;
 pub mod fuse_tree;
 pub mod implied;
 mod probe;
+mod replace;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,6 +39,9 @@ pub enum PresentationError {
 pub trait Presentation: Send + Sync + std::fmt::Debug {
     /// Shows a layer; returns its lowerdir. Showing it again gives the same path.
     fn present(&self, layer: Arc<Layer>) -> Result<PathBuf, PresentationError>;
+    /// All of a shown layer is here and durable: whoever mounts it from now on may do without this process. May be said
+    /// again and again, and is cheap then. Blocks.
+    fn completed(&self, _: &Layer) {}
     /// Stops showing it. Nobody has it mounted any more.
     fn withdraw(&self, layer: &Layer);
     /// Stops showing anything, also if somebody still looks. Blocks.

@@ -15,6 +15,7 @@ mod layers;
 mod measure;
 mod mount;
 mod overlay;
+mod posix;
 mod presentation;
 mod real_server;
 mod restart;

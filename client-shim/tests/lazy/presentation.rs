@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use headstart_shim::layers::{LayersError, LazyConfig, PresentationChoice};
 use headstart_shim::presentation::PresentationError;
@@ -152,19 +153,105 @@ fn a_node_where_the_probe_fails_has_the_fuse_tree_unless_told_otherwise() {
     assert!(!root.path().join("probe").exists());
 }
 
+/// Also while it is mounted: whoever mounts it then has the local file, whoever did before keeps what he has.
 #[test]
-fn a_container_may_stack_what_it_sees_once_more() {
+fn a_layer_that_becomes_whole_is_read_without_us_by_whoever_mounts_it_then() {
     let server = FakeServer::start();
-    let layer = LayerBuilder::new()
-        .add("f", Item::file(noise(3, 100_000)))
-        .build(32 << 10);
+    let (layer, other) = (
+        rich().build(64 << 10),
+        LayerBuilder::new()
+            .add("a", Item::file(noise(1, 30_000)))
+            .add("b", Item::file(noise(2, 30_000)))
+            .build(32 << 10),
+    );
+    server.serve(&layer);
+    server.serve(&other);
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open_with(root.path(), &[server.url()], quick_flush()).unwrap();
+    let (dir, other_dir) = (node.show(&layer), node.show(&other));
+    let scratch = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let before = Overlay::new(scratch[0].path(), &[dir.clone()]);
+    let device = |dir: &Path| fs::metadata(dir).unwrap().dev();
+    let (first, other_first) = (device(&dir), device(&other_dir));
+    fs::read(other_dir.join("a")).unwrap();
+    fs::read(dir.join("sparse")).unwrap();
+    compare(&layer, &dir);
+    wait_until("the layer to be mounted anew", || device(&dir) != first);
+    assert_eq!(device(&other_dir), other_first, "of this one a part is missing");
+    assert_eq!(
+        mounts(&root.path().join("img")).len(),
+        2,
+        "in place of the first, not over it"
+    );
+
+    let asked = node.counters().kernel_requests.get();
+    let after = Overlay::new(scratch[1].path(), &[dir.clone()]);
+    compare(&layer, &dir);
+    assert!(fs::read(after.at("big")).unwrap() == noise(1, 3_000_000));
+    assert_eq!(node.counters().kernel_requests.get(), asked, "nobody asks us");
+    assert!(fs::read(before.at("big")).unwrap() == noise(1, 3_000_000));
+    drop((before, after));
+    node.release(&layer.digest);
+    node.release(&other.digest);
+    assert!(!dir.exists());
+    node.stop();
+    assert_eq!(mounts(root.path()), [] as [PathBuf; 0]);
+}
+
+/// Names, attributes and what is not there are the kernel's own business, as soon as a layer is shown.
+#[test]
+fn walks_and_stats_and_misses_ask_nobody() {
+    let server = FakeServer::start();
+    let mut builder = rich();
+    for at in 0..500 {
+        builder = builder.add(format!("many/{}/{at}", at % 7), Item::file(noise(at, 100)));
+    }
+    let layer = builder.build(64 << 10);
     server.serve(&layer);
     let root = tempfile::tempdir().unwrap();
     let node = Node::open(root.path(), &[&server]);
-    let (outer, inner) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let outer = Overlay::new(outer.path(), &[node.show(&layer)]);
-    let inner = Overlay::new(inner.path(), &[outer.at("")]);
-    assert!(fs::read(inner.at("f")).unwrap() == noise(3, 100_000));
-    fs::write(inner.at("f"), "copied up").unwrap();
-    assert!(fs::read(outer.at("f")).unwrap() == noise(3, 100_000));
+    let dir = node.show(&layer);
+    let scratch = tempfile::tempdir().unwrap();
+    let overlay = Overlay::new(scratch.path(), &[dir.clone()]);
+    let asked = node.counters().kernel_requests.get();
+    for top in [dir.clone(), overlay.at("")] {
+        let mut seen = 0;
+        let mut todo = vec![top.clone()];
+        while let Some(dir) = todo.pop() {
+            for entry in fs::read_dir(&dir).unwrap() {
+                let path = entry.unwrap().path();
+                let stat = fs::symlink_metadata(&path).unwrap();
+                seen += 1;
+                assert!(fs::symlink_metadata(dir.join(format!("absent-{seen}"))).is_err());
+                xattr::list(&path).unwrap().for_each(drop);
+                match stat.file_type() {
+                    kind if kind.is_dir() => todo.push(path),
+                    kind if kind.is_symlink() => drop(fs::read_link(&path).unwrap()),
+                    _ => {}
+                }
+            }
+        }
+        // Whiteouts are names of the layer, and none of an overlay.
+        assert!(seen >= layer.items.len() - 2, "{seen}");
+    }
+    assert_eq!(node.counters().kernel_requests.get(), asked);
+    assert_eq!(server.chunk_requests(), 0);
+    // What is counted is counted.
+    fs::read(dir.join("big")).unwrap();
+    assert!(node.counters().kernel_requests.get() > asked);
+}
+
+fn quick_flush() -> LazyConfig {
+    LazyConfig {
+        flush_interval_ms: 20,
+        ..with(PresentationChoice::Erofs)
+    }
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

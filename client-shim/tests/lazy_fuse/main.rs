@@ -17,6 +17,8 @@ mod measure;
 mod mount;
 #[path = "../lazy/overlay.rs"]
 mod overlay;
+#[path = "../lazy/posix.rs"]
+mod posix;
 #[path = "../lazy/real_server.rs"]
 mod real_server;
 #[path = "../lazy/restart.rs"]

@@ -14,6 +14,7 @@ pub mod content;
 pub mod first_byte;
 pub mod http;
 pub mod ingest;
+pub mod node;
 pub mod peers;
 pub mod report;
 pub mod usage;

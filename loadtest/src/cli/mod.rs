@@ -9,6 +9,7 @@ mod bench_busy;
 mod bench_first_byte;
 mod bench_ingest;
 mod bench_mirror;
+mod bench_node;
 mod storm;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
 use headstart_loadtest::bench::{
-    BenchConfig, busy::BusyConfig, first_byte::FirstByteConfig, ingest::IngestBenchConfig,
+    BenchConfig, busy::BusyConfig, first_byte::FirstByteConfig, ingest::IngestBenchConfig, node::NodeBenchConfig,
 };
 use headstart_loadtest::playground;
 use headstart_loadtest::storm::StormConfig;
@@ -44,6 +45,7 @@ enum Command {
     BenchFirstByte(bench_first_byte::FirstByteArgs),
     BenchIngest(bench_ingest::BenchIngestArgs),
     BenchMirror(bench_mirror::BenchArgs),
+    BenchNode(bench_node::NodeArgs),
     /// Start a real container by ordinary pulls and lazily, and compare.
     Playground(playground::cli::PlaygroundArgs),
     Storm(storm::StormArgs),
@@ -57,6 +59,7 @@ pub struct FileConfig {
     pub busy: BusyConfig,
     pub first_byte: FirstByteConfig,
     pub ingest: IngestBenchConfig,
+    pub node: NodeBenchConfig,
     pub storm: StormConfig,
 }
 
@@ -79,6 +82,7 @@ impl Cli {
                 Command::BenchFirstByte(args) => bench_first_byte::run(args, file.first_byte).await,
                 Command::BenchIngest(args) => bench_ingest::run(args, file.ingest).await,
                 Command::BenchMirror(args) => bench_mirror::run(args, file.bench).await,
+                Command::BenchNode(args) => bench_node::run(args, file.node).await,
                 Command::Storm(args) => storm::run(args, file.storm).await,
             },
             Err(e) => Err(e),

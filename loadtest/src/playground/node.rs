@@ -157,33 +157,31 @@ impl Node {
     /// The snapshot of `chain`, mounted read-only for as long as the guard lives. (`ctr images mount` of 1.6 unpacks
     /// for its default snapshotter whatever it is told, so it is no help.)
     pub async fn mount_view(&self, chain: &ChainId) -> Result<MountedView> {
-        let target = self.work.dir(format!("{}.rootfs", self.name))?;
+        self.mount_view_as(VIEW_KEY, chain).await
+    }
+
+    /// The same by a name of its own, so that there may be several.
+    pub async fn mount_view_as(&self, key: &str, chain: &ChainId) -> Result<MountedView> {
+        let target = self.work.dir(format!("{}.{key}", self.name))?;
         let path = target.to_string_lossy().into_owned();
         self.ctr(&[
             "snapshots",
             "--snapshotter",
             self.snapshotter,
             "view",
-            VIEW_KEY,
+            key,
             &chain.to_string(),
         ])
         .await?;
         let mut remove = self.containerd.ctr();
-        remove.args(["snapshots", "--snapshotter", self.snapshotter, "remove", VIEW_KEY]);
+        remove.args(["snapshots", "--snapshotter", self.snapshotter, "remove", key]);
         let view = MountedView {
             path: target,
             remove: Some(remove),
         };
         // It prints the mount command for a shell.
         let script = self
-            .ctr(&[
-                "snapshots",
-                "--snapshotter",
-                self.snapshotter,
-                "mounts",
-                &path,
-                VIEW_KEY,
-            ])
+            .ctr(&["snapshots", "--snapshotter", self.snapshotter, "mounts", &path, key])
             .await?;
         let mut mount = Command::new("sh");
         mount.args(["-ec", &script]);

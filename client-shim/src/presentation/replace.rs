@@ -1,0 +1,38 @@
+//! Another mount in the place of one that is in use.
+//!
+//! In: a mount point with an EROFS image on it, and an image with a device. Out: the new mount at that point. Invariant: at every
+//! moment somebody who looks there sees one of the two; whoever uses the old one keeps it until he lets go.
+//! Not here: when a layer is worth it (`erofs_tree.rs`).
+
+use std::io;
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+};
+
+use crate::fuse::session::set_readahead;
+
+/// Mounts beneath the old one and takes that away. A kernel that mounts no beneath (before 6.5) refuses, and nothing has changed.
+pub(super) fn replace_image(image: &Path, device: &Path, at: &Path, readahead_kib: u32) -> io::Result<()> {
+    let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", image)?;
+    fsconfig_set_string(&context, "device", device)?;
+    fsconfig_set_flag(&context, "ro")?;
+    fsconfig_create(&context)?;
+    let new = fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_BENEATH;
+    move_mount(&new, "", CWD, at, flags)?;
+    // Overlays have clones of the old mount, and processes in it keep it: only its place is taken.
+    unmount(at, UnmountFlags::DETACH)?;
+    if let Err(error) = set_readahead(at, readahead_kib) {
+        tracing::warn!(%error, "kernel-readahead-not-set");
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! `headstart-loadtest bench-node`.
+//!
+//! In: flags over `[node]`. Out: the tables on standard output, and as JSON if asked.
+//! Invariant: nothing is measured while something else of it runs. Not here: the benchmark itself.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use headstart_loadtest::bench::node::{self, NodeBenchConfig};
+use headstart_loadtest::playground::progress::Progress;
+
+use super::bench::{finished, show};
+
+/// Reads of a container from lazily mounted layers, beside the same layers unpacked.
+///
+/// Walks, stats, misses, opens, a python's imports, and reads of a large file, cold and warm, with FUSE requests and daemon
+/// CPU; memory by mounts. As root; build with --release first.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Small files of the image.
+    #[arg(long)]
+    files: Option<usize>,
+    /// Size of its large file.
+    #[arg(long)]
+    big_bytes: Option<u64>,
+    /// Numbers of mounted layers at which the shim's memory is looked at.
+    #[arg(long, value_delimiter = ',')]
+    mounts: Option<Vec<usize>>,
+    /// Further layers of as many files, for what one costs in memory.
+    #[arg(long)]
+    wide_layers: Option<usize>,
+    /// A directory where somebody else shows the same image. May be repeated.
+    #[arg(long, value_name = "NAME=DIR")]
+    also: Vec<String>,
+    /// Also write every sample as JSON to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub async fn run(args: NodeArgs, mut config: NodeBenchConfig) -> Result<ExitCode, String> {
+    config.rounds = args.rounds.unwrap_or(config.rounds);
+    config.files = args.files.unwrap_or(config.files);
+    config.big_bytes = args.big_bytes.unwrap_or(config.big_bytes);
+    config.mounts = args.mounts.unwrap_or(config.mounts);
+    config.wide_layers = args.wide_layers.unwrap_or(config.wide_layers);
+    config.also.extend(args.also);
+    config.json = args.json.or(config.json);
+    if config.rounds == 0 || config.files == 0 || config.big_bytes < 1 << 20 {
+        return Err("there must be rounds, files, and a large file of at least 1 MiB".to_owned());
+    }
+    let progress = Progress::new();
+    let report = finished(node::run(&config, &progress)).await?;
+    drop(progress);
+    show(&report.table(), &report, config.json.as_deref())?;
+    Ok(ExitCode::SUCCESS)
+}
