@@ -304,16 +304,48 @@ async fn who_waits_for_a_turn_in_vain_is_told_to_come_back() {
     let server = Server::with(config).await;
     let first = soon(server.get(&server.blob_url(&busy))).await;
     let refused = soon(server.get(&server.blob_url(&waits))).await;
-    assert_eq!(refused.status(), 503);
+    assert_eq!(refused.status(), 429);
     assert!(refused.headers().contains_key("retry-after"));
     gate.open();
     soon(first.bytes()).await.unwrap();
     let mut answer = soon(server.fetch(&server.blob_url(&waits))).await;
     // The first gives its turn back when it is on disk.
-    while answer.0 == 503 {
+    while answer.0 == 429 {
         answer = soon(server.fetch(&server.blob_url(&waits))).await;
     }
     assert!(answer.1.unwrap() == content);
+}
+
+/// A fetch goes on when its client has left. Who asks for much and leaves keeps nobody else out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_for_much_and_leaves_does_not_keep_others_out() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let content = noise(5000, 39);
+    let small = origin.add_blob(REPOSITORY, content.clone());
+    let mut config = support::config(&origin, dir.path());
+    config.fetch.blobs_max = 4;
+    let server = Server::with(config).await;
+    let other = reqwest::Client::builder()
+        .local_address(std::net::IpAddr::from([127, 0, 0, 2]))
+        .build()
+        .unwrap();
+    let mut gates = Vec::new();
+    for seed in 34..39 {
+        let digest = origin.add_blob(REPOSITORY, noise(2 * MIB, seed));
+        gates.push(origin.hold(Target::Digest(digest), 100_000));
+        let asked = other
+            .get(server.blob_url(&digest))
+            .timeout(Duration::from_millis(500))
+            .send();
+        if let Ok(mut answer) = asked.await {
+            let _ = answer.chunk().await;
+        }
+    }
+    // For the last two there was no place: they wait for the client's own.
+    let (status, body) = soon(server.fetch(&server.blob_url(&small))).await;
+    assert_eq!(status, 200);
+    assert!(body.unwrap() == content);
+    gates.iter().for_each(|gate| gate.open());
 }
 
 /// There is no end of an empty body that could be withheld.

@@ -235,6 +235,55 @@ async fn a_range_that_breaks_off_is_resumed() {
     assert!(mirror.origin.bytes_sent(&digest) <= 5 * UNIT);
 }
 
+/// As containerd 2.1 fetches: whatever part is wrong, the answer with the blob's end breaks off, so that nobody puts
+/// together a blob that is not one.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_fetches_parts_of_a_wrong_blob_does_not_get_its_end() {
+    let mirror = Mirror::new().await;
+    const PART: usize = 3 * MIB / 2;
+    for (seed, wrong, at_once) in [
+        (40, 5 * MIB - 1, true),
+        (41, 9, true),
+        (42, 9, false),
+        (43, 5 * MIB - 1, false),
+    ] {
+        let (digest, content) = mirror.blob(5 * MIB, seed);
+        mirror
+            .origin
+            .always(Target::Digest(digest), Fault::WrongByte { at: wrong as u64 });
+        let parts: Vec<String> = (0..content.len())
+            .step_by(PART)
+            .map(|at| format!("bytes={at}-{}", (at + PART).min(content.len()) - 1))
+            .collect();
+        let answers = match at_once {
+            true => join_all(parts.iter().map(|range| mirror.range(&digest, range))).await,
+            false => {
+                let mut answers = Vec::new();
+                for range in &parts {
+                    answers.push(mirror.range(&digest, range).await);
+                }
+                answers
+            }
+        };
+        let (status, _, end) = answers.last().unwrap();
+        assert!(
+            end.is_err() || *status >= 400,
+            "wrong at {wrong}, at once {at_once}: {status}"
+        );
+        mirror.origin.clear_faults();
+    }
+    // Of a right one everybody gets everything, and so does who wants its end alone.
+    let (digest, content) = mirror.blob(5 * MIB, 44);
+    let tail = mirror.range(&digest, "bytes=-1000").await.2.unwrap();
+    assert!(tail == content[content.len() - 1000..]);
+    for range in ["bytes=0-2999999", "bytes=3000000-"] {
+        let (status, _, body) = mirror.range(&digest, range).await;
+        assert_eq!(status, 206);
+        assert!(content.windows(64).any(|w| w == &body.as_ref().unwrap()[..64]));
+    }
+    assert_eq!(mirror.origin.bytes_sent(&digest), content.len() as u64);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_part_spoils_all_of_them_and_the_whole_is_a_broken_answer() {
     let mirror = Mirror::new().await;
@@ -476,7 +525,7 @@ async fn ranges_take_turns_and_who_waits_in_vain_is_told_so() {
     let gate = mirror.origin.hold(Target::Digest(digest), 1000);
     let first = mirror.ask(&digest, "bytes=10485760-10485769").await;
     let second = mirror.ask(&digest, "bytes=31457280-31457289").await;
-    assert_eq!((first.status().as_u16(), second.status().as_u16()), (206, 503));
+    assert_eq!((first.status().as_u16(), second.status().as_u16()), (206, 429));
     assert!(second.headers().contains_key("retry-after"));
     gate.open();
     assert!(soon(first.bytes()).await.unwrap() == content[10 * MIB..10 * MIB + 10]);

@@ -281,6 +281,14 @@ async fn tags() {
         .await
         .unwrap();
     assert_eq!(same.status(), 304);
+    let other = server
+        .http
+        .get(&url)
+        .header("if-match", "\"other\"")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(other.status(), 412);
     let unknown = server.get(&server.url("no/such/tags/list")).await;
     assert_errors(unknown, 404, "NAME_UNKNOWN").await;
 }
@@ -294,13 +302,13 @@ async fn referrers() {
         origin.referrers_api(api);
         origin.page_max(2);
         let subject = setup.artifact(None, "image", 1);
-        let signatures = [2, 3].map(|seed| setup.artifact(Some(&subject), "application/signature", seed));
+        let signatures = [2, 3].map(|seed| setup.artifact(Some(&subject), "application/signature+json", seed));
         let sbom = setup.artifact(Some(&subject), "application/sbom", 4);
         if !api {
             let descriptor = |digest: &BlobDigest, kind: &str| json!({ "mediaType": OCI_MANIFEST, "digest": digest, "size": 1, "artifactType": kind });
             let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
-                descriptor(&signatures[0], "application/signature"),
-                descriptor(&signatures[1], "application/signature"),
+                descriptor(&signatures[0], "application/signature+json"),
+                descriptor(&signatures[1], "application/signature+json"),
                 descriptor(&sbom, "application/sbom"),
             ]});
             let tag = subject.to_string().replace(':', "-");
@@ -328,11 +336,13 @@ async fn referrers() {
         let set = |digests: &[BlobDigest]| digests.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
         let all = set(&[signatures[0], signatures[1], sbom]);
         assert_eq!(list(&subject, "").await, (all, None), "api {api}");
-        let (filtered, said) = list(&subject, "&artifactType=application/signature").await;
+        let (filtered, said) = list(&subject, "&artifactType=application/signature+json").await;
         assert_eq!(
             (filtered, said.unwrap().as_bytes()),
             (set(&signatures), &b"artifactType"[..])
         );
+        let encoded = list(&subject, "&artifactType=application%2Fsignature%2Bjson").await;
+        assert_eq!(encoded.0, set(&signatures));
         assert!(list(&subject, "&artifactType=none").await.0.is_empty());
         assert!(list(&BlobDigest::of(b"nothing"), "").await.0.is_empty());
         let asked = |c: &headstart_loadtest::origin::Call| c.path.contains(&subject.to_string().replace("sha256:", ""));

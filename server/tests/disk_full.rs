@@ -179,13 +179,13 @@ async fn past_a_full_disk_answers_take_turns_and_empty_ones_are_not_believed() {
     let gate = origin.hold(Target::Digest(digest), 100_000);
     let first = soon(server.get(&server.blob_url(&digest))).await;
     let second = soon(server.get(&server.blob_url(&digest))).await;
-    assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 503));
+    assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 429));
     assert!(second.headers().contains_key("retry-after"));
     gate.open();
     assert!(soon(first.bytes()).await.unwrap() == content);
     let mut again = soon(server.fetch(&server.blob_url(&digest))).await;
     // The turn is given back when the answer is gone.
-    while again.0 == 503 {
+    while again.0 == 429 {
         again = soon(server.fetch(&server.blob_url(&digest))).await;
     }
     assert!(again.1.unwrap() == content);

@@ -42,15 +42,18 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The body's extent: its length, which a stream does not know and the answer's head may say; and whether nothing of it
+    /// is sent.
     pub fn new(
         body: Body,
+        (length, is_bare): (Option<u64>, bool),
         mut exchange: Exchange,
         span: Span,
         mut running: Option<Running>,
         turn: Option<Turn>,
     ) -> Self {
-        let left = body.size_hint().exact();
-        let empty = body.is_end_stream() || left == Some(0);
+        let left = body.size_hint().exact().or(length);
+        let empty = is_bare || body.is_end_stream() || left == Some(0);
         if empty {
             exchange.end(End::Complete);
         }

@@ -2,7 +2,7 @@
 //!
 //! In: a request, with the connection it came by. Out: its answer, named, counted and watched to its end.
 //! Invariant: a refusal for want of room says when to come back, and has the status that makes clients do the best they
-//! can (see [`refusal`]). Probes and `/metrics` need no turn.
+//! can (see [`ApiError::busy`]). Probes and `/metrics` need no turn.
 //! Not here: the single rooms ([`super::admission`], [`super::exchange`], [`super::answer`]).
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use http::{StatusCode, Version};
+use http::{Method, StatusCode, Version, header};
 use tracing::Instrument as _;
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
     answer::Answer,
     clients::{ClientKey, Clients},
     connection::Connection,
-    error::{ApiError, OciCode},
+    error::{ApiError, Asked},
     exchange::{Exchange, method_name},
     request_id::{REQUEST_ID, RequestId},
     v2::{API_VERSION, API_VERSION_2},
@@ -75,6 +75,7 @@ pub async fn around(State(around): State<Around>, mut request: Request, next: Ne
     let running = connection.map(|c| c.ask(request.version() == Version::HTTP_2));
     let key = ClientKey::new(around.clients.address(peer.address.ip(), request.headers()));
     let id = RequestId::of(request.headers());
+    let is_head = request.method() == Method::HEAD;
     let mut exchange = Exchange::new(
         around.app.clone(),
         id,
@@ -97,7 +98,7 @@ pub async fn around(State(around): State<Around>, mut request: Request, next: Ne
             return (next.run(request).await, None);
         }
         match around.turn(key).await {
-            Ok(turn) => (next.run(request).await, Some(turn)),
+            Ok(turn) => (key.asker().asks(next.run(request)).await, Some(turn)),
             Err(Refused(why)) => {
                 around.app.metrics.add(Count::Shed, 1, &[why]);
                 (refusal(exchange.route), None)
@@ -112,20 +113,25 @@ pub async fn around(State(around): State<Around>, mut request: Request, next: Ne
     telemetry::status(&span, response.status().as_u16());
     exchange.head(response.status().as_u16());
     response.headers_mut().insert(REQUEST_ID, exchange.id.header());
-    response.map(|body| Body::new(Answer::new(body, exchange, span, running, turn)))
+    let extent = extent(is_head, &response);
+    response.map(|body| Body::new(Answer::new(body, extent, exchange, span, running, turn)))
 }
 
-/// A manifest is where clients choose their mirror, and 503 sends all of them to the next. A blob is where podman, skopeo
-/// and CRI-O have chosen: 503 would end their pull, while after 429 they wait as long as they are told and ask again,
-/// five times. containerd answers 429 with six tries in a row, each of which waits here for a turn, and then with its next
-/// mirror.
+/// How long the body is by the answer's own word, and whether nothing of it is sent.
+fn extent(is_head: bool, response: &Response) -> (Option<u64>, bool) {
+    let length = response.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+    let is_bare = is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    (length, is_bare)
+}
+
+/// The request gets no turn.
 fn refusal(route: &'static str) -> Response {
-    let message = "too many requests are running";
-    let mut error = match route {
-        route::BLOBS => ApiError::new(OciCode::TooManyRequests, message),
-        _ => ApiError::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE),
+    let asked = match route {
+        route::BLOBS => Asked::Blob,
+        _ => Asked::Repository,
     };
-    error.retry_after_secs = Some(RETRY_AFTER_SECS);
+    let error = ApiError::busy(asked, RETRY_AFTER_SECS, "too many requests are running");
     let mut response = error.into_response();
     // What answers of `/v2/` have; those of ours do not mind.
     response.headers_mut().insert(API_VERSION, API_VERSION_2);

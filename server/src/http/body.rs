@@ -51,7 +51,16 @@ where
     let headers = response.headers_mut();
     headers.extend(rep.headers.clone());
     headers.insert(header::ETAG, rep.etag.clone());
+    if if_match_fails(request, &rep.etag) {
+        headers.remove(header::CACHE_CONTROL);
+        *response.status_mut() = StatusCode::PRECONDITION_FAILED;
+        return response;
+    }
     if if_none_match(request, &rep.etag) {
+        if method == Method::HEAD {
+            // Or hyper would write that it is 0, and a cache would believe it of the copy that it has (RFC 9110, 8.6).
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(rep.size));
+        }
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
@@ -93,16 +102,22 @@ where
     response
 }
 
+/// Whether the client wants only another representation than this (RFC 9110 section 13.1.1; strong comparison).
+fn if_match_fails(request: &HeaderMap, etag: &HeaderValue) -> bool {
+    let mut tags = tags(request, header::IF_MATCH).peekable();
+    let own = etag.to_str().unwrap_or_default();
+    tags.peek().is_some() && !tags.any(|tag| tag == "*" || tag == own)
+}
+
+fn tags(request: &HeaderMap, name: header::HeaderName) -> impl Iterator<Item = &str> {
+    let values = request.get_all(name).into_iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).map(str::trim)
+}
+
 /// Whether a cached copy of the client is this representation (RFC 9110 section 13.1.2; weak comparison).
 fn if_none_match(request: &HeaderMap, etag: &HeaderValue) -> bool {
     let Ok(own) = etag.to_str() else { return false };
-    request
-        .get_all(header::IF_NONE_MATCH)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .map(str::trim)
-        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == own)
+    tags(request, header::IF_NONE_MATCH).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == own)
 }
 
 /// The `Range` of a GET, if it is to be honoured.

@@ -15,7 +15,10 @@ use std::{
 
 use http::HeaderMap;
 
-use crate::config::{HttpConfig, Network};
+use crate::{
+    config::{HttpConfig, Network},
+    read::turns::Asker,
+};
 
 /// Lines of `X-Forwarded-For`, and addresses in each, that are looked at, from the last one.
 const FORWARDED_MAX: usize = 16;
@@ -30,6 +33,11 @@ impl ClientKey {
             IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
             v4 => v4,
         })
+    }
+
+    /// For whom its requests fetch.
+    pub fn asker(self) -> Asker {
+        Asker::Client(self.0)
     }
 }
 

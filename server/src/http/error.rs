@@ -122,10 +122,7 @@ impl ApiError {
                 },
                 message,
             ),
-            ReadError::Busy => Self {
-                retry_after_secs: Some(RETRY_AFTER_BUSY_SECS),
-                ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
-            },
+            ReadError::Busy => Self::busy(asked, RETRY_AFTER_BUSY_SECS, message),
             ReadError::Stopping => {
                 Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
             }
@@ -143,11 +140,7 @@ impl ApiError {
             AccessError::Denied => Self::new(OciCode::Denied, message),
             AccessError::Hidden => Self::unknown(asked, message),
             AccessError::Upstream(error) => Self::from_upstream(asked, error),
-            // Not 429, which containerd answers with six immediate tries.
-            AccessError::Busy => Self {
-                retry_after_secs: Some(1),
-                ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
-            },
+            AccessError::Busy => Self::busy(asked, 1, message),
             AccessError::Store(_) => {
                 Self::new(OciCode::Unavailable, message).with_status(StatusCode::INTERNAL_SERVER_ERROR)
             }
@@ -176,10 +169,24 @@ impl ApiError {
                 retry_after_secs: Some(*retry_after_secs),
                 ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
             },
-            UpstreamError::Busy => Self {
-                retry_after_secs: Some(1),
-                ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
-            },
+            UpstreamError::Busy => Self::busy(asked, 1, message),
+        }
+    }
+
+    /// There is no room now. A manifest is where clients choose their mirror, and 503 sends all of them to the next. A blob
+    /// is where podman, skopeo and CRI-O have chosen: 503 would end their pull, while after 429 they wait as long as they
+    /// are told and ask again, five times. containerd answers 429 with six tries in a row, each of which waits here for a
+    /// turn, and then with its next mirror.
+    pub fn busy(asked: Asked, retry_after_secs: u64, message: impl Into<String>) -> Self {
+        let error = match asked {
+            Asked::Blob => Self::new(OciCode::TooManyRequests, message),
+            Asked::Manifest | Asked::Repository => {
+                Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
+            }
+        };
+        Self {
+            retry_after_secs: Some(retry_after_secs),
+            ..error
         }
     }
 

@@ -111,6 +111,7 @@ pub async fn any(
 ) -> Response {
     let Query(query) = match query {
         Ok(query) => query,
+        Err(_) if !matches!(method, Method::GET | Method::HEAD) => return finish(None, unsupported().into_response()),
         Err(error) => return finish(None, ApiError::from(error).into_response()),
     };
     let Ok(Path(rest)) = rest else {
@@ -214,7 +215,9 @@ fn unsupported() -> ApiError {
 fn finish(ns: Option<&str>, mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(API_VERSION, API_VERSION_2);
-    if let Some(ns) = ns.and_then(|ns| HeaderValue::from_str(ns).ok()) {
+    // Nothing but letters that a name can have is said back.
+    let named = ns.filter(|ns| !ns.is_empty() && ns.bytes().all(|byte| byte.is_ascii_graphic()));
+    if let Some(ns) = named.and_then(|ns| HeaderValue::from_str(ns).ok()) {
         headers.insert(OCI_NAMESPACE, ns);
     }
     response

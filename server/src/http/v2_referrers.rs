@@ -30,7 +30,9 @@ impl Asking<'_> {
         let found = self.app.referrers.get(&route.source, &caller, &digest).await;
         let (found, stale) = found.map_err(|error| ApiError::from_read(Asked::Repository, &error))?;
         let mut headers = HeaderMap::new();
-        let wanted = query.artifact_type.as_deref().filter(|kind| !kind.is_empty());
+        // A media type has no blank: it was a `+`, which a query means to be one.
+        let wanted = query.artifact_type.as_ref().filter(|kind| !kind.is_empty());
+        let wanted = wanted.map(|kind| kind.replace(' ', "+"));
         if wanted.is_some() {
             headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
         }
@@ -42,7 +44,7 @@ impl Asking<'_> {
             .iter()
             .filter(|descriptor| {
                 let kind = descriptor.get("artifactType").and_then(|kind| kind.as_str());
-                wanted.is_none_or(|wanted| kind == Some(wanted))
+                wanted.as_deref().is_none_or(|wanted| kind == Some(wanted))
             })
             .collect();
         let json = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });

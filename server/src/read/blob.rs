@@ -16,9 +16,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use rustix::io::ReadWriteFlags;
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::{blocking::blocking, errand::Errand, error::ReadError, fetch::Boarded, passage::Passage};
+use super::{blocking::blocking, errand::Errand, error::ReadError, fetch::Boarded, passage::Passage, turns::FetchTurn};
 
 /// Bytes handed to a client at once: large enough that the hop to a thread does not show, small enough for thousands
 /// of clients.
@@ -40,10 +39,7 @@ pub(super) enum Place {
     /// `withheld`: the end of every range, until the digest is verified.
     Flight { seat: Boarded, withheld: bool },
     /// With the upstream only.
-    Upstream {
-        size: u64,
-        permit: Arc<OwnedSemaphorePermit>,
-    },
+    Upstream { size: u64, permit: Arc<FetchTurn> },
 }
 
 impl Blob {

@@ -30,6 +30,7 @@ use super::{
     flight::HOLD_BACK,
     opening::{Opened, check_not_emptied},
     setbacks::Setbacks,
+    turns::Asker,
     wants::Wants,
 };
 use crate::{
@@ -193,7 +194,7 @@ impl Blobs {
         let size = fetch.flight.size();
         let withheld = wants.covers(size);
         if withheld && !fetch.flight.is_whole() {
-            let permit = self.yard().whole().await?;
+            let permit = self.yard().whole(Asker::current()).await?;
             fetch.promote(None, permit);
         }
         // Nothing of it would go out before the verdict: a status says more than an answer that breaks off. A longer wait
@@ -234,9 +235,13 @@ impl Blobs {
         self.0.setbacks.last(source, caller, digest)
     }
 
-    /// Counts as a fetch that did not begin.
-    pub fn set_back(&self, source: &Source, caller: &Caller, digest: &BlobDigest, error: &ReadError) {
-        self.0.setbacks.refused(source, caller, digest, error);
+    /// A manifest is not served, because of a blob that it names; and why it was not, if that was a moment ago.
+    pub fn withhold(&self, source: &Source, caller: &Caller, manifest: &BlobDigest, error: &ReadError) {
+        self.0.setbacks.withhold(source, caller, manifest, error);
+    }
+
+    pub fn withheld(&self, source: &Source, caller: &Caller, manifest: &BlobDigest) -> Option<ReadError> {
+        self.0.setbacks.withheld(source, caller, manifest)
     }
 
     /// The whole of a small blob, verified; for configs.
@@ -342,6 +347,7 @@ impl Blobs {
             repository: source.repository.clone(),
             caller: caller.clone(),
             digest: *digest,
+            asker: Asker::current(),
         })
     }
 
@@ -381,7 +387,7 @@ impl Blobs {
         let setbacks = self.0.setbacks.clone();
         let _held = self.yard().metrics.hold(Level::BlobFlights, &[]);
         let started = async {
-            let permit = self.yard().whole().await?;
+            let permit = self.yard().whole(errand.asker).await?;
             let opened = tokio::select! {
                 biased;
                 () = self.yard().stop.cancelled() => return Err(ReadError::Stopping),
@@ -504,7 +510,7 @@ async fn past_the_disk(errand: Errand) -> Result<Blob, ReadError> {
     };
     check_not_emptied(&errand.digest, size)?;
     // Before the head goes out: who waits in vain is told by a status.
-    let permit = Arc::new(errand.yard.passage().await?);
+    let permit = Arc::new(errand.yard.passage(errand.asker).await?);
     Ok(Blob {
         place: Place::Upstream { size, permit },
         errand,

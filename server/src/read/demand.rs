@@ -9,7 +9,7 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+use tokio::time::timeout;
 use tracing::{Instrument as _, field::Empty};
 
 use super::{
@@ -17,6 +17,7 @@ use super::{
     fetch::Fetch,
     flight::{State, View},
     run::Brought,
+    turns::FetchTurn,
 };
 use crate::{store::units::UNIT, upstream::BlobBody};
 
@@ -61,7 +62,7 @@ impl Fetch {
     }
 
     /// Begins with the body of the opening request.
-    pub(super) fn land_range(self: &Arc<Self>, body: BlobBody, permit: OwnedSemaphorePermit) {
+    pub(super) fn land_range(self: &Arc<Self>, body: BlobBody, permit: FetchTurn) {
         let claim = {
             let mut state = self.flight.state();
             let end = body.end.unwrap_or(body.start).min(self.flight.size());
@@ -139,7 +140,7 @@ impl Fetch {
         }
     }
 
-    fn spawn(self: &Arc<Self>, claim: u64, body: Option<(BlobBody, OwnedSemaphorePermit)>) {
+    fn spawn(self: &Arc<Self>, claim: u64, body: Option<(BlobBody, FetchTurn)>) {
         let fetch = self.clone();
         let span = self
             .cause
@@ -152,7 +153,7 @@ impl Fetch {
                 None => tokio::select! {
                     biased;
                     () = fetch.flight.stop.cancelled() => (None, Err(ReadError::Stopping)),
-                    turn = fetch.errand.yard.range() => (None, turn),
+                    turn = fetch.errand.yard.range(fetch.errand.asker) => (None, turn),
                 },
             };
             let brought = match &permit {

@@ -3,12 +3,14 @@
 //! In: verified bytes and the media type they were served with. Out: the digests it names, and its layers if it is an
 //! image of tar layers.
 //! Invariant: a document that clients could read in two ways is refused (CVE-2021-41190): its `mediaType` must be the
-//! served one, and it lists either `manifests` or `layers`. Documents of other kinds are left alone; the bytes are
+//! served one, it lists either `manifests` or `layers`, and spells them so. Documents of other kinds are left alone; the bytes are
 //! never changed.
 //! Not here: fetching, and the facts' way to the store.
 
+use std::collections::HashMap;
+
 use headstart_layer_format::{BlobDigest, limits::LAYERS_MAX};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::platform::Platform;
 use crate::store::facts::{ImageFact, LayerFact};
@@ -101,6 +103,9 @@ pub fn read(bytes: &[u8], media_type: &str) -> Result<Document, &'static str> {
         Err(_) if is_known(media_type) => return Err("it is not the JSON that its media type promises"),
         Err(_) => return Ok(Document::default()),
     };
+    if is_misspelled(bytes) {
+        return Err("a field is spelled as only some readers would take it");
+    }
     if fields.media_type.as_deref().is_some_and(|inner| inner != media_type) {
         return Err("its mediaType is not the Content-Type");
     }
@@ -123,6 +128,32 @@ pub fn read(bytes: &[u8], media_type: &str) -> Result<Document, &'static str> {
     let mut seen = std::collections::HashSet::new();
     members.retain(|digest| seen.insert(*digest));
     Ok(Document { members, image })
+}
+
+/// Whether a field that decides what a document is has the right letters in another case. Go's readers take it for the
+/// field (and fold two letters beyond ASCII as well), others do not: they would not see the same image.
+fn is_misspelled(bytes: &[u8]) -> bool {
+    const NAMES: [&str; 8] = [
+        "schemaVersion",
+        "mediaType",
+        "config",
+        "layers",
+        "manifests",
+        "blobs",
+        "fsLayers",
+        "subject",
+    ];
+    let fold = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    };
+    let keys: HashMap<String, IgnoredAny> = serde_json::from_slice(bytes).unwrap_or_default();
+    keys.keys().filter(|key| !NAMES.contains(&key.as_str())).any(|key| {
+        NAMES
+            .iter()
+            .any(|name| key.chars().map(fold).eq(name.chars().map(|c| c.to_ascii_lowercase())))
+    })
 }
 
 /// The manifest that an index has for Linux on machines like ours.
@@ -240,6 +271,17 @@ mod tests {
             assert!(read_json(document, served).is_err(), "{document} as {served}");
         }
         assert!(read(b"\x1f\x8b", OCI_MANIFEST).is_err());
+        for (text, served) in [
+            (r#"{"layers":[],"Manifests":[]}"#, OCI_MANIFEST),
+            (r#"{"LAYERS":[],"manifests":[]}"#, OCI_INDEX),
+            ("{\"manife\u{17f}ts\":[]}", "application/x"),
+            (
+                r#"{"layers":[],"MediaType":"application/vnd.oci.image.index.v1+json"}"#,
+                OCI_MANIFEST,
+            ),
+        ] {
+            assert!(read(text.as_bytes(), served).is_err(), "{text} as {served}");
+        }
     }
 
     #[test]

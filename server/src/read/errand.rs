@@ -13,13 +13,12 @@ use std::{
 };
 
 use headstart_layer_format::BlobDigest;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::error::ReadError;
+use super::{
+    error::ReadError,
+    turns::{Asker, FetchTurn, Turns},
+};
 use crate::{
     config::FetchConfig,
     metrics::Metrics,
@@ -45,18 +44,18 @@ pub struct Yard {
     pub metrics: Metrics,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
-    wholes: Arc<Semaphore>,
-    ranges: Arc<Semaphore>,
-    passages: Arc<Semaphore>,
+    wholes: Turns,
+    ranges: Turns,
+    passages: Turns,
     disk_failed: Mutex<Option<Instant>>,
 }
 
 impl Yard {
     pub fn new(originals: Originals, config: FetchConfig, metrics: Metrics) -> Self {
         Self {
-            wholes: Arc::new(Semaphore::new(config.blobs_max)),
-            ranges: Arc::new(Semaphore::new(config.ranges_max)),
-            passages: Arc::new(Semaphore::new(config.pass_through_max)),
+            wholes: Turns::new(config.blobs_max),
+            ranges: Turns::new(config.ranges_max),
+            passages: Turns::new(config.pass_through_max),
             originals,
             config,
             metrics,
@@ -67,31 +66,26 @@ impl Yard {
     }
 
     /// A turn to fetch a whole blob.
-    pub async fn whole(&self) -> Result<OwnedSemaphorePermit, ReadError> {
-        self.turn(&self.wholes).await
+    pub async fn whole(&self, asker: Asker) -> Result<FetchTurn, ReadError> {
+        self.turn(&self.wholes, asker).await
     }
 
     /// A turn to fetch a range.
-    pub async fn range(&self) -> Result<OwnedSemaphorePermit, ReadError> {
-        self.turn(&self.ranges).await
+    pub async fn range(&self, asker: Asker) -> Result<FetchTurn, ReadError> {
+        self.turn(&self.ranges, asker).await
     }
 
     /// A turn to stream past a disk that takes nothing.
-    pub async fn passage(&self) -> Result<OwnedSemaphorePermit, ReadError> {
-        self.turn(&self.passages).await
+    pub async fn passage(&self, asker: Asker) -> Result<FetchTurn, ReadError> {
+        self.turn(&self.passages, asker).await
     }
 
-    async fn turn(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ReadError> {
+    async fn turn(&self, of: &Turns, asker: Asker) -> Result<FetchTurn, ReadError> {
         let wait = Duration::from_millis(self.config.turn_wait_ms);
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(ReadError::Stopping),
-            turn = timeout(wait, of.clone().acquire_owned()) => match turn {
-                Ok(Ok(permit)) => Ok(permit),
-                // The semaphores are never closed.
-                Ok(Err(_)) => Err(ReadError::Stopping),
-                Err(_) => Err(ReadError::Busy),
-            },
+            turn = of.take(asker, wait) => turn.ok_or(ReadError::Busy),
         }
     }
 
@@ -118,6 +112,7 @@ pub struct Errand {
     pub repository: String,
     pub caller: Caller,
     pub digest: BlobDigest,
+    pub asker: Asker,
 }
 
 impl Errand {

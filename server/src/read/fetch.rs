@@ -9,7 +9,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -18,6 +17,7 @@ use super::{
     error::ReadError,
     flight::Flight,
     opening::{First, Opened},
+    turns::FetchTurn,
 };
 use crate::telemetry::Cause;
 
@@ -54,10 +54,12 @@ impl Fetch {
     }
 
     /// Begins with what the opening request brought. To be called before anybody boards, who would ask for it again.
-    pub fn depart(self: &Arc<Self>, first: First, permit: OwnedSemaphorePermit) {
+    pub fn depart(self: &Arc<Self>, first: First, permit: FetchTurn) {
         match first {
             First::Whole(body) => self.promote(body, permit),
             First::Range(body) => self.land_range(body, permit),
+            // It lacks nothing but the verdict.
+            First::Nothing if self.flight.is_complete() => self.promote(None, permit),
             First::Nothing => drop(permit),
         }
     }

@@ -7,8 +7,10 @@
 //! the fetch or each other, and their leaving stops nothing that they share.
 //!
 //! What cannot be promised: a Range of a blob that is not here is answered as it arrives, and nothing can be said about
-//! its bytes before the blob is whole. The client that puts the parts together compares the digest, and so do we as
-//! soon as the last part is here: a mismatch throws all of them away. What one upstream sent unverified is never given
+//! its bytes before the blob is whole. But the end of the blob is withheld from who reads just that, too, when all else is
+//! here or on its way and not much ([`CLOSING`]): who fetches a wrong blob in parts does not get the last of them. The
+//! client that puts the parts together compares the digest, and so do we as soon as the last part is here: a mismatch
+//! throws all of them away. What one upstream sent unverified is never given
 //! to a client of another (a flight is of one upstream).
 //!
 //! Not here: requests upstream ([`super::run`], [`super::whole`]), when a reader has something fetched
@@ -36,6 +38,10 @@ use crate::store::{partial::Partial, units::UNIT};
 /// client from believing that only its last packet was lost.
 pub const HOLD_BACK: u64 = 64 << 10;
 
+/// What may be missing of a blob for its end to be withheld from who reads just that: what a client that fetches parts at
+/// once has under way. Readers of the end alone (of an index that lies there) would wait too long for more.
+const CLOSING: u64 = 64 << 20;
+
 /// One blob in flight.
 #[derive(Debug)]
 pub struct Flight {
@@ -62,6 +68,7 @@ pub(super) struct State {
     pub no_ranges: bool,
     /// Readers.
     pub aboard: usize,
+    size: u64,
     /// Nobody may board any more.
     pub closed: bool,
     /// Why no further byte will be written.
@@ -86,7 +93,10 @@ pub enum View {
 
 impl Flight {
     pub fn new(partial: Partial, size: u64, stop: CancellationToken) -> Self {
-        let mut state = State::default();
+        let mut state = State {
+            size,
+            ..State::default()
+        };
         partial
             .present()
             .iter()
@@ -317,6 +327,9 @@ impl State {
         let here = self.landed.end_from(range.start).min(range.end);
         let limit = match withheld {
             true => here.min(range.end.saturating_sub(HOLD_BACK)),
+            false if range.end == self.size && self.is_closing() => {
+                here.min(range.end.saturating_sub(HOLD_BACK)).max(range.start)
+            }
             false => here,
         };
         if limit > range.start {
@@ -328,6 +341,14 @@ impl State {
             None if self.whole.is_some() => View::Awaited(None),
             None => View::Missing,
         }
+    }
+
+    /// Whether the verdict is near: what is missing is on its way, and not much. Who reads the end of the blob can wait for
+    /// it then, and so do clients that fetch a blob in parts.
+    fn is_closing(&self) -> bool {
+        let gaps = self.landed.gaps(&(0..self.size));
+        let missing: u64 = gaps.iter().map(|gap| gap.end - gap.start).sum();
+        missing <= CLOSING && (self.whole.is_some() || self.taken().covers(&(0..self.size)))
     }
 
     /// Whether no claim may be made any more.

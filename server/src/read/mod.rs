@@ -37,6 +37,7 @@ mod shelf;
 pub mod sizes;
 mod sweep;
 pub mod tags;
+pub mod turns;
 pub mod wants;
 mod whole;
 

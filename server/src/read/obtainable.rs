@@ -199,9 +199,12 @@ impl Obtainable {
     pub async fn no_setback(&self, caller: &Caller, fact: &ManifestFact) -> Result<(), ReadError> {
         let inner = &self.inner;
         let of_index = is_index(&fact.media_type);
-        let setback = |digest: &BlobDigest| {
-            let error = inner.blobs.setback(&fact.source, caller, digest)?;
-            (of_index || !inner.originals.path(digest).exists()).then_some(error)
+        let setback = |digest: &BlobDigest| match of_index {
+            true => inner.blobs.withheld(&fact.source, caller, digest),
+            false => {
+                let error = inner.blobs.setback(&fact.source, caller, digest)?;
+                (!inner.originals.path(digest).exists()).then_some(error)
+            }
         };
         let mut needed = fact.members.iter().filter(|digest| !is_foreign(fact, digest));
         let Some(error) = needed.find_map(setback) else {
@@ -217,7 +220,7 @@ impl Obtainable {
         );
         if !of_index {
             // So that the index above it is withheld next time: its platform is chosen after the mirror.
-            inner.blobs.set_back(&fact.source, caller, &fact.digest, &error);
+            inner.blobs.withhold(&fact.source, caller, &fact.digest, &error);
         }
         Err(error)
     }

@@ -9,13 +9,13 @@
 use std::{fs::File, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     blocking::blocking,
     errand::{Errand, may_pass, pause},
     error::ReadError,
     flight::HOLD_BACK,
+    turns::FetchTurn,
 };
 use crate::{
     store::hasher::BlobHasher,
@@ -38,7 +38,7 @@ pub struct Passage {
     body: Option<Brought>,
     fruitless: u32,
     begun: bool,
-    permit: Option<Arc<OwnedSemaphorePermit>>,
+    permit: Option<Arc<FetchTurn>>,
 }
 
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Passage {
     }
 
     /// The turn was waited for already; passages of one answer share it.
-    pub fn with(mut self, permit: Arc<OwnedSemaphorePermit>) -> Self {
+    pub fn with(mut self, permit: Arc<FetchTurn>) -> Self {
         self.permit = Some(permit);
         self
     }
@@ -91,7 +91,7 @@ impl Passage {
     /// The next bytes; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
         if self.permit.is_none() {
-            self.permit = Some(Arc::new(self.errand.yard.passage().await?));
+            self.permit = Some(Arc::new(self.errand.yard.passage(self.errand.asker).await?));
         }
         if !std::mem::replace(&mut self.begun, true) {
             self.errand.yard.metrics.pass_through();

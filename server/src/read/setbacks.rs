@@ -4,7 +4,9 @@
 //! Invariant: one failure is chance: the next request fetches anew. A second in a row refuses requests for the blob with a
 //! status, which sends containerd to its next host in the middle of a layer, where a body that breaks off would not. Any
 //! failure lets manifests that name the blob be refused, because podman changes mirrors at the manifest or never. Both for
-//! [`REMEMBERED`] only, and only towards who would have been served by the same upstream in the same role.
+//! [`REMEMBERED`] only, and only towards who would have been served by the same upstream in the same role. Manifests
+//! that were withheld for it are kept apart: a manifest that somebody asks for as a blob is not there, which says nothing
+//! about the manifest.
 //! Not here: upstreams that are down (`upstream/breaker.rs`), and "not found" as an answer ([`super::negative`]).
 
 use std::time::Duration;
@@ -37,12 +39,23 @@ struct Setback {
 
 /// All of them; clones share them.
 #[derive(Clone, Debug)]
-pub struct Setbacks(moka::sync::Cache<Key, Setback>);
+pub struct Setbacks {
+    blobs: moka::sync::Cache<Key, Setback>,
+    withheld: moka::sync::Cache<Key, ReadError>,
+}
 
 impl Default for Setbacks {
     fn default() -> Self {
-        let cache = moka::sync::Cache::builder();
-        Self(cache.max_capacity(ENTRIES_MAX).time_to_live(REMEMBERED).build())
+        Self {
+            blobs: moka::sync::Cache::builder()
+                .max_capacity(ENTRIES_MAX)
+                .time_to_live(REMEMBERED)
+                .build(),
+            withheld: moka::sync::Cache::builder()
+                .max_capacity(ENTRIES_MAX)
+                .time_to_live(REMEMBERED)
+                .build(),
+        }
     }
 }
 
@@ -50,7 +63,7 @@ impl Setbacks {
     /// A fetch has ended that had begun to bring bytes.
     pub fn ended(&self, source: &Source, caller: &Caller, digest: &BlobDigest, outcome: Result<(), &ReadError>) {
         match outcome {
-            Ok(()) => self.0.invalidate(&key(source, caller, digest)),
+            Ok(()) => self.blobs.invalidate(&key(source, caller, digest)),
             Err(error) => self.add(key(source, caller, digest), error, 1),
         }
     }
@@ -62,25 +75,37 @@ impl Setbacks {
 
     /// The last failure, if any.
     pub fn last(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Option<ReadError> {
-        self.0.get(&key(source, caller, digest)).map(|setback| setback.error)
+        self.blobs
+            .get(&key(source, caller, digest))
+            .map(|setback| setback.error)
     }
 
     /// Why a request for the blob is refused before its head: what came of it broke off in the middle, repeatedly.
     pub fn refusal(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Option<ReadError> {
-        let setback = self.0.get(&key(source, caller, digest))?;
+        let setback = self.blobs.get(&key(source, caller, digest))?;
         (setback.broke_off >= REFUSED_FROM).then_some(setback.error)
+    }
+
+    /// A manifest was not served, because of a blob that it names.
+    pub fn withhold(&self, source: &Source, caller: &Caller, manifest: &BlobDigest, error: &ReadError) {
+        self.withheld.insert(key(source, caller, manifest), error.clone());
+    }
+
+    /// Why it was not.
+    pub fn withheld(&self, source: &Source, caller: &Caller, manifest: &BlobDigest) -> Option<ReadError> {
+        self.withheld.get(&key(source, caller, manifest))
     }
 
     fn add(&self, key: Key, error: &ReadError, broke_off: u32) {
         if !is_upstreams_fault(error) {
             return;
         }
-        let before = self.0.get(&key).map_or(0, |setback| setback.broke_off);
+        let before = self.blobs.get(&key).map_or(0, |setback| setback.broke_off);
         let setback = Setback {
             error: error.clone(),
             broke_off: before.saturating_add(broke_off),
         };
-        self.0.insert(key, setback);
+        self.blobs.insert(key, setback);
     }
 }
 

@@ -17,7 +17,6 @@ use std::{
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use headstart_layer_format::BlobDigest;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument as _, field::Empty};
 
 use super::{
@@ -26,6 +25,7 @@ use super::{
     flight::{Flight, State},
     landed::Landed,
     run::Brought,
+    turns::FetchTurn,
 };
 use crate::{
     store::hasher::BlobHasher,
@@ -40,13 +40,13 @@ pub const HASH_BUFFER: usize = 1 << 20;
 
 impl Fetch {
     /// From now on the whole is fetched; does nothing more if it already is. `permit` is held to the end.
-    pub(super) fn promote(self: &Arc<Self>, body: Option<BlobBody>, permit: OwnedSemaphorePermit) {
+    pub(super) fn promote(self: &Arc<Self>, body: Option<BlobBody>, permit: FetchTurn) {
         let state = self.flight.state();
         self.promote_locked(state, body, false, permit);
     }
 
     /// The same, when the upstream answers a range with everything: the claim to the range is given up for it.
-    pub(super) fn promote_ignored(self: &Arc<Self>, claim: u64, body: BlobBody, permit: OwnedSemaphorePermit) {
+    pub(super) fn promote_ignored(self: &Arc<Self>, claim: u64, body: BlobBody, permit: FetchTurn) {
         let mut state = self.flight.state();
         state.claims.remove(claim);
         state.no_ranges = true;
@@ -58,7 +58,7 @@ impl Fetch {
         mut state: MutexGuard<'_, State>,
         body: Option<BlobBody>,
         mut is_all: bool,
-        permit: OwnedSemaphorePermit,
+        permit: FetchTurn,
     ) {
         if state.whole.is_some() || state.is_over() {
             drop(state);

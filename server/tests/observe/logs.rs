@@ -1,5 +1,6 @@
 //! Lines: each with the name of its request, and not more of them than somebody can read.
 
+use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
 
 use super::{
@@ -74,6 +75,74 @@ async fn every_line_of_a_request_has_its_name_also_when_the_fetch_writes_it() {
     assert!(ids("headstart_server::http::error").iter().all(|id| id == ID));
     assert!(ids("headstart_server::access").iter().any(|id| id == ID));
     assert!(!server.log().contains("level=error"));
+}
+
+/// The default: of what went well there is no line, whatever its form; how the rest ended is said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_went_wrong_has_a_line_and_it_says_how_it_ended() {
+    let origin = Origin::start(Auth::Anonymous);
+    let mut server = Binary::start(&upstream(&origin), "access = \"errors\"", &[]);
+    let http = client();
+    let digest = origin.add_blob(REPOSITORY, noise(3 << 20, 5));
+    let url = server.url(&format!("/v2/{REPOSITORY}/blobs/{digest}?ns={UPSTREAM}"));
+    // Cold and followed, warm, a part, nothing but a head, and nothing at all.
+    for (method, header, status) in [
+        ("GET", ("x-form", "whole"), 200),
+        ("GET", ("x-form", "again"), 200),
+        ("GET", ("range", "bytes=5-70000"), 206),
+        ("GET", ("range", "bytes=0-4,9-12"), 206),
+        ("GET", ("range", "bytes=9-4"), 416),
+        ("HEAD", ("x-form", "head"), 200),
+        ("HEAD", ("if-none-match", "*"), 304),
+        ("GET", ("if-none-match", "*"), 304),
+        ("GET", ("if-match", "\"other\""), 412),
+    ] {
+        let request = http.request(method.parse().unwrap(), &url).header(header.0, header.1);
+        let answer = request
+            .header("x-request-id", format!("{status}"))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), status, "{method} {header:?}");
+        answer.bytes().await.unwrap();
+    }
+    let gone = BlobDigest::of(b"gone");
+    let missing = server.url(&format!("/v2/{REPOSITORY}/blobs/{gone}?ns={UPSTREAM}"));
+    let answer = http
+        .head(&missing)
+        .header("x-request-id", "head-404")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), 404);
+    // A client that leaves: the rest of what it asked for is held back.
+    let held = origin.add_blob(REPOSITORY, noise(3 << 20, 6));
+    let gate = origin.hold(Target::Digest(held), 1 << 20);
+    let left = server.url(&format!("/v2/{REPOSITORY}/blobs/{held}?ns={UPSTREAM}"));
+    let mut answer = http.get(&left).header("x-request-id", "leaves").send().await.unwrap();
+    assert!(answer.chunk().await.unwrap().is_some());
+    drop(answer);
+    drop(http);
+    gate.open();
+    server.terminate();
+    assert!(server.wait().success());
+    let said = |line: &serde_json::Value| {
+        let fields = &line["fields"];
+        let text = |name: &str| fields[name].as_str().unwrap_or_default().to_owned();
+        (text("request_id"), fields["status"].as_u64().unwrap(), text("end"))
+    };
+    let mut lines: Vec<_> = server.lines("headstart_server::access").iter().map(said).collect();
+    lines.sort();
+    let line = |id: &str, status, end: &str| (id.to_owned(), status, end.to_owned());
+    assert_eq!(
+        lines,
+        [
+            line("412", 412, "complete"),
+            line("416", 416, "complete"),
+            line("head-404", 404, "complete"),
+            line("leaves", 200, "left"),
+        ]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
