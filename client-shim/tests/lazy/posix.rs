@@ -73,7 +73,7 @@ impl Shown {
         }
         let node = Node::open(dirs[0].path(), &[&server]);
         let direct = node.show(&layer);
-        let overlay = Overlay::new(dirs[1].path(), &[direct.clone()]);
+        let overlay = Overlay::new(dirs[1].path(), std::slice::from_ref(&direct));
         Self {
             overlay,
             direct,
