@@ -170,7 +170,7 @@ fn a_layer_that_becomes_whole_is_read_without_us_by_whoever_mounts_it_then() {
     let node = Node::open_with(root.path(), &[server.url()], quick_flush()).unwrap();
     let (dir, other_dir) = (node.show(&layer), node.show(&other));
     let scratch = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let before = Overlay::new(scratch[0].path(), &[dir.clone()]);
+    let before = Overlay::new(scratch[0].path(), std::slice::from_ref(&dir));
     let device = |dir: &Path| fs::metadata(dir).unwrap().dev();
     let (first, other_first) = (device(&dir), device(&other_dir));
     fs::read(other_dir.join("a")).unwrap();
@@ -185,7 +185,7 @@ fn a_layer_that_becomes_whole_is_read_without_us_by_whoever_mounts_it_then() {
     );
 
     let asked = node.counters().kernel_requests.get();
-    let after = Overlay::new(scratch[1].path(), &[dir.clone()]);
+    let after = Overlay::new(scratch[1].path(), std::slice::from_ref(&dir));
     compare(&layer, &dir);
     assert!(fs::read(after.at("big")).unwrap() == noise(1, 3_000_000));
     assert_eq!(node.counters().kernel_requests.get(), asked, "nobody asks us");
@@ -212,7 +212,7 @@ fn walks_and_stats_and_misses_ask_nobody() {
     let node = Node::open(root.path(), &[&server]);
     let dir = node.show(&layer);
     let scratch = tempfile::tempdir().unwrap();
-    let overlay = Overlay::new(scratch.path(), &[dir.clone()]);
+    let overlay = Overlay::new(scratch.path(), std::slice::from_ref(&dir));
     let asked = node.counters().kernel_requests.get();
     for top in [dir.clone(), overlay.at("")] {
         let mut seen = 0;
