@@ -164,7 +164,7 @@ pub fn all() -> Vec<Row> {
         },
         Row {
             // What containerd was given is wrong, and only the whole tells: no mirror that streams can mend that.
-            containerd: &[SecondTry, NextHost],
+            containerd: &[SecondTry, NextHost, BlobsElsewhere],
             ..Row::lacks("wrong byte early in a layer", |o, image| {
                 o.always(layer(image), Fault::WrongByte { at: 1000 })
             })
