@@ -24,6 +24,9 @@ const SECONDS: [f64; 14] = [
 /// Labels of one metric, at most.
 const LABELS_MAX: usize = 3;
 
+/// Series of one counter that are shown before anything has happened.
+const ZEROS_MAX: usize = 32;
+
 pub struct Instruments {
     pub counts: Vec<Counter<u64>>,
     pub seconds: Vec<Counter<f64>>,
@@ -63,7 +66,7 @@ impl Instruments {
             })
             .build();
         let each = |table: &'static [Entry]| table.iter().map(|e| (e.name, e.help, e.unit));
-        Self {
+        let instruments = Self {
             counts: each(Count::TABLE)
                 .map(|(n, h, u)| meter.u64_counter(n).with_description(h).with_unit(u).build())
                 .collect(),
@@ -82,7 +85,45 @@ impl Instruments {
                     histogram.with_boundaries(SECONDS.to_vec()).build()
                 })
                 .collect(),
+        };
+        instruments.begin_at_zero();
+        instruments
+    }
+
+    /// Counters are there before they first count: whoever watches for a rise would otherwise not see the first.
+    fn begin_at_zero(&self) {
+        for (counter, entry) in self.counts.iter().zip(Count::TABLE) {
+            known_series(entry).iter().for_each(|labels| counter.add(0, labels));
         }
+        for (counter, entry) in self.seconds.iter().zip(Seconds::TABLE) {
+            known_series(entry).iter().for_each(|labels| counter.add(0.0, labels));
+        }
+        for (level, entry) in self.levels.iter().zip(Level::TABLE) {
+            known_series(entry).iter().for_each(|labels| level.add(0, labels));
+        }
+    }
+}
+
+/// Every combination of a metric's labels whose values are all known beforehand, [`ZEROS_MAX`] at most; none if there are more.
+fn known_series(entry: &'static Entry) -> Vec<Vec<KeyValue>> {
+    let mut series = vec![Vec::new()];
+    for label in entry.labels {
+        let Values::Closed(values) = label.values else {
+            return Vec::new();
+        };
+        let longer = |start: &Vec<KeyValue>| {
+            let start = start.clone();
+            values.iter().map(move |value| {
+                let mut series = start.clone();
+                series.push(KeyValue::new(label.key, *value));
+                series
+            })
+        };
+        series = series.iter().flat_map(longer).collect();
+    }
+    match series.len() > ZEROS_MAX {
+        true => Vec::new(),
+        false => series,
     }
 }
 

@@ -164,6 +164,21 @@ mod tests {
     }
 
     #[test]
+    fn counters_are_there_before_they_count() {
+        let text = Metrics::new().render();
+        for line in [
+            "headstart_corruption_total{what=\"upstream_blob\"} 0",
+            "headstart_shed_total{reason=\"queue_full\"} 0",
+            "headstart_evictions_total{kind=\"layer\",reason=\"age\"} 0",
+            "headstart_requests_waiting 0",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        // Whose labels depend on the configuration, or are many, begin with what happens.
+        assert!(!text.contains("headstart_requests_total{"), "{text}");
+    }
+
+    #[test]
     fn every_metric_is_rendered_under_its_name_and_type_and_no_other_is() {
         let metrics = Metrics::new();
         let values = |entry: &table::Entry| -> Vec<&'static str> {
