@@ -38,6 +38,8 @@ HEADSTART_UNPACK_SEED=$fuzz_seed HEADSTART_UNPACK_ROUNDS=$((count * 400)) \
 HEADSTART_HOSTILE_FULL=1 cargo test --locked --quiet -p headstart-server --test hostile
 # HEADSTART_IMAGES, if set, names directories with more images (OCI layouts): each layer is compared and rebuilt.
 cargo test --locked --quiet -p headstart-server --test rebuild
+# And as nodes show them, under both presentations.
+tests --test e2e -- images
 
 echo "== the server killed in cold pulls, $((count * 20)) rounds"
 HEADSTART_KILL_ROUNDS=$((count * 20)) tests --test kill

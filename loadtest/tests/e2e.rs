@@ -11,6 +11,8 @@ mod support;
 mod clients;
 #[path = "e2e/crash.rs"]
 mod crash;
+#[path = "e2e/images.rs"]
+mod images;
 #[path = "e2e/lazy.rs"]
 mod lazy;
 #[path = "e2e/ordinary.rs"]

@@ -17,11 +17,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use headstart_layer_format::Toc;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use super::readahead::raised;
 use super::replace::replace_image;
 use super::{FuseTree, Presentation, PresentationError};
 use crate::cache::Layer;
 use crate::erofs::{self, ErofsError};
-use crate::fuse::session::{mount_points, set_readahead};
+use crate::fuse::session::mount_points;
 
 /// One read of the kernel must be one FUSE request, which is at most 1 MiB: of two, a killed reader leaves one undone, and
 /// kernels before 7.0 take the short read for the end of the file and cache zeros.
@@ -188,11 +189,9 @@ pub(super) fn mount_image(image: &Path, device: &Path, at: &Path, readahead_kib:
     let option = [b"device=", device.as_os_str().as_bytes()].concat();
     let option = CString::new(option).map_err(io::Error::other)?;
     // Set-id programs and devices work as they would unpacked.
-    mount(image, at, "erofs", MountFlags::RDONLY, Some(option.as_c_str()))?;
-    if let Err(error) = set_readahead(at, readahead_kib) {
-        tracing::warn!(%error, "kernel-readahead-not-set");
-    }
-    Ok(())
+    raised(readahead_kib, || {
+        Ok(mount(image, at, "erofs", MountFlags::RDONLY, Some(option.as_c_str()))?)
+    })
 }
 
 /// Unmounts, at once or with the last user, and removes the mount point.

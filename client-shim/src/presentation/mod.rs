@@ -12,6 +12,7 @@ pub mod erofs_tree;
 pub mod fuse_tree;
 pub mod implied;
 mod probe;
+mod readahead;
 mod replace;
 
 use std::path::PathBuf;

@@ -13,7 +13,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
-use crate::fuse::session::set_readahead;
+use super::readahead::raised;
 
 /// Mounts beneath the old one and takes that away. A kernel that mounts no beneath (before 6.5) refuses, and nothing has changed.
 pub(super) fn replace_image(image: &Path, device: &Path, at: &Path, readahead_kib: u32) -> io::Result<()> {
@@ -21,7 +21,7 @@ pub(super) fn replace_image(image: &Path, device: &Path, at: &Path, readahead_ki
     fsconfig_set_string(&context, "source", image)?;
     fsconfig_set_string(&context, "device", device)?;
     fsconfig_set_flag(&context, "ro")?;
-    fsconfig_create(&context)?;
+    raised(readahead_kib, || Ok(fsconfig_create(&context)?))?;
     let new = fsmount(
         &context,
         FsMountFlags::FSMOUNT_CLOEXEC,
@@ -30,9 +30,5 @@ pub(super) fn replace_image(image: &Path, device: &Path, at: &Path, readahead_ki
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_BENEATH;
     move_mount(&new, "", CWD, at, flags)?;
     // Overlays have clones of the old mount, and processes in it keep it: only its place is taken.
-    unmount(at, UnmountFlags::DETACH)?;
-    if let Err(error) = set_readahead(at, readahead_kib) {
-        tracing::warn!(%error, "kernel-readahead-not-set");
-    }
-    Ok(())
+    Ok(unmount(at, UnmountFlags::DETACH)?)
 }

@@ -241,6 +241,26 @@ fn walks_and_stats_and_misses_ask_nobody() {
     assert!(node.counters().kernel_requests.get() > asked);
 }
 
+/// The kernel tells nobody which backing device is an EROFS mount's, and its read-ahead once stayed at 128 KiB, unnoticed.
+#[test]
+fn read_ahead_of_an_image_is_what_the_configuration_says() {
+    const LEN: usize = 8 << 20;
+    let server = FakeServer::start();
+    let layer = LayerBuilder::new().add("f", Item::file(noise(4, LEN))).build(1 << 20);
+    server.serve(&layer);
+    let root = tempfile::tempdir().unwrap();
+    let config = LazyConfig {
+        kernel_readahead_kib: 1024,
+        ..with(PresentationChoice::Erofs)
+    };
+    let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
+    let path = node.show(&layer).join("f");
+    let asked = node.counters().kernel_requests.get();
+    assert!(fs::read(path).unwrap() == noise(4, LEN));
+    let asked = node.counters().kernel_requests.get() - asked;
+    assert!(asked < LEN as u64 / (256 << 10), "{asked} requests");
+}
+
 fn quick_flush() -> LazyConfig {
     LazyConfig {
         flush_interval_ms: 20,

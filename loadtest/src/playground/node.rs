@@ -157,18 +157,23 @@ impl Node {
     /// The snapshot of `chain`, mounted read-only for as long as the guard lives. (`ctr images mount` of 1.6 unpacks
     /// for its default snapshotter whatever it is told, so it is no help.)
     pub async fn mount_view(&self, chain: &ChainId) -> Result<MountedView> {
-        self.mount_view_as(VIEW_KEY, chain).await
+        self.mount_snapshot("view", VIEW_KEY, chain).await
     }
 
-    /// The same by a name of its own, so that there may be several.
-    pub async fn mount_view_as(&self, key: &str, chain: &ChainId) -> Result<MountedView> {
+    /// The same by a name of its own and as a container has it, with a directory for what is written. Containerd's garbage
+    /// collector leaves those that `ctr` prepares alone, and views it does not.
+    pub async fn mount_as_container(&self, key: &str, chain: &ChainId) -> Result<MountedView> {
+        self.mount_snapshot("prepare", key, chain).await
+    }
+
+    async fn mount_snapshot(&self, verb: &str, key: &str, chain: &ChainId) -> Result<MountedView> {
         let target = self.work.dir(format!("{}.{key}", self.name))?;
         let path = target.to_string_lossy().into_owned();
         self.ctr(&[
             "snapshots",
             "--snapshotter",
             self.snapshotter,
-            "view",
+            verb,
             key,
             &chain.to_string(),
         ])

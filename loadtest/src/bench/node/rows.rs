@@ -143,6 +143,7 @@ fn import(root: &Path) -> io::Result<()> {
         .arg(root)
         .args(["/usr/bin/python3", "-c", "import flask, requests"])
         .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::null());
@@ -164,20 +165,13 @@ fn walk(root: &Path, dir: &Path, visit: &mut dyn FnMut(&Path, bool)) -> io::Resu
     Ok(())
 }
 
-/// Reads all of a directory, so that whoever shows it has it.
-pub fn read_all(root: &Path) -> io::Result<()> {
-    let mut files = Vec::new();
-    walk(root, root, &mut |path, is_directory| {
-        if !is_directory {
-            files.push(root.join(path));
-        }
-    })?;
+/// Reads every layer of a shim's mount to its end, so that it has all: also what no image shows, because a higher layer or a
+/// later entry replaced it.
+pub fn read_spaces(mount: &Path) -> io::Result<()> {
     let mut part = vec![0; SEQUENTIAL_BYTES];
-    for path in files {
-        if fs::symlink_metadata(&path)?.is_file() {
-            let mut file = File::open(&path)?;
-            while file.read(&mut part)? > 0 {}
-        }
+    for entry in fs::read_dir(mount.join("layers"))? {
+        let mut file = File::open(mount.join("data").join(entry?.file_name()))?;
+        while file.read(&mut part)? > 0 {}
     }
     Ok(())
 }

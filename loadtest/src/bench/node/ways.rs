@@ -23,7 +23,7 @@ use crate::playground::{
 };
 
 /// Longest that conversions, and then a shim's own round, may take.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// What the shim says of a layer that needs it no more.
 const SETTLED: &str = "layer-read-without-us";
 
@@ -112,8 +112,9 @@ pub(super) async fn open(
         let node = std::sync::Arc::new(node(lab, proxy, name, pulls).await?);
         let through = way(&format!("{name}, through the shim"), lab, content, &node).await?;
         progress.step(format!("reading everything: {name}"));
-        for path in [through.path.clone(), through.python.clone()] {
-            rows::blocking(move || rows::read_all(&path)).await?;
+        if let Some(shim) = &node.shim {
+            let spaces = shim.root.join("mnt");
+            rows::blocking(move || rows::read_spaces(&spaces)).await?;
         }
         ways.push(through);
         if pulls == Pulls::Lazy {
@@ -142,10 +143,10 @@ async fn way(name: &str, lab: &Lab, content: &Content, node: &std::sync::Arc<Nod
     let chain = |c: Option<ChainId>| c.ok_or_else(|| PlaygroundError::unexpected("mount an image", "it has no layers"));
     let bench = chain(content.image.chain_ids().pop())?;
     let python = chain(lab.image.chain())?;
-    let key = name.replace([' ', ','], "-");
+    let key = name.replace(", ", "-").replace(' ', "-");
     let views = vec![
-        node.mount_view_as(&format!("{key}-bench"), &bench).await?,
-        node.mount_view_as(&format!("{key}-python"), &python).await?,
+        node.mount_as_container(&format!("{key}-bench"), &bench).await?,
+        node.mount_as_container(&format!("{key}-python"), &python).await?,
     ];
     let shim = node.shim.as_ref();
     Ok(Way {
