@@ -2,7 +2,7 @@
 # The short crash, damage and property tests, many times over:  ./scripts/campaign.sh [COUNT]   (default 10)
 # In: how often. Out: exit status 0 when every repetition passed; the first failure ends it.
 # CI runs each of these once (test.sh). Kills fall where timing puts them, so repetitions differ; the properties get
-# COUNT x 256 cases, the fuzz targets COUNT x 2000 inputs each, containerd's unpacker COUNT x 400 random tars, the kills in cold pulls COUNT x 20 rounds.
+# COUNT x 256 cases, the fuzz targets COUNT x 2000 inputs each, containerd's unpacker COUNT x 400 random tars, the kills in cold pulls and in conversions COUNT x 20 rounds each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 count=${1:-10}
@@ -41,7 +41,7 @@ cargo test --locked --quiet -p headstart-server --test rebuild
 # And as nodes show them, under both presentations.
 tests --test e2e -- images
 
-echo "== the server killed in cold pulls, $((count * 20)) rounds"
+echo "== the server killed in cold pulls and in conversions, $((count * 20)) rounds each"
 HEADSTART_KILL_ROUNDS=$((count * 20)) tests --test kill
 
 for ((i = 1; i <= count; i++)); do
