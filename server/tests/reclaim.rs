@@ -35,6 +35,7 @@ fn removing(layers: &[BlobDigest]) -> Wanted {
         used_before_unix_ms: 0,
         pinned: HashSet::new(),
         removed: layers.iter().copied().collect(),
+        refusals_max: u64::MAX,
     }
 }
 

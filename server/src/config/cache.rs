@@ -19,7 +19,7 @@ const PACKS_PER_BUDGET: u64 = 8;
 const PACK_SIZE_MIN: u64 = 64 << 10;
 
 /// Budgets of what is kept.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CacheConfig {
     /// Bytes of original blobs and manifests, unfinished fetches included. 0: no limit. Left out: 40% of the file system.
@@ -35,6 +35,23 @@ pub struct CacheConfig {
     pub manifests_ttl_ms: u64,
     /// Converted layers that nobody used for this long go. 0: never.
     pub chunks_ttl_ms: u64,
+    /// Layers that cannot be converted: of so many, at least, it is remembered why, and they are not tried again. Some 200
+    /// bytes each.
+    pub refusals_max: u64,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self {
+            originals_bytes_max: None,
+            chunks_bytes_max: None,
+            free_bytes_min: None,
+            originals_ttl_ms: 0,
+            manifests_ttl_ms: 0,
+            chunks_ttl_ms: 0,
+            refusals_max: 65_536,
+        }
+    }
 }
 
 /// The configuration, with shares turned into bytes.
@@ -48,6 +65,7 @@ pub struct Budgets {
     pub originals_ttl_ms: Option<u64>,
     pub manifests_ttl_ms: Option<u64>,
     pub chunks_ttl_ms: Option<u64>,
+    pub refusals_max: u64,
 }
 
 impl CacheConfig {
@@ -72,6 +90,7 @@ impl CacheConfig {
             originals_ttl_ms: ttl(self.originals_ttl_ms),
             manifests_ttl_ms: ttl(self.manifests_ttl_ms),
             chunks_ttl_ms: ttl(self.chunks_ttl_ms),
+            refusals_max: self.refusals_max,
         }
     }
 }

@@ -42,8 +42,9 @@ const BACKOFF_TIMES: u32 = 20;
 const PAUSE_TIMES: u32 = 4;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// The index is looked at so often: to count its rows is to read them.
+/// The index is looked at so often, or after this many times what it took: to count its rows is to read some of them.
 const INDEX_EVERY: Duration = Duration::from_secs(600);
+const INDEX_TIMES: u32 = 200;
 /// What a full disk costs at least: less would be asked for again at once.
 const DISK_FULL_BYTES: u64 = 64 << 20;
 /// Nice value: serving and converting go first.
@@ -148,6 +149,8 @@ struct Memory {
     facts: FactBytes,
     not_before: Option<Instant>,
     ages_looked_at: Option<Instant>,
+    /// There are too many layers that are refused or not converted any more.
+    crowded: bool,
 }
 
 impl Inner {
@@ -155,7 +158,7 @@ impl Inner {
         let mut memory = Memory::default();
         let mut rung = Rung::default();
         let (mut round, mut saved): (Option<Instant>, Option<Instant>) = (None, None);
-        let mut index_looked_at = Instant::now();
+        let mut look_at_index = Instant::now() + INDEX_EVERY;
         while !rung.stop {
             let started = Instant::now();
             if !self.originals.usage().is_scanned() {
@@ -174,9 +177,12 @@ impl Inner {
                 self.originals.save_uses(SAVE_EVERY_MS);
                 self.save_layer_uses(SAVE_LAYERS_EVERY_MS);
             }
-            if index_looked_at.elapsed() >= INDEX_EVERY {
+            if Instant::now() >= look_at_index {
+                let began = Instant::now();
                 self.compact_index();
-                index_looked_at = Instant::now();
+                memory.crowded = self.is_crowded();
+                let took = began.elapsed().saturating_mul(INDEX_TIMES);
+                look_at_index = Instant::now() + took.max(INDEX_EVERY);
             }
             self.report_held();
             let took = started.elapsed();
@@ -208,6 +214,21 @@ impl Inner {
         if let Err(error) = self.store.compact_index(&|| !self.bell.is_stopping()) {
             tracing::warn!(%error, "the index is not compacted");
         }
+    }
+
+    fn is_crowded(&self) -> bool {
+        match self.store.unready_layers() {
+            Ok(count) => count > self.unready_max(),
+            Err(error) => {
+                tracing::warn!(%error, "failed to count states of layers");
+                false
+            }
+        }
+    }
+
+    /// Twice the refusals that are kept: those, and as many layers that were evicted.
+    fn unready_max(&self) -> u64 {
+        self.budgets.refusals_max.saturating_mul(2)
     }
 
     fn carry_out_orders(&self, memory: &mut Memory) {
@@ -275,7 +296,9 @@ impl Inner {
         let held = self.store.pack_bytes();
         let over = held > self.store.reclaim_above();
         let ages = self.are_ages_due(memory);
-        if !(over || ages || still_needed > 0) || memory.not_before.is_some_and(|at| Instant::now() < at) {
+        if !(over || ages || memory.crowded || still_needed > 0)
+            || memory.not_before.is_some_and(|at| Instant::now() < at)
+        {
             return Ok(());
         }
         let mut wanted = self.wanted(memory)?;
@@ -290,10 +313,14 @@ impl Inner {
         let urgent = still_needed > 0 || held > self.store.bytes_max();
         let began = Instant::now();
         let swept = self.packs_round(wanted, packs_bytes_wanted, urgent, false, memory, &mut report);
-        let idle = swept.is_err() || self.store.pack_bytes() >= held;
+        memory.crowded = false;
+        let idle = match &swept {
+            Ok(moved_bytes) => packs::is_idle(report.packs_bytes, *moved_bytes),
+            Err(_) => true,
+        };
         let backoff = BACKOFF.max(began.elapsed().saturating_mul(BACKOFF_TIMES));
         memory.not_before = idle.then(|| Instant::now() + backoff);
-        swept
+        swept.map(drop)
     }
 
     /// Ages are looked at four times within the shortest of them, and not all the time.
@@ -330,6 +357,7 @@ impl Inner {
             used_before_unix_ms,
             pinned: self.store.pinned()?,
             removed: HashSet::new(),
+            refusals_max: self.budgets.refusals_max,
         })
     }
 
@@ -405,11 +433,12 @@ impl Inner {
         dry_run: bool,
         memory: &mut Memory,
         report: &mut Report,
-    ) -> Result<(), ReclaimError> {
+    ) -> Result<u64, ReclaimError> {
         let cycle = Cycle {
             store: &self.store,
             bell: &self.bell,
             packs_bytes_wanted,
+            unready_max: self.unready_max(),
             urgent,
             dry_run,
         };

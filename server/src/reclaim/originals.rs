@@ -129,6 +129,7 @@ mod tests {
             originals_ttl_ms: None,
             manifests_ttl_ms: None,
             chunks_ttl_ms: None,
+            refusals_max: u64::MAX,
         }
     }
 

@@ -20,6 +20,12 @@ const LIVE_PERCENT_WORTH: u64 = 50;
 const GARBAGE_PERCENT_MIN: u64 = 5;
 /// When everything is to be rewritten, the pack being written is for this much garbage.
 const GARBAGE_WORTH_ROLL: u64 = 1 << 20;
+/// Whether a cycle was not worth what it wrote: another one soon would not be, either. How much there is in all says nothing
+/// about it: conversions go on beside it, and may write more than it frees.
+pub fn is_idle(freed_bytes: u64, moved_bytes: u64) -> bool {
+    freed_bytes == 0 || freed_bytes.saturating_mul(100) < moved_bytes.saturating_mul(GARBAGE_PERCENT_MIN)
+}
+
 /// Copying is done in steps of this, with a pause between.
 const BURST_BYTES: u64 = 4 << 20;
 /// Copying without hurry: a fraction of what a disk can do.
@@ -35,6 +41,8 @@ pub struct Cycle<'a> {
     pub bell: &'a Bell,
     /// Packs are rewritten until they hold no more than this.
     pub packs_bytes_wanted: u64,
+    /// Layers that are refused or not converted any more: with more, the oldest pack is rewritten, which drops its own.
+    pub unready_max: u64,
     /// No pauses.
     pub urgent: bool,
     pub dry_run: bool,
@@ -48,11 +56,13 @@ struct Candidate {
 }
 
 impl Cycle<'_> {
-    pub fn run(&self, wanted: &Wanted, facts: &mut FactBytes, report: &mut Report) -> Result<(), StoreError> {
+    /// How many bytes were written once more.
+    pub fn run(&self, wanted: &Wanted, facts: &mut FactBytes, report: &mut Report) -> Result<u64, StoreError> {
         let go_on = || !self.bell.is_stopping();
         let cycle = self.store.cycle();
+        let mut moved_bytes = 0;
         let Some(mut plan) = self.store.plan(wanted, &go_on)? else {
-            return Ok(());
+            return Ok(moved_bytes);
         };
         if self.dry_run {
             for victim in &plan.victims {
@@ -67,6 +77,8 @@ impl Cycle<'_> {
         let mut all = Vec::new();
         let (current, end) = self.store.current_pack();
         let packs = self.store.sealed_packs();
+        let crowded = plan.unready > self.unready_max;
+        let turned = packs.first().map(|(id, _)| *id).filter(|_| crowded);
         facts.retain(|pack, _| packs.iter().any(|(id, _)| id == pack));
         for (pack, len) in packs.into_iter().chain([(current, end)]) {
             let is_current = pack == current;
@@ -95,7 +107,8 @@ impl Cycle<'_> {
             // The current one is mostly new: what is mostly garbage is worth a roll, or what the operator waits for.
             let enough = self.packs_bytes_wanted == 0 && garbage >= GARBAGE_WORTH_ROLL;
             let too_small = candidate.current && !enough && garbage * 100 < candidate.len * LIVE_PERCENT_WORTH;
-            if garbage <= crate::store::EMPTY_PACK_BYTES || !worth || too_small || !go_on() {
+            let useless = garbage <= crate::store::EMPTY_PACK_BYTES || !worth || too_small;
+            if (useless && turned != Some(candidate.pack)) || !go_on() {
                 continue;
             }
             if self.dry_run {
@@ -121,6 +134,7 @@ impl Cycle<'_> {
             if let Some(swept) = self.store.sweep_pack(&cycle, candidate.pack, &plan.live, &mut step)? {
                 report.packs_count += 1;
                 report.packs_bytes += swept.pack_bytes.saturating_sub(swept.moved_bytes);
+                moved_bytes += swept.moved_bytes;
                 tracing::info!(
                     pack = candidate.pack.0,
                     bytes = swept.pack_bytes,
@@ -130,6 +144,21 @@ impl Cycle<'_> {
             }
             held = self.store.pack_bytes();
         }
-        Ok(())
+        Ok(moved_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It was judged by the bytes of all packs, before and after: beside conversions that wrote more than was freed, the next
+    /// cycle was put off by twenty times what this one took, and they failed for want of room.
+    #[test]
+    fn a_cycle_that_freed_something_for_its_writing_is_not_idle() {
+        assert!(is_idle(0, 0) && is_idle(0, 1 << 20));
+        assert!(is_idle(224, 530_051), "nothing but a header and a footer");
+        assert!(!is_idle(312_577, 0) && !is_idle(100_000, 1 << 20));
+        assert!(!is_idle(u64::MAX, u64::MAX));
     }
 }

@@ -112,21 +112,17 @@ pub fn set_aside(
         // Evicted, and perhaps fetched again.
         return Ok(());
     }
-    let moved = place().and_then(|to| fs::rename(&path, &to).map(|()| to));
+    let moved = place().and_then(|to| originals.take(digest, &to).map(|()| to));
     match moved {
         // Replaced in the moment between.
-        Ok(to) if !is_same(&to) => return fs::rename(to, &path),
+        Ok(to) if !is_same(&to) => return originals.put_back(digest, &to),
         Ok(_) => {}
         Err(error) => {
             tracing::warn!(%digest, %error, "a damaged original cannot be kept for a look");
             return originals.remove(digest);
         }
     }
-    originals.moved_away(digest);
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
+    originals.taken(digest)
 }
 
 #[cfg(test)]

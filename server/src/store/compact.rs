@@ -1,7 +1,8 @@
 //! Compacting the index: sled does not shrink, so its rows are copied into another one, which takes its place.
 //!
 //! In: an index in use. Out: the same rows in less space. Invariant: whoever reads or writes meanwhile notices nothing but
-//! a pause of milliseconds: rows that change during the copy are copied again, the last of them while nobody comes. The
+//! a pause of milliseconds: rows that change during the copy are copied again, the last of them while nobody comes; when
+//! they are too many, it is given up. The
 //! other one lies in `index.N` and counts, at an opening too, from the moment it is marked as whole; until then the old one
 //! does. A crash at any moment leaves one of the two.
 //! Not here: rows ([`super::index`]); when it is worth it is asked of [`Store::compact_index`] by the reclaimer.
@@ -78,7 +79,12 @@ impl Store {
     pub fn compact_index_over(&self, slack_bytes: u64, go_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
         let index = &self.inner.index;
         let before = index.bytes()?;
-        if before <= slack_bytes || before <= slack_bytes + index.count()? * ROW_BYTES_MAX {
+        if before <= slack_bytes {
+            return Ok(false);
+        }
+        // With so many rows it is as it should be: in most, a quarter of them are read.
+        let enough = (before - slack_bytes).div_ceil(ROW_BYTES_MAX);
+        if index.count(enough, go_on)?.is_none_or(|rows| rows >= enough) {
             return Ok(false);
         }
         let done = index.compact(go_on)?;
@@ -95,7 +101,7 @@ impl Store {
 
     /// Rows of the index; reads all of them.
     pub fn index_rows(&self) -> Result<u64, StoreError> {
-        Ok(self.inner.index.count()?)
+        Ok(self.inner.index.count(u64::MAX, &|| true)?.unwrap_or_default())
     }
 }
 
@@ -129,12 +135,21 @@ impl Index {
             for (key, row) in &rows {
                 other.set_row(key, Some(row))?;
             }
+            // Now and not at last, so that they stay few. What lies ahead is read later than it changed.
+            let Some(changed) = self.take_changes() else {
+                return Ok(None);
+            };
+            for key in changed.iter().filter(|key| **key <= after) {
+                other.set_row(key, self.row(key)?.as_deref())?;
+            }
             if !go_on() {
                 return Ok(None);
             }
         }
         for _ in 0..ROUNDS_MAX {
-            let changed = self.take_changes();
+            let Some(changed) = self.take_changes() else {
+                return Ok(None);
+            };
             let few = changed.len() <= LAST_ROWS_MAX;
             for key in changed {
                 other.set_row(&key, self.row(&key)?.as_deref())?;
@@ -144,7 +159,7 @@ impl Index {
             }
             if few {
                 other.flush()?;
-                return self.replace(other, |other| seal(other, name)).map(Some);
+                return self.replace(other, |other| seal(other, name));
             }
         }
         Ok(None)
@@ -202,10 +217,10 @@ mod tests {
             }
             assert!(!dir.path().join(DIR).exists() && dir.path().join(format!("index.{round}")).exists());
         }
-        let count = index.count().unwrap();
+        let count = index.count(u64::MAX, &|| true).unwrap();
         drop(index);
         let index = Index::open(dir.path()).unwrap();
-        assert_eq!(index.count().unwrap(), count);
+        assert_eq!(index.count(u64::MAX, &|| true).unwrap(), count);
         assert!(others(dir.path()).unwrap().is_empty(), "it has the usual name again");
         assert!(!index.compact(&|| false).unwrap(), "it was told to stop");
         assert!(others(dir.path()).unwrap().is_empty());

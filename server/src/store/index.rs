@@ -22,6 +22,8 @@ use super::pack::{Location, PackId};
 const INDEX_VERSION: u32 = 3;
 /// sled's page cache: rows are tens of bytes, so this holds the hot part of a million chunks.
 const CACHE_BYTES_MAX: u64 = 64 << 20;
+/// Rows that are counted before somebody else may take the index's place, or stop it.
+const COUNTED_AT_ONCE: usize = 4096;
 /// Exists when an operation failed: the next opening rebuilds.
 const SUSPECT: &str = "index.suspect";
 pub(super) const DIR: &str = "index";
@@ -56,9 +58,20 @@ pub struct Index {
     /// Another one after a compaction ([`super::compact`]).
     live: RwLock<Live>,
     parent: PathBuf,
-    /// Keys of rows that were written since a compaction began.
-    changed: Mutex<Option<HashSet<Vec<u8>>>>,
+    /// While a compaction runs.
+    changed: Mutex<Option<Changes>>,
 }
+
+/// Keys of rows that were written since they were asked for last.
+#[derive(Debug, Default)]
+struct Changes {
+    keys: HashSet<Vec<u8>>,
+    /// There were too many, and some are not among them.
+    lost: bool,
+}
+
+/// More changed rows than this are not remembered (some 10 MB): the compaction is given up, and tried again later.
+const CHANGES_MAX: usize = 100_000;
 
 #[derive(Debug)]
 struct Live {
@@ -110,6 +123,10 @@ impl Batch {
         serde_json::to_writer(&mut row, record).map_err(|_| IndexError::BadRow("write a layer"))?;
         self.insert(keys::layer(digest), row);
         Ok(())
+    }
+
+    pub fn forget_layer(&mut self, digest: &BlobDigest) {
+        self.remove(keys::layer(digest));
     }
 
     pub fn used(&mut self, layer: &BlobDigest, unix_ms: u64) {
@@ -230,11 +247,20 @@ impl Index {
         op: impl FnOnce(&sled::Db) -> sled::Result<T>,
     ) -> Result<T, IndexError> {
         self.guard(what, |db| {
-            // Before the change: a compaction copies the row after it, or once more.
+            let done = op(db);
+            // After the change, and before anybody may take the index's place: a compaction that has read the old row reads
+            // it again. Said before, it could be told, read the old row, and never hear of it again.
             if let Some(changed) = &mut *self.changed() {
-                changed.extend(keys.into_iter().map(<[u8]>::to_vec));
+                for key in keys {
+                    if changed.keys.len() >= CHANGES_MAX {
+                        (changed.keys, changed.lost) = (HashSet::new(), true);
+                    }
+                    if !changed.lost {
+                        changed.keys.insert(key.to_vec());
+                    }
+                }
             }
-            op(db)
+            done
         })
     }
 
@@ -243,7 +269,7 @@ impl Index {
         self.live.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn changed(&self) -> MutexGuard<'_, Option<HashSet<Vec<u8>>>> {
+    fn changed(&self) -> MutexGuard<'_, Option<Changes>> {
         self.changed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -256,21 +282,41 @@ impl Index {
         self.guard("measure the index", |db| db.size_on_disk())
     }
 
-    /// How many rows there are. Reads all of them.
-    pub fn count(&self) -> Result<u64, IndexError> {
-        self.guard("count rows", |db| Ok(db.len() as u64))
+    /// How many rows there are, up to about `enough`. Reads as many. `None`: `go_on` said no.
+    pub fn count(&self, enough: u64, go_on: &dyn Fn() -> bool) -> Result<Option<u64>, IndexError> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let (mut count, mut after) = (0, Vec::new());
+        while count < enough {
+            let step = self.guard("count rows", |db| {
+                let mut seen: (u64, Option<sled::IVec>) = (0, None);
+                let rows = db.range::<&[u8], _>((Excluded(&after[..]), Unbounded));
+                for key in rows.keys().take(COUNTED_AT_ONCE) {
+                    seen = (seen.0 + 1, Some(key?));
+                }
+                Ok(seen)
+            })?;
+            let (seen, Some(last)) = step else { break };
+            count += seen;
+            after = last.to_vec();
+            if !go_on() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(count))
     }
 
     /// From now on changed keys are kept; `false`: not any more.
     pub(super) fn keep_changes(&self, keep: bool) {
         // Whoever is changing something now has not told, and is waited for.
         let _nobody = self.live.write().unwrap_or_else(PoisonError::into_inner);
-        *self.changed() = keep.then(HashSet::new);
+        *self.changed() = keep.then(Changes::default);
     }
 
-    /// Those that were kept since they were taken last.
-    pub(super) fn take_changes(&self) -> HashSet<Vec<u8>> {
-        self.changed().as_mut().map(std::mem::take).unwrap_or_default()
+    /// Those that were kept since they were taken last; `None`: there were too many.
+    pub(super) fn take_changes(&self) -> Option<HashSet<Vec<u8>>> {
+        let mut changed = self.changed();
+        let changed = changed.as_mut()?;
+        (!changed.lost).then(|| std::mem::take(&mut changed.keys))
     }
 
     pub(super) fn row(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
@@ -286,15 +332,18 @@ impl Index {
     }
 
     /// Gives the rows of `other` to whoever comes from now on; `last` is asked while nobody comes. The directory that is of
-    /// no use any more.
+    /// no use any more; `None`: too many rows changed at last.
     pub(super) fn replace(
         &self,
         other: Self,
         last: impl FnOnce(&Self) -> Result<(), IndexError>,
-    ) -> Result<PathBuf, IndexError> {
+    ) -> Result<Option<PathBuf>, IndexError> {
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
         let what = "copy the last rows";
-        for key in self.take_changes() {
+        let Some(changed) = self.take_changes() else {
+            return Ok(None);
+        };
+        for key in changed {
             let row = match catch_unwind(AssertUnwindSafe(|| live.db.get(&key))) {
                 Ok(row) => row.map_err(|source| IndexError::Sled { what, source })?,
                 Err(_) => return Err(IndexError::Panicked(what)),
@@ -308,7 +357,7 @@ impl Index {
         // To close it takes sled a while.
         drop(live);
         drop(old.db);
-        Ok(old.dir)
+        Ok(Some(old.dir))
     }
 
     fn mark_suspect(&self, error: &IndexError) {
@@ -647,4 +696,52 @@ pub(super) fn is_chain(row: &[u8]) -> bool {
 pub(super) fn layer_row(row: &[u8]) -> Option<(Location, LayerRecord)> {
     let at = keys::location_from(row.get(..20)?)?;
     Some((at, serde_json::from_slice(row.get(20..)?).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It was kept before the row changed, so it could be taken, and the old row copied, before that.
+    #[test]
+    fn a_change_is_kept_after_the_row_has_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::fresh(dir.path()).unwrap().unwrap();
+        index.keep_changes(true);
+        let key: &[u8] = b"y1";
+        let copied = index
+            .change("write a row", [key], |db| {
+                let row = db.get(key)?;
+                let kept = index.take_changes().expect("few");
+                db.insert(key, b"new")?;
+                Ok((row, kept))
+            })
+            .unwrap();
+        assert_eq!((copied.0, copied.1.len()), (None, 0));
+        assert_eq!(index.take_changes().expect("one"), HashSet::from([key.to_vec()]));
+    }
+
+    #[test]
+    fn changes_are_bounded_and_rows_are_counted_as_far_as_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::fresh(dir.path()).unwrap().unwrap();
+        index.keep_changes(true);
+        let rows = CHANGES_MAX as u32 + 2;
+        let mut batch = Batch::default();
+        for n in 0..rows {
+            batch.insert([b"y", &n.to_be_bytes()[..]].concat(), Vec::new());
+        }
+        index.apply(batch).unwrap();
+        assert_eq!(index.take_changes(), None);
+        index.set_row(b"y", Some(b"")).unwrap();
+        assert_eq!(index.take_changes(), None, "until they are kept anew");
+        index.keep_changes(true);
+        assert_eq!(index.take_changes().map(|keys| keys.len()), Some(0));
+
+        let all = u64::from(rows) + 1;
+        assert_eq!(index.count(u64::MAX, &|| true).unwrap(), Some(all));
+        let some = index.count(10_000, &|| true).unwrap().unwrap();
+        assert!((10_000..20_000).contains(&some), "{some}");
+        assert_eq!(index.count(u64::MAX, &|| false).unwrap(), None);
+    }
 }

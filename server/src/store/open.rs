@@ -212,9 +212,16 @@ fn list_packs(disk: &Disk, dir: &Path, mode: Mode, report: &mut OpenReport) -> i
 type WithLengths = Vec<(Pack, u64)>;
 
 /// Packs whose sweep got as far as the deletion: everything that counts is elsewhere, and reading them again would
-/// bring back what was superseded.
-fn bury_doomed(disk: &Disk, index: &Index, dir: &Path, mode: Mode, packs: &mut WithLengths) -> Result<(), StoreError> {
-    for doomed in index.doomed()? {
+/// bring back what was superseded. Which they are.
+fn bury_doomed(
+    disk: &Disk,
+    index: &Index,
+    dir: &Path,
+    mode: Mode,
+    packs: &mut WithLengths,
+) -> Result<Vec<PackId>, StoreError> {
+    let all = index.doomed()?;
+    for doomed in all.iter().copied() {
         packs.retain(|(pack, _)| pack.id != doomed);
         if mode == Mode::Check {
             continue;
@@ -231,7 +238,7 @@ fn bury_doomed(disk: &Disk, index: &Index, dir: &Path, mode: Mode, packs: &mut W
         batch.bury(doomed);
         index.apply(batch)?;
     }
-    Ok(())
+    Ok(all)
 }
 
 /// The packs that count, and the index over them.
@@ -246,14 +253,16 @@ fn open_index(
     let unreadable_packs = report.damaged_records;
     let opened = match Index::open(dir) {
         Ok(index) => match bury_doomed(disk, &index, packs_dir, mode, &mut packs) {
-            Ok(()) => Ok(index),
+            Ok(doomed) => Ok((index, doomed)),
             Err(StoreError::Index(error)) => Err(error),
             Err(error) => return Err(error),
         },
         Err(error) => Err(error),
     };
-    let tried = opened.and_then(|index| {
-        let progress: HashMap<PackId, u64> = index.progress()?.into_iter().collect();
+    let tried = opened.and_then(|(index, doomed)| {
+        let mut progress: HashMap<PackId, u64> = index.progress()?.into_iter().collect();
+        // Whoever only looks has not buried them, and they may be gone.
+        progress.retain(|pack, _| !doomed.contains(pack));
         let fits = |(pack, end): (&PackId, &u64)| packs.iter().any(|(p, len)| p.id == *pack && end <= len);
         if !progress.iter().all(fits) {
             return Err(IndexError::AheadOfPacks);

@@ -252,8 +252,27 @@ impl Originals {
         Ok(())
     }
 
+    /// Moves its file to another place of the same file system. Say so ([`Originals::taken`]), or put it back.
+    pub fn take(&self, digest: &BlobDigest, to: &Path) -> io::Result<()> {
+        self.0.disk.rename(&self.path(digest), to)
+    }
+
+    /// It was another file than was meant.
+    pub fn put_back(&self, digest: &BlobDigest, from: &Path) -> io::Result<()> {
+        self.0.disk.rename(from, &self.path(digest))
+    }
+
+    /// What was taken is a miss from now on, also after a crash.
+    pub fn taken(&self, digest: &BlobDigest) -> io::Result<()> {
+        self.moved_away(digest);
+        match self.path(digest).parent() {
+            Some(dir) => self.0.disk.sync_dir(dir),
+            None => Ok(()),
+        }
+    }
+
     /// Its file has just been taken away from its path.
-    pub fn moved_away(&self, digest: &BlobDigest) {
+    fn moved_away(&self, digest: &BlobDigest) {
         self.0.open.forget(digest);
         self.0.verified.forget(digest);
         self.0.usage.remove(digest);

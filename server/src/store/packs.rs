@@ -314,6 +314,26 @@ impl Packs {
         (w.pack.id, w.end)
     }
 
+    /// Whether no other pack is older, nor one that cannot be read at the moment.
+    pub fn is_oldest(&self, id: PackId) -> io::Result<bool> {
+        let first = self.lengths().keys().next().copied();
+        Ok(first == Some(id) && self.strangers()?.iter().all(|stranger| *stranger > id))
+    }
+
+    /// Says that a pack is doomed, and in the same step forgets those of `states` that are still in it.
+    pub fn doom(&self, index: &Index, id: PackId, states: &[BlobDigest]) -> Result<(), StoreError> {
+        // A later state, whose row is on its way, comes before or after this.
+        let _order = self.committing();
+        let mut batch = Batch::default();
+        batch.doom(id);
+        for layer in states {
+            if index.layer_row(layer)?.is_some_and(|(at, _)| at.pack == id) {
+                batch.forget_layer(layer);
+            }
+        }
+        Ok(index.apply(batch)?)
+    }
+
     /// Deletes the file of a sealed pack that nothing points into any more. Whoever has it open reads on.
     pub fn delete(&self, id: PackId) -> io::Result<()> {
         match self.disk.remove(&id.path(&self.dir)) {

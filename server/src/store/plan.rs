@@ -8,6 +8,7 @@
 //! Not here: the sweep ([`super::sweep`]).
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicU64;
 
 use headstart_layer_format::{BlobDigest, Toc};
 
@@ -57,6 +58,8 @@ pub struct Wanted {
     pub pinned: HashSet<BlobDigest>,
     /// Go in any case, pinned or not.
     pub removed: HashSet<BlobDigest>,
+    /// Refusals that are remembered at least.
+    pub refusals_max: u64,
 }
 
 /// Chunks and TOCs that some kept layer refers to, and what they hold of each pack.
@@ -66,6 +69,8 @@ pub struct Live {
     everything: bool,
     pub bytes: u64,
     pub by_pack: HashMap<PackId, u64>,
+    /// Refusals too many; sweeps count it down.
+    pub refusals_over: AtomicU64,
 }
 
 impl Live {
@@ -96,6 +101,8 @@ pub struct Plan {
     pub victims: Vec<Victim>,
     pub live: Live,
     pub kept: u64,
+    /// Layers of which it is remembered that they are refused or not converted any more.
+    pub unready: u64,
 }
 
 impl Store {
@@ -104,7 +111,10 @@ impl Store {
         // A layer whose commit failed becomes ready with the next one: it must be known before its chunks are judged.
         self.commit()?;
         let mut layers = Vec::new();
+        let (mut refused, mut unready) = (0u64, 0);
         for (layer, record) in self.inner.index.layers()? {
+            refused += u64::from(matches!(record, LayerRecord::Refused { .. }));
+            unready += u64::from(!matches!(record, LayerRecord::Ready { .. }));
             if let LayerRecord::Ready { toc, .. } = record {
                 let used = self.layer_used_ms(&layer)?;
                 let held = self.inner.layer_use.is_held(&layer);
@@ -114,7 +124,11 @@ impl Store {
             }
         }
         layers.sort_unstable_by_key(|(stays, used, layer, ..)| (!*stays, std::cmp::Reverse(*used), *layer));
-        let mut plan = Plan::default();
+        let mut plan = Plan {
+            unready,
+            ..Plan::default()
+        };
+        plan.live.refusals_over = refused.saturating_sub(wanted.refusals_max).into();
         let mut full = false;
         for (stays, used, layer, bytes, removed) in layers {
             if !go_on() {
@@ -204,6 +218,12 @@ impl Store {
             }
         }
         Ok(gone)
+    }
+
+    /// See [`Plan::unready`].
+    pub fn unready_layers(&self) -> Result<u64, StoreError> {
+        let unready = |(_, record): &(_, LayerRecord)| !matches!(record, LayerRecord::Ready { .. });
+        Ok(self.inner.index.layers()?.iter().filter(|layer| unready(layer)).count() as u64)
     }
 
     fn record_eviction(&self, victims: &[Victim]) -> Result<(), StoreError> {

@@ -4,18 +4,20 @@
 //! current pack; (2) that is committed: synced, then indexed; (3) a row says that the old pack is doomed, and the index is
 //! flushed; (4) the file is deleted; (5) the row goes. Killed before (3), the old pack is a pack like any other with some
 //! records that are elsewhere too; after it, an opening deletes the file and never reads it. A record is dropped only
-//! if nothing refers to it, or a later one with the same key is in the log.
+//! if nothing refers to it, or a later one with the same key is in the log, or it says that a layer is not ready and no
+//! older pack is left that could say otherwise ([`GivenUp`]).
 //! Readers are never disturbed: a record that moved is looked up again, and an open file outlives its name.
 //! Not here: which packs, and when ([`crate::reclaim`]).
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use headstart_layer_format::{BlobDigest, ChunkDigest, TocDigest};
 
 use super::in_flight::short;
 use super::index::Batch;
-use super::layers::LayerRecord;
+use super::layers::{CONVERTER_VERSION, LayerRecord};
 use super::learned::Fact;
 use super::pack::{Location, PACK_HEADER_LEN, PackId};
 use super::plan::Live;
@@ -43,6 +45,35 @@ pub struct Swept {
     pub pack_bytes: u64,
     /// Bytes of it that live on elsewhere.
     pub moved_bytes: u64,
+}
+
+/// States that go with their pack. A state that is not there says what `unconverted` says, as long as no earlier `ready` of
+/// that layer is in the log: so only the oldest pack's go. Refusals are worth keeping, up to a number.
+#[derive(Debug)]
+struct GivenUp<'a> {
+    /// Whether any may go.
+    oldest: bool,
+    refusals: &'a AtomicU64,
+    layers: Vec<BlobDigest>,
+}
+
+impl GivenUp<'_> {
+    fn takes(&mut self, layer: &BlobDigest, record: &LayerRecord) -> bool {
+        let goes = self.oldest
+            && match record {
+                LayerRecord::Ready { .. } => false,
+                LayerRecord::Unconverted => true,
+                LayerRecord::Refused { converter, .. } if *converter != CONVERTER_VERSION => true,
+                LayerRecord::Refused { .. } => {
+                    let one_less = |over: u64| over.checked_sub(1);
+                    self.refusals.fetch_update(Relaxed, Relaxed, one_less).is_ok()
+                }
+            };
+        if goes {
+            self.layers.push(*layer);
+        }
+        goes
+    }
 }
 
 enum Stop {
@@ -155,12 +186,17 @@ impl Store {
             pack_bytes: len,
             moved_bytes: 0,
         };
+        let mut given_up = GivenUp {
+            oldest: inner.packs.is_oldest(pack).map_err(StoreError::io("list the packs"))?,
+            refusals: &live.refusals_over,
+            layers: Vec::new(),
+        };
         let mut go_on = |at| if step(at) { Ok(()) } else { Err(Stop::Asked) };
         let scanned = match inner.packs.pack(pack)? {
             Some(file) => {
                 let mut states = HashSet::new();
                 read_sealed(&file, PACK_HEADER_LEN, len, |found| {
-                    let moved_bytes = self.carry_over(&found, live, &mut states)?;
+                    let moved_bytes = self.carry_over(&found, live, &mut states, &mut given_up)?;
                     swept.moved_bytes += moved_bytes;
                     go_on(Step::Record { moved_bytes })
                 })?
@@ -177,9 +213,7 @@ impl Store {
         go_on(Step::Moved)?;
         self.commit()?;
         go_on(Step::Committed)?;
-        let mut doom = Batch::default();
-        doom.doom(pack);
-        inner.index.apply(doom)?;
+        inner.packs.doom(&inner.index, pack, &given_up.layers)?;
         // A kill loses what sled has not written; it must not lose this and find the file gone.
         inner.index.flush()?;
         go_on(Step::Doomed)?;
@@ -192,22 +226,35 @@ impl Store {
     }
 
     /// Appends the record once more if it counts, or sees to it that nothing refers to it. Bytes appended.
-    fn carry_over(&self, found: &Found, live: &Live, states: &mut HashSet<BlobDigest>) -> Result<u64, Stop> {
+    fn carry_over(
+        &self,
+        found: &Found,
+        live: &Live,
+        states: &mut HashSet<BlobDigest>,
+        given_up: &mut GivenUp<'_>,
+    ) -> Result<u64, Stop> {
         let len = found.header.record_len();
         let moved = match found.header.kind {
             RecordKind::Chunk => self.carry_chunk(found, live)?,
             RecordKind::Toc => self.carry_toc(found, live, states)?,
             RecordKind::LayerState => match keys::blob_from(&found.header.key) {
-                Some(layer) => self
-                    .inner
-                    .packs
-                    .move_layer(&self.inner.index, &layer, &found.location)?,
+                Some(layer) => self.carry_state(&layer, &found.location, given_up)?,
                 None => false,
             },
             RecordKind::Fact => self.carry_fact(found)?,
             RecordKind::Footer => false,
         };
         Ok(if moved { len } else { 0 })
+    }
+
+    fn carry_state(&self, layer: &BlobDigest, at: &Location, given_up: &mut GivenUp<'_>) -> Result<bool, Stop> {
+        let inner = &self.inner;
+        let latest = inner.index.layer_row(layer)?;
+        match latest.filter(|(latest, _)| latest == at) {
+            Some((_, record)) if given_up.takes(layer, &record) => Ok(false),
+            Some(_) => Ok(inner.packs.move_layer(&inner.index, layer, at)?),
+            None => Ok(false),
+        }
     }
 
     fn carry_chunk(&self, found: &Found, live: &Live) -> Result<bool, Stop> {

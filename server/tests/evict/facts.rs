@@ -5,9 +5,11 @@
 
 use std::collections::HashSet;
 
+use headstart_layer_format::BlobDigest;
 use headstart_server::store::facts::TagFact;
 use headstart_server::store::plan::Wanted;
 use headstart_server::store::sweep::Step;
+use headstart_server::store::{LayerRecord, Store};
 
 use crate::layers::{assert_ready, chunk_bytes, copy_tree, publish, put_chunk};
 use crate::{assert_facts, collect, is_ready, keep_all, open, record_facts, source};
@@ -76,6 +78,11 @@ fn a_sweep_may_be_killed_at_any_step() {
                 if !keep_index {
                     std::fs::remove_dir_all(copy.path().join("index")).unwrap();
                 }
+                if keep_index {
+                    // (A pack that was doomed and gone was one that the index should not know of.)
+                    let look = Store::open_to_check(copy.path()).unwrap();
+                    assert!(!look.open_report().packs_lack, "{step:?}");
+                }
                 let store = open(copy.path());
                 for layer in [&kept, &late] {
                     assert!(is_ready(&store, layer), "{step:?} {keep_index}");
@@ -108,6 +115,59 @@ fn a_sweep_may_be_killed_at_any_step() {
     let entry = put_chunk(&store, &chunk_bytes(8));
     store.commit().unwrap();
     assert!(store.read_chunk(&entry.digest).unwrap().is_some());
+}
+
+/// States of layers that are not ready do not gather: the oldest pack's go with it, and the others follow.
+#[test]
+fn states_that_say_no_more_than_none_go_with_the_oldest_pack() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let name = |kind: &str, n: u32| BlobDigest::of(format!("{kind} {n}").as_bytes());
+    let (kept, _) = publish(&store, "kept", 0..4);
+    for n in 0..40 {
+        publish(&store, &format!("evicted {n}"), 10 + n..12 + n);
+        store.refuse_layer(&name("refused", n), "it is no tar").unwrap();
+    }
+    let wanted = Wanted {
+        removed: (0..40).map(|n| name("evicted", n)).collect(),
+        refusals_max: 25,
+        ..keep_all()
+    };
+    assert_eq!(collect(&store, &wanted).len(), 40);
+    let count = |store: &Store| {
+        let layers = store.layers().unwrap();
+        let refused = layers.iter().filter(|l| matches!(l.1, LayerRecord::Refused { .. }));
+        let gone = layers.iter().filter(|l| l.1 == LayerRecord::Unconverted);
+        (layers.len(), refused.count(), gone.count())
+    };
+    // Refused ones are remembered, up to a number; the least that a sweep must do is to turn the log once.
+    for _ in 0..3 {
+        collect(
+            &store,
+            &Wanted {
+                refusals_max: 25,
+                ..keep_all()
+            },
+        );
+    }
+    assert_eq!(count(&store), (26, 25, 0));
+    assert_eq!(store.unready_layers().unwrap(), 25);
+    let refused: Vec<_> = (0..40).map(|n| store.layer(&name("refused", n)).unwrap()).collect();
+    // They are tried again, and may be refused again.
+    store.refuse_layer(&name("refused", 0), "it is no tar").unwrap();
+    assert!(store.layer(&name("refused", 0)).unwrap().is_some());
+    assert_eq!(refused.iter().flatten().count(), 25);
+    drop(store);
+    let look = Store::open_to_check(dir.path()).unwrap();
+    assert_eq!(look.open_report(), Default::default());
+    drop(look);
+    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let store = open(dir.path());
+    assert_ready(&store, &kept);
+    for n in 0..40 {
+        assert!(!is_ready(&store, &name("evicted", n)), "the packs say the same");
+    }
+    assert!(count(&store).1 <= 26);
 }
 
 // ---- a server and what it fetches again -------------------------------------------------------------------------

@@ -36,6 +36,7 @@ fn keep_all() -> Wanted {
         used_before_unix_ms: 0,
         pinned: HashSet::new(),
         removed: HashSet::new(),
+        refusals_max: u64::MAX,
     }
 }
 

@@ -47,6 +47,10 @@ pub enum IndexLeft {
     Cut,
     /// The same, and a part of it garbled.
     Garbled,
+    /// As `Stale`, and a compacted copy of it that is not whole.
+    Copying,
+    /// As `Garbled`, and a compacted copy that is whole.
+    Copied,
 }
 
 impl IndexLeft {
@@ -59,7 +63,9 @@ impl IndexLeft {
             Self::Stale,
             Self::Cut,
             Self::Garbled,
-        ][rng.below(6) as usize]
+            Self::Copying,
+            Self::Copied,
+        ][rng.below(8) as usize]
     }
 }
 
@@ -86,6 +92,7 @@ impl Pending {
 enum Naming {
     Link(PathBuf, usize),
     Unlink(PathBuf),
+    /// Within a directory. From one to another it is a link there and an unlink here, each by itself.
     Rename(PathBuf, PathBuf, usize),
 }
 
@@ -179,7 +186,12 @@ impl Disk {
             Done::Rename(from, to) => {
                 if let Some(file) = self.names.get(from).copied() {
                     self.last.insert(to.clone(), file);
-                    self.name(Naming::Rename(from.clone(), to.clone(), file));
+                    if from.parent() == to.parent() {
+                        self.name(Naming::Rename(from.clone(), to.clone(), file));
+                    } else {
+                        self.name(Naming::Link(to.clone(), file));
+                        self.name(Naming::Unlink(from.clone()));
+                    }
                 }
             }
             Done::Remove(path) => {
@@ -222,7 +234,23 @@ impl Journal {
         }
         if let (Some(from), true) = (disk.index, index != IndexLeft::Nothing) {
             copy_tree(&from, &to.join("index"));
-            let db = to.join("index/db");
+            let copy = to.join("index.3");
+            if matches!(index, IndexLeft::Copying | IndexLeft::Copied) {
+                copy_tree(&from, &copy);
+            }
+            let whole = copy.join("whole");
+            let (db, index) = match index {
+                IndexLeft::Copying => {
+                    // There is one if what was kept is a compacted one itself.
+                    let _ = std::fs::remove_file(whole);
+                    (copy.join("db"), IndexLeft::Cut)
+                }
+                IndexLeft::Copied => {
+                    std::fs::write(whole, b"").unwrap();
+                    (to.join("index/db"), IndexLeft::Garbled)
+                }
+                other => (to.join("index/db"), other),
+            };
             let mut bytes = std::fs::read(&db).unwrap();
             let place = rng.below(bytes.len() as u64) as usize;
             match index {
@@ -231,7 +259,7 @@ impl Journal {
                     let end = (place + 3000).min(bytes.len());
                     bytes[place..end].iter_mut().for_each(|byte| *byte ^= 0x5a);
                 }
-                IndexLeft::Nothing | IndexLeft::Stale => return,
+                _ => return,
             }
             std::fs::write(db, bytes).unwrap();
         }

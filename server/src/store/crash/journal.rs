@@ -126,7 +126,9 @@ impl Journal {
     pub fn keep_index(&self) {
         let mut log = self.log();
         let copy = self.root.join(format!("copy-{}", log.done.len()));
-        super::layers::copy_tree(&self.root.join("index"), &copy);
+        // After a compaction it is elsewhere.
+        let latest = crate::store::compact::latest(&self.root).unwrap().expect("an index");
+        super::layers::copy_tree(&latest, &copy);
         log.done.push(Done::Index(copy));
     }
 

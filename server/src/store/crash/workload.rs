@@ -14,11 +14,12 @@ use headstart_loadtest::corpus::Rng;
 use super::journal::{Journal, Key};
 use super::layers::{chunk_bytes, toc_of};
 use super::promise;
+use crate::store::audit::{Audited, Finding, Subject};
 use crate::store::facts::{ManifestFact, Source, TagFact};
 use crate::store::originals::Originals;
 use crate::store::pins::PinTarget;
 use crate::store::plan::{Reason, Wanted};
-use crate::store::{Store, StoreError};
+use crate::store::{LayerRecord, Store, StoreError};
 
 /// Things of each kind.
 pub const THINGS: u32 = 9;
@@ -117,7 +118,7 @@ impl Workload {
 
     pub fn step(&mut self) {
         let n = self.any();
-        match self.rng.below(12) {
+        match self.rng.below(15) {
             0..=3 => {
                 if publish(&self.store, n).is_ok() {
                     self.journal.promise(Key::Layer(n), Some(true));
@@ -169,11 +170,70 @@ impl Workload {
                 self.journal.promise(Key::Original(n), None);
                 let _ = self.originals.remove(&BlobDigest::of(&original(n)));
             }
-            _ => {
+            11 => {
                 if self.store.flush().is_ok() {
                     self.journal.keep_index();
                 }
             }
+            12 => {
+                // Every index is over a bound of nothing.
+                if self.store.compact_index_over(0, &|| true).is_ok_and(|done| done) {
+                    self.journal.keep_index();
+                }
+            }
+            13 => self.find_damage(n),
+            _ => self.quarantine(n),
+        }
+    }
+
+    /// As the scrubber does it that finds a chunk or a TOC damaged: its row goes, and layers that lack something are
+    /// converted again.
+    fn find_damage(&mut self, n: u32) {
+        let chunks = chunks_of(n);
+        let digest = ChunkDigest::of(&chunk_bytes(chunks.start));
+        for other in (0..THINGS).filter(|other| chunks_of(*other).contains(&chunks.start)) {
+            self.journal.promise(Key::Layer(other), None);
+        }
+        let index = &self.store.inner.index;
+        let subject = match (self.rng.below(2), index.layer(&layer(n))) {
+            (0, Ok(Some(LayerRecord::Ready { toc, .. }))) => match index.toc(&toc.digest) {
+                Ok(Some(at)) => Subject::Toc(toc.digest, at),
+                _ => return,
+            },
+            _ => match index.chunk(&digest) {
+                Ok(Some(at)) => Subject::Chunk(digest, at),
+                _ => return,
+            },
+        };
+        let mut found = vec![Finding {
+            subject,
+            why: "it is damaged",
+        }];
+        if self.store.mend(&found[0]).is_err() {
+            return;
+        }
+        let looked = self.store.audit_index(&mut |at| {
+            if let Audited::Found(finding) = at {
+                found.push(finding);
+            }
+            true
+        });
+        assert!(matches!(looked, Ok(Some(()))), "the rest is in order: {looked:?}");
+        for finding in &found[1..] {
+            assert!(matches!(finding.subject, Subject::Layer(_)), "{finding:?}");
+            let _ = self.store.mend(finding);
+        }
+    }
+
+    /// As the scrubber does it that finds an original damaged.
+    fn quarantine(&mut self, n: u32) {
+        self.journal.promise(Key::Original(n), None);
+        let dir = self.journal.root().join("quarantine");
+        std::fs::create_dir_all(&dir).unwrap();
+        let digest = BlobDigest::of(&original(n));
+        let place = dir.join(format!("{}-{n}", self.rng.next_u64()));
+        if self.originals.take(&digest, &place).is_ok() {
+            let _ = self.originals.taken(&digest);
         }
     }
 
@@ -187,6 +247,7 @@ impl Workload {
             used_before_unix_ms: 0,
             pinned: HashSet::new(),
             removed: [layer(n)].into(),
+            refusals_max: u64::MAX,
         };
         let cycle = store.cycle();
         let Ok(Some(mut plan)) = store.plan(&wanted, &|| true) else {
