@@ -32,7 +32,7 @@ pub struct LayerStatus {
     /// Digest of the original, compressed blob.
     pub digest: BlobDigest,
     pub state: LayerState,
-    /// Why `refused` or `failed`.
+    /// Why `refused` or `failed`, or why `queued` again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -14,7 +14,7 @@ use headstart_loadtest::corpus::{
     Compression, Dialect, Flavor, Header, LayerBuilder, Meta, Oracle, Rng, SparseForm, SyntheticImage, SyntheticLayer,
     TarWriter, pax_record,
 };
-use headstart_loadtest::origin::{Auth, Origin};
+use headstart_loadtest::origin::{Auth, Origin, Target};
 use support::{REPOSITORY, Server, config};
 
 const MIB: usize = 1 << 20;
@@ -36,16 +36,7 @@ fn built(build: impl FnOnce(&mut LayerBuilder)) -> SyntheticLayer {
 }
 
 fn entry(writer: &mut TarWriter, path: &[u8], typeflag: u8, link: &[u8], body: &[u8]) {
-    let meta = Meta::default();
-    let header = Header {
-        path,
-        typeflag,
-        meta: &meta,
-        size: body.len() as u64,
-        link,
-        device: (0, 0),
-    };
-    writer.entry(Dialect::Gnu, &header, body);
+    writer.member(Dialect::Gnu, path, typeflag, link, body);
 }
 
 /// A part of the reason, its metric, and a layer that trips it. The numbers fit [`tight`].
@@ -216,6 +207,82 @@ async fn a_conversion_that_takes_too_long_fails_and_the_blob_is_served() {
     assert_eq!(status.layers[0].state, LayerState::Failed);
     assert!(status.layers[0].reason.as_ref().unwrap().contains("time limit"));
     server.stop().await;
+}
+
+/// Layers that are too much only together: the second waits for the first, and is shown to. (It was a failure with a pause.)
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_for_which_others_leave_no_memory_waits_its_turn() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let mut config = config(&origin, dir.path());
+    // Some 22 MiB for each of the layers.
+    (config.ingest.memory_bytes_max, config.ingest.zstd_window_bytes_max) = (36 << 20, 8 << 20);
+    let server = Server::with(config).await;
+    let anybody = server.anybody();
+    let of_names = |kind: u8| {
+        let layer = plain(|w| {
+            (0..40_000).for_each(|i| empty(w, format!("{}{i}", char::from(kind))));
+            // More than is read ahead: whoever is near the end has all the names.
+            entry(w, b"last", b'0', b"", &Rng::new(u64::from(kind)).bytes(12 * MIB));
+        });
+        let image = SyntheticImage::new(Flavor::Oci, vec![layer]);
+        image.push(&origin, REPOSITORY, "names");
+        image
+    };
+    let (first, second) = (of_names(b'a'), of_names(b'b'));
+    let status = async |image: &SyntheticImage| {
+        let status = anybody.own(&routes::image(&image.manifest_digest)).await;
+        let status: ImageStatus = status.json().await.unwrap();
+        status.layers[0].clone()
+    };
+    // The first has its names in memory, and does not come to an end.
+    let held_at = first.layers[0].blob.len() as u64 - 1024;
+    let gate = origin.hold(Target::Digest(first.layers[0].digest), held_at);
+    assert_eq!(anybody.status(&server.manifest_url(first.manifest_digest)).await, 200);
+    eventually(async || {
+        status(&first)
+            .await
+            .converted
+            .is_some_and(|bytes| bytes + 4096 > held_at)
+    })
+    .await;
+    assert_eq!(anybody.status(&server.manifest_url(second.manifest_digest)).await, 200);
+    eventually(async || status(&second).await.reason.is_some()).await;
+    let waiting = status(&second).await;
+    assert_eq!(waiting.state, LayerState::Queued, "{waiting:?}");
+    assert!(
+        waiting
+            .reason
+            .unwrap()
+            .contains("other conversions have all the memory")
+    );
+    assert_eq!(
+        anybody.own_status(&routes::layer_toc(&second.layers[0].digest)).await,
+        202
+    );
+    let metrics = anybody.own("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("headstart_conversion_queue_length 1"), "{metrics}");
+    gate.open();
+    for image in [&first, &second] {
+        anybody.ready(&image.layers[0].digest).await;
+        assert_eq!(status(image).await.reason, None);
+    }
+    let metrics = anybody.own("/metrics").await.text().await.unwrap();
+    for (outcome, count) in [("ready", 2), ("postponed", 1)] {
+        let line = format!("headstart_ingest_layers_total{{outcome=\"{outcome}\"}} {count}");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
+    assert!(!metrics.contains("{outcome=\"failed\"} 1"), "{metrics}");
+    server.stop().await;
+}
+
+async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..9000 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("it does not come true");
 }
 
 /// One thing that grows with a layer, so many times.

@@ -68,6 +68,20 @@ impl TarWriter {
         self.padded(body);
     }
 
+    /// A member of the simplest kind: default attributes, as its size what the body has, as a device that of /dev/null.
+    pub fn member(&mut self, dialect: Dialect, path: &[u8], typeflag: u8, link: &[u8], body: &[u8]) {
+        let meta = Meta::default();
+        let header = Header {
+            path,
+            typeflag,
+            meta: &meta,
+            size: body.len() as u64,
+            link,
+            device: (1, 3),
+        };
+        self.entry(dialect, &header, body);
+    }
+
     /// A sparse file of `size` bytes with `data` at the given offsets, in order.
     pub fn sparse(&mut self, form: SparseForm, h: &Header<'_>, size: u64, data: &[(u64, &[u8])]) {
         // The map always ends with an empty segment at the end of the file, as GNU tar writes it.

@@ -36,7 +36,7 @@ pub struct IngestConfig {
     pub skeleton_bytes_max: u64,
     /// Memory that all conversions together may take for what grows with a layer's contents: a name costs some 300 bytes,
     /// so the default is enough for a layer of 500,000 files. A layer that needs more than all of it stays an ordinary
-    /// blob; one that finds too little left is tried again later.
+    /// blob; one that finds too little left waits until another has ended.
     pub memory_bytes_max: u64,
     /// Of this, for the window of a zstd layer's decoder; a layer with a larger one stays an ordinary blob. zstd's levels up to 19 and the builders' own
     /// stay within 32 MiB; `--long` and `--ultra` may need 128 MiB.

@@ -3,7 +3,8 @@
 //! In: [`Job`]s. Out: conversions run one a thread; changes of state announced. Images go in the order they came, and of one
 //! image the smallest layer first: the small ones are ready early, and the whole image not later.
 //! Invariant: a layer is in the queue at most once; a refusal is recorded for good, a failure only here, with a pause
-//! that grows; every conversion's time, CPU time and bytes are logged and counted.
+//! that grows; one for which others leave no memory waits until another has ended, and then comes before all that is
+//! behind it, so many times; every conversion's time, CPU time and bytes are logged and counted.
 //! Not here: whether a layer should be queued ([`super::layers`]).
 
 use std::collections::{BTreeMap, HashMap};
@@ -36,6 +37,8 @@ const SOURCES_TRIED_MAX: usize = 4;
 const FAILURES_MAX: usize = 4096;
 /// The pause after a failure doubles at most this often.
 const DOUBLINGS_MAX: u32 = 6;
+/// A layer for which others leave no memory is tried so often; then that is a failure like any other.
+const TURNS_MAX: u32 = 16;
 /// A stop waits this long for threads that may hang in a read; they end with their fetch.
 const STOP_WAIT: Duration = Duration::from_secs(3);
 
@@ -80,6 +83,8 @@ struct Shared {
 struct State {
     /// By rank, then as they came.
     waiting: BTreeMap<(Rank, u64), Job>,
+    /// Those that found too little memory, until another conversion ends.
+    short: BTreeMap<(Rank, u64), Job>,
     /// Counts jobs.
     pushed: u64,
     /// Counts images.
@@ -93,9 +98,12 @@ struct State {
 #[derive(Clone, Debug)]
 struct Known {
     size: Option<u64>,
-    /// While it waits, in [`State::waiting`].
+    /// While it waits, in [`State::waiting`] or [`State::short`].
     place: (Rank, u64),
     running: Option<Progress>,
+    /// How often it found too little memory, and how the last time was put.
+    short: u32,
+    reason: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -189,7 +197,7 @@ impl Queue {
             }
             return known.status(&job.layer);
         }
-        if state.stopping || state.waiting.len() >= self.shared.config.queue_max {
+        if state.stopping || state.waiting_count() >= self.shared.config.queue_max {
             return unknown(&job.layer);
         }
         state.pushed += 1;
@@ -198,6 +206,8 @@ impl Queue {
             size: job.size,
             place,
             running: None,
+            short: 0,
+            reason: None,
         };
         let status = known.status(&job.layer);
         state.known.insert(job.layer, known);
@@ -212,6 +222,7 @@ impl Queue {
         let mut state = self.shared.state();
         state.stopping = true;
         state.waiting.clear();
+        state.short.clear();
         state.known.retain(|_, known| known.running.is_some());
         for known in state.known.values() {
             known.running.iter().for_each(|progress| progress.cancel());
@@ -255,8 +266,53 @@ impl Known {
                 LayerState::Queued
             },
             size: self.size,
+            reason: self.reason.clone().filter(|_| converted.is_none()),
             converted,
             ..unknown(layer)
+        }
+    }
+}
+
+impl State {
+    fn waiting_count(&self) -> usize {
+        self.waiting.len() + self.short.len()
+    }
+
+    fn is_any_running(&self) -> bool {
+        self.known.values().any(|known| known.running.is_some())
+    }
+
+    /// Counts a turn; whether there is another.
+    fn may_wait(&mut self, layer: &BlobDigest) -> bool {
+        let stopping = self.stopping;
+        self.known.get_mut(layer).is_some_and(|known| {
+            known.short += 1;
+            !stopping && known.short < TURNS_MAX
+        })
+    }
+
+    /// Until another has ended: its memory is free then.
+    fn wait_for_memory(&mut self, job: Job, reason: String) {
+        let Some(known) = self.known.get_mut(&job.layer) else {
+            return;
+        };
+        if self.stopping {
+            self.known.remove(&job.layer);
+            return;
+        }
+        known.running = None;
+        known.reason = Some(reason);
+        self.short.insert(known.place, job);
+        // Two may have taken it from each other.
+        if !self.is_any_running() {
+            self.give_a_turn();
+        }
+    }
+
+    /// Lets the first of those that wait for memory try again.
+    fn give_a_turn(&mut self) {
+        if let Some((place, job)) = self.short.pop_first() {
+            self.waiting.insert(place, job);
         }
     }
 }
@@ -273,23 +329,39 @@ impl Shared {
             let _held = self.metrics.hold(Level::Conversions, &[]);
             let span = tracing::error_span!(parent: None, "ingest", request_id = Empty, %layer, outcome = Empty);
             let _entered = job.cause.of(span).entered();
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.convert(job, &progress)))
+            let mut outcome = catch_unwind(AssertUnwindSafe(|| self.convert(&job, &progress)))
                 .unwrap_or_else(|_| Outcome::Failed("convert: it panicked".into()));
+            if let Outcome::NoMemory(reason) = &outcome
+                && !self.state().may_wait(&layer)
+            {
+                outcome = Outcome::Failed(reason.clone());
+            }
+            // Before anybody can see that it ended.
             self.report(&layer, &outcome, started.elapsed(), &progress);
             let mut state = self.state();
-            state.known.remove(&layer);
             match outcome {
-                Outcome::Failed(reason) => self.remember_failure(&mut state, layer, reason),
-                _ => drop(state.failed.remove(&layer)),
+                Outcome::NoMemory(reason) => state.wait_for_memory(job, reason),
+                Outcome::Failed(reason) => {
+                    state.known.remove(&layer);
+                    self.remember_failure(&mut state, layer, reason);
+                    state.give_a_turn();
+                }
+                Outcome::Settled | Outcome::Ready | Outcome::Refused(_) => {
+                    state.known.remove(&layer);
+                    state.failed.remove(&layer);
+                    state.give_a_turn();
+                }
             }
+            self.count_waiting(&state);
             drop(state);
+            self.work.notify_one();
             self.changed.send_replace(());
         }
     }
 
     fn count_waiting(&self, state: &State) {
         self.metrics
-            .set(Gauge::ConversionQueue, state.waiting.len() as u64, &[]);
+            .set(Gauge::ConversionQueue, state.waiting_count() as u64, &[]);
     }
 
     fn next(&self) -> Option<(Job, Progress)> {
@@ -301,26 +373,28 @@ impl Shared {
             if let Some((place, job)) = state.waiting.pop_first() {
                 self.count_waiting(&state);
                 let progress = Progress::new(Duration::from_millis(self.config.time_max_ms));
-                let known = Known {
+                let known = state.known.entry(job.layer).or_insert_with(|| Known {
                     size: job.size,
                     place,
-                    running: Some(progress.clone()),
-                };
-                state.known.insert(job.layer, known);
+                    running: None,
+                    short: 0,
+                    reason: None,
+                });
+                known.running = Some(progress.clone());
                 return Some((job, progress));
             }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn convert(&self, job: Job, progress: &Progress) -> Outcome {
+    fn convert(&self, job: &Job, progress: &Progress) -> Outcome {
         match self.store.layer(&job.layer) {
             Ok(None) => {}
             // Settled since it was queued.
             Ok(Some(_)) => return Outcome::Settled,
             Err(e) => return Outcome::Failed(e.to_string()),
         }
-        let blob = match self.open(&job) {
+        let blob = match self.open(job) {
             Ok(blob) => blob,
             Err(reason) => return Outcome::Failed(reason),
         };
@@ -346,6 +420,7 @@ impl Shared {
                     Err(e) => Outcome::Failed(e.to_string()),
                 }
             }
+            Err(ConvertError::Failed(failure @ Failure::NoMemory)) => Outcome::NoMemory(failure.to_string()),
             Err(ConvertError::Failed(failure)) => {
                 if matches!(failure, Failure::DigestMismatch) {
                     // It was read from a disk that lies; the next try fetches it again.
@@ -401,6 +476,7 @@ impl Shared {
             Outcome::Ready => ("ready", ""),
             Outcome::Refused(reason) => ("refused", reason.as_str()),
             Outcome::Failed(reason) => ("failed", reason.as_str()),
+            Outcome::NoMemory(reason) => ("postponed", reason.as_str()),
         };
         let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let bytes = [
@@ -438,6 +514,8 @@ enum Outcome {
     Ready,
     Refused(String),
     Failed(String),
+    /// Others have it.
+    NoMemory(String),
 }
 
 /// Lowers the priority of this thread and of those it starts (Linux: nice values are per thread and inherited).
