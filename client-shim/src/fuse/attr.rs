@@ -61,7 +61,8 @@ impl Attr {
                 attr.size = DIRECTORY_SIZE;
                 attr.blocks = DIRECTORY_SIZE / SECTOR;
                 if *implied {
-                    (attr.perm, attr.uid, attr.gid) = (0o755, 0, 0);
+                    // Its group may be that of the directory it was made in.
+                    (attr.perm, attr.uid) = (0o755, 0);
                 }
             }
             Kind::Regular(content) => {

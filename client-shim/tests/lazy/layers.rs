@@ -230,3 +230,50 @@ fn a_stack_that_would_lose_a_directorys_owner_is_named() {
     assert_eq!(over_unpacked(&app).as_deref(), Some("home"));
     assert_eq!(over_unpacked(&plain), None);
 }
+
+/// containerd looks for the directory in each lower layer by itself, and follows the links of that layer.
+#[test]
+fn a_directory_that_lower_layers_have_behind_a_link_is_named() {
+    let private = || Item::dir().owner(1000, 1000).mode(0o700);
+    let link = |target: &str| Item::new(What::Symlink(target.as_bytes().to_vec()));
+    let base = |target: &str| {
+        let layer = LayerBuilder::new().add("real/app", private()).add("home", link(target));
+        layer.add("real/plain", Item::dir()).build(4096)
+    };
+    let app = LayerBuilder::new().add("home/app/x", Item::file("x")).build(4096);
+    let plain = LayerBuilder::new().add("home/plain/x", Item::file("x")).build(4096);
+    let server = FakeServer::start();
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let conflict = |stack: &[&Arc<TestLayer>]| {
+        for layer in stack {
+            server.serve(layer);
+            node.show(layer);
+        }
+        let stack: Vec<BlobDigest> = stack.iter().map(|l| l.digest).collect();
+        node.layers.implied_conflict(&stack, false)
+    };
+    for target in ["real", "/real", "../../real/.", "missing/../real"] {
+        let base = base(target);
+        assert_eq!(conflict(&[&base, &app]).as_deref(), Some("home/app"), "{target}");
+        assert_eq!(conflict(&[&base, &plain]), None, "{target}");
+    }
+    assert_eq!(conflict(&[&base("nowhere"), &app]), None);
+    // A file in its place hides the directory below it, and so nothing is copied.
+    let below = LayerBuilder::new().add("home/app", private()).build(4096);
+    let file = LayerBuilder::new().add("home/app", Item::file("")).build(4096);
+    assert_eq!(conflict(&[&below, &file, &app]), None);
+    // A link across layers is none: its target is looked for in its own layer, and then in the ones below by its own name.
+    let linked = LayerBuilder::new().add("home", link("real")).build(4096);
+    assert_eq!(conflict(&[&base("nowhere"), &linked, &app]), None);
+    // What a lower layer implies, behind a link there, was copied by the same rule.
+    let bottom = LayerBuilder::new().add("real/app", private()).build(4096);
+    let implied = LayerBuilder::new()
+        .add("home", link("real"))
+        .add("real/app/y", Item::file("y"))
+        .build(4096);
+    assert_eq!(conflict(&[&bottom, &implied]).as_deref(), Some("real/app"));
+    // Links without an end: unpacking fails, so it is not for us.
+    let turning = LayerBuilder::new().add("home", link("home")).build(4096);
+    assert_eq!(conflict(&[&turning, &app]).as_deref(), Some("home"));
+}

@@ -34,6 +34,9 @@ pub struct TreeBuilder {
     link_parts_left: u64,
 }
 
+/// Of a directory: what is made in it gets its group.
+const SET_GROUP_ID: u16 = 0o2000;
+
 fn implied_directory() -> Inode {
     Inode {
         mode: 0o755,
@@ -253,7 +256,13 @@ impl TreeBuilder {
             return Err(Refusal::Path("a parent is not a directory").into());
         }
         for name in missing {
-            self.inodes.push(implied_directory());
+            let above = &self.inodes[self.nodes.inode(dir)];
+            let mut inode = implied_directory();
+            if above.mode & SET_GROUP_ID != 0 {
+                // As mkdir(2): what no entry names, nobody gives another group afterwards.
+                inode.gid = above.gid;
+            }
+            self.inodes.push(inode);
             dir = self.put_node(dir, &name, self.inodes.len() - 1, memory)?;
         }
         Ok(dir)

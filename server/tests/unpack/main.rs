@@ -8,6 +8,7 @@
 mod compressed;
 mod images;
 mod runtime;
+mod stargz;
 mod wild;
 
 fn number(name: &str) -> Option<u64> {
