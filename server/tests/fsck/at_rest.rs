@@ -13,26 +13,25 @@ use headstart_server::store::Store;
 
 use crate::damage::{FACT, damages, flip, original, records};
 use crate::support::{REPOSITORY, Server};
-use crate::{CHUNKS_BYTES_MAX, assert_served, config, contents, fsck, image, layers, template, write_config};
+use crate::{CHUNKS_BYTES_MAX, Patient, assert_served, config, contents, fsck, image, layers, template};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_damage_is_found_and_mended_and_nothing_else_is_touched() {
     let image = image(1);
     let origin = Origin::with_image(REPOSITORY, "v1", &image);
     let healthy = template(&origin, &image).await;
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("data");
-    let toml = write_config(dir.path(), &data);
+    let patient = Patient::new();
+    let (data, toml) = (&patient.data, &patient.toml);
 
-    layers::copy_tree(healthy.path(), &data);
-    let before = contents(&data);
-    let (code, report, output) = fsck(&toml, &[]);
+    patient.heal(&healthy);
+    let before = contents(data);
+    let (code, report, output) = fsck(toml, &[]);
     assert_eq!((code, report.damaged_count), (Some(0), 0), "{output:?}");
     assert_eq!(report.originals_count, 4, "manifest, config, two layers");
-    assert_eq!(report.packs_count as usize, layers::packs(&data).len());
+    assert_eq!(report.packs_count as usize, layers::packs(data).len());
     assert!(report.records_count >= 8 && report.rows_count > 20, "{report:?}");
-    assert_eq!(contents(&data), before, "a look changes nothing");
-    let (code, report, _) = fsck(&toml, &["--repair"]);
+    assert_eq!(contents(data), before, "a look changes nothing");
+    let (code, report, _) = fsck(toml, &["--repair"]);
     assert_eq!((code, report.damaged_count), (Some(0), 0));
     let kept = |files: BTreeMap<PathBuf, BlobDigest>| -> BTreeMap<_, _> {
         let index = data.join("index");
@@ -41,15 +40,14 @@ async fn every_damage_is_found_and_mended_and_nothing_else_is_touched() {
             .filter(|(path, _)| !path.starts_with(&index))
             .collect()
     };
-    assert_eq!(kept(contents(&data)), kept(before), "there is nothing to repair");
+    assert_eq!(kept(contents(data)), kept(before), "there is nothing to repair");
 
     for (name, what, damage) in damages(&image) {
-        fs::remove_dir_all(&data).unwrap();
-        layers::copy_tree(healthy.path(), &data);
-        damage(&data);
-        let before = contents(&data);
-        let (code, report, output) = fsck(&toml, &[]);
-        assert_eq!(contents(&data), before, "{name}: a look changes nothing");
+        patient.heal(&healthy);
+        damage(data);
+        let before = contents(data);
+        let (code, report, output) = fsck(toml, &[]);
+        assert_eq!(contents(data), before, "{name}: a look changes nothing");
         if what.is_empty() {
             assert_eq!((code, report.damaged_count), (Some(0), 0), "{name}: {output:?}");
         } else {
@@ -63,10 +61,10 @@ async fn every_damage_is_found_and_mended_and_nothing_else_is_touched() {
                 "{output:?}"
             );
         }
-        let (code, report, output) = fsck(&toml, &["--repair"]);
+        let (code, report, output) = fsck(toml, &["--repair"]);
         assert_eq!(code, Some(0), "{name}: {output:?}");
         assert_eq!(report.damaged_count == 0, what.is_empty(), "{name}: {report:?}");
-        let (code, report, output) = fsck(&toml, &[]);
+        let (code, report, output) = fsck(toml, &[]);
         assert_eq!(
             (code, report.damaged_count),
             (Some(0), 0),
@@ -90,9 +88,9 @@ async fn every_damage_is_found_and_mended_and_nothing_else_is_touched() {
             assert!(hex == "boot-id" || BlobDigest::of(&bytes).hex() == hex, "{name}: {hex}");
         }
         let untouched = image.layers[1].digest;
-        assert!(original(&data, &untouched).exists(), "{name}");
+        assert!(original(data, &untouched).exists(), "{name}");
 
-        let server = Server::with(config(&origin, &data)).await;
+        let server = Server::with(config(&origin, data)).await;
         assert_eq!(server.app.store.open_report().damaged_records, 0, "{name}");
         assert!(!server.app.store.open_report().index_rebuilt, "{name}");
         assert_served(&server, &image).await;
@@ -103,10 +101,9 @@ async fn every_damage_is_found_and_mended_and_nothing_else_is_touched() {
 /// A record with the right CRC may still hold the wrong bytes: what was wrong in memory before it was written.
 #[test]
 fn contents_are_compared_with_their_digests_and_not_with_checksums_only() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("data");
-    let toml = write_config(dir.path(), &data);
-    let store = Store::open(&data).unwrap();
+    let patient = Patient::new();
+    let (data, toml) = (&patient.data, &patient.toml);
+    let store = Store::open(data).unwrap();
     let (good, _) = layers::publish(&store, "good", 0..3);
     let raw = layers::chunk_bytes(7);
     let wrong = headstart_layer_format::toc::ChunkEntry {
@@ -118,12 +115,12 @@ fn contents_are_compared_with_their_digests_and_not_with_checksums_only() {
     let bad = BlobDigest::of(b"bad");
     store.publish_layer(&bad, &layers::toc_of(&bad, vec![wrong])).unwrap();
     drop(store);
-    let (code, report, output) = fsck(&toml, &[]);
+    let (code, report, output) = fsck(toml, &[]);
     assert_eq!((code, report.damaged_count), (Some(1), 1), "{output:?}");
     assert_eq!(report.damages[0].what, "chunk");
-    assert_eq!(fsck(&toml, &["--repair"]).0, Some(0));
-    assert_eq!(fsck(&toml, &[]).1.damages, []);
-    let store = Store::open(&data).unwrap();
+    assert_eq!(fsck(toml, &["--repair"]).0, Some(0));
+    assert_eq!(fsck(toml, &[]).1.damages, []);
+    let store = Store::open(data).unwrap();
     assert_eq!(store.layer(&bad).unwrap(), None, "it is to be converted again");
     layers::assert_ready(&store, &good);
 }
@@ -134,28 +131,27 @@ async fn facts_whose_records_are_damaged_survive_the_index() {
     let image = image(2);
     let origin = Origin::with_image(REPOSITORY, "v1", &image);
     let healthy = template(&origin, &image).await;
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("data");
-    let toml = write_config(dir.path(), &data);
-    layers::copy_tree(healthy.path(), &data);
+    let patient = Patient::new();
+    let (data, toml) = (&patient.data, &patient.toml);
+    patient.heal(&healthy);
     let knows = |data: &Path| {
         let store = Store::open_with(data, CHUNKS_BYTES_MAX / 8).unwrap();
         let mut members: Vec<_> = image.layers.iter().map(|l| store.sources(&l.digest).unwrap()).collect();
         members.push(store.sources(&image.manifest_digest).unwrap());
         (members, store.all_tags().unwrap(), store.pins().unwrap())
     };
-    let before = knows(&data);
+    let before = knows(data);
     assert!(before.0.iter().all(|sources| sources.len() == 1) && before.1.len() == 1 && before.2.len() == 1);
-    for path in layers::packs(&data) {
+    for path in layers::packs(data) {
         let mut pack = fs::read(&path).unwrap();
         for record in records(&pack).into_iter().filter(|r| r.kind == FACT) {
             flip(&mut pack, record);
         }
         fs::write(&path, pack).unwrap();
     }
-    let (code, _, output) = fsck(&toml, &["--repair"]);
+    let (code, _, output) = fsck(toml, &["--repair"]);
     assert_eq!(code, Some(0), "{output:?}");
-    assert_eq!(knows(&data), before);
+    assert_eq!(knows(data), before);
     fs::remove_dir_all(data.join("index")).unwrap();
-    assert_eq!(knows(&data), before, "the packs say the same");
+    assert_eq!(knows(data), before, "the packs say the same");
 }

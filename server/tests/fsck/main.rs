@@ -60,6 +60,31 @@ fn write_config(dir: &Path, data: &Path) -> PathBuf {
     path
 }
 
+/// A data directory to damage, and the binary's configuration of it.
+struct Patient {
+    _dir: tempfile::TempDir,
+    data: PathBuf,
+    toml: PathBuf,
+}
+
+impl Patient {
+    /// Nothing is in it yet.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let toml = write_config(dir.path(), &data);
+        Self { _dir: dir, data, toml }
+    }
+
+    /// As healthy as `template` is, whatever it was before.
+    fn heal(&self, template: &tempfile::TempDir) {
+        if self.data.exists() {
+            fs::remove_dir_all(&self.data).unwrap();
+        }
+        layers::copy_tree(template.path(), &self.data);
+    }
+}
+
 /// Pulls all of an image, as a client does; its layers are ready then.
 async fn pull(server: &Server, image: &SyntheticImage) {
     for reference in [image.manifest_digest.to_string(), "v1".into()] {

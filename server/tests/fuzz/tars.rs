@@ -4,7 +4,7 @@
 //! each input as it is and with all checksums put right.
 //! Invariant: what is inserted is whole blocks. Not here: changes that know nothing (`mutate.rs`).
 
-use headstart_loadtest::corpus::{BLOCK, Dialect, Header, Meta, Rng, TarWriter, pax_record};
+use headstart_loadtest::corpus::{BLOCK, Dialect, Rng, TarWriter, pax_record};
 
 use crate::mutate::{LEN_MAX, below, edge, pick};
 
@@ -194,19 +194,8 @@ fn insert(rng: &mut Rng, tar: &mut Vec<u8>, at: usize, what: impl Fn(&mut Rng) -
 /// Without the end marks.
 fn written(typeflag: u8, path: &[u8], link: &[u8], body: &[u8]) -> Vec<u8> {
     let mut writer = TarWriter::new();
-    let meta = Meta::default();
-    let header = Header {
-        path,
-        typeflag,
-        meta: &meta,
-        size: body.len() as u64,
-        link,
-        device: (1, 3),
-    };
-    writer.entry(Dialect::Gnu, &header, body);
-    let mut out = writer.finish();
-    out.truncate(BLOCK * (1 + body.len().div_ceil(BLOCK)));
-    out
+    writer.member(Dialect::Gnu, path, typeflag, link, body);
+    writer.into_bytes()
 }
 
 /// An `x`, `g`, `L` or `K` member.
