@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{BlobDigest, ChainId, ChunkDigest, DiffId, TocDigest};
+use crate::profile::Profile;
 
 /// Where a layer's conversion stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +74,9 @@ pub struct ImageStatus {
     pub config_digest: BlobDigest,
     /// Bottom layer first.
     pub layers: Vec<LayerStatus>,
+    /// What starts of it need first; only when every layer is ready, and something is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profile>,
 }
 
 impl ImageStatus {

@@ -211,6 +211,10 @@ sha256_newtype! {
     /// Digest of an encoded TOC, exactly as served.
     TocDigest
 }
+sha256_newtype! {
+    /// Names a profile: which chunks, in which order, over which TOCs.
+    ProfileDigest
+}
 
 impl ChainId {
     /// The chain ID of a bottom layer is its DiffID.

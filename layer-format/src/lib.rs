@@ -12,9 +12,10 @@ pub mod digest;
 pub mod fuzz;
 pub mod limits;
 pub mod offset;
+pub mod profile;
 pub mod routes;
 pub mod toc;
 
-pub use digest::{BlobDigest, ChainId, ChunkDigest, DiffId, DigestError, TocDigest};
+pub use digest::{BlobDigest, ChainId, ChunkDigest, DiffId, DigestError, ProfileDigest, TocDigest};
 pub use offset::{BlobOffset, BlobRange, FileOffset, LayerOffset, LayerRange};
 pub use toc::{Toc, TocError};

@@ -68,6 +68,18 @@ pub const CHUNK_REQUEST_MAX: usize = 4096;
 /// Layers that one `POST chunks` may name. A node asks for chunks of one layer at a time.
 pub const CHUNK_LAYERS_MAX: usize = 64;
 
+/// Chunks of one profile: some GiB, above what any start needs.
+pub const PROFILE_CHUNKS_MAX: usize = 16_384;
+
+/// Reads of one trace; a start of an image of 60,000 small files reads some hundred chunks.
+pub const TRACE_READS_MAX: usize = 8_192;
+
+/// Bytes of a trace: [`TRACE_READS_MAX`] chunks, and paths beside most of them.
+pub const TRACE_SIZE_MAX: usize = 2 << 20;
+
+/// Hex digits of a class: a SHA-256, or a part of one.
+pub const CLASS_LEN_MAX: usize = 64;
+
 /// Longest a server waits for a conversion before it answers 202, in milliseconds: below containerd's 30 s
 /// response-header time-out.
 pub const TOC_WAIT_MS_MAX: u64 = 25_000;

@@ -13,6 +13,7 @@ pub const PREFIX: &str = "/headstart/v1";
 pub const IMAGE_TEMPLATE: &str = "/headstart/v1/images/{manifest_digest}";
 pub const LAYER_TOC_TEMPLATE: &str = "/headstart/v1/layers/{layer_digest}/toc";
 pub const LAYER_DATA_TEMPLATE: &str = "/headstart/v1/layers/{layer_digest}/data";
+pub const TRACE_TEMPLATE: &str = "/headstart/v1/images/{manifest_digest}/trace";
 pub const CHUNKS: &str = "/headstart/v1/chunks";
 pub const CHAIN_TEMPLATE: &str = "/headstart/v1/chains/{chain_id}";
 pub const METRICS: &str = "/metrics";
@@ -22,6 +23,11 @@ pub const READYZ: &str = "/readyz";
 /// `GET`: state of every layer of an image ([`crate::api::ImageStatus`]).
 pub fn image(manifest: &BlobDigest) -> String {
     format!("{PREFIX}/images/{manifest}")
+}
+
+/// `POST`: what a start of the image read ([`crate::profile::Trace`]).
+pub fn trace(manifest: &BlobDigest) -> String {
+    format!("{PREFIX}/images/{manifest}/trace")
 }
 
 /// `GET`: the TOC. Binary, or JSON by `Accept`; waits up to `?wait_ms=`.
@@ -41,6 +47,11 @@ pub fn chain(chain: &ChainId) -> String {
 
 /// Query parameter of `toc` and `images`: how long the server may wait, in milliseconds.
 pub const WAIT_MS_QUERY: &str = "wait_ms";
+
+/// Query parameter of `images`: what kind of start is meant ([`crate::profile::Class`]).
+pub const CLASS_QUERY: &str = "class";
+/// Query parameter of `images`: the digest of the profile that the client has.
+pub const PROFILE_QUERY: &str = "profile";
 
 /// Media type of the binary TOC.
 pub const TOC_MEDIA_TYPE: &str = "application/vnd.headstart.toc.v1";

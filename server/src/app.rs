@@ -18,6 +18,7 @@ use crate::{
         tls::{TlsSetupError, Transport},
     },
     metrics::Metrics,
+    profile::{CatalogError, Profiles},
     read::{
         blobs::Blobs,
         layers::Layers,
@@ -51,6 +52,8 @@ pub enum AppError {
     DataDir(std::io::Error),
     #[error("open the store: {0}")]
     Store(StoreError),
+    #[error("open the profiles: {0}")]
+    Profiles(#[from] CatalogError),
     #[error("flush the store: {0}")]
     Flush(StoreError),
     #[error("run a task: {0}")]
@@ -78,6 +81,7 @@ pub struct Rooms {
     pub sizes: Sizes,
     pub referrers: Referrers,
     pub seekable: Seekable,
+    pub profiles: Profiles,
     pub reclaimer: Reclaimer,
     pub scrubber: Scrubber,
     stopping: CancellationToken,
@@ -161,6 +165,12 @@ impl App {
         );
         let referrers = Referrers::new(upstreams.clone(), store.clone(), manifests.clone(), listing_ttl);
         let seekable = Seekable::new(store.clone());
+        let profiles = tokio::task::spawn_blocking({
+            let (config, store, seekable) = (config.clone(), store.clone(), seekable.clone());
+            let metrics = metrics.clone();
+            move || Profiles::open(&config.profile, &config.data_dir, store, seekable, metrics)
+        });
+        let profiles = profiles.await??;
         Ok(App(Arc::new(Rooms {
             config: Arc::new(config),
             metrics,
@@ -176,6 +186,7 @@ impl App {
             sizes,
             referrers,
             seekable,
+            profiles,
             reclaimer,
             scrubber,
             stopping: CancellationToken::new(),

@@ -2,7 +2,7 @@
 //!
 //! In: a configuration. Out: an [`app::App`] that serves HTTP.
 //! Invariant: a byte goes `upstream -> read -> ingest -> store -> read -> http`; a room uses only rooms that come before it
-//! in `upstream, store, ingest, reclaim, scrub, read, access, admin, http`; `app` alone wires them.
+//! in `upstream, store, ingest, reclaim, scrub, read, profile, access, admin, http`; `app` alone wires them.
 //! Not here: the formats (`headstart-layer-format`) and anything of the node.
 
 #[cfg(test)]
@@ -20,6 +20,7 @@ pub mod ingest;
 pub mod log;
 pub mod metrics;
 pub mod orders;
+pub mod profile;
 pub mod read;
 pub mod reclaim;
 pub mod scrub;

@@ -135,6 +135,7 @@ mod tests {
             manifest_digest: BlobDigest::of(b"m"),
             config_digest: BlobDigest::of(b"c"),
             layers: states.iter().enumerate().map(layer).collect(),
+            profile: None,
         }
     }
 

@@ -106,6 +106,7 @@ impl FakeNode {
             manifest_digest: image.manifest,
             config_digest: BlobDigest::of(b"config"),
             layers: digests.iter().zip(diff_ids).map(status).collect(),
+            profile: None,
         };
         self.script().images.insert(image.manifest, status);
         image

@@ -60,6 +60,11 @@ impl Identify {
         })
     }
 
+    /// Whether there is any way to say who one is.
+    pub fn is_configured(&self) -> bool {
+        self.takes_credentials() || self.certificates
+    }
+
     /// Whether an `Authorization` header could say who a client is.
     pub fn takes_credentials(&self) -> bool {
         self.passwords.is_some() || self.tokens.is_some()

@@ -118,6 +118,25 @@ impl Access {
         }
     }
 
+    /// Who tells something that others will be told: its name, where clients have names. Where they have to say who they
+    /// are, nobody teaches without.
+    pub async fn teacher(&self, client: &Client) -> Result<Option<String>, AccessError> {
+        let Some(inner) = &self.0 else { return Ok(None) };
+        if let Some(name) = inner.identify.certificate(client).and_then(|names| names.first()) {
+            return Ok(Some(name.clone()));
+        }
+        if !inner.identify.is_configured() {
+            return Ok(None);
+        }
+        match inner.identify.credentials(client).await? {
+            Credentials::Known(name) => Ok(Some(name)),
+            Credentials::None | Credentials::Strange | Credentials::Wrong if inner.identify.takes_credentials() => {
+                Err(AccessError::Unauthorized)
+            }
+            Credentials::None | Credentials::Strange | Credentials::Wrong => Err(AccessError::Denied),
+        }
+    }
+
     /// Whether `/v2/` is answered with 200.
     pub async fn allow_ping(&self, client: &Client) -> Result<(), AccessError> {
         let Some(inner) = &self.0 else { return Ok(()) };

@@ -12,6 +12,7 @@ mod fetch;
 mod http;
 mod log;
 mod network;
+mod profile;
 mod scrub;
 mod tags;
 mod telemetry;
@@ -32,6 +33,7 @@ pub use self::{
     http::HttpConfig,
     log::{AccessLog, LogConfig, LogFormat},
     network::Network,
+    profile::ProfileConfig,
     scrub::ScrubConfig,
     tags::{TagPolicy, TagsConfig},
     telemetry::TelemetryConfig,
@@ -106,6 +108,8 @@ pub struct Config {
     pub cache: CacheConfig,
     /// How often it is read again.
     pub scrub: ScrubConfig,
+    /// What is learnt of starts.
+    pub profile: ProfileConfig,
     pub log: LogConfig,
     pub telemetry: TelemetryConfig,
     pub ingest: IngestConfig,
@@ -131,6 +135,7 @@ impl Default for Config {
             fetch: FetchConfig::default(),
             cache: CacheConfig::default(),
             scrub: ScrubConfig::default(),
+            profile: ProfileConfig::default(),
             log: LogConfig::default(),
             telemetry: TelemetryConfig::default(),
             ingest: IngestConfig::default(),
@@ -182,6 +187,9 @@ impl Config {
             return bad(what);
         }
         if let Err(what) = self.fetch.check() {
+            return bad(what);
+        }
+        if let Err(what) = self.profile.check() {
             return bad(what);
         }
         Ok(())

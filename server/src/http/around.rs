@@ -74,6 +74,7 @@ pub async fn around(State(around): State<Around>, mut request: Request, next: Ne
     let connection = request.extensions_mut().remove::<Arc<Connection>>();
     let running = connection.map(|c| c.ask(request.version() == Version::HTTP_2));
     let key = ClientKey::new(around.clients.address(peer.address.ip(), request.headers()));
+    request.extensions_mut().insert(key);
     let id = RequestId::of(request.headers());
     let is_head = request.method() == Method::HEAD;
     let mut exchange = Exchange::new(

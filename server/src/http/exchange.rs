@@ -171,6 +171,7 @@ pub fn route_of(path: &str) -> &'static str {
         };
     };
     match (rest.split('/').next(), rest.rsplit('/').next()) {
+        (Some("images"), Some("trace")) => route::TRACE,
         (Some("images"), _) => route::IMAGE,
         (Some("chains"), _) => route::CHAIN,
         (Some("chunks"), _) => route::CHUNKS,

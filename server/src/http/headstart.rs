@@ -1,12 +1,12 @@
 //! `/headstart/v1`: what nodes ask. `FORMAT.md` has the shapes, units and errors.
 //!
-//! In: digests, ranges, lists of chunks. Out: image states, TOCs, chunk frames.
+//! In: digests, ranges, lists of chunks. Out: image states, TOCs, chunk frames. (Profiles: [`super::profile`].)
 //! Invariant: every wait is bounded by the server, every body by a limit; a layer that is not ready is told apart from one
 //! that never will be (202, 422, 503), so a node knows whether to come back.
 //! Every route but a wrong digest asks [`crate::access`] first, before anything is looked up or set in motion.
 //! Not here: where bytes come from (`read/`), range arithmetic (`range.rs`), bodies (`body.rs`).
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     Extension, Router,
@@ -18,9 +18,10 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use headstart_layer_format::{
-    BlobDigest, ChainId, DigestError, Toc,
+    BlobDigest, ChainId, DigestError, ProfileDigest, Toc,
     api::{ChainStatus, ChunksRequest, ImageStatus, LayerState, LayerStatus},
-    limits::{CHUNK_LAYERS_MAX, CHUNK_REQUEST_MAX, TOC_WAIT_MS_MAX},
+    limits::{CHUNK_LAYERS_MAX, CHUNK_REQUEST_MAX, TOC_WAIT_MS_MAX, TRACE_SIZE_MAX},
+    profile::{ProfileError, ProfileRequest},
     routes,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -28,8 +29,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     body::{Representation, ranged_response},
+    clients::ClientKey,
     error::{ApiError, Asked, OciCode},
     generated::Generated,
+    profile,
+    turns::Turns,
     v2::resolve,
 };
 use crate::{
@@ -58,25 +62,34 @@ const JSON_TOC_SIZE_MAX: usize = 16 << 20;
 const JSON_SIZE_MAX: usize = 128 << 20;
 
 /// The routes, for [`super`] to merge.
-pub fn routes() -> Router<App> {
+pub fn routes(turns: Turns) -> Router<App> {
     Router::new()
         .route(routes::IMAGE_TEMPLATE, get(image))
+        .route(
+            routes::TRACE_TEMPLATE,
+            post(profile::trace).layer(DefaultBodyLimit::max(TRACE_SIZE_MAX)),
+        )
         .route(routes::LAYER_TOC_TEMPLATE, get(toc))
         .route(routes::LAYER_DATA_TEMPLATE, get(data))
         .route(
             routes::CHUNKS,
-            post(chunks).layer(DefaultBodyLimit::max(CHUNKS_BODY_SIZE_MAX)),
+            post(chunks)
+                .layer::<_, Infallible>(DefaultBodyLimit::max(CHUNKS_BODY_SIZE_MAX))
+                .layer(Extension(turns)),
         )
         .route(routes::CHAIN_TEMPLATE, get(chain))
 }
 
-/// `?wait_ms=`, cut to what the server grants; and the repository that is meant, as in a path below `/v2/`.
+/// `?wait_ms=`, cut to what the server grants; the repository that is meant, as in a path below `/v2/`; and of which kind
+/// of start the profile is to be, and which one is known.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Details {
+pub(super) struct Details {
     wait_ms: u64,
     ns: Option<String>,
     repository: Option<String>,
+    class: Option<String>,
+    profile: Option<String>,
 }
 
 impl Details {
@@ -85,7 +98,7 @@ impl Details {
     }
 
     /// Fails unless the client may read what `named` names.
-    async fn enter(&self, app: &App, client: &Client, named: Named) -> Result<(), ApiError> {
+    pub(super) async fn enter(&self, app: &App, client: &Client, named: Named) -> Result<(), ApiError> {
         let source = match &self.repository {
             Some(repository) => Some(resolve(app, self.ns.as_deref(), repository)?.source),
             None => None,
@@ -110,6 +123,11 @@ async fn image(
 ) -> Result<Response, ApiError> {
     let Query(details) = details?;
     let manifest: BlobDigest = digest(&manifest)?;
+    let class = details.class.as_deref().unwrap_or_default().parse();
+    let class = class.map_err(|e: ProfileError| {
+        ApiError::new(OciCode::Unsupported, e.to_string()).with_status(StatusCode::BAD_REQUEST)
+    })?;
+    let known = details.profile.as_deref().map(digest::<ProfileDigest>).transpose()?;
     details.enter(&app, &client, Named::Manifest(manifest)).await?;
     let status = image_status(&app.store, &app.layers, &manifest, details.wait()).await;
     let status = status.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
@@ -120,6 +138,7 @@ async fn image(
         )
     })?;
     refuse_unreadable(&app, &client, &details, &mut status).await;
+    status.profile = profile::profile_of(&app, &status, class, known).await;
     Ok(json(StatusCode::OK, &status))
 }
 
@@ -275,25 +294,29 @@ async fn data(
     }))
 }
 
+/// A request that names a profile, or digests.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Asking {
+    Profile(ProfileRequest),
+    Chunks(ChunksRequest),
+}
+
 async fn chunks(
     State(app): State<App>,
     Extension(client): Extension<Client>,
+    Extension(turns): Extension<Turns>,
+    Extension(key): Extension<ClientKey>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let bad = |status, message: String| ApiError::new(OciCode::Unsupported, message).with_status(status);
-    // What says itself that it is too large need not come.
-    if hyper::body::Body::size_hint(request.body()).lower() > CHUNKS_BODY_SIZE_MAX as u64 {
-        let message = format!("read the list of chunks: it has more than {CHUNKS_BODY_SIZE_MAX} bytes");
-        return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
-    }
-    // hyper bounds the time of the head alone, and a request whose answer has not begun holds one of a few permits.
-    let time_max = Duration::from_millis(app.config.http.header_timeout_ms);
-    let body = tokio::time::timeout(time_max, Bytes::from_request(request, &())).await;
-    let body = body
-        .map_err(|_| bad(StatusCode::REQUEST_TIMEOUT, "read the list of chunks in time".into()))?
-        .map_err(|e| bad(e.status(), format!("read the list of chunks: {e}")))?;
-    let request: ChunksRequest = serde_json::from_slice(&body)
+    let body = limited_body(&app, request, CHUNKS_BODY_SIZE_MAX, "the list of chunks").await?;
+    let request = serde_json::from_slice(&body)
         .map_err(|e| bad(StatusCode::BAD_REQUEST, format!("parse the list of chunks: {e}")))?;
+    let request = match request {
+        Asking::Profile(request) => return profile::chunks(&app, &turns, &client, key, request).await,
+        Asking::Chunks(request) => request,
+    };
     if request.chunks.len() > CHUNK_REQUEST_MAX {
         let message = format!(
             "{} chunks asked for, over the limit of {CHUNK_REQUEST_MAX}",
@@ -323,6 +346,26 @@ async fn chunks(
         HeaderValue::from_static(routes::CHUNK_STREAM_MEDIA_TYPE),
     );
     Ok(response)
+}
+
+/// A request's body, all of it, in time.
+pub(super) async fn limited_body(
+    app: &App,
+    request: Request,
+    size_max: usize,
+    what: &'static str,
+) -> Result<Bytes, ApiError> {
+    let bad = |status, message: String| ApiError::new(OciCode::Unsupported, message).with_status(status);
+    // What says itself that it is too large need not come.
+    if hyper::body::Body::size_hint(request.body()).lower() > size_max as u64 {
+        let message = format!("read {what}: it has more than {size_max} bytes");
+        return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
+    // hyper bounds the time of the head alone, and a request whose answer has not begun holds one of a few permits.
+    let time_max = Duration::from_millis(app.config.http.header_timeout_ms);
+    let body = tokio::time::timeout(time_max, Bytes::from_request(request, &())).await;
+    body.map_err(|_| bad(StatusCode::REQUEST_TIMEOUT, format!("read {what} in time")))?
+        .map_err(|e| bad(e.status(), format!("read {what}: {e}")))
 }
 
 /// The chunks that the client may read, and for the others what is missing: chunks of those layers it named that it may
@@ -405,14 +448,14 @@ fn retry_later() -> Response {
     busy("the layer is being converted again").into_response()
 }
 
-fn busy(why: &str) -> ApiError {
+pub(super) fn busy(why: &str) -> ApiError {
     ApiError {
         retry_after_secs: Some(RETRY_AFTER_SECS),
         ..ApiError::new(OciCode::Unavailable, why).with_status(StatusCode::SERVICE_UNAVAILABLE)
     }
 }
 
-fn digest<T: std::str::FromStr<Err = DigestError>>(text: &str) -> Result<T, ApiError> {
+pub(super) fn digest<T: std::str::FromStr<Err = DigestError>>(text: &str) -> Result<T, ApiError> {
     text.parse()
         .map_err(|e: DigestError| ApiError::new(OciCode::DigestInvalid, e.to_string()))
 }
@@ -505,7 +548,7 @@ fn quoted(text: &str) -> HeaderValue {
 }
 
 /// Store reads on a thread that may block.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(work).await {

@@ -19,6 +19,7 @@ pub mod headstart;
 mod health;
 pub mod identity;
 mod pace;
+mod profile;
 pub mod range;
 mod request_id;
 mod resident;
@@ -26,6 +27,7 @@ mod sendfile;
 pub mod serve;
 mod socket;
 pub mod tls;
+mod turns;
 mod v2;
 mod v2_blob;
 mod v2_listing;
@@ -45,18 +47,21 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::App;
 use around::Around;
+use turns::Turns;
 
-/// Request bodies: the largest is `POST chunks`, `limits::CHUNK_REQUEST_MAX` digests of some 75 bytes.
+/// Request bodies, but those of routes that say otherwise: `POST chunks` has `limits::CHUNK_REQUEST_MAX` digests of some 75
+/// bytes.
 const REQUEST_BODY_MAX: usize = 1 << 20;
 
 /// Every route.
 pub fn router(app: App) -> Router {
     let around = Around::new(&app);
+    let turns = Turns::new(app.config.profile.streams_max, app.config.profile.reads_max);
     Router::new()
         .route("/v2/", any(v2::base))
         .route("/v2", any(v2::base))
         .route("/v2/{*rest}", any(v2::any))
-        .merge(headstart::routes())
+        .merge(headstart::routes(turns))
         .route(routes::HEALTHZ, get(health::healthz))
         .route(routes::READYZ, get(health::readyz))
         .route(routes::METRICS, get(health::metrics))

@@ -14,6 +14,7 @@ pub mod route {
     pub const TAGS: &str = "tags";
     pub const REFERRERS: &str = "referrers";
     pub const IMAGE: &str = "image";
+    pub const TRACE: &str = "trace";
     pub const CHAIN: &str = "chain";
     pub const TOC: &str = "toc";
     pub const DATA: &str = "data";
@@ -22,6 +23,17 @@ pub mod route {
     /// `/healthz`, `/readyz`, `/metrics`.
     pub const PROBES: &str = "probes";
     pub const OTHER: &str = "other";
+}
+
+/// What became of a trace.
+pub mod taught {
+    pub const COUNTED: &str = "counted";
+    /// It was known, or nothing is to be learnt.
+    pub const REPEATED: &str = "repeated";
+    /// It names what is not the image's, or is malformed.
+    pub const REFUSED: &str = "refused";
+    /// Too many at once, layers not ready, or the disk.
+    pub const FAILED: &str = "failed";
 }
 
 /// Why a request or connection was refused for want of room.
@@ -59,6 +71,7 @@ pub const ROUTE: Label = Label {
         route::TAGS,
         route::REFERRERS,
         route::IMAGE,
+        route::TRACE,
         route::CHAIN,
         route::TOC,
         route::DATA,
@@ -104,6 +117,12 @@ pub const SHED_REASON: Label = closed(
     ],
 );
 pub const CUT_REASON: Label = closed("reason", &[cut::HEAD, cut::IDLE, cut::STALL, cut::SLOW, cut::DRAIN]);
+
+pub const TAUGHT: Label = closed(
+    "outcome",
+    &[taught::COUNTED, taught::REPEATED, taught::REFUSED, taught::FAILED],
+);
+pub const PROFILE_ORIGIN: Label = closed("origin", &["learned", "derived", "pinned", "none"]);
 
 pub const EVICTED: Label = closed("kind", &["original", "layer"]);
 pub const EVICT_REASON: Label = closed("reason", &["budget", "age", "removed", "disk_full"]);

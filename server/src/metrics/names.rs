@@ -32,6 +32,8 @@ metrics! {
     Evictions = "headstart_evictions_total", "objects", [EVICTED, EVICT_REASON], "Originals and converted layers that were given up";
     ScrubbedBytes = "headstart_scrubbed_bytes_total", "bytes", [SCRUBBED], "Bytes that were read again to be verified";
     ScrubDamage = "headstart_scrub_damage_total", "events", [DAMAGED], "Damage that was found so, whether repaired or not";
+    Traces = "headstart_traces_total", "traces", [TAUGHT], "Traces of starts that nodes posted, by outcome";
+    ProfilesGiven = "headstart_profiles_given_total", "answers", [PROFILE_ORIGIN], "Image states that were answered, by the profile in them";
     ReclaimedBytes = "headstart_reclaimed_bytes_total", "bytes", [RECLAIMED], "Bytes of the disk that became free";
 }
 
@@ -51,6 +53,7 @@ metrics! {
     InProgress = "headstart_requests_in_progress", "requests", [ROUTE], "Requests whose answer is not out yet, the body included";
     Waiting = "headstart_requests_waiting", "requests", [], "Requests that wait for their turn";
     BlobFlights = "headstart_blob_fetches_in_progress", "blobs", [], "Blobs being fetched from upstreams";
+    ProfileStreams = "headstart_profile_streams", "streams", [], "Profiles that are being streamed";
     BreakersOpen = "headstart_upstream_breakers_open", "urls", [UPSTREAM], "URLs of an upstream that are left alone because they fail";
     Conversions = "headstart_conversions_in_progress", "layers", [], "Layers being converted";
 }
@@ -59,6 +62,8 @@ metrics! {
     /// What something is at the moment: set when it changes.
     Gauge: Gauge;
     HeldBytes = "headstart_held_bytes", "bytes", [HELD], "Bytes of the disk that are in use";
+    Profiles = "headstart_profiles", "profiles", [], "Profiles that are kept";
+    ProfileBytes = "headstart_profile_bytes", "bytes", [], "Bytes of the disk that profiles are in";
     ConversionQueue = "headstart_conversion_queue_length", "layers", [], "Layers that wait for their conversion";
 }
 

@@ -64,6 +64,8 @@ pub async fn image_status(
         manifest_digest: *manifest,
         config_digest: config,
         layers: statuses,
+        // Not this room's.
+        profile: None,
     }))
 }
 

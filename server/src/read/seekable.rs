@@ -185,6 +185,11 @@ impl Seekable {
         Ok(wanted.collect())
     }
 
+    /// A part of a framed answer, for streams that take turns. Blocks.
+    pub fn framed(&self, wanted: &[Wanted]) -> Result<Vec<Bytes>, SeekError> {
+        framed(&self.store, wanted)
+    }
+
     /// The framed answer to `POST chunks`, in the order asked.
     pub fn chunks(
         &self,
@@ -202,6 +207,14 @@ impl Seekable {
 }
 
 impl LayerData {
+    pub fn layer(&self) -> BlobDigest {
+        self.layer
+    }
+
+    pub fn table(&self) -> &ChunkTable {
+        &self.table
+    }
+
     /// Frames of `chunks`, cut to `range`.
     fn frames(&self, store: &Store, chunks: Range<u32>, range: &Range<u64>) -> Result<Vec<Bytes>, SeekError> {
         let chunks: Vec<_> = chunks.map_while(|index| self.table.chunk(index)).collect();

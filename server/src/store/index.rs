@@ -670,6 +670,17 @@ impl Index {
         Ok(self.get_json("look up a chain", &keys::chain(c))?.unwrap_or_default())
     }
 
+    /// Rows of a room that keeps its truth elsewhere.
+    pub fn notes(&self) -> Result<Vec<RawRow>, IndexError> {
+        self.collect("list notes", &[keys::NOTE], |key, row| {
+            Some((key.to_vec(), row.to_vec()))
+        })
+    }
+
+    pub fn set_note(&self, key: &[u8], row: Option<&[u8]>) -> Result<(), IndexError> {
+        self.set_row(&keys::note(key), row)
+    }
+
     pub fn set_chain(&self, c: &ChainId, rows: &[ChainRow]) -> Result<(), IndexError> {
         self.put_json("write a chain", keys::chain(c), &rows)
     }

@@ -27,6 +27,8 @@ pub const PIN: u8 = b'i';
 pub const MEMBER: u8 = b'b';
 pub const SOURCE: u8 = b's';
 pub const CHAIN: u8 = b'h';
+/// Of a room that keeps its truth elsewhere.
+pub const NOTE: u8 = b'f';
 
 fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut out = vec![kind];
@@ -102,6 +104,10 @@ pub fn doomed(pack: PackId) -> Vec<u8> {
 
 pub fn used(layer: &BlobDigest) -> Vec<u8> {
     key(USED, &[&blob(layer)])
+}
+
+pub fn note(of: &[u8]) -> Vec<u8> {
+    key(NOTE, &[of])
 }
 
 /// `target`: a pin's target in its text form.

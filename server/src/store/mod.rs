@@ -27,6 +27,7 @@ mod layers;
 mod learned;
 pub mod leftovers;
 pub mod mend;
+mod notes;
 mod open;
 pub mod originals;
 mod pack;

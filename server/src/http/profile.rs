@@ -1,0 +1,230 @@
+//! Profiles over HTTP: in an image status, as a stream of chunks, and traces that teach them.
+//!
+//! In: image statuses, traces, requests for what a node lacks. Out: profiles, chunk streams.
+//! Invariant: whoever may read an image gets its profile, and of the stream only chunks of layers that it may read; who
+//! teaches has said who it is, where clients have to. A stream begins at once, reads on only as its client takes it, and
+//! ends when that goes away.
+//! Not here: what is learnt ([`crate::profile`]), turns ([`super::turns`]), `POST chunks` of digests ([`super::headstart`]).
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Extension,
+    body::Body,
+    extract::{Path, Query, Request, State, rejection::QueryRejection},
+    response::Response,
+};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use headstart_layer_format::{
+    BlobDigest, ProfileDigest,
+    api::ImageStatus,
+    limits::TRACE_SIZE_MAX,
+    profile::{Class, Profile, ProfileRequest, Trace},
+    routes,
+};
+use http::{HeaderValue, StatusCode, header};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    clients::ClientKey,
+    error::{ApiError, Asked, OciCode},
+    headstart::{Details, blocking, busy, digest, limited_body},
+    turns::{Place, Turns},
+};
+use crate::{
+    access::{Client, Named},
+    app::App,
+    metrics::{
+        names::{Count, Level},
+        route,
+    },
+    profile::{ProfileError, TraceError},
+    read::{
+        images::image_status,
+        seekable::{SeekError, Wanted},
+    },
+};
+
+/// Frames of one turn: some 1 MiB of the usual frames. The first is smaller: somebody waits for it.
+const FRAMES_A_STEP: usize = 8;
+const FRAMES_FIRST: usize = 2;
+/// Parts ahead of what the client took: one being sent, one being read.
+const STEPS_AHEAD: usize = 2;
+
+/// The profile of an image, for its status. A server that cannot tell says nothing: it is a hint.
+pub async fn profile_of(
+    app: &App,
+    status: &ImageStatus,
+    class: Class,
+    known: Option<ProfileDigest>,
+) -> Option<Profile> {
+    if !status.is_ready() {
+        return None;
+    }
+    let (profiles, asked) = (app.profiles.clone(), status.clone());
+    let answer = match blocking(move || Ok(profiles.answer(&asked, &class)?)).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            tracing::warn!(error = error.message, manifest = %status.manifest_digest, "failed to look for a profile");
+            None
+        }
+    };
+    let Some(answer) = answer else {
+        app.metrics.add(Count::ProfilesGiven, 1, &["none"]);
+        return None;
+    };
+    let mut profile = answer.profile.clone();
+    app.metrics.add(Count::ProfilesGiven, 1, &[profile.origin.as_str()]);
+    if known == Some(profile.digest) {
+        profile.runs.clear();
+    }
+    Some(profile)
+}
+
+/// `POST images/{manifest-digest}/trace`.
+pub async fn trace(
+    State(app): State<App>,
+    Extension(client): Extension<Client>,
+    Extension(key): Extension<ClientKey>,
+    Path(manifest): Path<String>,
+    details: Result<Query<Details>, QueryRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let Query(details) = details?;
+    let manifest: BlobDigest = digest(&manifest)?;
+    details.enter(&app, &client, Named::Manifest(manifest)).await?;
+    let name = app.access.teacher(&client).await;
+    let name = name.map_err(|error| ApiError::from_access(Asked::Manifest, &error))?;
+    let node = match name {
+        Some(name) => format!("name {name}"),
+        None => format!("address {key}"),
+    };
+    let body = limited_body(&app, request, TRACE_SIZE_MAX, "the trace").await?;
+    let trace: Trace =
+        serde_json::from_slice(&body).map_err(|e| bad(StatusCode::BAD_REQUEST, format!("parse the trace: {e}")))?;
+    // Conversions that this sets off are what the node wants anyway.
+    let status = image_status(&app.store, &app.layers, &manifest, Duration::ZERO).await;
+    let status = status.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
+    let status = status.ok_or_else(|| unknown(&manifest))?;
+    let profiles = app.profiles.clone();
+    blocking(move || profiles.record(&status, &trace, &node).map_err(refusal)).await?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    Ok(response)
+}
+
+fn refusal(error: ProfileError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        ProfileError::Trace(TraceError::Malformed(_)) => bad(StatusCode::BAD_REQUEST, message),
+        ProfileError::Trace(TraceError::TooMany(_)) => bad(StatusCode::PAYLOAD_TOO_LARGE, message),
+        ProfileError::Trace(TraceError::Strange(_)) | ProfileError::Pin(_) | ProfileError::Import(_) => {
+            bad(StatusCode::UNPROCESSABLE_ENTITY, message)
+        }
+        ProfileError::Busy | ProfileError::NotReady => busy(&message),
+        ProfileError::Catalog(_) | ProfileError::Store(_) => {
+            tracing::warn!(error = message, "failed to learn from a start");
+            ApiError::new(OciCode::Unavailable, message).with_status(StatusCode::INTERNAL_SERVER_ERROR)
+        }
+    }
+}
+
+/// `POST chunks` of a profile.
+pub async fn chunks(
+    app: &App,
+    turns: &Turns,
+    client: &Client,
+    key: ClientKey,
+    request: ProfileRequest,
+) -> Result<Response, ApiError> {
+    let details = Details::default();
+    details.enter(app, client, Named::Manifest(request.image)).await?;
+    let answer = app.profiles.given(&request.image, &request.profile).ok_or_else(|| {
+        let message = format!(
+            "stream profile {}: it is not known any more; ask for the image",
+            request.profile
+        );
+        bad(StatusCode::CONFLICT, message)
+    })?;
+    let mut allowed = vec![true; answer.layers.len()];
+    if app.access.allow_unknown(client).await.is_err() {
+        for (layer, allowed) in answer.layers.iter().zip(&mut allowed) {
+            *allowed = details.enter(app, client, Named::Layer(*layer)).await.is_ok();
+        }
+    }
+    let wanted: Arc<[Wanted]> = answer
+        .chunks
+        .iter()
+        .enumerate()
+        .filter(|(at, (layer, _))| !request.have.has(*at) && allowed.get(*layer as usize) == Some(&true))
+        .map(|(_, (_, digest))| Wanted::Chunk(*digest))
+        .collect();
+    let place = turns
+        .enter(key)
+        .ok_or_else(|| busy("too many profiles are being streamed"))?;
+    let (seekable, layers) = (app.seekable.clone(), answer.layers.clone());
+    // Until the stream ends, its layers stay.
+    let held = blocking(move || Ok(seekable.hold(&layers)?)).await?;
+    let counted = app.metrics.hold(Level::ProfileStreams, &[]);
+    let metrics = app.metrics.clone();
+    let parts = parts(app, Arc::new(place), wanted).inspect(move |part| {
+        let _kept = (&held, &counted);
+        if let Ok(part) = part {
+            metrics.served(route::CHUNKS, part.len() as u64);
+        }
+    });
+    let mut response = Response::new(Body::from_stream(parts));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(routes::CHUNK_STREAM_MEDIA_TYPE),
+    );
+    Ok(response)
+}
+
+/// Frames, a few a turn.
+fn parts(
+    app: &App,
+    place: Arc<Place>,
+    wanted: Arc<[Wanted]>,
+) -> impl futures_util::Stream<Item = Result<Bytes, SeekError>> + Send + 'static + use<> {
+    let seekable = app.seekable.clone();
+    let first = FRAMES_FIRST.min(wanted.len());
+    let later = (first..wanted.len()).step_by(FRAMES_A_STEP);
+    let starts = (first > 0).then_some((0, first)).into_iter();
+    let count = wanted.len();
+    let steps = starts.chain(later.map(move |at| (at, (at + FRAMES_A_STEP).min(count))));
+    let reads = steps.map(move |(from, to)| {
+        let (seekable, place, wanted) = (seekable.clone(), place.clone(), wanted.clone());
+        // A task, so that whoever has a turn reads at once, and gives it back, also while its client takes nothing.
+        let read = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut step = place.step().await.ok_or(SeekError::Cancelled)?;
+            let frames = tokio::task::spawn_blocking(move || seekable.framed(&wanted[from..to])).await;
+            step.has_read();
+            Ok::<_, SeekError>((frames.unwrap_or(Err(SeekError::Cancelled))?, step))
+        }));
+        async move { read.await.unwrap_or(Err(SeekError::Cancelled)) }
+    });
+    stream::iter(reads).buffered(STEPS_AHEAD).flat_map(|part| match part {
+        Ok((frames, step)) => {
+            let frames = stream::iter(frames.into_iter().map(Ok));
+            frames
+                .map(move |frame| {
+                    // Given back when its last frame was taken.
+                    let _step = &step;
+                    frame
+                })
+                .left_stream()
+        }
+        Err(error) => stream::iter([Err(error)]).right_stream(),
+    })
+}
+
+fn unknown(manifest: &BlobDigest) -> ApiError {
+    let message = format!("no image manifest {manifest} was served here");
+    ApiError::new(OciCode::ManifestUnknown, message)
+}
+
+fn bad(status: StatusCode, message: String) -> ApiError {
+    ApiError::new(OciCode::Unsupported, message).with_status(status)
+}

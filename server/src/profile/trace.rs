@@ -1,0 +1,187 @@
+//! A trace, compared with the image that it is said to be of.
+//!
+//! In: a [`Trace`] from a node. Out: [`Checked`], with what the chunks hold of files.
+//! Invariant: every chunk is in the table of the layer that the trace names, every file is in that layer: a trace that
+//! says anything else is refused whole, so a node can teach nothing but an order of the image's own chunks.
+//! Not here: what is done with it ([`super::learned`]).
+
+use std::collections::{HashMap, HashSet};
+
+use headstart_layer_format::{
+    ChunkDigest,
+    limits::TRACE_READS_MAX,
+    profile::{Trace, TraceRead},
+    toc::{Content, Kind},
+};
+
+use super::{
+    image::{Image, Place, within},
+    learned::{Checked, Known, Learned, SPANS_A_CHUNK, Span},
+    place::FILE_CHUNKS_MAX,
+};
+
+/// Why a trace teaches nothing.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TraceError {
+    #[error("take a trace: {0}")]
+    Malformed(&'static str),
+    #[error("take a trace: {0} reads are over the limit of {TRACE_READS_MAX}")]
+    TooMany(usize),
+    #[error("take a trace: read {0} names nothing of the image")]
+    Strange(usize),
+}
+
+/// What the shape alone says.
+pub fn check_shape(trace: &Trace) -> Result<(), TraceError> {
+    if trace.reads.len() > TRACE_READS_MAX {
+        return Err(TraceError::TooMany(trace.reads.len()));
+    }
+    if trace.reads.is_empty() {
+        return Err(TraceError::Malformed("it has no reads"));
+    }
+    if trace
+        .reads
+        .iter()
+        .any(|read| read.chunk.is_none() && read.file.is_none())
+    {
+        return Err(TraceError::Malformed("a read has neither chunk nor file"));
+    }
+    if !trace.reads.is_sorted_by_key(|read| read.ms) {
+        return Err(TraceError::Malformed("its reads are not in the order of their time"));
+    }
+    Ok(())
+}
+
+/// `known`: what needs no second look at the trees.
+pub fn check(
+    trace: &Trace,
+    image: &Image<'_>,
+    known: Option<&Learned>,
+    node: String,
+    unix_ms: u64,
+) -> Result<Checked, TraceError> {
+    check_shape(trace)?;
+    let places = places(trace, image);
+    let mut needed: Vec<(Place, Vec<Span>, u32)> = Vec::new();
+    for (number, read) in trace.reads.iter().enumerate() {
+        let strange = TraceError::Strange(number);
+        let chunk = match read.chunk {
+            Some(digest) => Some(*places.get(&(read.layer, digest)).ok_or(TraceError::Strange(number))?),
+            None => None,
+        };
+        match (chunk, file(read, image).ok_or(strange)?) {
+            (Some(place), None) => needed.push((place, Vec::new(), read.ms)),
+            (Some(place), Some((path, content))) => {
+                let spans = spans(image, place, path, content);
+                if spans.is_empty() {
+                    return Err(TraceError::Strange(number));
+                }
+                needed.push((place, spans, read.ms));
+            }
+            (None, Some((path, content))) => {
+                let ranges = content.extents().iter().map(|extent| extent.range);
+                let covering = ranges.flat_map(|range| image.covering(read.layer, range));
+                for place in covering.take(FILE_CHUNKS_MAX) {
+                    needed.push((place, spans(image, place, path, content), read.ms));
+                }
+            }
+            // Refused by its shape.
+            (None, None) => return Err(TraceError::Strange(number)),
+        }
+    }
+    Ok(Checked {
+        id: trace.start,
+        node,
+        unix_ms,
+        reads: described(image, needed, known),
+    })
+}
+
+/// Where the chunks are that the trace names.
+fn places(trace: &Trace, image: &Image<'_>) -> HashMap<(u32, ChunkDigest), Place> {
+    let mut wanted: HashMap<u32, HashSet<ChunkDigest>> = HashMap::new();
+    for read in &trace.reads {
+        if let Some(digest) = read.chunk {
+            wanted.entry(read.layer).or_default().insert(digest);
+        }
+    }
+    let mut found = HashMap::new();
+    for (layer, digests) in wanted {
+        let places = image.places_in(layer, &digests);
+        found.extend(places.into_iter().map(|(digest, place)| ((layer, digest), place)));
+    }
+    found
+}
+
+/// The file that a read names, if it names one; `None` when there is no such file.
+#[expect(clippy::option_option, reason = "named or not, there or not")]
+fn file<'i>(read: &'i TraceRead, image: &'i Image<'_>) -> Option<Option<(&'i str, &'i Content)>> {
+    let Some(path) = &read.file else { return Some(None) };
+    let tree = image.tree(read.layer)?;
+    let entry = tree.entry(tree.find(path.as_bytes())?)?;
+    match &tree.inode(entry.inode)?.kind {
+        Kind::Regular(content) => Some(Some((path, content))),
+        _ => None,
+    }
+}
+
+/// What a chunk has of a file.
+fn spans(image: &Image<'_>, place: Place, path: &str, content: &Content) -> Vec<Span> {
+    let Some(chunk) = image.chunk(place) else {
+        return Vec::new();
+    };
+    let pieces = content
+        .extents()
+        .iter()
+        .filter_map(|extent| within(extent.range, extent.offset.0, chunk.range));
+    pieces.map(|(offset, len)| (path.to_owned(), offset, len)).collect()
+}
+
+/// Each chunk once, in the order of first need, with what is known of it.
+fn described(image: &Image<'_>, needed: Vec<(Place, Vec<Span>, u32)>, known: Option<&Learned>) -> Vec<(Known, u32)> {
+    let old: HashSet<ChunkDigest> = known.iter().flat_map(|k| &k.chunks).map(|chunk| chunk.digest).collect();
+    let mut at: HashMap<ChunkDigest, usize> = HashMap::new();
+    let mut reads: Vec<(Known, u32, Place)> = Vec::new();
+    for (place, spans, ms) in needed {
+        let Some(chunk) = image.chunk(place) else { continue };
+        match at.get(&chunk.digest) {
+            Some(at) => {
+                let first = &mut reads[*at].0;
+                first.told |= !spans.is_empty();
+                first.spans.extend(spans);
+            }
+            None => {
+                at.insert(chunk.digest, reads.len());
+                let known = Known {
+                    digest: chunk.digest,
+                    layer: place.layer,
+                    frame: u32::try_from(chunk.frame.len).unwrap_or(u32::MAX),
+                    told: !spans.is_empty(),
+                    spans,
+                };
+                reads.push((known, ms, place));
+            }
+        }
+    }
+    reads.truncate(TRACE_READS_MAX);
+    let mut unknown: HashMap<u32, HashSet<u32>> = HashMap::new();
+    for (read, _, place) in &reads {
+        if !read.told && !old.contains(&read.digest) {
+            unknown.entry(place.layer).or_default().insert(place.index);
+        }
+    }
+    for (layer, places) in unknown {
+        let mut spans = image.spans(layer, &places);
+        for (read, _, place) in reads
+            .iter_mut()
+            .filter(|(read, _, place)| place.layer == layer && !read.told)
+        {
+            read.spans = spans.remove(&place.index).unwrap_or_default();
+        }
+    }
+    for (read, ..) in &mut reads {
+        read.spans.dedup();
+        read.spans.truncate(SPANS_A_CHUNK);
+    }
+    reads.into_iter().map(|(known, ms, _)| (known, ms)).collect()
+}
