@@ -4,10 +4,13 @@
 //! the others.
 //! Not here: behaviour.
 
-use headstart_layer_format::BlobDigest;
+use headstart_layer_format::{BlobDigest, profile::Class};
 use serde::{Deserialize, Serialize};
 
-use crate::scrub::{Progress, Report};
+use crate::{
+    profile::export::Export,
+    scrub::{Progress, Report},
+};
 
 pub const IMAGES: &str = "/admin/v1/images";
 pub const BLOBS: &str = "/admin/v1/blobs";
@@ -19,6 +22,13 @@ pub const REMOVE: &str = "/admin/v1/remove";
 pub const COLLECT: &str = "/admin/v1/gc";
 pub const FSCK: &str = "/admin/v1/fsck";
 pub const WARM: &str = "/admin/v1/warm";
+pub const PROFILES: &str = "/admin/v1/profiles";
+/// One, with what is in it.
+pub const PROFILE: &str = "/admin/v1/profile";
+pub const PROFILE_IMPORT: &str = "/admin/v1/profile/import";
+pub const PROFILE_PIN: &str = "/admin/v1/profile/pin";
+pub const PROFILE_UNPIN: &str = "/admin/v1/profile/unpin";
+pub const PROFILE_FORGET: &str = "/admin/v1/profile/forget";
 /// What an image is made of.
 pub const IMAGE: &str = "/admin/v1/image";
 /// An original's bytes, by digest below this.
@@ -98,6 +108,70 @@ pub struct What {
     pub target: String,
     #[serde(default)]
     pub force: bool,
+}
+
+/// What is known of one kind of start of one image.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Profile {
+    /// `upstream/repository`, as far as they are known; the latest first.
+    pub repositories: Vec<String>,
+    pub config: BlobDigest,
+    pub class: Class,
+    pub starts: usize,
+    pub nodes: usize,
+    pub learned_unix_ms: u64,
+    pub used_unix_ms: u64,
+    /// On disk.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileOf {
+    pub image: String,
+    /// Left out: what most nodes start.
+    #[serde(default)]
+    pub class: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProfileShown {
+    pub manifest: BlobDigest,
+    /// Without its runs.
+    pub profile: headstart_layer_format::profile::Profile,
+    pub export: Export,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileImport {
+    pub image: String,
+    pub export: Export,
+}
+
+/// Files of a repository's images.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfilePin {
+    pub image: String,
+    #[serde(default)]
+    pub paths: Vec<String>,
+    /// Further ones, in JSON lines as eStargz's tools record them.
+    #[serde(default)]
+    pub record: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProfilePinned {
+    pub repository: String,
+    pub changed: usize,
+    /// Those that are pinned now.
+    pub paths: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProfileForgotten {
+    pub classes: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,11 +1,13 @@
 //! Administration: HTTP and JSON over a unix socket, for whoever may enter the data directory.
 //!
-//! In: requests of [`crate::cli`] on `<data_dir>/admin.sock`. Out: lists, pins, removals, reclaiming, checking, warming.
+//! In: requests of [`crate::cli`] on `<data_dir>/admin.sock`. Out: lists, pins, removals, reclaiming, checking, warming,
+//! profiles.
 //! Invariant: the socket is 0600 before it has its name, so only the server's own user (and root) can connect; nothing of
 //! this is reachable over the network. Paths are versioned. A server whose socket cannot be made serves all the same.
 //! Not here: what the orders do ([`crate::reclaim`], [`warm`]).
 
 pub mod api;
+mod profile;
 mod reference;
 mod view;
 mod warm;
@@ -40,6 +42,7 @@ use self::reference::Target;
 use crate::{
     app::App,
     orders::OrderError,
+    profile::ProfileError,
     read::ReadError,
     reclaim::{Order, Report},
     scrub::{self, Progress},
@@ -113,6 +116,7 @@ fn router(app: App) -> Router {
         .route(api::IMAGE, post(image))
         .route(&format!("{}/{{digest}}", api::ORIGINALS), get(original))
         .layer(DefaultBodyLimit::max(BODY_SIZE_MAX))
+        .merge(profile::routes())
         .with_state(app)
 }
 
@@ -135,6 +139,8 @@ pub(crate) enum AdminError {
     Store(#[from] StoreError),
     #[error("read an original: {0}")]
     Original(#[from] io::Error),
+    #[error(transparent)]
+    Profile(ProfileError),
     #[error("run a task: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
@@ -145,7 +151,7 @@ impl IntoResponse for AdminError {
             Self::Bad(_) => StatusCode::BAD_REQUEST,
             Self::Unknown(_) => StatusCode::NOT_FOUND,
             Self::Pinned(_) | Self::Needed(_) => StatusCode::CONFLICT,
-            Self::Order(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Order(_) | Self::Profile(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Read(_) | Self::Store(_) | Self::Original(_) | Self::Task(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let error = self.to_string();

@@ -11,6 +11,7 @@ mod convert;
 mod dedup;
 mod fsck;
 mod local;
+mod profile;
 mod show;
 mod usage;
 mod warm;
@@ -108,6 +109,9 @@ pub enum Command {
         #[command(flatten)]
         server: Place,
     },
+    /// What starts of images need first: learnt from nodes, or pinned.
+    #[command(subcommand)]
+    Profile(profile::Profile),
     Convert(convert::Arguments),
     Dedup(dedup::Arguments),
 }
@@ -251,6 +255,7 @@ pub async fn run(command: Command, above: Option<&Path>) -> Result<(), CliError>
             };
             warm::run(&server.client(above)?, &what, json).await
         }
+        Command::Profile(what) => profile::run(what, above).await,
         Command::Convert(arguments) => convert::run(arguments, above).await,
         Command::Dedup(arguments) => dedup::run(arguments, above).await,
     }

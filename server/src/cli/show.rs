@@ -167,7 +167,7 @@ pub fn size(bytes: u64) -> String {
     format!("{value:.1} TiB")
 }
 
-fn ago(unix_ms: u64) -> String {
+pub fn ago(unix_ms: u64) -> String {
     if unix_ms == 0 {
         return "never".into();
     }

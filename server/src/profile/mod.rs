@@ -204,7 +204,12 @@ impl Profiles {
             objects: names(&chosen),
             pins: names(&pins),
         };
-        let key = (status.manifest_digest, class.clone());
+        // By what is answered, and not by what is asked: anybody can make up classes.
+        let class = match chosen.first() {
+            Some((Key::Profile { class, .. }, _)) => class.clone(),
+            _ => Class::default(),
+        };
+        let key = (status.manifest_digest, class);
         let known = || inner.answers.get(&key).filter(|made| made.choice == choice);
         let made = match known() {
             Some(made) => made,

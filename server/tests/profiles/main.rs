@@ -8,6 +8,7 @@
 mod support;
 
 mod access;
+mod command;
 mod fleet;
 mod hostile;
 mod learning;
