@@ -41,8 +41,8 @@ cargo test --locked --quiet -p headstart-server --test rebuild
 # And as nodes show them, under both presentations.
 tests --test e2e -- images
 
-echo "== the server killed in cold pulls and in conversions, $((count * 20)) rounds each"
-HEADSTART_KILL_ROUNDS=$((count * 20)) tests --test kill
+echo "== the server killed in cold pulls, in conversions and while it learns, $((count * 20)) rounds each"
+HEADSTART_KILL_ROUNDS=$((count * 20)) tests --test kill --test profiles
 
 for ((i = 1; i <= count; i++)); do
     echo "== repetition $i of $count"
