@@ -250,7 +250,9 @@ mod tests {
         let order = order.lock().unwrap().clone();
         assert_eq!(order.len(), 105);
         let last_of_two = order.iter().rposition(|who| *who == 2).unwrap();
-        assert!(last_of_two <= 12, "its five parts are among the first: {order:?}");
+        // It asks for its next part after the one before, so it may miss every other round. In one queue for all, its first
+        // would come after twenty.
+        assert!(last_of_two < 20, "its five parts are among the first: {order:?}");
     }
 
     #[tokio::test]
