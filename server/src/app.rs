@@ -26,6 +26,7 @@ use crate::{
         negative::Negative,
         policy::Policies,
         referrers::Referrers,
+        saved::Saved,
         seekable::Seekable,
         sizes::Sizes,
         tags::TagLists,
@@ -108,15 +109,18 @@ impl App {
             let originals = Originals::open(&data_dir).map_err(AppError::DataDir)?;
             let budgets = cache.budgets(&data_dir).map_err(AppError::DataDir)?;
             let store = Store::open_with(&data_dir, budgets.pack_size_max()).map_err(AppError::Store)?;
-            Ok::<_, AppError>((originals, store, budgets))
+            let saved = Saved::open(&data_dir).map_err(AppError::DataDir)?;
+            Ok::<_, AppError>((originals, store, budgets, saved))
         });
-        let (originals, store, budgets) = opened.await??;
+        let (originals, store, budgets, saved) = opened.await??;
         let fetch = config.fetch.clone();
+        let negative = Negative::new(Duration::from_millis(fetch.negative_ttl_ms));
         let blobs = Blobs::new(
             originals.clone(),
             store.clone(),
             upstreams.clone(),
             fetch.clone(),
+            negative.clone(),
             metrics.clone(),
         );
         let reclaimer = Reclaimer::start(
@@ -146,10 +150,15 @@ impl App {
         }
         blobs.keep_swept();
         let layers = Layers::new(store.clone(), blobs.clone(), config.ingest.clone(), metrics.clone());
-        let negative = Negative::new(Duration::from_millis(fetch.negative_ttl_ms));
         let listing_ttl = Duration::from_millis(fetch.listing_ttl_ms);
-        let sizes = Sizes::new(blobs.clone(), originals.clone(), negative.clone());
-        let tags = TagLists::new(upstreams.clone(), store.clone(), negative.clone(), listing_ttl);
+        let sizes = Sizes::new(blobs.clone());
+        let tags = TagLists::new(
+            upstreams.clone(),
+            store.clone(),
+            negative.clone(),
+            saved.clone(),
+            listing_ttl,
+        );
         let manifests = Manifests::new(
             Parts {
                 originals: originals.clone(),
@@ -163,7 +172,7 @@ impl App {
             },
             &fetch,
         );
-        let referrers = Referrers::new(upstreams.clone(), store.clone(), manifests.clone(), listing_ttl);
+        let referrers = Referrers::new(upstreams.clone(), store.clone(), manifests.clone(), saved, listing_ttl);
         let seekable = Seekable::new(store.clone());
         let profiles = tokio::task::spawn_blocking({
             let (config, store, seekable) = (config.clone(), store.clone(), seekable.clone());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, future::join_all};
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
-use support::{REPOSITORY, Server, UPSTREAM, noise};
+use support::{REPOSITORY, Server, UPSTREAM, config, noise};
 
 const MIB: usize = 1 << 20;
 
@@ -222,7 +222,10 @@ async fn sizes_that_the_upstream_does_not_tell_and_redirects_work() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_of_one_repository_is_not_given_to_another() {
     let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
-    let server = Server::start(&origin, dir.path()).await;
+    let mut config = config(&origin, dir.path());
+    // The other repository's "no" is believed for a moment, as any.
+    config.fetch.negative_ttl_ms = 0;
+    let server = Server::with(config).await;
     let digest = origin.add_blob("team/secret", noise(1000, 12));
     origin.add_blob(REPOSITORY, noise(10, 13));
     let secret = server.url(&format!("team/secret/blobs/{digest}"));

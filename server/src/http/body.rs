@@ -115,7 +115,7 @@ fn tags(request: &HeaderMap, name: header::HeaderName) -> impl Iterator<Item = &
 }
 
 /// Whether a cached copy of the client is this representation (RFC 9110 section 13.1.2; weak comparison).
-fn if_none_match(request: &HeaderMap, etag: &HeaderValue) -> bool {
+pub fn if_none_match(request: &HeaderMap, etag: &HeaderValue) -> bool {
     let Ok(own) = etag.to_str() else { return false };
     tags(request, header::IF_NONE_MATCH).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == own)
 }

@@ -51,7 +51,9 @@ pub(super) const CACHE_NEVER: HeaderValue = HeaderValue::from_static("no-cache")
 pub(super) const WARNING_STALE: HeaderValue =
     HeaderValue::from_static("299 - \"stale: the upstream could not be asked\"");
 pub(super) const WARNING_PARTIAL: HeaderValue =
-    HeaderValue::from_static("299 - \"partial: offline, only what was pulled is listed\"");
+    HeaderValue::from_static("299 - \"partial: the upstream could not be asked, only what was pulled is listed\"");
+pub(super) const WARNING_TRUNCATED: HeaderValue =
+    HeaderValue::from_static("299 - \"truncated: the upstream has more than this\"");
 pub(super) const WARNING_DELETED: HeaderValue =
     HeaderValue::from_static("299 - \"deleted: the upstream no longer has this tag\"");
 
@@ -61,7 +63,7 @@ pub struct V2Query {
     pub(super) ns: Option<String>,
     /// `tags/list`: how many, as the client wrote it.
     pub(super) n: Option<String>,
-    /// `tags/list`: after which.
+    /// `tags/list`: after which. `referrers`: after what, in the upstream's words.
     pub(super) last: Option<String>,
     /// `referrers`: of which type.
     #[serde(rename = "artifactType")]

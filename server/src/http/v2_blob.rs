@@ -1,7 +1,7 @@
 //! `/v2/<name>/blobs/<digest>`
 //!
 //! In: a repository and a digest. Out: the blob, or the ranges of it that were asked for.
-//! Invariant: HEAD never fetches more than the upstream's own head.
+//! Invariant: HEAD never fetches more than the upstream's own head, nor does a GET of what the client has already.
 //! Not here: where it comes from ([`crate::read::blobs`]), and ranges ([`super::range`], [`super::body`]).
 
 use axum::response::Response;
@@ -10,13 +10,13 @@ use headstart_layer_format::{BlobDigest, DigestError};
 use http::{HeaderValue, Method};
 
 use super::{
-    body::{range_asked, ranged_response},
+    body::{if_none_match, range_asked, ranged_response},
     error::{ApiError, Asked, OciCode},
     range,
     sendfile::Windows,
     v2::{Asking, Probe, etag},
 };
-use crate::metrics::route;
+use crate::{metrics::route, read::ReadError, upstream::UpstreamError};
 
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
@@ -28,9 +28,16 @@ impl Asking<'_> {
         let (route, caller) = self.enter(name, Probe::Blob(digest)).await?;
         let failed = |error| ApiError::from_read(Asked::Blob, &error);
         let blobs = &self.app.blobs;
-        if self.method == Method::HEAD {
-            let size = self.app.sizes.get(&route.source, &caller, &digest).await;
-            let size = size.map_err(failed)?;
+        let is_head = self.method == Method::HEAD;
+        // Of what the client has, its head is all that the answer needs; an upstream that has none is asked for the blob.
+        let size = match is_head || if_none_match(self.headers, &etag(&digest)) {
+            true => match self.app.sizes.get(&route.source, &caller, &digest).await {
+                Err(ReadError::Upstream(UpstreamError::Status(400 | 405 | 501))) if !is_head => None,
+                size => Some(size.map_err(failed)?),
+            },
+            false => None,
+        };
+        if let Some(size) = size {
             let representation = self.representation(route::BLOBS, &digest, size, OCTETS, self.cache_forever());
             let nothing = |_| futures_util::stream::empty::<Result<bytes::Bytes, std::convert::Infallible>>();
             return Ok(ranged_response(

@@ -1,6 +1,6 @@
 //! What answers that are lists have in common.
 //!
-//! In: JSON. Out: a response with an ETag, conditional as any other.
+//! In: JSON. Out: a response with an ETag, conditional as any other; and links to what follows.
 //! Invariant: a list may change, so whoever caches it has to ask.
 //! Not here: what is listed ([`super::v2_tags`], [`super::v2_referrers`]).
 
@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, header};
 
 use super::{
     body::{Representation, ranged_response},
+    error::{ApiError, OciCode},
     v2::{Asking, CACHE_NEVER},
 };
 use crate::metrics::route;
@@ -36,4 +37,25 @@ impl Asking<'_> {
         };
         ranged_response(self.method, self.headers, &representation, &self.app.metrics, open)
     }
+}
+
+/// `Link` to the next page. `path` is the client's own, whose parts were parsed: they need no escaping.
+pub(super) fn link(path: &str, queries: &[(&str, Option<&str>)]) -> Result<HeaderValue, ApiError> {
+    let given = queries
+        .iter()
+        .filter_map(|(name, value)| value.map(|value| (name, value)));
+    let queries: Vec<_> = given
+        .map(|(name, value)| format!("{name}={}", escaped(value)))
+        .collect();
+    let text = format!("<{path}?{}>; rel=\"next\"", queries.join("&"));
+    HeaderValue::from_str(&text).map_err(|_| ApiError::new(OciCode::NameInvalid, "the name cannot be linked to"))
+}
+
+/// For a query's value: what is not unreserved (RFC 3986, section 2.3) as `%XX`.
+fn escaped(text: &str) -> String {
+    let byte = |b: u8| match b {
+        b if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => char::from(b).to_string(),
+        b => format!("%{b:02X}"),
+    };
+    text.bytes().map(byte).collect()
 }

@@ -1,8 +1,10 @@
-//! `/v2/<name>/referrers/<digest>?artifactType=`
+//! `/v2/<name>/referrers/<digest>?artifactType=&last=`
 //!
-//! In: a repository, a digest, and maybe an artifact type. Out: an image index of what refers to it.
+//! In: a repository, a digest, and maybe an artifact type. Out: an image index of what refers to it, and a `Link` to what
+//! does not fit into it.
 //! Invariant: 200 with an index whenever the digest is one, empty if nothing refers to it: clients take a 404 for "no
-//! such API" and look for the fallback tag themselves. Filtering is ours, and said so in `OCI-Filters-Applied`.
+//! such API" and look for the fallback tag themselves. Filtering is ours, and said so in `OCI-Filters-Applied`; it is done
+//! page by page. A list that is not all, and cannot be linked on from, says so in a `Warning`.
 //! Not here: where the list comes from ([`crate::read::referrers`]).
 //!
 //! OCI distribution-spec, "Listing Referrers".
@@ -14,9 +16,13 @@ use serde_json::json;
 
 use super::{
     error::{ApiError, Asked, OciCode},
-    v2::{Asking, V2Query, WARNING_STALE},
+    v2::{Asking, V2Query, WARNING_STALE, WARNING_TRUNCATED},
+    v2_listing::link,
 };
-use crate::access::Probe;
+use crate::{
+    access::Probe,
+    upstream::{AFTER_LEN_MAX, Rest},
+};
 
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -27,7 +33,12 @@ impl Asking<'_> {
             .parse()
             .map_err(|e: DigestError| ApiError::new(OciCode::DigestInvalid, e.to_string()))?;
         let (route, caller) = self.enter(name, Probe::Repository).await?;
-        let found = self.app.referrers.get(&route.source, &caller, &digest).await;
+        let after = query.last.as_deref().filter(|last| !last.is_empty());
+        if after.is_some_and(|after| after.len() > AFTER_LEN_MAX) {
+            let code = OciCode::PaginationNumberInvalid;
+            return Err(ApiError::new(code, "last is not what a link of ours says"));
+        }
+        let found = self.app.referrers.get(&route.source, &caller, &digest, after).await;
         let (found, stale) = found.map_err(|error| ApiError::from_read(Asked::Repository, &error))?;
         let mut headers = HeaderMap::new();
         // A media type has no blank: it was a `+`, which a query means to be one.
@@ -37,7 +48,22 @@ impl Asking<'_> {
             headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
         }
         if stale {
-            headers.insert(header::WARNING, WARNING_STALE);
+            headers.append(header::WARNING, WARNING_STALE);
+        }
+        match &found.rest {
+            Rest::Nothing => {}
+            Rest::After(after) => {
+                let path = format!("/v2/{name}/referrers/{digest}");
+                let queries = [
+                    ("last", Some(after.as_str())),
+                    ("artifactType", wanted.as_deref()),
+                    ("ns", query.ns.as_deref()),
+                ];
+                headers.insert(header::LINK, link(&path, &queries)?);
+            }
+            Rest::Lost => {
+                headers.append(header::WARNING, WARNING_TRUNCATED);
+            }
         }
         let manifests: Vec<_> = found
             .descriptors

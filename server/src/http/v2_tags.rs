@@ -15,6 +15,7 @@ use serde_json::json;
 use super::{
     error::{ApiError, Asked, OciCode},
     v2::{Asking, V2Query, WARNING_PARTIAL, WARNING_STALE},
+    v2_listing::link,
 };
 use crate::{access::Probe, read::tags::How};
 
@@ -37,7 +38,12 @@ impl Asking<'_> {
         if let Some(end) = tags.last()
             && (to < all.len() || listed.list.more)
         {
-            headers.insert(header::LINK, link(name, query, end)?);
+            let queries = [
+                ("last", Some(end.as_str())),
+                ("n", query.n.as_deref()),
+                ("ns", query.ns.as_deref()),
+            ];
+            headers.insert(header::LINK, link(&format!("/v2/{name}/tags/list"), &queries)?);
         }
         match listed.how {
             How::Fresh => None,
@@ -61,26 +67,4 @@ fn count(n: Option<&str>) -> Result<usize, ApiError> {
             "n is the number of tags wanted",
         )),
     }
-}
-
-fn link(name: &str, query: &V2Query, last: &str) -> Result<HeaderValue, ApiError> {
-    let mut text = format!("</v2/{name}/tags/list?last={}", escaped(last));
-    if let Some(n) = &query.n {
-        text += &format!("&n={}", escaped(n));
-    }
-    if let Some(ns) = &query.ns {
-        text += &format!("&ns={}", escaped(ns));
-    }
-    // The name was parsed: it needs no escaping.
-    text += ">; rel=\"next\"";
-    HeaderValue::from_str(&text).map_err(|_| ApiError::new(OciCode::NameInvalid, "the name cannot be linked to"))
-}
-
-/// For a query's value: what is not unreserved (RFC 3986, section 2.3) as `%XX`.
-fn escaped(text: &str) -> String {
-    let byte = |b: u8| match b {
-        b if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => char::from(b).to_string(),
-        b => format!("%{b:02X}"),
-    };
-    text.bytes().map(byte).collect()
 }

@@ -3,7 +3,8 @@
 //! In: a [`Source`], a digest, and what is wanted of it. Out: a [`Blob`], which streams, or is read by a thread.
 //! Invariant: a digest has at most one fetch from an upstream at a time, whoever asks; a client that goes away stops
 //! nothing. A blob that is here is given to a source only if the repository is known to have it, or its upstream says
-//! so now. Bytes that are not verified yet are given to clients of the upstream that sent them, and to no others.
+//! so now; what that has just said it does not have is not asked for. Bytes that are not verified yet are given to clients
+//! of the upstream that sent them, and to no others.
 //! Not here: the fetch ([`super::fetch`]), the hold-back ([`super::flight`]), and the streams ([`super::blob`]).
 
 use std::{
@@ -17,7 +18,10 @@ use std::{
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use headstart_layer_format::BlobDigest;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tracing::{Instrument as _, Span, field::Empty};
 
 pub use super::blob::{Blob, BlockingReader};
@@ -25,9 +29,11 @@ pub use super::error::ReadError;
 use super::{
     blob::{Place, read_block},
     blocking::blocking,
+    coalesce::Coalesce,
     errand::{Errand, Yard},
     fetch::{Boarded, Fetch},
     flight::HOLD_BACK,
+    negative::{Negative, What},
     opening::{Opened, check_not_emptied},
     setbacks::Setbacks,
     turns::Asker,
@@ -52,6 +58,9 @@ const VERDICT_WAIT: Duration = Duration::from_secs(10);
 /// Times that a request looks again because what it joined failed for a reason that is not its own.
 const JOINS_MAX: usize = 4;
 
+/// Manifests whose blobs are being confirmed in the background; of further ones they are when somebody asks.
+const CONFIRMATIONS_MAX: usize = 64;
+
 /// All blobs; clones share one state.
 #[derive(Clone, Debug)]
 pub struct Blobs(Arc<Inner>);
@@ -63,6 +72,9 @@ struct Inner {
     yard: Arc<Yard>,
     fetches: Mutex<HashMap<Key, Slot>>,
     setbacks: Setbacks,
+    negative: Negative,
+    confirming: Coalesce<(Source, Caller, BlobDigest), Result<(), ReadError>>,
+    confirmations: Arc<Semaphore>,
 }
 
 /// What an upstream, by its canonical name, says a digest is.
@@ -87,6 +99,7 @@ impl Blobs {
         store: Store,
         upstreams: Upstreams,
         config: FetchConfig,
+        negative: Negative,
         metrics: Metrics,
     ) -> Blobs {
         Blobs(Arc::new(Inner {
@@ -95,6 +108,9 @@ impl Blobs {
             yard: Arc::new(Yard::new(originals, config, metrics)),
             fetches: Mutex::default(),
             setbacks: Setbacks::default(),
+            negative,
+            confirming: Coalesce::default(),
+            confirmations: Arc::new(Semaphore::new(CONFIRMATIONS_MAX)),
         }))
     }
 
@@ -126,10 +142,13 @@ impl Blobs {
             let found = if skips { None } else { self.look(source, digest).await? };
             if let Some((file, size, member)) = found {
                 if !member {
-                    self.ask(&errand, source).await?;
+                    self.confirm(&errand, source).await?;
                 }
                 let place = Place::Disk { file, size };
                 return Ok(Blob { place, errand });
+            }
+            if let Some(no) = self.0.negative.get(source, caller, &What::Blob(*digest)) {
+                return self.or_from_disk(skips, errand, source, no.into()).await;
             }
             if self.yard().is_disk_bad() {
                 return past_the_disk(errand).await;
@@ -143,7 +162,7 @@ impl Blobs {
                 Ok(fetch) => {
                     if let Some(seat) = fetch.board() {
                         if !mine && !self.is_member(source, digest).await? {
-                            self.ask(&errand, source).await?;
+                            self.confirm(&errand, source).await?;
                         }
                         match self.settle(seat, wants).await {
                             Ok(place) => return Ok(Blob { place, errand }),
@@ -214,10 +233,15 @@ impl Blobs {
 
     /// The size of a blob, for HEAD: asks the upstream for no more than that when the blob is not here.
     pub async fn size(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<u64, ReadError> {
-        if let Some((_, size, true)) = self.look(source, digest).await? {
+        let found = self.look(source, digest).await?;
+        if let Some((_, size, true)) = found {
             return Ok(size);
         }
-        match self.ask(&self.errand(source, caller, digest)?, source).await? {
+        let errand = self.errand(source, caller, digest)?;
+        if let Some((_, size, _)) = found {
+            return self.confirm(&errand, source).await.map(|()| size);
+        }
+        match self.ask(&errand, source).await? {
             Some(size) => check_not_emptied(digest, size).map(|()| size),
             None => Ok(self.open(source, caller, digest).await?.size()),
         }
@@ -318,11 +342,82 @@ impl Blobs {
         blocking(move || Ok(inner.store.is_member(&source, &digest)?)).await
     }
 
-    /// Asks the upstream whether the repository has the blob, and remembers a yes. Its size, if the upstream says so.
+    /// Asks the upstream whether the repository has the blob, and remembers the answer. Its size, if the upstream says so.
     async fn ask(&self, errand: &Errand, source: &Source) -> Result<Option<u64>, ReadError> {
-        let size = errand.size().await?;
+        let what = What::Blob(errand.digest);
+        if let Some(no) = self.0.negative.get(source, &errand.caller, &what) {
+            return Err(no.into());
+        }
+        let size = errand.size().await;
+        self.0.negative.learn(source, &errand.caller, what, size.as_ref());
+        let size = size?;
         self.remember(source, &errand.digest).await;
         Ok(size)
+    }
+
+    /// Whether the repository has the blob, as its upstream says now or has just said.
+    pub(super) async fn head(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<(), ReadError> {
+        self.ask(&self.errand(source, caller, digest)?, source).await.map(drop)
+    }
+
+    /// Of a blob that is here or on its way: whether it is the repository's, too. Once for everybody who asks, and not at
+    /// all if that is known. A manifest that names what is not is not served for a while.
+    async fn confirm(&self, errand: &Errand, source: &Source) -> Result<(), ReadError> {
+        let key = (source.clone(), errand.caller.clone(), errand.digest);
+        let confirmed = self.0.confirming.run(key, || {
+            let (blobs, errand, source) = (self.clone(), errand.clone(), source.clone());
+            async move {
+                if blobs.is_member(&source, &errand.digest).await? {
+                    return Ok(());
+                }
+                let asked = blobs.ask(&errand, &source).await.map(drop);
+                if let Err(error) = &asked {
+                    let Errand { caller, digest, .. } = &errand;
+                    blobs.0.setbacks.refused(&source, caller, digest, error);
+                }
+                asked
+            }
+        });
+        confirmed.await.unwrap_or(Err(ReadError::Stopping))
+    }
+
+    /// A manifest of `source` names these, and its upstream is up: of those that are here because of another repository
+    /// it is found out now whether they can be had from this one, too, for the time when there is nobody to ask. Does not
+    /// block.
+    pub(super) fn confirm_soon(&self, source: &Source, caller: &Caller, digests: Vec<BlobDigest>) {
+        let Ok(permit) = self.0.confirmations.clone().try_acquire_owned() else {
+            return;
+        };
+        let (blobs, source, caller) = (self.clone(), source.clone(), caller.clone());
+        let confirm = async move {
+            let _permit = permit;
+            for digest in digests {
+                // One after the other: clients come first.
+                let Ok(Some((_, _, false))) = blobs.look(&source, &digest).await else {
+                    continue;
+                };
+                let Ok(errand) = blobs.errand(&source, &caller, &digest) else {
+                    return;
+                };
+                match blobs.confirm(&errand, &source).await {
+                    Ok(()) | Err(ReadError::Upstream(UpstreamError::NotFound { .. })) => {}
+                    Err(error) => {
+                        tracing::debug!(%digest, %error, "blobs that are here are not confirmed");
+                        return;
+                    }
+                }
+            }
+        };
+        let stop = self.yard().stop.clone();
+        let span = Span::current();
+        self.yard()
+            .tasks
+            .spawn(stop.run_until_cancelled_owned(confirm).instrument(span));
+    }
+
+    /// Whether the blob is on disk, whosever it is. Blocks briefly.
+    pub(super) fn is_on_disk(&self, digest: &BlobDigest) -> bool {
+        self.yard().originals.path(digest).exists()
     }
 
     /// That it is not remembered costs a question, not the answer.
@@ -384,7 +479,7 @@ impl Blobs {
     /// A fetch from its first request until its files are left for good.
     async fn begin(self, key: Key, errand: Errand, source: Source, wants: Wants, publish: watch::Sender<Started>) {
         let (digest, caller) = (errand.digest, errand.caller.clone());
-        let setbacks = self.0.setbacks.clone();
+        let (setbacks, negative) = (self.0.setbacks.clone(), self.0.negative.clone());
         let _held = self.yard().metrics.hold(Level::BlobFlights, &[]);
         let started = async {
             let permit = self.yard().whole(errand.asker).await?;
@@ -397,6 +492,7 @@ impl Blobs {
         };
         match started.await {
             Ok(((fetch, first), permit)) => {
+                negative.learn(&source, &caller, What::Blob(digest), Ok(()));
                 fetch.depart(first, permit);
                 publish.send_replace(Some(Ok(fetch.clone())));
                 tokio::join!(self.remember(&source, &digest), fetch.clone().fly());
@@ -413,6 +509,10 @@ impl Blobs {
                 if !matches!(error, ReadError::Incomplete) {
                     telemetry::failed(&Span::current(), &error);
                     setbacks.refused(&source, &caller, &digest, &error);
+                }
+                // Before it is off the list: who comes between the two would ask again.
+                if let ReadError::Upstream(error) = &error {
+                    negative.learn::<()>(&source, &caller, What::Blob(digest), Err(error));
                 }
                 self.leave(&key, &publish);
                 publish.send_replace(Some(Err(error)));
@@ -563,6 +663,7 @@ mod tests {
             Store::open(dir.path()).unwrap(),
             Upstreams::new(&config, &metrics).unwrap(),
             config.fetch.clone(),
+            Negative::new(Duration::ZERO),
             metrics,
         );
         let key = (BlobDigest::of(b"x"), "u".to_owned());

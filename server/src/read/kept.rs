@@ -2,8 +2,9 @@
 //!
 //! In: a key, and how to ask the upstream. Out: the answer, and whether it is stale.
 //! Invariant: those who ask at the same time are one request upstream; an answer younger than the time to live costs
-//! none; an older one is given only when the upstream fails. Bounded by the weight of what is kept.
-//! Not here: what the answers mean.
+//! none; an older one, from memory or from before a restart, is given only when the upstream fails. Its "no" ends both.
+//! Bounded by the weight of what is kept.
+//! Not here: what the answers mean, and the disk ([`super::saved`]).
 
 use std::{
     hash::Hash,
@@ -11,30 +12,54 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{coalesce::Coalesce, error::ReadError};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
+
+use super::{blocking::blocking, coalesce::Coalesce, error::ReadError, saved::Saved};
 
 /// What an entry weighs beside its answer: two names of up to 255 bytes in its key, and the tables. Empty answers are the
 /// cheapest to ask for, so it is they that would fill the memory.
 const ENTRY_BYTES: usize = 1024;
 
-/// An answer with its time.
-type Dated<V> = (Arc<V>, Instant);
+/// A disk that takes longer than this to save an answer is not waited for.
+const SAVE_MAX: Duration = Duration::from_secs(2);
+
+/// An answer with its time; without one if that was before the start.
+type Dated<V> = (Arc<V>, Option<Instant>);
+
+/// What an answer is called on disk.
+pub trait Named {
+    /// Nothing, if it is not to be written there.
+    fn name(&self) -> Option<String>;
+}
 
 /// Clones share what is kept.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Kept<K: Eq + Hash + Send + Sync + 'static, V: Send + Sync + 'static> {
     kept: moka::sync::Cache<K, Dated<V>>,
     running: Coalesce<K, Result<Arc<V>, ReadError>>,
     ttl: Duration,
+    saved: Saved,
+}
+
+impl<K: Eq + Hash + Send + Sync, V: Send + Sync> Clone for Kept<K, V> {
+    fn clone(&self) -> Self {
+        Self {
+            kept: self.kept.clone(),
+            running: self.running.clone(),
+            ttl: self.ttl,
+            saved: self.saved.clone(),
+        }
+    }
 }
 
 impl<K, V> Kept<K, V>
 where
-    K: Clone + Eq + Hash + Send + Sync + 'static,
-    V: Send + Sync + 'static,
+    K: Clone + Eq + Hash + Named + Send + Sync + 'static,
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    /// Keeps at most `bytes_max`, by `weigh`.
-    pub fn new(ttl: Duration, bytes_max: u64, weigh: fn(&V) -> usize) -> Self {
+    /// Keeps at most `bytes_max` in memory, by `weigh`.
+    pub fn new(ttl: Duration, bytes_max: u64, saved: Saved, weigh: fn(&V) -> usize) -> Self {
         let weigher = move |_: &K, (value, _): &Dated<V>| u32::try_from(weigh(value) + ENTRY_BYTES).unwrap_or(u32::MAX);
         let kept = moka::sync::Cache::builder()
             .max_capacity(bytes_max)
@@ -44,6 +69,7 @@ where
             kept,
             running: Coalesce::default(),
             ttl,
+            saved,
         }
     }
 
@@ -54,18 +80,24 @@ where
     {
         let last = self.kept.get(key);
         if let Some((value, at)) = &last
-            && at.elapsed() < self.ttl
+            && at.is_some_and(|at| at.elapsed() < self.ttl)
         {
             return Ok((value.clone(), false));
         }
         let answer = self.running.run(key.clone(), || {
-            let (ask, kept, key) = (ask(), self.kept.clone(), key.clone());
+            let (ask, all, key) = (ask(), self.clone(), key.clone());
             async move {
                 let answer = ask.await.map(Arc::new);
                 match &answer {
-                    Ok(value) => kept.insert(key, (value.clone(), Instant::now())),
+                    Ok(value) => {
+                        all.kept.insert(key.clone(), (value.clone(), Some(Instant::now())));
+                        all.write(&key, Some(value.clone())).await;
+                    }
                     // It is gone, or was never for this caller to see.
-                    Err(ReadError::Upstream(error)) if !error.is_outage() => kept.invalidate(&key),
+                    Err(ReadError::Upstream(error)) if !error.is_outage() => {
+                        all.kept.invalidate(&key);
+                        all.write(&key, None).await;
+                    }
                     Err(_) => {}
                 }
                 answer
@@ -73,8 +105,42 @@ where
         });
         match (answer.await.unwrap_or(Err(ReadError::Stopping)), last) {
             (Err(ReadError::Upstream(error)), Some((value, _))) if error.is_outage() => Ok((value, true)),
+            (Err(ReadError::Upstream(error)), None) if error.is_outage() => match self.read(key).await {
+                Some(value) => Ok((value, true)),
+                None => Err(error.into()),
+            },
             (answer, _) => Ok((answer?, false)),
         }
+    }
+
+    /// What is on disk becomes this. Whatever goes wrong costs the answer after the next start, not this one.
+    async fn write(&self, key: &K, value: Option<Arc<V>>) {
+        let Some(name) = key.name() else { return };
+        let saved = self.saved.clone();
+        let written = blocking(move || {
+            match value {
+                Some(value) => {
+                    let json = serde_json::to_vec(&*value).map_err(std::io::Error::other)?;
+                    saved.save(&name, &json)?;
+                }
+                None => saved.forget(&name)?,
+            }
+            Ok(())
+        });
+        match timeout(SAVE_MAX, written).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "a list is not saved"),
+            Err(_) => tracing::warn!("a list is not saved: the disk takes too long"),
+        }
+    }
+
+    /// What is on disk, of a time before the start.
+    async fn read(&self, key: &K) -> Option<Arc<V>> {
+        let (saved, name) = (self.saved.clone(), key.name()?);
+        let json = blocking(move || Ok(saved.load(&name))).await.ok()??;
+        let value: Arc<V> = Arc::new(serde_json::from_slice(&json).ok()?);
+        self.kept.insert(key.clone(), (value.clone(), None));
+        Some(value)
     }
 }
 
@@ -82,9 +148,17 @@ where
 mod tests {
     use super::*;
 
+    impl Named for u32 {
+        fn name(&self) -> Option<String> {
+            None
+        }
+    }
+
     #[tokio::test]
     async fn empty_answers_have_a_weight_too() {
-        let kept: Kept<u32, Vec<u8>> = Kept::new(Duration::from_secs(60), 100 << 10, Vec::len);
+        let dir = tempfile::tempdir().unwrap();
+        let saved = Saved::open(dir.path()).unwrap();
+        let kept: Kept<u32, Vec<u8>> = Kept::new(Duration::from_secs(60), 100 << 10, saved, Vec::len);
         for key in 0..2000 {
             kept.get(&key, || async { Ok(Vec::new()) }).await.unwrap();
         }

@@ -121,7 +121,7 @@ impl Manifests {
         let size_max = config.manifest_size_max;
         Self {
             inner: Arc::new(Inner {
-                obtainable: Obtainable::new(blobs, originals.clone(), store.clone(), upstreams.clone()),
+                obtainable: Obtainable::new(blobs, store.clone(), upstreams.clone()),
                 shelf: Shelf::new(originals, store, size_max, metrics.clone()),
                 upstreams,
                 layers,
@@ -386,11 +386,13 @@ impl Inner {
 
     /// Before a manifest that the upstream has just given or confirmed is served.
     async fn vouch(self: &Arc<Self>, caller: &Caller, found: &Found, accept: &Accept) -> Result<(), ReadError> {
-        if self.obtainable.is_vouched(&found.fact.source, caller) {
-            return Ok(());
+        if !self.obtainable.is_vouched(&found.fact.source, caller) {
+            let vouched = tokio::time::timeout(VOUCH_MAX, self.ask_for_blobs(caller, found, accept));
+            vouched.await.unwrap_or(Ok(()))?;
         }
-        let vouched = tokio::time::timeout(VOUCH_MAX, self.ask_for_blobs(caller, found, accept));
-        vouched.await.unwrap_or(Ok(()))
+        // Afterwards: what was just asked is not asked twice.
+        self.obtainable.confirm_soon(caller, &found.fact);
+        Ok(())
     }
 
     /// Of an index, its child for machines like ours stands for all: the client most likely asks for it next.

@@ -31,6 +31,7 @@ pub mod platform;
 pub mod policy;
 pub mod referrers;
 mod run;
+pub mod saved;
 pub mod seekable;
 mod setbacks;
 mod shelf;

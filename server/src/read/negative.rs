@@ -2,8 +2,8 @@
 //!
 //! In: a "not found" of an upstream. Out: the same, to the same caller, until it is forgotten.
 //! Invariant: only "not found" is kept, never a refusal, and never for another caller; at most [`ENTRIES_MAX`] entries,
-//! each for `fetch.negative_ttl_ms`. What is found here is looked for before this is asked, so a thing that arrived by
-//! another way is seen at once.
+//! each for `fetch.negative_ttl_ms`. What is here and known to be the repository's is looked for before this is asked, so a
+//! thing that arrived by another way is seen at once.
 //! Not here: outages (they are never kept).
 
 use std::time::Duration;

@@ -7,6 +7,8 @@
 //! asks within [`REMEMBERED`], and none while the upstream was seen to answer within [`GOOD_FOR`]. That an upstream has
 //! confirmed a manifest just now does not mean that its blobs can be had (they are often elsewhere, behind another name or a
 //! firewall): the head of one is asked for, once a repository and [`BLOBS_GOOD_FOR`]. Whatever takes long is taken for a yes.
+//! A blob is here only for repositories that are known to have it: where not everybody may read everything, one that came
+//! with another repository is confirmed in the background while the upstream is up ([`Obtainable::confirm_soon`]).
 //! Not here: which manifests are confirmed when ([`super::manifests`]).
 
 use std::{
@@ -28,7 +30,6 @@ use crate::{
     store::{
         Store,
         facts::{ManifestFact, Source},
-        originals::Originals,
     },
     upstream::{Caller, Health, Reference, Upstream, UpstreamError, Upstreams},
 };
@@ -72,10 +73,11 @@ pub struct Obtainable {
 #[derive(Debug)]
 struct Inner {
     blobs: Blobs,
-    originals: Originals,
     store: Store,
     upstreams: Upstreams,
-    complete: Cache<BlobDigest, ()>,
+    complete: Cache<(Source, BlobDigest), ()>,
+    /// Manifests whose blobs were looked at in the background.
+    confirmed: Cache<(Source, BlobDigest), ()>,
     probed: Cache<(Source, Caller, Missing), Result<(), UpstreamError>>,
     /// An outage concerns everything of an upstream.
     down: Cache<String, UpstreamError>,
@@ -85,14 +87,17 @@ struct Inner {
 }
 
 impl Obtainable {
-    pub fn new(blobs: Blobs, originals: Originals, store: Store, upstreams: Upstreams) -> Self {
+    pub fn new(blobs: Blobs, store: Store, upstreams: Upstreams) -> Self {
         Self {
             inner: Arc::new(Inner {
                 blobs,
-                originals,
                 store,
                 upstreams,
                 complete: Cache::builder()
+                    .max_capacity(ENTRIES_MAX)
+                    .time_to_live(REMEMBERED)
+                    .build(),
+                confirmed: Cache::builder()
                     .max_capacity(ENTRIES_MAX)
                     .time_to_live(REMEMBERED)
                     .build(),
@@ -125,10 +130,11 @@ impl Obtainable {
         trouble: Option<&UpstreamError>,
     ) -> Result<(), ReadError> {
         let inner = &self.inner;
-        if inner.complete.contains_key(&fact.digest) {
+        let source = &fact.source;
+        let key = (source.clone(), fact.digest);
+        if inner.complete.contains_key(&key) {
             return Ok(());
         }
-        let source = &fact.source;
         let upstream = inner.upstreams.get(&source.upstream).cloned();
         let upstream = upstream.ok_or(UpstreamError::NotFound { name_unknown: true })?;
         let suspect = inner.suspect.contains_key(&(source.clone(), caller.clone()));
@@ -137,7 +143,7 @@ impl Obtainable {
             return Ok(());
         }
         let Some(missing) = self.missing(fact, trouble.is_none()).await? else {
-            inner.complete.insert(fact.digest, ());
+            inner.complete.insert(key, ());
             return Ok(());
         };
         // Registries count manifests and blobs apart, so a limit on the one says nothing about the other; nor does a
@@ -163,6 +169,21 @@ impl Obtainable {
     /// Whether nothing needs to be asked before a manifest that the upstream has just confirmed is served.
     pub fn is_vouched(&self, source: &Source, caller: &Caller) -> bool {
         self.inner.vouched.contains_key(&(source.clone(), caller.clone()))
+    }
+
+    /// The upstream has just given or confirmed this manifest, so it can be asked about blobs, too: those that are here
+    /// because of another repository and whose place in this one only the manifest claims. Does not block.
+    pub fn confirm_soon(&self, caller: &Caller, fact: &ManifestFact) {
+        let inner = &self.inner;
+        let key = (fact.source.clone(), fact.digest);
+        if !inner.store.doubts_manifests() || is_index(&fact.media_type) || inner.confirmed.contains_key(&key) {
+            return;
+        }
+        inner.confirmed.insert(key, ());
+        let members = fact.members.iter().filter(|digest| !is_foreign(fact, digest));
+        inner
+            .blobs
+            .confirm_soon(&fact.source, caller, members.copied().collect());
     }
 
     /// Of an image whose manifest the upstream has just confirmed: whether its repository gives blobs at all.
@@ -199,15 +220,29 @@ impl Obtainable {
     pub async fn no_setback(&self, caller: &Caller, fact: &ManifestFact) -> Result<(), ReadError> {
         let inner = &self.inner;
         let of_index = is_index(&fact.media_type);
-        let setback = |digest: &BlobDigest| match of_index {
-            true => inner.blobs.withheld(&fact.source, caller, digest),
-            false => {
-                let error = inner.blobs.setback(&fact.source, caller, digest)?;
-                (!inner.originals.path(digest).exists()).then_some(error)
-            }
+        let setback = |digest: &BlobDigest| {
+            let error = match of_index {
+                true => inner.blobs.withheld(&fact.source, caller, digest),
+                false => inner.blobs.setback(&fact.source, caller, digest),
+            };
+            Some((*digest, error?))
         };
-        let mut needed = fact.members.iter().filter(|digest| !is_foreign(fact, digest));
-        let Some(error) = needed.find_map(setback) else {
+        let needed = fact.members.iter().filter(|digest| !is_foreign(fact, digest));
+        let mut setbacks: Vec<_> = needed.filter_map(setback).collect();
+        if !of_index && !setbacks.is_empty() {
+            let (inner, source) = (inner.clone(), fact.source.clone());
+            setbacks = blocking(move || {
+                let mut left = Vec::new();
+                for setback in setbacks {
+                    if !inner.is_here(&source, &setback.0)? {
+                        left.push(setback);
+                    }
+                }
+                Ok(left)
+            })
+            .await?;
+        }
+        let Some((_, error)) = setbacks.into_iter().next() else {
             return Ok(());
         };
         // One broken platform must not keep those from their image whose platform is here as a whole.
@@ -249,8 +284,8 @@ impl Obtainable {
         }
         let asked = Instant::now();
         let probe = self.probes.run(key.clone(), || {
-            let (source, caller, _) = key.clone();
-            async move { ask(&upstream, &source.repository, &caller, missing).await }
+            let ((source, caller, _), blobs) = (key.clone(), self.inner.blobs.clone());
+            async move { ask(&blobs, &upstream, &source, &caller, missing).await }
         });
         let answer = probe.await.unwrap_or(Err(UpstreamError::Timeout));
         match &answer {
@@ -272,12 +307,25 @@ impl Obtainable {
     }
 }
 
-async fn ask(upstream: &Upstream, repository: &str, caller: &Caller, missing: Missing) -> Result<(), UpstreamError> {
+async fn ask(
+    blobs: &Blobs,
+    upstream: &Upstream,
+    source: &Source,
+    caller: &Caller,
+    missing: Missing,
+) -> Result<(), UpstreamError> {
     let answer = match missing {
-        Missing::Blob(digest) => upstream.blob_head(repository, caller, &digest).await.map(drop),
+        Missing::Blob(digest) => match blobs.head(source, caller, &digest).await {
+            Ok(()) => Ok(()),
+            Err(ReadError::Upstream(error)) => Err(error),
+            // Ours, and nothing that the upstream said.
+            Err(_) => Err(UpstreamError::Busy),
+        },
         Missing::Child(digest) => {
             let reference = Reference::Digest(digest);
-            let head = upstream.manifest_head(repository, caller, &reference, &[]).await;
+            let head = upstream
+                .manifest_head(&source.repository, caller, &reference, &[])
+                .await;
             match head.map(drop) {
                 // Some indexes name children that were never pushed; the others can be had.
                 Err(UpstreamError::NotFound { .. }) => Ok(()),
@@ -295,13 +343,18 @@ async fn ask(upstream: &Upstream, repository: &str, caller: &Caller, missing: Mi
 impl Inner {
     fn missing(&self, fact: &ManifestFact, arrives: bool, depth: u32) -> Result<Option<Missing>, ReadError> {
         if !is_index(&fact.media_type) {
-            return Ok(self.missing_blob(fact, arrives));
+            return self.missing_blob(fact, arrives);
         }
         for child in fact.members.iter().take(CHILDREN_MAX) {
             let Some(child) = self.store.manifest(child)? else {
                 continue;
             };
-            let here = self.originals.path(&child.digest).exists();
+            // Whoever brought it: it is asked for in this repository.
+            let child = ManifestFact {
+                source: fact.source.clone(),
+                ..child
+            };
+            let here = self.is_here(&child.source, &child.digest)?;
             // An attestation that is here does not make the image be here.
             let counts = child.image.is_some() || is_index(&child.media_type) || fact.members.len() == 1;
             if here && counts && depth < DEPTH_MAX && self.missing(&child, arrives, depth + 1)?.is_none() {
@@ -311,14 +364,29 @@ impl Inner {
         Ok(fact.members.first().copied().map(Missing::Child))
     }
 
-    fn missing_blob(&self, fact: &ManifestFact, arrives: bool) -> Option<Missing> {
-        let here =
-            |digest: &BlobDigest| self.originals.path(digest).exists() || (arrives && self.blobs.is_arriving(digest));
-        let missing = fact
-            .members
-            .iter()
-            .find(|digest| !here(digest) && !is_foreign(fact, digest));
-        missing.copied().map(Missing::Blob)
+    fn missing_blob(&self, fact: &ManifestFact, arrives: bool) -> Result<Option<Missing>, ReadError> {
+        let mut unclaimed = Vec::new();
+        for digest in fact.members.iter().filter(|digest| !is_foreign(fact, digest)) {
+            let comes = self.blobs.is_on_disk(digest) || (arrives && self.blobs.is_arriving(digest));
+            let is_member = comes && self.store.is_member(&fact.source, digest)?;
+            if !comes || (!is_member && self.store.doubts_manifests()) {
+                return Ok(Some(Missing::Blob(*digest)));
+            }
+            if !is_member {
+                unclaimed.push(*digest);
+            }
+        }
+        // The manifest was recorded for another repository, and is in this one because an index of it says so. What it
+        // names is claimed for this one, too: where a manifest's word is enough, its blobs are given on this one.
+        if !unclaimed.is_empty() {
+            self.store.claim_members(&fact.source, unclaimed)?;
+        }
+        Ok(None)
+    }
+
+    /// Here, and known to be the repository's.
+    fn is_here(&self, source: &Source, digest: &BlobDigest) -> Result<bool, ReadError> {
+        Ok(self.blobs.is_on_disk(digest) && self.store.is_member(source, digest)?)
     }
 }
 

@@ -1,9 +1,10 @@
 //! What refers to a digest: signatures, SBOMs, attestations.
 //!
-//! In: a source and a digest. Out: descriptors.
+//! In: a source and a digest, and after what to go on. Out: descriptors, and what follows them.
 //! Invariant: the upstream's list; where the upstream has no such API, that of the fallback tag, and none if there is no
-//! such tag. The whole list is asked for, whatever a client filters by, so one answer serves all. What the
-//! upstream lists belongs to the repository from then on. Kept for `fetch.listing_ttl_ms`, and served stale when the upstream is in trouble.
+//! such tag. Everything is asked for, whatever a client filters by, so one answer serves all. What the upstream lists
+//! belongs to the repository from then on. Kept for `fetch.listing_ttl_ms`, and served stale when the upstream is in
+//! trouble, also after a restart. A list that does not fit into one answer says what follows, or that something is missing.
 //! Not here: filtering (`http/v2_referrers.rs`), and the manifests themselves ([`super::manifests`]).
 //!
 //! OCI distribution-spec, "Listing Referrers", "Referrers Tag Schema".
@@ -17,12 +18,13 @@ use super::{
     blocking::blocking,
     document::{OCI_INDEX, is_index},
     error::ReadError,
-    kept::Kept,
+    kept::{Kept, Named},
     manifests::Manifests,
+    saved::Saved,
 };
 use crate::{
     store::{Store, facts::Source},
-    upstream::{Caller, Descriptor, Reference, Referring, UpstreamError, Upstreams},
+    upstream::{Caller, Descriptor, Reference, Referring, Rest, UpstreamError, Upstreams},
 };
 
 /// All lists together. A descriptor with annotations has some hundred bytes.
@@ -31,41 +33,58 @@ const BYTES_MAX: u64 = 64 << 20;
 /// Parsed, a descriptor takes several times what its JSON does.
 const PARSED: usize = 4;
 
+/// Who asked about what; the list that begins after the last.
+type Key = (Source, Caller, BlobDigest, Option<String>);
+
+impl Named for Key {
+    fn name(&self) -> Option<String> {
+        let (source, caller, digest, after) = self;
+        let name = ("referrers", caller.lasting_name()?, source, digest, after);
+        serde_json::to_string(&name).ok()
+    }
+}
+
 /// All lists; clones share them.
 #[derive(Clone, Debug)]
 pub struct Referrers {
-    kept: Kept<(Source, Caller, BlobDigest), Referring>,
+    kept: Kept<Key, Referring>,
     upstreams: Upstreams,
     store: Store,
     manifests: Manifests,
 }
 
 impl Referrers {
-    pub fn new(upstreams: Upstreams, store: Store, manifests: Manifests, ttl: Duration) -> Self {
+    pub fn new(upstreams: Upstreams, store: Store, manifests: Manifests, saved: Saved, ttl: Duration) -> Self {
         Self {
-            kept: Kept::new(ttl, BYTES_MAX, |list| list.bytes * PARSED),
+            kept: Kept::new(ttl, BYTES_MAX, saved, |list| list.bytes * PARSED),
             upstreams,
             store,
             manifests,
         }
     }
 
-    /// What refers to `digest`, and whether that is an old answer.
+    /// What refers to `digest`, from the first or after what an earlier answer said, and whether that is an old answer.
     pub async fn get(
         &self,
         source: &Source,
         caller: &Caller,
         digest: &BlobDigest,
+        after: Option<&str>,
     ) -> Result<(Arc<Referring>, bool), ReadError> {
         let upstream = self.upstreams.get(&source.upstream).cloned();
         let upstream = upstream.ok_or(UpstreamError::NotFound { name_unknown: true })?;
-        let key = (source.clone(), caller.clone(), *digest);
+        let key = (source.clone(), caller.clone(), *digest, after.map(str::to_owned));
         let answer = self.kept.get(&key, || {
-            let (source, caller, digest) = key.clone();
+            let (source, caller, digest, after) = key.clone();
             let (store, manifests) = (self.store.clone(), self.manifests.clone());
             async move {
-                let Some(found) = upstream.referrers(&source.repository, &caller, &digest).await? else {
-                    return fallback(&manifests, &source, &caller, &digest).await;
+                let after = after.as_deref();
+                let Some(found) = upstream.referrers(&source.repository, &caller, &digest, after).await? else {
+                    // A fallback tag's list is one.
+                    return match after {
+                        None => fallback(&manifests, &source, &caller, &digest).await,
+                        Some(_) => Ok(Referring::default()),
+                    };
                 };
                 remember(store, source, &found.descriptors).await;
                 Ok(found)
@@ -102,6 +121,7 @@ async fn fallback(
     let mut found = Referring::default();
     if !found.take(index.manifests.unwrap_or_default()) {
         tracing::warn!(?source, %digest, "too many referrers; the rest is left out");
+        found.rest = Rest::Lost;
     }
     Ok(found)
 }

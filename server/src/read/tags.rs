@@ -1,18 +1,21 @@
 //! Lists of tags.
 //!
 //! In: a source and where to begin. Out: a sorted piece of its tags.
-//! Invariant: the upstream's list, kept for `fetch.listing_ttl_ms`, and served stale when the upstream is in trouble. A
-//! list that was never read is not made up from what is here: the tags that passed through are a part of it, and a
-//! client could not tell. Only a server that is offline by configuration answers with those, marked as partial.
+//! Invariant: the upstream's list, kept for `fetch.listing_ttl_ms`, and served stale when the upstream is in trouble, also
+//! after a restart. Where it was never read, the tags that passed through here are listed while the upstream is away, marked
+//! as a part; never where it only asks for patience.
 //! Not here: paging of clients (`http/v2_tags.rs`), and where tags point ([`super::manifests`]).
 
 use std::{sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     blocking::blocking,
     error::ReadError,
-    kept::Kept,
+    kept::{Kept, Named},
     negative::{Negative, What},
+    saved::Saved,
 };
 use crate::{
     store::{Store, facts::Source},
@@ -26,7 +29,7 @@ const BYTES_MAX: u64 = 64 << 20;
 const OWN_TAGS_MAX: usize = 65_536;
 
 /// A piece of the sorted list.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TagList {
     /// Ascending, without doubles.
     pub tags: Vec<String>,
@@ -46,12 +49,20 @@ pub enum How {
     Fresh,
     /// The upstream could not be asked.
     Stale,
-    /// The server is offline for it, and knows only the tags that were pulled.
+    /// Nor was it ever: these are the tags that were pulled.
     Partial,
 }
 
 /// Who asked for what; the list that begins after `last`.
 type Key = (Source, Caller, Option<String>);
+
+impl Named for Key {
+    fn name(&self) -> Option<String> {
+        let (source, caller, after) = self;
+        let name = ("tags", caller.lasting_name()?, source, after);
+        serde_json::to_string(&name).ok()
+    }
+}
 
 /// All lists; clones share them.
 #[derive(Clone, Debug)]
@@ -63,9 +74,11 @@ pub struct TagLists {
 }
 
 impl TagLists {
-    pub fn new(upstreams: Upstreams, store: Store, negative: Negative, ttl: Duration) -> Self {
+    pub fn new(upstreams: Upstreams, store: Store, negative: Negative, saved: Saved, ttl: Duration) -> Self {
         Self {
-            kept: Kept::new(ttl, BYTES_MAX, |list| list.tags.iter().map(|tag| tag.len() + 24).sum()),
+            kept: Kept::new(ttl, BYTES_MAX, saved, |list| {
+                list.tags.iter().map(|tag| tag.len() + 24).sum()
+            }),
             negative,
             upstreams,
             store,
@@ -104,7 +117,7 @@ impl TagLists {
                 list,
                 how: if stale { How::Stale } else { How::Fresh },
             }),
-            Err(ReadError::Upstream(UpstreamError::Offline)) => self.own(source).await,
+            Err(ReadError::Upstream(error)) if is_away(&error) => self.own(source, error).await,
             Err(error) => {
                 if let ReadError::Upstream(error) = &error {
                     self.negative.learn::<()>(source, caller, What::Tags, Err(error));
@@ -114,12 +127,12 @@ impl TagLists {
         }
     }
 
-    /// The tags that were pulled through here.
-    async fn own(&self, source: &Source) -> Result<Listed, ReadError> {
+    /// The tags that were pulled through here, or the upstream's trouble if there are none.
+    async fn own(&self, source: &Source, error: UpstreamError) -> Result<Listed, ReadError> {
         let (store, source) = (self.store.clone(), source.clone());
         let mut tags = blocking(move || Ok(store.tags(&source, OWN_TAGS_MAX)?)).await?;
         if tags.is_empty() {
-            return Err(UpstreamError::Offline.into());
+            return Err(error.into());
         }
         tags.sort_unstable();
         Ok(Listed {
@@ -127,4 +140,9 @@ impl TagLists {
             how: How::Partial,
         })
     }
+}
+
+/// Whether waiting a little is no help.
+fn is_away(error: &UpstreamError) -> bool {
+    error.is_outage() && !matches!(error, UpstreamError::TooManyRequests { .. } | UpstreamError::Busy)
 }

@@ -6,8 +6,6 @@
 //! answer is at most too small); tags and manifests are forgotten when they are recorded anew.
 //! Not here: the rules of keeping and forgetting ([`super::hot`]).
 
-use std::sync::atomic::Ordering;
-
 use headstart_layer_format::BlobDigest;
 
 use super::{
@@ -66,7 +64,7 @@ impl Store {
 
     /// What makes a digest a member.
     pub(super) fn membership_enough(&self) -> Membership {
-        match self.inner.doubts_manifests.load(Ordering::Relaxed) {
+        match self.doubts_manifests() {
             true => Membership::Served,
             false => Membership::Named,
         }

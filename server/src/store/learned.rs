@@ -265,6 +265,11 @@ impl Store {
         self.inner.doubts_manifests.store(true, Ordering::Relaxed);
     }
 
+    /// Whether a manifest's word is not enough.
+    pub fn doubts_manifests(&self) -> bool {
+        self.inner.doubts_manifests.load(Ordering::Relaxed)
+    }
+
     /// Whether a repository is known to hold a blob or manifest.
     pub fn is_member(&self, s: &Source, d: &BlobDigest) -> Result<bool, StoreError> {
         let members = &self.inner.at_hand.members;
@@ -284,6 +289,14 @@ impl Store {
         self.append_fact(&Fact::Member {
             source: s.clone(),
             digest: *d,
+        })
+    }
+
+    /// Records that a manifest of the repository names these: a claim.
+    pub fn claim_members(&self, s: &Source, digests: Vec<BlobDigest>) -> Result<(), StoreError> {
+        self.append_fact(&Fact::Members {
+            source: s.clone(),
+            digests,
         })
     }
 

@@ -35,6 +35,15 @@ pub enum CallerKey {
 }
 
 impl Caller {
+    /// What it is called in a key that is written down: nothing of a client's credentials ever is.
+    pub fn lasting_name(&self) -> Option<&'static str> {
+        match self {
+            Self::Server => Some("server"),
+            Self::Anybody => Some("anybody"),
+            Self::Client(_) => None,
+        }
+    }
+
     pub fn key(&self) -> CallerKey {
         match self {
             Self::Server => CallerKey::Server,

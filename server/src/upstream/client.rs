@@ -231,6 +231,11 @@ impl Upstream {
         self.own_site().url(&format!("{repository}/{kind}/{last}"), None)
     }
 
+    /// What follows `/v2/` in a URL of this upstream's own.
+    pub(super) fn own_path<'u>(&self, url: &'u Url) -> Option<&'u str> {
+        self.own_site().path_of(url)
+    }
+
     /// Head and body of a small answer. `url` must be below this upstream's own `/v2/`.
     pub(super) async fn get_small(
         &self,
@@ -241,8 +246,7 @@ impl Upstream {
         size_max: u64,
     ) -> Result<(HeaderMap, Bytes), UpstreamError> {
         let path = self
-            .own_site()
-            .path_of(&url)
+            .own_path(&url)
             .ok_or(UpstreamError::BadAnswer("a link to where we do not go"))?;
         let mut ask = Ask::new(Method::GET, repository, caller, path.to_owned()).with(headers);
         ask.query = url.query().map(str::to_owned);

@@ -37,6 +37,6 @@ pub use body::{BlobAnswer, BlobBody, RangeAnswer};
 pub use caller::{Caller, CallerKey, ClientCredentials};
 pub use client::{Health, Upstream};
 pub use error::UpstreamError;
-pub use listing::{Descriptor, Referring, TagPage};
+pub use listing::{AFTER_LEN_MAX, Descriptor, Referring, Rest, TagPage};
 pub use name::{NameError, Reference, RepositoryName, Tag};
 pub use set::{ResolveError, Route, SetupError, Upstreams};

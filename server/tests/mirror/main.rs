@@ -1,0 +1,16 @@
+//! What a mirror owes its clients around an outage: manifests whose blobs they get, lists that survive a restart, and
+//! an upstream that is not asked for what it has just said.
+//!
+//! In: servers in this process, and the scripted origin behind them. Out: statuses, warnings, and what the origin was
+//! asked. Not here: policies of tags (`tag_policy.rs`), and the specification's own checks (`conformance.rs`).
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod absent;
+mod lists;
+mod members;
+
+fn warning(response: &reqwest::Response) -> Option<&str> {
+    response.headers().get("warning").map(|v| v.to_str().unwrap())
+}
