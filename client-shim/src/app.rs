@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::fetch::servers::{FetchError, Servers};
 use crate::layers::NodeLayers;
+use crate::observe;
 use crate::proto::snapshots::snapshots_server::SnapshotsServer;
 use crate::snapshotter::engine::Engine;
 use crate::snapshotter::error::SnapshotError;
@@ -72,6 +73,7 @@ pub async fn serve<B: LazyLayers>(config: &Config, backend: B, stop: Cancellatio
     // First, so that whoever connects while snapshots are loaded waits instead of failing.
     let listener = bind(&config.socket)?;
     let engine = Arc::new(Engine::open(&config.root_dir, &config.snapshotter, backend).await?);
+    observe::start(config, engine.clone(), stop.clone());
     tracing::info!(socket = %config.socket.display(), "ready");
     let service = SnapshotsServer::new(SnapshotService::new(engine.clone()));
     let server = tonic::transport::Server::builder()

@@ -43,11 +43,15 @@ pub struct Config {
     pub root_dir: PathBuf,
     /// Where containerd's proxy plugin connects (gRPC over a unix socket).
     pub socket: PathBuf,
+    /// Where `headstart-shim status` asks the running shim; root's alone. Empty: beside `socket`, named after it
+    /// (`/run/headstart/shim.sock`: `/run/headstart/shim-admin.sock`).
+    pub admin_socket: PathBuf,
     /// Headstart servers in order of preference, for example `http://10.0.0.1:5080`.
     pub servers: Vec<String>,
     pub snapshotter: SnapshotterConfig,
     pub lazy: LazyConfig,
     pub fetch: FetchConfig,
+    pub metrics: MetricsConfig,
     pub log: LogConfig,
 }
 
@@ -56,10 +60,12 @@ impl Default for Config {
         Self {
             root_dir: "/var/lib/headstart-shim".into(),
             socket: "/run/headstart/shim.sock".into(),
+            admin_socket: PathBuf::new(),
             servers: vec!["http://127.0.0.1:5080".into()],
             snapshotter: SnapshotterConfig::default(),
             lazy: LazyConfig::default(),
             fetch: FetchConfig::default(),
+            metrics: MetricsConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -79,6 +85,15 @@ impl Config {
         std::fs::read_to_string(path).map_err(read)?.parse()
     }
 
+    /// Where status and metrics are asked for.
+    pub fn admin_socket(&self) -> PathBuf {
+        if !self.admin_socket.as_os_str().is_empty() {
+            return self.admin_socket.clone();
+        }
+        let stem = self.socket.file_stem().unwrap_or_default().to_string_lossy();
+        self.socket.with_file_name(format!("{stem}-admin.sock"))
+    }
+
     fn check(self) -> Result<Self, ConfigError> {
         let refuse = |key, why: &str| Err(ConfigError::Value { key, why: why.into() });
         let root_dir = self.root_dir.to_string_lossy();
@@ -91,7 +106,15 @@ impl Config {
         if !self.socket.is_absolute() || self.socket.as_os_str().len() > SOCKET_PATH_LEN_MAX {
             return refuse("socket", "must be an absolute path of at most 107 bytes");
         }
+        let admin = self.admin_socket();
+        if !admin.is_absolute() || admin.as_os_str().len() > SOCKET_PATH_LEN_MAX || admin == self.socket {
+            return refuse(
+                "admin_socket",
+                "must be an absolute path of at most 107 bytes, and not containerd's",
+            );
+        }
         self.snapshotter.check()?;
+        self.metrics.check()?;
         Ok(self)
     }
 }
@@ -157,6 +180,32 @@ impl SnapshotterConfig {
     }
 }
 
+/// `[metrics]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// A second place for `GET /metrics`, which the admin socket always has: `unix:/path`, or an address. Whoever may
+    /// connect may read numbers; no image's name is among them. Empty: none.
+    pub listen: String,
+}
+
+impl MetricsConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        let listen = &self.listen;
+        let fits = match listen.strip_prefix(crate::observe::listen::UNIX) {
+            Some(path) => Path::new(path).is_absolute() && path.len() <= SOCKET_PATH_LEN_MAX,
+            None => listen.is_empty() || listen.parse::<std::net::SocketAddr>().is_ok(),
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(ConfigError::Value {
+            key: "metrics.listen",
+            why: format!("{listen:?} is neither unix:/path nor an IP address with a port"),
+        })
+    }
+}
+
 /// `[log]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -197,6 +246,9 @@ mod tests {
         assert_eq!(config.servers.len(), 2);
         assert_eq!(config.snapshotter.prepare_wait_ms, 20_000);
         assert!("".parse::<Config>().is_ok());
+        assert_eq!(config.admin_socket(), Path::new("/s-admin.sock"));
+        assert!("[metrics]\nlisten = '[::1]:9'".parse::<Config>().is_ok());
+        assert!("[metrics]\nlisten = 'unix:/m'".parse::<Config>().is_ok());
     }
 
     #[test]
@@ -212,6 +264,11 @@ mod tests {
             "root_dir = '/a:b'",
             "root_dir = '/a,b'",
             "socket = 's'",
+            "admin_socket = 's'",
+            "socket = '/s'\nadmin_socket = '/s'",
+            "[metrics]\nlisten = 'localhost:1'",
+            "[metrics]\nlisten = 'unix:relative'",
+            "[metrics]\nport = 1",
         ] {
             assert!(bad.parse::<Config>().is_err(), "{bad:?}");
         }

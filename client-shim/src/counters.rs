@@ -1,10 +1,11 @@
 //! What the lazy half of the node has done, as plain numbers.
 //!
-//! In: increments. Out: a snapshot for logs, tests and a later metrics endpoint.
+//! In: increments. Out: a snapshot for logs, tests and [`crate::metrics`].
 //! Invariant: counts only grow; they are never used for decisions.
 //! Not here: exporting them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// A number that grows.
 #[derive(Debug, Default)]
@@ -17,6 +18,44 @@ impl Counter {
 
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How long things took, in buckets.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    /// One more than there are bounds: for what took longer than all of them.
+    buckets: [AtomicU64; Histogram::BOUNDS_MS.len() + 1],
+    /// 500 years fit.
+    nanos: AtomicU64,
+}
+
+impl Histogram {
+    /// From a read of the page cache to the longest time-out of anything here.
+    pub const BOUNDS_MS: [u64; 13] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000];
+
+    pub fn record(&self, took: Duration) {
+        let bucket = Self::BOUNDS_MS.iter().position(|ms| took <= Duration::from_millis(*ms));
+        self.buckets[bucket.unwrap_or(Self::BOUNDS_MS.len())].fetch_add(1, Ordering::Relaxed);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// How many took at most each bound, and then all.
+    pub fn cumulative(&self) -> [u64; Histogram::BOUNDS_MS.len() + 1] {
+        let mut sum = 0;
+        std::array::from_fn(|i| {
+            sum += self.buckets[i].load(Ordering::Relaxed);
+            sum
+        })
+    }
+
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).sum()
+    }
+
+    pub fn seconds(&self) -> f64 {
+        Duration::from_nanos(self.nanos.load(Ordering::Relaxed)).as_secs_f64()
     }
 }
 
@@ -39,4 +78,23 @@ pub struct Counters {
     pub read_misses: Counter,
     /// Reads that ended in an error.
     pub read_errors: Counter,
+    /// How long reads waited for what was not here.
+    pub miss_seconds: Histogram,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_in_the_bucket_of_its_bound_and_in_all_above() {
+        let histogram = Histogram::default();
+        for ms in [1, 2, 3, 10_000, 10_001] {
+            histogram.record(Duration::from_millis(ms));
+        }
+        let cumulative = histogram.cumulative();
+        assert_eq!(cumulative[..4], [1, 2, 3, 3]);
+        assert_eq!((cumulative[12], cumulative[13], histogram.count()), (4, 5, 5));
+        assert!((histogram.seconds() - 20.007).abs() < 1e-9);
+    }
 }

@@ -67,6 +67,8 @@ pub struct Presented {
 /// How the lazy half stands.
 #[derive(Clone, Debug)]
 pub struct NodeStatus {
+    /// "erofs" or "fuse".
+    pub presentation: &'static str,
     pub counters: Arc<Counters>,
     pub layers: Vec<LayerProgress>,
 }
@@ -210,6 +212,7 @@ impl NodeLayers {
         let mut layers: Vec<LayerProgress> = self.0.all().iter().map(|k| progress(&k.layer)).collect();
         layers.sort_by_key(|l| l.slot);
         NodeStatus {
+            presentation: self.0.presentation.name(),
             counters: Arc::clone(&self.0.counters),
             layers,
         }

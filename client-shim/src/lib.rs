@@ -8,12 +8,16 @@
 
 pub mod app;
 pub mod cache;
+pub mod cli;
 pub mod config;
 pub mod counters;
+pub mod doctor;
 pub mod erofs;
 pub mod fetch;
 pub mod fuse;
 pub mod layers;
+pub mod metrics;
+pub mod observe;
 pub mod presentation;
 pub mod proto;
 pub mod snapshotter;

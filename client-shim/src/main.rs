@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use headstart_shim::app;
+use headstart_shim::cli;
 use headstart_shim::config::{Config, ConfigError, LogConfig, LogFormat};
 use headstart_shim::fetch::servers::{FetchError, Servers};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,7 +27,7 @@ use tracing_subscriber::EnvFilter;
 ///   socket       where containerd connects   (default /run/headstart/shim.sock)
 ///   servers      Headstart servers, in order (default ["http://127.0.0.1:5080"])
 ///   [snapshotter] waiting and durability,  [lazy] layers and their cache,
-///   [fetch] how servers are asked,  [log] level and format ("text" or "json")
+///   [fetch] how servers are asked,  [metrics] where Prometheus asks,  [log] level and format ("text" or "json")
 /// An unknown key is an error.
 ///
 /// containerd needs, in its config.toml:
@@ -34,14 +35,19 @@ use tracing_subscriber::EnvFilter;
 ///     type = "snapshot"
 ///     address = "/run/headstart/shim.sock"
 ///
+/// Is a node set up right? "headstart-shim doctor". What has it got, and why was a pull not lazy? "headstart-shim status".
+/// Both read the same configuration, and know --json.
+///
 /// SIGTERM or SIGINT stops it cleanly. When a layer cannot start lazily, one log line with the key "lazy_declined" says
 /// why and containerd pulls it.
 #[derive(Parser, Debug)]
 #[command(version, verbatim_doc_comment, max_term_width = 100)]
 struct Args {
     /// Configuration file (TOML); without it the defaults above apply
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<cli::Command>,
     /// Read the configuration, report the first error in it, and exit
     #[arg(long)]
     check: bool,
@@ -49,6 +55,9 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(command) = &args.command {
+        return cli::run(command, args.config.as_deref());
+    }
     match start(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

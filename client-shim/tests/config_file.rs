@@ -44,3 +44,55 @@ fn a_misspelt_key_is_an_error_that_names_it() {
     let error = text.parse::<Config>().expect_err("unknown keys are errors").to_string();
     assert!(error.contains("readahed_bytes"), "{error}");
 }
+
+/// An operator finds every key that is about where the shim is asked.
+#[test]
+fn the_shipped_file_shows_where_to_ask() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/shim.toml");
+    let config = Config::load(Some(&path)).expect("the shipped file is valid");
+    assert_eq!(config.admin_socket(), Path::new("/run/headstart/shim-admin.sock"));
+    assert_eq!(config.metrics, Config::default().metrics);
+    let table: toml::Table = std::fs::read_to_string(path).expect("read").parse().expect("TOML");
+    assert!(table.contains_key("admin_socket"));
+    assert!(table["metrics"].get("listen").is_some());
+}
+
+/// The DaemonSet's configuration is read by the shim, and its files are where the installation looks for them.
+#[test]
+fn the_daemon_set_and_the_shim_agree() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/kubernetes-shim.yaml");
+    let text = std::fs::read_to_string(path).expect("read");
+    let block = |key: &str| {
+        let (_, block) = text.split_once(&format!("  {key}: |\n")).expect(key);
+        let lines = block
+            .lines()
+            .take_while(|line| line.is_empty() || line.starts_with("    "));
+        lines
+            .map(|line| line.strip_prefix("    ").unwrap_or_default())
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    let config: Config = block("shim.toml").parse().expect("a configuration that the shim takes");
+    let shipped = Config::default();
+    assert_eq!((&config.root_dir, &config.socket), (&shipped.root_dir, &shipped.socket));
+    let hosts: toml::Table = block("hosts.toml").parse().expect("TOML");
+    let host = hosts["host"].as_table().expect("a host");
+    assert!(host.contains_key(&config.servers[0]), "one server in both files");
+    let dockerfile = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/shim.Dockerfile");
+    let dockerfile = std::fs::read_to_string(dockerfile).expect("read");
+    for file in ["install.sh", "config/shim.toml", "config/modules-load.conf"] {
+        assert!(dockerfile.contains(&format!(" /opt/headstart/{file}\n")), "{file}");
+    }
+    for mounted in [
+        "/opt/headstart/config/shim.toml",
+        "/opt/headstart/config/containerd/certs.d/_default/hosts.toml",
+    ] {
+        assert!(text.contains(&format!("mountPath: {mounted}\n")), "{mounted}");
+    }
+    assert!(text.contains("privileged: true") && text.contains("hostPID: true"));
+    // A tab or an odd indentation is what breaks such a file unseen.
+    assert!(
+        text.lines()
+            .all(|l| !l.contains('\t') && (l.len() - l.trim_start().len()).is_multiple_of(2))
+    );
+}

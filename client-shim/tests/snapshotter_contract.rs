@@ -257,3 +257,50 @@ async fn one_of_many_wins_and_nobody_is_lost() {
         assert!(child.is_ok() != removal.is_ok(), "{child:?} {removal:?}");
     }
 }
+
+/// The labels that clients set for containers in user namespaces, where containerd's configuration says "remap-ids".
+#[tokio::test]
+async fn a_user_namespace_gets_directories_with_other_owners() {
+    let h = Harness::start().await;
+    let c = &h.client;
+    let bottom = c.prepare("a", "", &[]).await.unwrap();
+    let root = Path::new(&bottom[0].source);
+    let chowned = std::os::unix::fs::chown(root, Some(5), Some(6)).is_ok(); // only root can
+    c.commit("base", "a", &[]).await.unwrap();
+    let labels = [
+        ("containerd.io/snapshot/uidmapping", "0:100000:65536"),
+        ("containerd.io/snapshot/gidmapping", "0:200000:65536"),
+    ];
+    if chowned {
+        let active = c.prepare("b", "base", &labels).await.unwrap();
+        let lower = Path::new(option(&active, "lowerdir").unwrap()).to_owned();
+        assert_ne!(lower, root);
+        let owner = |path: &Path| fs::metadata(path).map(|m| (m.uid(), m.gid())).unwrap();
+        assert_eq!((owner(&lower), owner(root)), ((100_005, 200_006), (5, 6)));
+        assert_eq!(c.mounts("b").await.unwrap(), active);
+        // The upper directory is not mounted idmapped: it has the owner outside.
+        let upper = Path::new(option(&active, "upperdir").unwrap()).to_owned();
+        assert_eq!(owner(&upper), (100_005, 200_006));
+        let view = c.view("v", "base", &labels).await.unwrap();
+        assert_eq!(owner(Path::new(&view[0].source)), (100_005, 200_006));
+        // They go with their snapshots.
+        c.remove("b").await.unwrap();
+        c.remove("v").await.unwrap();
+        assert_eq!(fs::read_dir(h.config.root_dir.join("ids")).unwrap().count(), 0);
+        // A layer of the container's own, alone: nothing below to be mapped.
+        let alone = c.prepare("alone", "", &labels).await.unwrap();
+        assert_eq!(alone[0].options, ["rw", "rbind"]);
+        assert_eq!(owner(Path::new(&alone[0].source)), (100_000, 200_000));
+    }
+    let before = c.names(&[]).await;
+    for bad in ["0:1", "0:1:1,upperdir=/", "a:b:c"] {
+        let labels = [(labels[0].0, bad), labels[1]];
+        assert_eq!(
+            code(c.prepare("c", "base", &labels).await),
+            Code::InvalidArgument,
+            "{bad}"
+        );
+    }
+    assert_eq!(code(c.prepare("c", "base", &labels[..1]).await), Code::InvalidArgument);
+    assert_eq!(c.names(&[]).await, before);
+}

@@ -60,5 +60,7 @@ pub const SEEKABLE_BLOB_MEDIA_TYPE: &str = "application/vnd.headstart.seekable-b
 /// Media type of the body that `POST chunks` answers with.
 pub const CHUNK_STREAM_MEDIA_TYPE: &str = "application/vnd.headstart.chunk-stream.v1";
 
+/// Response header of `readyz`: the version of the server's program.
+pub const VERSION_HEADER: &str = "headstart-version";
 /// Response header of `toc` (binary) and `data`: digest of the encoded TOC that describes these bytes.
 pub const TOC_DIGEST_HEADER: &str = "headstart-toc-digest";

@@ -43,7 +43,7 @@ impl Layer {
             Arc::clone(counters),
             runtime.clone(),
         );
-        let reader = LayerReader::new(Arc::clone(&stored.file), flights, config);
+        let reader = LayerReader::new(Arc::clone(&stored.file), flights, config, Arc::clone(counters));
         Self { stored, reader }
     }
 

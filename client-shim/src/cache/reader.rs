@@ -11,6 +11,7 @@ use headstart_layer_format::{LayerOffset, LayerRange};
 
 use super::config::LazyConfig;
 use super::layer_file::LayerFile;
+use crate::counters::Counters;
 use crate::fetch::{ChunkSink, FetchError, Flights};
 
 #[derive(Clone, Debug)]
@@ -20,16 +21,18 @@ pub struct LayerReader {
     demand_timeout: Duration,
     small_file_bytes_max: u64,
     readahead_bytes: u64,
+    counters: Arc<Counters>,
 }
 
 impl LayerReader {
-    pub fn new(file: Arc<LayerFile>, flights: Flights, config: &LazyConfig) -> Self {
+    pub fn new(file: Arc<LayerFile>, flights: Flights, config: &LazyConfig, counters: Arc<Counters>) -> Self {
         Self {
             file,
             flights,
             demand_timeout: config.demand_timeout(),
             small_file_bytes_max: config.small_file_bytes_max,
             readahead_bytes: config.readahead_bytes,
+            counters,
         }
     }
 
@@ -42,10 +45,12 @@ impl LayerReader {
     /// Fetches whatever is missing of `demand`, with what habit says to take along: the rest of a small body, the next
     /// stretch of a large one that is read in order.
     pub async fn fetch(&self, demand: &[LayerRange], bodies: &[LayerRange]) -> Result<(), FetchError> {
-        let deadline = Instant::now() + self.demand_timeout;
+        let begun = Instant::now();
         let chunks = self.indices(demand);
         let along = self.along(demand, bodies);
-        self.flights.fetch(&chunks, &along, deadline).await
+        let fetched = self.flights.fetch(&chunks, &along, begun + self.demand_timeout).await;
+        self.counters.miss_seconds.record(begun.elapsed());
+        fetched
     }
 
     /// After a read that was all here: keeps a sequential reader's next stretch coming.

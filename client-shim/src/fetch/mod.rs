@@ -12,6 +12,7 @@ mod data;
 pub mod error;
 mod health;
 pub mod identity;
+pub mod probe;
 mod run;
 pub mod servers;
 pub mod single_flight;

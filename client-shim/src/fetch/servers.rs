@@ -218,10 +218,7 @@ impl Servers {
         request: RequestBuilder,
         wait: Duration,
     ) -> Result<Response, FetchError> {
-        let request = match self.0.identity.now().1 {
-            Some(authorization) => request.header(AUTHORIZATION, authorization),
-            None => request,
-        };
+        let request = self.authorized(request);
         let answer = match timeout(self.0.config.response_timeout() + wait, request.send()).await {
             Err(_) => Err(FetchError::Unreachable("it did not answer in time".into())),
             Ok(Err(e)) => Err(body::unreachable(&e)),
@@ -231,6 +228,19 @@ impl Servers {
             server.health.succeeded();
         }
         self.noting(server, answer)
+    }
+
+    /// With this node's credentials, if it has any.
+    pub(super) fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+        match self.0.identity.now().1 {
+            Some(authorization) => request.header(AUTHORIZATION, authorization),
+            None => request,
+        }
+    }
+
+    /// In the order of the configuration.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Server>> {
+        self.0.servers.iter()
     }
 
     /// Counts a transport failure against the server.

@@ -37,13 +37,15 @@ const GENERATION: Generation = Generation(0);
 /// for the network keep others from reading ahead.
 const BACKGROUND_MAX: u16 = 64;
 /// Each makes the kernel ask less. Those a kernel lacks are left out.
-const WANTED: [InitFlags; 6] = [
+const WANTED: [InitFlags; 7] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_EXPORT_SUPPORT,
     InitFlags::FUSE_MAX_PAGES,
+    // Containers in user namespaces (from 6.12 on): who asks does not matter here, and the kernel checks permissions.
+    InitFlags::FUSE_ALLOW_IDMAP,
 ];
 
 #[derive(Debug)]

@@ -158,6 +158,10 @@ impl Presentation for ErofsTree {
         self.fuse.withdraw(layer);
     }
 
+    fn name(&self) -> &'static str {
+        "erofs"
+    }
+
     fn close(&self) {
         let all: Vec<Shown> = self.lock().drain().map(|(_, shown)| shown).collect();
         for shown in all.iter().filter(|s| s.data != Data::Tree) {

@@ -75,6 +75,10 @@ impl Presentation for FuseTree {
         }
     }
 
+    fn name(&self) -> &'static str {
+        "fuse"
+    }
+
     fn close(&self) {
         self.mount.close();
     }

@@ -45,6 +45,8 @@ pub trait Presentation: Send + Sync + std::fmt::Debug {
     fn completed(&self, _: &Layer) {}
     /// Stops showing it. Nobody has it mounted any more.
     fn withdraw(&self, layer: &Layer);
+    /// For people and metrics.
+    fn name(&self) -> &'static str;
     /// Stops showing anything, also if somebody still looks. Blocks.
     fn close(&self);
 }

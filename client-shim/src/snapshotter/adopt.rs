@@ -52,6 +52,9 @@ impl<B: LazyLayers> Adopter<B> {
                 "a layer with layers below it was asked for without a parent",
             ));
         }
+        let mut labels = labels.clone();
+        labels.insert(labels::HEADSTART_MANIFEST.into(), manifest.to_string());
+        let labels = &labels;
         let adopted = self.commit(chain, &target, parent, labels).await;
         if let Err(decline) = &adopted {
             self.decisions.decline(manifest, decline.clone());

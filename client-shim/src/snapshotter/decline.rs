@@ -38,6 +38,21 @@ pub enum DeclineReason {
 }
 
 impl DeclineReason {
+    pub const ALL: [DeclineReason; 12] = [
+        Self::Disabled,
+        Self::NoMount,
+        Self::NoServer,
+        Self::UnknownImage,
+        Self::NotReady,
+        Self::Refused,
+        Self::Failed,
+        Self::Mismatch,
+        Self::Malformed,
+        Self::PresentFailed,
+        Self::ImpliedDirectory,
+        Self::CommitFailed,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Disabled => "disabled",

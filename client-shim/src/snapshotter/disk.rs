@@ -17,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::idmap::IdMap;
 use super::record::{Kind, RECORD_VERSION, Record, SnapshotId};
 
 /// Largest record read: labels are at most 4096 bytes each, and no client sets hundreds.
@@ -118,6 +119,12 @@ impl Disk {
                     let m = fs::symlink_metadata(like)?;
                     (m.mode() & 0o7777, Some((m.uid(), m.gid())))
                 }
+            };
+            // Unlike those below it, the upper directory is not mounted idmapped.
+            let ids = IdMap::from_labels(&record.labels).map_err(std::io::Error::other)?;
+            let owner = match ids {
+                Some(ids) => owner.or(Some((0, 0))).map(|(uid, gid)| ids.outside(uid, gid)),
+                None => owner,
             };
             if let Some((uid, gid)) = owner {
                 std::os::unix::fs::lchown(&upper, Some(uid), Some(gid))?;

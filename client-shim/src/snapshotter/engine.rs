@@ -4,6 +4,7 @@
 //! `view` and `mounts` waits for more than this node's disk.
 //! Not here: protobuf ([`super::service`]), the lazy decision ([`super::adopt`]).
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,15 +17,20 @@ use super::decide::Decisions;
 use super::decline::{Decline, DeclineReason};
 use super::error::SnapshotError;
 use super::filter::Filters;
+use super::idmap::IdMap;
+use super::idmapped::IdMapped;
 use super::labels::{self, LayerIdentity};
 use super::lazy::LazyLayers;
 use super::mounts::{OwnDirs, mounts};
 use super::overlay::OverlayOptions;
 use super::pins::Pins;
-use super::record::{Kind, Labels, Record, Usage};
+use super::record::{Kind, Labels, Record, SnapshotId, Usage};
 use super::store::SnapshotStore;
 use super::trash::Trash;
 use crate::config::SnapshotterConfig;
+use crate::layers::NodeStatus;
+use crate::observe::calls::Calls;
+use crate::observe::pulls::PullLog;
 use crate::proto::Mount;
 
 /// How long `Cleanup` waits for the files it deletes. It goes on without its caller.
@@ -48,6 +54,9 @@ pub struct Engine<B: LazyLayers> {
     adopter: Adopter<B>,
     overlay: OverlayOptions,
     trash: Trash,
+    idmapped: IdMapped,
+    pulls: PullLog,
+    calls: Calls,
     stop: CancellationToken,
     present_timeout: Duration,
 }
@@ -56,7 +65,13 @@ impl<B: LazyLayers> Engine<B> {
     /// Loads the snapshots below `root`; asks nobody. Must be called on a runtime.
     pub async fn open(root: &Path, config: &SnapshotterConfig, backend: B) -> Result<Self, SnapshotError> {
         let (root, sync_on_commit) = (root.to_owned(), config.sync_on_commit);
-        let store = blocking(move || SnapshotStore::open(&root, sync_on_commit)).await?;
+        let opened = move || {
+            let store = SnapshotStore::open(&root, sync_on_commit)?;
+            let numbers: HashSet<SnapshotId> = store.all().iter().map(|r| r.id).collect();
+            let idmapped = IdMapped::open(&root, |id| numbers.contains(&id));
+            Ok((store, idmapped))
+        };
+        let (store, idmapped) = blocking(opened).await?;
         let store = Arc::new(store);
         let backend = Arc::new(backend);
         let pins = Pins::new(backend.clone(), Handle::current());
@@ -72,6 +87,9 @@ impl<B: LazyLayers> Engine<B> {
             },
             store,
             overlay: OverlayOptions::detect(),
+            idmapped,
+            pulls: PullLog::default(),
+            calls: Calls::default(),
             stop,
             present_timeout: Duration::from_millis(config.present_timeout_ms),
         };
@@ -119,8 +137,15 @@ impl<B: LazyLayers> Engine<B> {
                 None => Err(Decline::new(DeclineReason::Malformed, "the label is not a chain ID")),
             };
             match adopted {
-                Ok(()) => return Ok(Prepared::Adopted),
-                Err(decline) => decline.log(chain, identity.as_ref()),
+                Ok(()) => {
+                    // There is an identity, or it would not have been adopted.
+                    identity.iter().for_each(|identity| self.pulls.lazy(identity));
+                    return Ok(Prepared::Adopted);
+                }
+                Err(decline) => {
+                    decline.log(chain, identity.as_ref());
+                    self.pulls.declined(chain, identity.as_ref(), &decline);
+                }
             }
         }
         self.create(Kind::Active, key, parent, labels)
@@ -140,11 +165,17 @@ impl<B: LazyLayers> Engine<B> {
         parent: String,
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
+        let ids = IdMap::from_labels(&labels)?;
         let lower = self.lower(&parent).await?;
         let store = self.store.clone();
         let like = lower.first().cloned();
         let record = blocking(move || store.create(kind, &key, &parent, labels, like)).await?;
-        Ok(self.mounts_of(&record, &lower))
+        let mounts = self.mounts_of(&record, lower, ids).await;
+        if mounts.is_err() {
+            // containerd would not know of it.
+            self.remove(record.name.clone()).await?;
+        }
+        mounts
     }
 
     /// The mounts of a snapshot made before.
@@ -157,16 +188,31 @@ impl<B: LazyLayers> Engine<B> {
             });
         }
         let lower = self.lower(&record.parent).await?;
-        Ok(self.mounts_of(&record, &lower))
+        let ids = IdMap::from_labels(&record.labels)?;
+        self.mounts_of(&record, lower, ids).await
     }
 
-    fn mounts_of(&self, record: &Record, lower: &[PathBuf]) -> Vec<Mount> {
+    async fn mounts_of(
+        &self,
+        record: &Record,
+        lower: Vec<PathBuf>,
+        ids: Option<IdMap>,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        let lower = match ids {
+            None => lower,
+            Some(ids) => {
+                let (idmapped, id) = (self.idmapped.clone(), record.id);
+                let top = lower.first().map_or_else(String::new, |dir| dir.display().to_string());
+                let shown = blocking(move || Ok(idmapped.show(id, &lower, &ids))).await?;
+                shown.map_err(|why| SnapshotError::NoIdMap { path: top, why })?
+            }
+        };
         let disk = self.store.disk();
         let own = OwnDirs {
             upper: disk.upper(record.id),
             work: disk.work(record.id),
         };
-        mounts(record.kind, &own, lower, &self.overlay)
+        Ok(mounts(record.kind, &own, &lower, &self.overlay))
     }
 
     /// Directories of a parent and those below it, top first. Shows lazy layers that are not shown yet.
@@ -198,9 +244,11 @@ impl<B: LazyLayers> Engine<B> {
 
     /// Removes a snapshot; its files and its layer go in the background.
     pub async fn remove(&self, key: String) -> Result<(), SnapshotError> {
-        let (store, pins) = (self.store.clone(), self.adopter.pins.clone());
+        let (store, pins, idmapped) = (self.store.clone(), self.adopter.pins.clone(), self.idmapped.clone());
         blocking(move || {
             let record = store.remove(&key)?;
+            // Also if the labels were changed meanwhile.
+            idmapped.forget(record.id);
             if let Some(lazy) = &record.lazy {
                 pins.unpin(&lazy.layer);
             }
@@ -239,6 +287,30 @@ impl<B: LazyLayers> Engine<B> {
     /// Deletes what removed snapshots left, waiting a moment for it.
     pub async fn cleanup(&self) {
         let _ = tokio::time::timeout(CLEANUP_WAIT, self.trash.sweep()).await;
+    }
+
+    /// What became of the latest pulls.
+    pub fn pulls(&self) -> &PullLog {
+        &self.pulls
+    }
+
+    /// The calls so far.
+    pub fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    pub fn snapshots(&self) -> Vec<Arc<Record>> {
+        self.store.all()
+    }
+
+    /// Why no layer can be lazy now.
+    pub fn obstacle(&self) -> Option<DeclineReason> {
+        self.adopter.backend.obstacle()
+    }
+
+    /// How the lazy side stands. Looks at the disk.
+    pub fn node_status(&self) -> Option<NodeStatus> {
+        self.adopter.backend.status()
     }
 
     /// Ends background work.

@@ -20,6 +20,12 @@ pub enum SnapshotError {
     /// A lazy layer below cannot be shown now; the call may succeed later.
     #[error("layer {layer} of snapshot {name:?} is not available: {why}")]
     LayerUnavailable { name: String, layer: String, why: String },
+    /// A container in a user namespace, with the capability "remap-ids" in containerd's configuration.
+    #[error(
+        "{path} cannot be mounted with other owners on this kernel ({why}): \
+         take \"remap-ids\" out of the capabilities of this snapshotter in containerd's configuration"
+    )]
+    NoIdMap { path: String, why: std::io::Error },
     #[error("{what}: {source}")]
     Io { what: &'static str, source: std::io::Error },
     #[error("the snapshotter is stopping")]
@@ -39,7 +45,7 @@ impl From<SnapshotError> for Status {
         match error {
             SnapshotError::NotFound(_) => Status::not_found(text),
             SnapshotError::AlreadyExists(_) => Status::already_exists(text),
-            SnapshotError::Precondition { .. } => Status::failed_precondition(text),
+            SnapshotError::Precondition { .. } | SnapshotError::NoIdMap { .. } => Status::failed_precondition(text),
             SnapshotError::Invalid(_) => Status::invalid_argument(text),
             SnapshotError::LayerUnavailable { .. } | SnapshotError::Stopping => Status::unavailable(text),
             SnapshotError::Io { .. } => {

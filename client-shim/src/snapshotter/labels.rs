@@ -16,9 +16,11 @@ pub const REMOTE: &str = "containerd.io/snapshot/remote";
 pub const REMOTE_VALUE: &str = "headstart";
 /// Digest of the layer's blob, on lazy snapshots, for people who look at them with `ctr snapshots info`.
 pub const HEADSTART_LAYER: &str = "containerd.io/snapshot/headstart.layer-digest";
+/// The same of the manifest that the layer was mounted for.
+pub const HEADSTART_MANIFEST: &str = "containerd.io/snapshot/headstart.manifest-digest";
 
 /// Where a label with the image's manifest digest may be: CRI's, then the transfer service's style.
-const MANIFEST_DIGEST: [&str; 2] = [
+pub const MANIFEST_DIGEST: [&str; 2] = [
     "containerd.io/snapshot/cri.manifest-digest",
     "containerd.io/snapshot/manifest.digest",
 ];
@@ -29,7 +31,7 @@ const LAYER_DIGEST: [&str; 3] = [
     "containerd.io/snapshot/remote/stargz.digest",
 ];
 /// The same for the reference, used in log lines only.
-const IMAGE_REF: [&str; 2] = [
+pub const IMAGE_REF: [&str; 2] = [
     "containerd.io/snapshot/cri.image-ref",
     "containerd.io/snapshot/remote/stargz.reference",
 ];

@@ -16,7 +16,7 @@ use headstart_layer_format::{
 use super::decline::DeclineReason;
 use super::record::Usage;
 use crate::fetch::servers::Servers;
-use crate::layers::{NodeLayers, Presented};
+use crate::layers::{NodeLayers, NodeStatus, Presented};
 
 /// Why the lazy side could not.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -60,6 +60,10 @@ pub trait LazyLayers: Send + Sync + 'static {
     /// Forgets a layer that no snapshot shows any more.
     fn release(&self, layer: &BlobDigest) -> impl Future<Output = ()> + Send;
     fn usage(&self, layer: &BlobDigest) -> Option<Usage>;
+    /// For people and metrics.
+    fn status(&self) -> Option<NodeStatus> {
+        None
+    }
 }
 
 /// The real one.
@@ -138,5 +142,9 @@ impl LazyLayers for NodeLazy {
     fn usage(&self, layer: &BlobDigest) -> Option<Usage> {
         let (size, inodes) = self.layers.as_ref()?.usage(layer)?;
         Some(Usage { size, inodes })
+    }
+
+    fn status(&self) -> Option<NodeStatus> {
+        self.layers.as_ref().map(NodeLayers::status)
     }
 }

@@ -15,6 +15,8 @@ pub mod disk;
 pub mod engine;
 pub mod error;
 pub mod filter;
+pub mod idmap;
+pub mod idmapped;
 pub mod image;
 pub mod index;
 pub mod labels;

@@ -14,6 +14,7 @@ use super::engine::{Engine, Prepared};
 use super::error::SnapshotError;
 use super::lazy::LazyLayers;
 use super::record::{self, Labels, Record, TimeNs};
+use crate::observe::calls::Call;
 use crate::proto::snapshots::{
     CleanupRequest, CommitSnapshotRequest, Info, Kind, ListSnapshotsRequest, ListSnapshotsResponse, MountsRequest,
     MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse, RemoveSnapshotRequest, StatSnapshotRequest,
@@ -36,79 +37,115 @@ impl<B: LazyLayers> SnapshotService<B> {
 
 type Answer<T> = Result<Response<T>, Status>;
 
+impl<B: LazyLayers> SnapshotService<B> {
+    async fn counted<T>(&self, call: Call, work: impl Future<Output = Answer<T>>) -> Answer<T> {
+        self.0.calls().counted(call, work).await
+    }
+}
+
 #[tonic::async_trait]
 impl<B: LazyLayers> Snapshots for SnapshotService<B> {
     async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> Answer<PrepareSnapshotResponse> {
-        let r = request.into_inner();
-        let key = r.key.clone();
-        match self.0.prepare(r.key, r.parent, labels(r.labels)).await? {
-            Prepared::Mounts(mounts) => Ok(Response::new(PrepareSnapshotResponse { mounts })),
-            // containerd's word for "look for it": it walks to the committed snapshot and adopts it.
-            Prepared::Adopted => Err(SnapshotError::AlreadyExists(key).into()),
-        }
+        let work = async {
+            let r = request.into_inner();
+            let key = r.key.clone();
+            match self.0.prepare(r.key, r.parent, labels(r.labels)).await? {
+                Prepared::Mounts(mounts) => Ok(Response::new(PrepareSnapshotResponse { mounts })),
+                // containerd's word for "look for it": it walks to the committed snapshot and adopts it.
+                Prepared::Adopted => Err(SnapshotError::AlreadyExists(key).into()),
+            }
+        };
+        self.counted(Call::Prepare, work).await
     }
 
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
-        let r = request.into_inner();
-        let mounts = self.0.view(r.key, r.parent, labels(r.labels)).await?;
-        Ok(Response::new(ViewSnapshotResponse { mounts }))
+        let work = async {
+            let r = request.into_inner();
+            let mounts = self.0.view(r.key, r.parent, labels(r.labels)).await?;
+            Ok(Response::new(ViewSnapshotResponse { mounts }))
+        };
+        self.counted(Call::View, work).await
     }
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
-        let mounts = self.0.mounts(&request.into_inner().key).await?;
-        Ok(Response::new(MountsResponse { mounts }))
+        let work = async {
+            let mounts = self.0.mounts(&request.into_inner().key).await?;
+            Ok(Response::new(MountsResponse { mounts }))
+        };
+        self.counted(Call::Mounts, work).await
     }
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<()> {
-        let r = request.into_inner();
-        self.0.commit(r.key, r.name, labels(r.labels)).await?;
-        Ok(Response::new(()))
+        let work = async {
+            let r = request.into_inner();
+            self.0.commit(r.key, r.name, labels(r.labels)).await?;
+            Ok(Response::new(()))
+        };
+        self.counted(Call::Commit, work).await
     }
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
-        self.0.remove(request.into_inner().key).await?;
-        Ok(Response::new(()))
+        let work = async {
+            self.0.remove(request.into_inner().key).await?;
+            Ok(Response::new(()))
+        };
+        self.counted(Call::Remove, work).await
     }
 
     async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
-        let record = self.0.stat(&request.into_inner().key)?;
-        let info = Some(info(&record));
-        Ok(Response::new(StatSnapshotResponse { info }))
+        let work = async {
+            let record = self.0.stat(&request.into_inner().key)?;
+            let info = Some(info(&record));
+            Ok(Response::new(StatSnapshotResponse { info }))
+        };
+        self.counted(Call::Stat, work).await
     }
 
     async fn update(&self, request: Request<UpdateSnapshotRequest>) -> Answer<UpdateSnapshotResponse> {
-        let r = request.into_inner();
-        let wanted = r
-            .info
-            .ok_or_else(|| SnapshotError::Invalid("an update needs the snapshot's info".into()))?;
-        let paths = r.update_mask.map(|mask| mask.paths).unwrap_or_default();
-        let record = self.0.update(wanted.name, labels(wanted.labels), paths).await?;
-        let info = Some(info(&record));
-        Ok(Response::new(UpdateSnapshotResponse { info }))
+        let work = async {
+            let r = request.into_inner();
+            let wanted = r
+                .info
+                .ok_or_else(|| SnapshotError::Invalid("an update needs the snapshot's info".into()))?;
+            let paths = r.update_mask.map(|mask| mask.paths).unwrap_or_default();
+            let record = self.0.update(wanted.name, labels(wanted.labels), paths).await?;
+            let info = Some(info(&record));
+            Ok(Response::new(UpdateSnapshotResponse { info }))
+        };
+        self.counted(Call::Update, work).await
     }
 
     type ListStream = tokio_stream::Iter<std::vec::IntoIter<Result<ListSnapshotsResponse, Status>>>;
 
     async fn list(&self, request: Request<ListSnapshotsRequest>) -> Answer<Self::ListStream> {
-        let records = self.0.list(&request.into_inner().filters)?;
-        let batches = records.chunks(LIST_BATCH).map(|batch| {
-            let info = batch.iter().map(|record| info(record)).collect();
-            Ok(ListSnapshotsResponse { info })
-        });
-        Ok(Response::new(tokio_stream::iter(batches.collect::<Vec<_>>())))
+        let work = async {
+            let records = self.0.list(&request.into_inner().filters)?;
+            let batches = records.chunks(LIST_BATCH).map(|batch| {
+                let info = batch.iter().map(|record| info(record)).collect();
+                Ok(ListSnapshotsResponse { info })
+            });
+            Ok(Response::new(tokio_stream::iter(batches.collect::<Vec<_>>())))
+        };
+        self.counted(Call::List, work).await
     }
 
     async fn usage(&self, request: Request<UsageRequest>) -> Answer<UsageResponse> {
-        let usage = self.0.usage(&request.into_inner().key).await?;
-        Ok(Response::new(UsageResponse {
-            size: signed(usage.size),
-            inodes: signed(usage.inodes),
-        }))
+        let work = async {
+            let usage = self.0.usage(&request.into_inner().key).await?;
+            Ok(Response::new(UsageResponse {
+                size: signed(usage.size),
+                inodes: signed(usage.inodes),
+            }))
+        };
+        self.counted(Call::Usage, work).await
     }
 
     async fn cleanup(&self, _: Request<CleanupRequest>) -> Answer<()> {
-        self.0.cleanup().await;
-        Ok(Response::new(()))
+        let work = async {
+            self.0.cleanup().await;
+            Ok(Response::new(()))
+        };
+        self.counted(Call::Cleanup, work).await
     }
 }
 

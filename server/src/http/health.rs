@@ -10,6 +10,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use headstart_layer_format::routes;
 use http::{StatusCode, header};
 
 use super::generated::Generated;
@@ -28,7 +29,8 @@ pub async fn readyz(State(app): State<App>) -> Response {
     if app.is_stopping() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
-    "ready\n".into_response()
+    // For people: a node's `doctor` shows it.
+    ([(routes::VERSION_HEADER, env!("CARGO_PKG_VERSION"))], "ready\n").into_response()
 }
 
 pub async fn metrics(State(app): State<App>) -> Response {

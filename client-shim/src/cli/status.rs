@@ -1,0 +1,187 @@
+//! `headstart-shim status`: the running shim, for people.
+//!
+//! In: its [`Status`]. Out: text. Invariant: an answer of a newer shim with more fields is shown as far as it is known.
+//! Not here: asking ([`super::ask`]).
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use super::{AskError, ask};
+use crate::config::Config;
+use crate::observe::pulls::Pull;
+use crate::observe::status::{Image, Status};
+
+/// Pulls shown; all are in the JSON.
+const PULLS_SHOWN: usize = 12;
+
+pub fn run(config: &Config, json: bool) -> Result<ExitCode, AskError> {
+    let body = ask(&config.admin_socket(), "/status")?;
+    let status: Status = serde_json::from_slice(&body).map_err(|e| AskError::Answer(e.to_string()))?;
+    if json {
+        println!("{}", String::from_utf8_lossy(&body));
+    } else {
+        print!("{}", text(&status));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// As printed.
+pub fn text(s: &Status) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        out,
+        "headstart-shim {}, process {}, up {}",
+        s.version,
+        s.pid,
+        duration(s.up_secs)
+    );
+    let shown = match (&s.obstacle, &s.presentation) {
+        (Some(why), _) => format!("nothing can be lazy now ({why})"),
+        (None, Some(how)) => format!("layers are shown by {how}"),
+        (None, None) => "no layers are shown".into(),
+    };
+    let _ = writeln!(out, "{shown}; servers {}", s.servers.join(", "));
+    if s.calls == 0 {
+        let _ = writeln!(
+            out,
+            "containerd has not asked anything since it started; see headstart-shim doctor"
+        );
+    }
+    let n = &s.snapshots;
+    let _ = writeln!(
+        out,
+        "{} lazy and {} unpacked layers, {} containers, {} views",
+        n.lazy, n.unpacked, n.active, n.views
+    );
+    if !s.images.is_empty() {
+        let _ = writeln!(out, "\nimages");
+    }
+    for image in &s.images {
+        let _ = writeln!(out, "  {}", image_line(image));
+    }
+    if !s.pulls.is_empty() {
+        let _ = writeln!(out, "\nlatest pulls");
+    }
+    for pull in s.pulls.iter().take(PULLS_SHOWN) {
+        let _ = writeln!(out, "  {}", pull_line(pull));
+    }
+    out
+}
+
+fn image_line(i: &Image) -> String {
+    let mut parts = Vec::new();
+    if i.layers_lazy > 0 {
+        let share = if i.chunks == 0 {
+            100.0
+        } else {
+            i.chunks_present as f64 * 100.0 / i.chunks as f64
+        };
+        parts.push(format!("{} lazy layers, {share:.0}% fetched", i.layers_lazy));
+    }
+    if i.layers_unpacked > 0 {
+        parts.push(format!("{} unpacked layers", i.layers_unpacked));
+    }
+    parts.push(format!("{} on disk", size(i.disk_bytes)));
+    if i.containers > 0 {
+        parts.push(format!("{} containers", i.containers));
+    }
+    format!("{}: {}", i.image, parts.join(", "))
+}
+
+fn pull_line(p: &Pull) -> String {
+    let ago = duration(p.at.age_secs());
+    match &p.reason {
+        None => format!("{}: lazy, {} layers, {ago} ago", p.image, p.layers_lazy),
+        Some(reason) => format!(
+            "{}: not lazy ({reason}): {}; {} of {} layers ordinary, {ago} ago",
+            p.image,
+            p.detail.as_deref().unwrap_or_default(),
+            p.layers_ordinary,
+            p.layers_ordinary + p.layers_lazy
+        ),
+    }
+}
+
+fn duration(secs: u64) -> String {
+    match secs {
+        0..=119 => format!("{secs} s"),
+        120..=7199 => format!("{} min", secs / 60),
+        7200..=172_799 => format!("{} h", secs / 3600),
+        _ => format!("{} days", secs / 86_400),
+    }
+}
+
+/// In units of 1024.
+pub fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{value:.1} {}", units[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::status::{Moment, Snapshots};
+
+    #[test]
+    fn a_person_reads_what_is_here_and_why_a_pull_was_not_lazy() {
+        let image = Image {
+            image: "docker.io/library/python:3.12".into(),
+            chain_id: None,
+            layers_lazy: 5,
+            layers_unpacked: 0,
+            chunks: 200,
+            chunks_present: 24,
+            disk_bytes: 3 << 20,
+            containers: 2,
+            layers: Vec::new(),
+        };
+        let pull = Pull {
+            at: Moment(0),
+            image: "docker.io/library/python:3.12".into(),
+            layers_lazy: 0,
+            layers_ordinary: 5,
+            reason: Some("no_server".into()),
+            detail: Some("reach any server".into()),
+        };
+        let status = Status {
+            version: "1".into(),
+            pid: 7,
+            started_at: Moment(0),
+            up_secs: 7300,
+            starts: 1,
+            root_dir: "/r".into(),
+            socket: "/s".into(),
+            servers: vec!["http://a".into()],
+            obstacle: None,
+            presentation: Some("erofs".into()),
+            calls: 1,
+            resident_bytes: 0,
+            snapshots: Snapshots::default(),
+            images: vec![image],
+            pulls: vec![pull],
+        };
+        let text = text(&status);
+        for wanted in [
+            "headstart-shim 1, process 7, up 2 h",
+            "shown by erofs; servers http://a",
+            "python:3.12: 5 lazy layers, 12% fetched, 3.0 MiB on disk, 2 containers",
+            "python:3.12: not lazy (no_server): reach any server; 5 of 5 layers ordinary",
+        ] {
+            assert!(text.contains(wanted), "{wanted:?} in {text}");
+        }
+        let json = serde_json::to_string(&status).unwrap();
+        let newer = json.replacen('{', "{\"surprise\":1,", 1);
+        assert!(serde_json::from_str::<Status>(&newer).is_ok());
+    }
+}
