@@ -44,6 +44,9 @@ tests --test e2e -- images
 echo "== the server killed in cold pulls, in conversions and while it learns, $((count * 20)) rounds each"
 HEADSTART_KILL_ROUNDS=$((count * 20)) tests --test kill --test profiles
 
+echo "== 50 images of 10 layers come and go, $((count / 5 + 2)) rounds, under both presentations"
+HEADSTART_LOOP=50x10x$((count / 5 + 2)) tests --test contract many
+
 for ((i = 1; i <= count; i++)); do
     echo "== repetition $i of $count"
     # Packs cut and damaged anywhere; the server killed while it converts; the index deleted.
@@ -52,6 +55,8 @@ for ((i = 1; i <= count; i++)); do
     tests --test lazy -- restart faults
     # The real binaries and the real image: three kills in one ingest, every byte compared.
     tests --test e2e -- crash
+    # containerd's contract, 1.6 and 2.1.
+    tests --test contract -- cri ctr users
     # Real clients, and upstreams that misbehave: the order of things differs each time.
     tests --test clients
 done

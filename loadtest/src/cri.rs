@@ -2,7 +2,9 @@
 //!
 //! In: the runtime's unix socket and image references. Out: image IDs and repository digests.
 //! Invariant: every call has a deadline, so a runtime that hangs fails a test and does not hang it.
-//! Not here: sandboxes and containers; the playground starts those with `ctr`, which needs no pause image and no CNI.
+//! Not here: pods ([`pods`]).
+
+pub mod pods;
 
 use std::{
     path::{Path, PathBuf},
@@ -175,6 +177,22 @@ impl Cri {
             .into_iter()
             .map(ImageIdentity::from)
             .collect())
+    }
+
+    /// Bytes and inodes that all images occupy, as the runtime has it from its snapshotter.
+    pub async fn image_usage(&self) -> Result<(u64, u64), CriError> {
+        let message = proto::ImageFsInfoRequest {};
+        let answer = self
+            .images
+            .clone()
+            .image_fs_info(request(message, CALL_TIMEOUT))
+            .await
+            .map_err(failed("image file system"))?;
+        let systems = answer.into_inner().image_filesystems;
+        let value = |v: &Option<proto::UInt64Value>| v.as_ref().map_or(0, |v| v.value);
+        Ok(systems.iter().fold((0, 0), |(bytes, inodes), fs| {
+            (bytes + value(&fs.used_bytes), inodes + value(&fs.inodes_used))
+        }))
     }
 
     pub async fn remove(&self, image: &str) -> Result<(), CriError> {

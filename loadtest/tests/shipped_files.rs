@@ -71,8 +71,40 @@ fn the_containerd_2_file_has_both_settings_that_remote_snapshotters_need() {
     );
     let exports = at(&file, &["proxy_plugins", "headstart", "exports"]);
     assert_eq!(exports["enable_remote_snapshot_annotations"].as_str(), Some("true"));
+    // Not "rebase", which 2.2 and later would believe.
+    let capabilities = at(&file, &["proxy_plugins", "headstart", "capabilities"]);
+    assert_eq!(capabilities.as_array(), Some(&vec!["remap-ids".into()]));
     let unpack = at(&file, &["plugins", "io.containerd.transfer.v1.local", "unpack_config"]);
     assert_eq!(unpack[0]["snapshotter"].as_str(), Some("headstart"));
+}
+
+/// What k3s appends to its own base; the base is k3s's.
+#[test]
+fn the_k3s_files_say_the_same_as_containerds() {
+    let text = read("config/k3s/config-v3.toml.tmpl");
+    let appended = text
+        .strip_prefix("{{ template \"base\" . }}\n")
+        .expect("k3s's base first");
+    let (k3s, containerd): (toml::Table, _) = (
+        appended.parse().expect("TOML"),
+        table("config/containerd/config-v3.toml"),
+    );
+    for keys in [
+        &["proxy_plugins"][..],
+        &["plugins", "io.containerd.transfer.v1.local", "unpack_config"],
+    ] {
+        assert_eq!(at(&k3s, keys), at(&containerd, keys));
+    }
+    // A second table of CRI's would be an error.
+    assert!(at(&k3s, &["plugins"]).as_table().is_some_and(|t| t.len() == 1));
+    assert!(
+        read("config/k3s/config.yaml")
+            .lines()
+            .any(|l| l == "snapshotter: headstart")
+    );
+    let hosts = table("config/containerd/certs.d/_default/hosts.toml");
+    let server = hosts["host"].as_table().and_then(|h| h.keys().next()).expect("a host");
+    assert!(read("config/k3s/registries.yaml").contains(&format!("endpoint:\n      - \"{server}\"")));
 }
 
 #[test]

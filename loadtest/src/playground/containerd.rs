@@ -32,6 +32,17 @@ pub enum Snapshotter {
     },
 }
 
+/// What a private containerd is started with.
+#[derive(Clone, Debug)]
+pub struct Setup<'a> {
+    pub release: Release,
+    pub snapshotter: &'a Snapshotter,
+    /// Holds the registry hosts directory's files.
+    pub hosts_dir: &'a Path,
+    /// What pod sandboxes run, for tests that start some.
+    pub sandbox_image: Option<&'a str>,
+}
+
 impl Snapshotter {
     pub fn name(&self) -> &'static str {
         match self {
@@ -88,14 +99,26 @@ impl Containerd {
         snapshotter: &Snapshotter,
         hosts_dir: &Path,
     ) -> Result<Containerd> {
+        let setup = Setup {
+            release,
+            snapshotter,
+            hosts_dir,
+            sandbox_image: None,
+        };
+        Containerd::start_setup(work, name, setup).await
+    }
+
+    pub async fn start_setup(work: &WorkDir, name: &str, setup: Setup<'_>) -> Result<Containerd> {
+        let release = setup.release;
         let dir = work.dir(name)?;
         let tmp = work.dir(format!("{name}/tmp"))?;
         let socket = dir.join("c.sock");
         let config = Config {
             dir: &dir,
             socket: &socket,
-            snapshotter,
-            hosts_dir,
+            snapshotter: setup.snapshotter,
+            hosts_dir: setup.hosts_dir,
+            sandbox_image: setup.sandbox_image,
             part_bytes: match release {
                 Release::Machine | Release::MachineWithPigz(_) => 0,
                 Release::Forky { part_bytes, .. } => part_bytes,
@@ -153,10 +176,14 @@ impl Containerd {
 
     /// `ctr` in CRI's namespace.
     pub fn ctr(&self) -> Command {
+        self.ctr_in("k8s.io")
+    }
+
+    pub fn ctr_in(&self, namespace: &str) -> Command {
         let mut ctr = self.release.command(&self.work, "ctr");
         // It mounts root file systems in the temporary directory to read a user's name; killed, it leaves them there.
         ctr.env("TMPDIR", self.dir.join("tmp"));
-        ctr.arg("--address").arg(&self.socket).args(["--namespace", "k8s.io"]);
+        ctr.arg("--address").arg(&self.socket).args(["--namespace", namespace]);
         ctr
     }
 

@@ -15,6 +15,8 @@ pub struct Config<'a> {
     pub socket: &'a Path,
     pub snapshotter: &'a Snapshotter,
     pub hosts_dir: &'a Path,
+    /// What pod sandboxes run, if it is not containerd's default, which nobody here can pull.
+    pub sandbox_image: Option<&'a str>,
     /// Bytes of one part, of layers that are larger; 0: each layer in one request. From containerd 2.1 on.
     pub part_bytes: u64,
 }
@@ -26,6 +28,10 @@ fn quoted(p: &Path) -> String {
 impl Config<'_> {
     /// Debian 12: containerd 1.6.
     pub fn version_2(&self) -> String {
+        let sandbox = self
+            .sandbox_image
+            .map(|i| format!("sandbox_image = \"{i}\""))
+            .unwrap_or_default();
         let (proxy_plugin, annotations) = match self.snapshotter {
             Snapshotter::Overlayfs => (String::new(), true),
             Snapshotter::Headstart { socket, annotations } => {
@@ -57,6 +63,9 @@ disabled_plugins = [
 [plugins."io.containerd.grpc.v1.cri"]
   # Without it CRI wants to be told about AppArmor and CNI first; images need neither.
   disable_apparmor = true
+  # Sandboxes of tests where root may not make itself harder to kill.
+  restrict_oom_score_adj = true
+  {sandbox}
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "{snapshotter}"
     disable_snapshot_annotations = {disabled}
@@ -79,6 +88,34 @@ disabled_plugins = [
 
     /// containerd 2.1: CRI pulls by the transfer service, and both are told where the registries are.
     pub fn version_3(&self) -> String {
+        let sandbox = self
+            .sandbox_image
+            .map(|i| format!("sandbox = \"{i}\""))
+            .unwrap_or_default();
+        // As config/containerd/config-v3.toml has it.
+        let (proxy_plugin, unpack, annotations) = match self.snapshotter {
+            Snapshotter::Overlayfs => (String::new(), "", true),
+            Snapshotter::Headstart { socket, annotations } => {
+                let plugin = format!(
+                    r#"[proxy_plugins.headstart]
+  type = "snapshot"
+  address = {}
+  capabilities = ["remap-ids"]
+  [proxy_plugins.headstart.exports]
+    root = {}
+    enable_remote_snapshot_annotations = "true"
+"#,
+                    quoted(socket),
+                    quoted(&socket.with_extension("root")),
+                );
+                let unpack = r#"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux"
+  snapshotter = "headstart"
+"#;
+                (plugin, unpack, *annotations)
+            }
+        };
         format!(
             r#"version = 3
 root = {root}
@@ -95,18 +132,23 @@ disabled_plugins = [
 [plugins."io.containerd.internal.v1.opt"]
   path = {opt}
 
+{proxy_plugin}
 [plugins."io.containerd.cri.v1.images"]
-  snapshotter = "overlayfs"
+  snapshotter = "{snapshotter}"
+  disable_snapshot_annotations = {disabled}
   concurrent_layer_fetch_buffer = {part_bytes}
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    {sandbox}
   [plugins."io.containerd.cri.v1.images".registry]
     config_path = {hosts_dir}
 
 [plugins."io.containerd.transfer.v1.local"]
   concurrent_layer_fetch_buffer = {part_bytes}
   config_path = {hosts_dir}
-
+{unpack}
 [plugins."io.containerd.cri.v1.runtime"]
   disable_apparmor = true
+  restrict_oom_score_adj = true
   [plugins."io.containerd.cri.v1.runtime".cni]
     conf_dir = {cni}
     bin_dirs = [{cni}]
@@ -118,6 +160,8 @@ disabled_plugins = [
             cni = quoted(&self.dir.join("cni")),
             hosts_dir = quoted(self.hosts_dir),
             part_bytes = self.part_bytes,
+            snapshotter = self.snapshotter.name(),
+            disabled = !annotations,
         )
     }
 }

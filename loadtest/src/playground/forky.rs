@@ -20,7 +20,7 @@ tree=$1 work=$2; shift 2
 mount --bind "$tree" "$tree"
 mount -t proc proc "$tree/proc"; mount --rbind /sys "$tree/sys"; mount --rbind /dev "$tree/dev"
 for dir in run tmp var/tmp root; do mount -t tmpfs tmpfs "$tree/$dir"; done
-mkdir -p "$tree$work"; mount --bind "$work" "$tree$work"
+mkdir -p "$tree$work"; mount --rbind "$work" "$tree$work"
 cd "$tree"; mkdir run/host; pivot_root . run/host; umount -l /run/host; cd /
 exec "$@"
 "#;
@@ -50,7 +50,8 @@ impl Forky {
     /// `program` in the tree, with nothing of our environment.
     pub fn command(&self, work: &WorkDir, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "--", "sh", "-ec", ENTER, "sh"]);
+        // Slave: what a snapshotter mounts later in a shared directory below the work directory shows here too.
+        command.args(["--mount", "--propagation", "slave", "--", "sh", "-ec", ENTER, "sh"]);
         command.arg(&self.tree).arg(work.path());
         command.arg(program);
         command.env_clear();

@@ -2,11 +2,11 @@
 //!
 //! In: a directory, and `/proc/self/mountinfo`. Out: the mount points below it, or none any more.
 //! Invariant: only what lies strictly below the directory is unmounted, deepest and latest first.
-//! Not here: making mounts.
+//! Not here: making mounts, but for one of a directory on itself.
 
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 
 /// Turns `\040` and the like, with which the kernel writes blanks, into bytes.
 fn unescape(field: &str) -> PathBuf {
@@ -30,6 +30,13 @@ fn unescape(field: &str) -> PathBuf {
         }
     }
     std::ffi::OsString::from_vec(out).into()
+}
+
+/// Makes `dir` a mount of itself whose later mounts appear also in namespaces that were made from this one (as slaves), as
+/// all of a host's do under systemd. Undone with the other mounts of the work directory.
+pub fn share(dir: &Path) -> std::io::Result<()> {
+    mount_bind(dir, dir)?;
+    Ok(mount_change(dir, MountPropagationFlags::SHARED)?)
 }
 
 /// Mount points strictly below `dir`, in the order they were mounted.

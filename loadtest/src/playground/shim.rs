@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Result, process::Process, workdir::WorkDir};
+use super::{PlaygroundError, Result, mounts, process::Process, workdir::WorkDir};
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -24,9 +24,11 @@ pub struct Shim {
 }
 
 impl Shim {
-    /// `more`: what its configuration has besides.
+    /// `more`: what its configuration has besides. Its mounts show in every mount namespace that is made later, also in
+    /// forky's.
     pub async fn start(work: &WorkDir, name: &str, binary: &Path, server_url: &str, more: &str) -> Result<Shim> {
         let root = work.dir(format!("{name}.root"))?;
+        mounts::share(&root).map_err(PlaygroundError::io("share the shim's mounts"))?;
         let socket = work.path().join(format!("{name}.sock"));
         let quoted = |s: &str| toml::Value::from(s).to_string();
         let config = format!(
