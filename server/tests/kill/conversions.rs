@@ -155,10 +155,18 @@ impl Life {
                     let status = lazily::image(http, url, &image.manifest_digest, 20_000).await;
                     let status = status.expect("an image that was just pulled is known");
                     let is = |state| status.layers.iter().any(|l| l.state == state);
-                    assert!(!is(LayerState::Failed), "{status:?}");
-                    if !(is(LayerState::Queued) || is(LayerState::Converting) || is(LayerState::Unknown)) {
+                    // Where packs have too little room, one that waits for it may give up, and comes again.
+                    assert!(!is(LayerState::Failed) || self.tight, "{status:?}");
+                    let under_way = [
+                        LayerState::Queued,
+                        LayerState::Converting,
+                        LayerState::Unknown,
+                        LayerState::Failed,
+                    ];
+                    if !under_way.into_iter().any(is) {
                         return status;
                     }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             });
             for status in settled.await.layers {
@@ -185,7 +193,8 @@ impl Life {
             0,
             "a kill damages nothing"
         );
-        assert_eq!(metric("headstart_ingest_layers_total", &["failed"]).await, 0);
+        let failed = metric("headstart_ingest_layers_total", &["failed"]).await;
+        assert!(failed == 0 || self.tight, "{failed} failed");
         assert_eq!(metric("headstart_conversion_queue_length", &[]).await, 0);
         for _ in 0..STUCK.as_millis() / 50 {
             if metric("headstart_conversions_in_progress", &[]).await == 0 {

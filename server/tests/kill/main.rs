@@ -21,8 +21,8 @@ const REPOSITORY: &str = "team/app";
 
 /// Rounds over one data directory; then a fresh one, so that the disk does not fill.
 const ROUNDS_A_DIRECTORY: u64 = 25;
-/// Nothing that works takes this long, on any machine.
-const STUCK: Duration = Duration::from_secs(90);
+/// Nothing that works takes this long, on any machine. (A conversion waits half a minute for room, perhaps more than once.)
+const STUCK: Duration = Duration::from_secs(300);
 
 fn rounds(few: u64) -> u64 {
     let asked = std::env::var("HEADSTART_KILL_ROUNDS");
