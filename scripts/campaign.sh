@@ -23,7 +23,7 @@ PROPTEST_CASES=$((count * 256)) tests --lib --test properties --test hostile
 fuzz_seed=$((RANDOM * 32768 + RANDOM))
 echo "== mutated inputs, $((count * 2000)) for each entry point, seed $fuzz_seed"
 HEADSTART_FUZZ_SEED=$fuzz_seed HEADSTART_FUZZ_ROUNDS=$((count * 2000)) \
-    tests --test fuzz
+    tests --test fuzz --test fuzz_node
 
 echo "== power cuts and failing operations, $((count * 60)) and $((count * 20)), seed $fuzz_seed"
 HEADSTART_CRASH_SEED=$fuzz_seed HEADSTART_CRASH_POINTS=$((count * 60)) \

@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod erofs;
 pub mod fetch;
 pub mod fuse;
+pub mod fuzz;
 pub mod layers;
 pub mod metrics;
 pub mod observe;

@@ -1,0 +1,6 @@
+//! `headstart_shim::fuzz::shim_toc` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    headstart_shim::fuzz::shim_toc(data);
+});
