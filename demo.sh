@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The demo, from a fresh clone, as root on Debian 12 with a Rust toolchain:  ./demo.sh
 # In: the tree; arguments go to `headstart-loadtest playground` (--help lists them: --rounds N, --keep, --json, ...).
-# Out: a table of the same container started by ordinary pulls and lazily. Leaves nothing running, also on Ctrl-C.
+# Out: a table of the same container started by ordinary pulls and lazily, from cold and a second time, and the path of a
+# page with plots. Leaves nothing running, also on Ctrl-C.
 set -euo pipefail
 cd "$(dirname "$0")"
 

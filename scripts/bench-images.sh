@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Real images to measure conversions on:  ./scripts/bench-images.sh [python] [node]   (default: both)
+# Real images to measure on:  ./scripts/bench-images.sh [python] [node] [redis] [nginx] [manyfiles]   (default: the first two)
 # In: Debian, PyPI and npm packages, through the machine's own apt, pip and npm. Out: for each of python-v1, python-v2,
-# node-v1 and node-v2 an OCI layout, and beside it NAME.layers, the paths of its layers, bottom first; on standard output
-# the directory of them all ($HEADSTART_BENCH_IMAGES, or bench-images in the target directory).
+# node-v1, node-v2, redis-v1, nginx-v1 and manyfiles-v1 an OCI layout, and beside it NAME.layers, the paths of its layers,
+# bottom first; on standard output the directory of them all ($HEADSTART_BENCH_IMAGES, or bench-images in the target
+# directory). config/coldstart.toml says how each is started.
 # v2 is v1 built again with newer dependencies: other times on every file, most contents the same. An image is made once,
 # and appears when it is whole; delete it to have it made anew. Needs root (chroots). Runs of it wait for each other.
 set -euo pipefail
@@ -128,19 +129,78 @@ CMD ["node", "/app/app.js"]
 FILE
 }
 
-for what in "${@:-python node}"; do
+# Services of Debian. What they listen on is the list's business.
+redis_image() {
+    [ -e "$home/redis-v1.layers" ] && return
+    base
+    mkdir -p "$work/redis-v1"
+    image redis-v1 "redis-server" <<'FILE'
+RUN mkdir -p /data && chown redis:redis /data
+CMD ["redis-server", "--dir", "/data"]
+FILE
+}
+
+nginx_image() {
+    [ -e "$home/nginx-v1.layers" ] && return
+    base
+    mkdir -p "$work/nginx-v1"
+    echo '<h1>headstart</h1>' >"$work/nginx-v1/index.html"
+    image nginx-v1 "nginx" <<'FILE'
+COPY index.html /var/www/html/index.html
+CMD ["nginx", "-g", "daemon off;"]
+FILE
+}
+
+# Some 60,000 small files of npm packages, of which a start reads a few hundred: what a large front-end's tool chain is.
+manyfiles_image() {
+    local name=manyfiles-v1 context=$work/manyfiles-v1
+    [ -e "$home/$name.layers" ] && return
+    if ! command -v npm >/dev/null; then
+        say "$name is left out: there is no npm here"
+        return
+    fi
+    base
+    mkdir -p "$context/app"
+    say "$name: from npm"
+    (cd "$context/app" && npm init -y >/dev/null &&
+        npm install --loglevel=error --legacy-peer-deps --no-audit --no-fund --ignore-scripts \
+            react-scripts@5 @mui/icons-material@5 date-fns@2 typescript@5 lodash@4 react@18 react-dom@18 \
+            @mui/material@5 @angular/cli@16 aws-sdk@2 >>"$work/log" 2>&1) ||
+        { tail -n 20 "$work/log" >&2; exit 1; }
+    cat >"$context/walk.js" <<'SCRIPT'
+const fs = require('fs'), path = require('path');
+let names = 0, read = 0, bytes = 0;
+(function walk(dir) {
+    for (const entry of fs.readdirSync(dir, { withFileTypes: true })) {
+        const file = path.join(dir, entry.name);
+        if (entry.isDirectory()) walk(file);
+        else if (entry.isFile() && names++ % 120 == 0 && read < 500) { read++; bytes += fs.readFileSync(file).length; }
+    }
+})('/srv/tree');
+console.log('READY', names, read, bytes);
+SCRIPT
+    image "$name" "nodejs" <<'FILE'
+COPY app /srv/tree/
+COPY walk.js /srv/walk.js
+CMD ["node", "/srv/walk.js"]
+FILE
+}
+
+[ $# -gt 0 ] || set -- python node
+for what in "$@"; do
     for family in $what; do
         case $family in
         python)
             python_image v1 "python3" "flask==2.3.3 requests==2.31.0"
             python_image v2 "python3 python3-yaml" "flask==3.0.3 requests==2.32.3"
             ;;
+        redis | nginx | manyfiles) "${family}_image" ;;
         node)
             node_image v1 "nodejs" "express@4.18.2"
             node_image v2 "nodejs ca-certificates" "express@4.19.2 lodash@4"
             ;;
         *)
-            say "there is no $family; there are python and node"
+            say "there is no $family; there are python, node, redis, nginx and manyfiles"
             exit 2
             ;;
         esac

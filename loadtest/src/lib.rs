@@ -8,6 +8,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod coldstart;
 pub mod corpus;
 pub mod cri;
 pub mod origin;

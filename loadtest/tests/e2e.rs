@@ -9,6 +9,8 @@ mod support;
 
 #[path = "e2e/clients.rs"]
 mod clients;
+#[path = "e2e/coldstart.rs"]
+mod coldstart;
 #[path = "e2e/crash.rs"]
 mod crash;
 #[path = "e2e/images.rs"]

@@ -181,3 +181,22 @@ fn container_files_copy_what_exists_and_the_server_is_not_root() {
         assert!(repository().join(path).exists(), "{path}");
     }
 }
+
+#[test]
+fn the_list_of_images_to_start_parses_and_the_script_makes_each() {
+    let list = headstart_loadtest::coldstart::ImageList::parse(&read("config/coldstart.toml")).expect("a list");
+    let script = read("scripts/bench-images.sh");
+    for image in &list.images {
+        let layout = image.layout.as_deref().expect("made by the script");
+        let (family, version) = layout.rsplit_once('-').expect("a version");
+        let made = format!("{family}_image {version}");
+        assert!(
+            script.contains(&made)
+                || script.contains(&format!("image {layout} "))
+                || script.contains(&format!("name={layout} ")),
+            "{layout}"
+        );
+    }
+    assert!(list.images.len() >= 5);
+    assert!(list.images.iter().any(|i| i.after.is_some()));
+}

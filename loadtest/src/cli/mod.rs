@@ -10,6 +10,7 @@ mod bench_first_byte;
 mod bench_ingest;
 mod bench_mirror;
 mod bench_node;
+mod coldstart;
 mod storm;
 
 use std::path::{Path, PathBuf};
@@ -46,6 +47,8 @@ enum Command {
     BenchIngest(bench_ingest::BenchIngestArgs),
     BenchMirror(bench_mirror::BenchArgs),
     BenchNode(bench_node::NodeArgs),
+    Coldstart(coldstart::ColdstartArgs),
+    Crowd(coldstart::CrowdArgs),
     /// Start a real container by ordinary pulls and lazily, and compare.
     Playground(playground::cli::PlaygroundArgs),
     Storm(storm::StormArgs),
@@ -78,6 +81,8 @@ impl Cli {
         let result = match FileConfig::read(self.config.as_deref()) {
             Ok(file) => match self.command {
                 Command::Playground(args) => playground(args).await,
+                Command::Coldstart(args) => coldstart::run(args).await,
+                Command::Crowd(args) => coldstart::run_crowd(args).await,
                 Command::BenchBusy(args) => bench_busy::run(args, file.busy).await,
                 Command::BenchFirstByte(args) => bench_first_byte::run(args, file.first_byte).await,
                 Command::BenchIngest(args) => bench_ingest::run(args, file.ingest).await,

@@ -1,6 +1,7 @@
 //! `headstart-loadtest playground`: the command line of the demo.
 //!
-//! In: arguments, signals. Out: a table or JSON on standard output; progress on standard error.
+//! In: arguments, signals. Out: a table or JSON on standard output, and a page with plots in a file; progress on standard
+//! error.
 //! Invariant: SIGINT, SIGTERM and SIGHUP drop the work, and with it everything it started, before the process ends; a
 //! second signal does not cut that short.
 //! Not here: the work.
@@ -9,12 +10,21 @@ use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{PlaygroundError, Result, compare, keep, lab::Lab, progress::Progress, report, site::Site};
+use super::{
+    PlaygroundError, Result, keep,
+    lab::{Lab, Links},
+    progress::Progress,
+    site::Site,
+};
+use crate::{
+    coldstart::{self, Plan, Rig, Way, page, table},
+    relay::LinkShape,
+};
 
 /// Exit status after a signal, as shells count: 128 + SIGINT.
 pub const INTERRUPTED: u8 = 130;
 
-/// Starts one real container by ordinary pulls and lazily, each from cold, and prints what it took.
+/// Starts one real container by ordinary pulls and lazily, each from cold, and a second time; prints what it took.
 ///
 /// Everything runs on loopback below one temporary directory: a registry, the server, the shim and a private
 /// containerd. The system's own containerd is never touched. Needs root. The demo image is built once and kept in
@@ -24,6 +34,15 @@ pub struct PlaygroundArgs {
     /// How often each way of starting is measured; the table shows medians.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub rounds: u16,
+    /// Write the page with plots here. Default: playground/coldstart.html in the target directory.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Between nodes and proxy: lan (0.5 ms, 5 Gbit/s), wan (20 ms, 400 Mbit/s), none, or RTT_MS/MBIT.
+    #[arg(long, default_value = "lan")]
+    pub link: LinkShape,
+    /// Between the upstream registry and everybody else.
+    #[arg(long, default_value = "wan")]
+    pub upstream_link: LinkShape,
     /// Leave a playground running afterwards, and say how to use it. Ctrl-C ends it.
     #[arg(long)]
     pub keep: bool,
@@ -64,18 +83,39 @@ async fn work(args: PlaygroundArgs) -> Result<()> {
     if let Some(dir) = args.binaries {
         site.profile_dir = dir;
     }
-    let lab = Lab::open(&site, &progress).await?;
+    let links = Links {
+        node: args.link,
+        upstream: args.upstream_link,
+    };
+    let rig = Rig::of_demo(Lab::open_linked(&site, links, &progress).await?);
     if !args.no_compare {
-        let comparison = compare::run(&lab, args.rounds.into(), &progress).await?;
+        let plan = Plan {
+            rounds: args.rounds.into(),
+            // The others' binaries are not what somebody has who tries this.
+            ways: Way::ALL.into_iter().filter(|w| !Way::RIVALS.contains(w)).collect(),
+            full_read: false,
+            timelines: true,
+        };
+        let report = coldstart::run(&rig, &plan, &progress).await?;
         progress.step("done");
         if args.json {
-            println!("{}", report::json(&comparison));
+            let text = serde_json::to_string_pretty(&report);
+            println!("{}", text.map_err(|e| PlaygroundError::unexpected("write JSON", e))?);
         } else {
-            println!("\n{}", report::table(&comparison));
+            println!("\n{}", table::text(&report));
+        }
+        let html = args.html.unwrap_or_else(|| site.cache_dir.join("coldstart.html"));
+        std::fs::write(&html, page::html(&report)).map_err(PlaygroundError::io(format!("write {}", html.display())))?;
+        eprintln!("The plots are in {}", html.display());
+        if !report.errors.is_empty() {
+            return Err(PlaygroundError::unexpected(
+                "start everything",
+                format!("{} start(s) failed", report.errors.len()),
+            ));
         }
     }
     if args.keep {
-        keep::run(&lab, &progress).await?;
+        keep::run(&rig.lab, &progress).await?;
     }
     Ok(())
 }

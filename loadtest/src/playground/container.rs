@@ -1,12 +1,13 @@
-//! One container: created, watched until it says it is ready, removed.
+//! One container: created, watched until it is ready, removed.
 //!
-//! In: a node that has the image, a command. Out: when the ready text arrived, and everything it printed.
+//! In: a node that has the image, a command, what ready means. Out: when it was ready, and everything it printed.
 //! Invariant: dropping it kills the container and removes its task, its record and its snapshot, as long as its containerd
 //! lives; what remains then is removed with the node.
 //! Not here: pulls.
 
 use std::{
     io::{BufRead, BufReader},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -20,6 +21,18 @@ const LINES_MAX: usize = 4096;
 /// Each step of removing a container; what does not happen in time happens when the node is taken down.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// What is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    pub reference: &'a str,
+    /// Empty: what the image says.
+    pub args: &'a [&'a str],
+    /// `NAME=VALUE`
+    pub env: &'a [String],
+    /// Of a network namespace; without one, containerd makes one without interfaces.
+    pub network: Option<&'a Path>,
+}
+
 #[derive(Debug)]
 pub struct Container<'a> {
     node: &'a Node,
@@ -31,15 +44,33 @@ pub struct Container<'a> {
 }
 
 impl<'a> Container<'a> {
-    /// Creates and starts; the time counts from here.
+    /// The demo image; the time counts from here.
     pub fn start(node: &'a Node, id: &str, args: &[&str]) -> Result<Container<'a>> {
+        let reference = node::image_reference();
+        let run = Run {
+            reference: &reference,
+            args,
+            env: &[],
+            network: None,
+        };
+        Container::run(node, id, &run)
+    }
+
+    /// Creates and starts; the time counts from here.
+    pub fn run(node: &'a Node, id: &str, run: &Run<'_>) -> Result<Container<'a>> {
         let id = format!("hs-{}-{id}", std::process::id());
         let mut ctr = node.containerd.ctr();
         ctr.args(["run", "--rm", "--snapshotter", node.snapshotter()]);
         // Both default to places of the system's containerd.
         ctr.arg("--fifo-dir").arg(node.containerd.dir.join("fifo"));
         ctr.arg("--runc-root").arg(node.containerd.dir.join("runc"));
-        ctr.arg(node::image_reference()).arg(&id).args(args);
+        for variable in run.env {
+            ctr.args(["--env", variable]);
+        }
+        if let Some(network) = run.network {
+            ctr.arg("--with-ns").arg(format!("network:{}", network.display()));
+        }
+        ctr.arg(run.reference).arg(&id).args(run.args);
         let started = Instant::now();
         let mut process = Process::spawn(&format!("{}-run", node.name()), ctr, node.work(), true)?;
         let (sender, lines) = mpsc::channel(LINES_MAX);
@@ -67,6 +98,35 @@ impl<'a> Container<'a> {
         &self.id
     }
 
+    /// When it was created.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.ended().is_some()
+    }
+
+    /// Waits until it has ended by itself, however.
+    pub async fn ended(&mut self) {
+        self.process.wait().await;
+    }
+
+    /// The error of a container that did not become ready.
+    pub fn never_ready(&mut self, wanted: &str) -> PlaygroundError {
+        while let Ok((_, line)) = self.lines.try_recv() {
+            self.printed.push_str(&line);
+            self.printed.push('\n');
+        }
+        let tail = format!("{} | {}", self.printed, super::process::tail(self.process.log()));
+        PlaygroundError::NeverReady {
+            id: self.id.clone(),
+            wanted: wanted.to_owned(),
+            tail,
+        }
+    }
+
     /// Waits for a line that contains `text`; how long it took from creation.
     pub async fn until_printed(&mut self, text: &str) -> Result<Duration> {
         while let Some((at, line)) = self.lines.recv().await {
@@ -76,12 +136,7 @@ impl<'a> Container<'a> {
                 return Ok(at - self.started);
             }
         }
-        let tail = format!("{} | {}", self.printed, super::process::tail(self.process.log()));
-        Err(PlaygroundError::NeverReady {
-            id: self.id.clone(),
-            wanted: text.to_owned(),
-            tail,
-        })
+        Err(self.never_ready(text))
     }
 
     /// Waits for the end and returns all it printed; an error when it ended with one.

@@ -26,7 +26,7 @@ pub enum PlaygroundError {
     NoDebianMirror,
     #[error("find a free port on loopback")]
     NoPort,
-    #[error("start container {id}: it ended without saying {wanted}; its output ends: {tail}")]
+    #[error("start container {id}: it was not ready ({wanted}); its output ends: {tail}")]
     NeverReady { id: String, wanted: String, tail: String },
     #[error(transparent)]
     Cri(#[from] CriError),

@@ -1,12 +1,14 @@
 //! One measured start: pull, create, ready; and what passed over the wires meanwhile.
 //!
-//! In: a node on fresh state, the relays. Out: [`Start`].
+//! In: a node on fresh state, the relays, what is started and when it counts as ready. Out: [`Start`].
 //! Invariant: times are of the whole call as a kubelet would see it; bytes are counted by relays, not by the programs
 //! under test, except the chunk bytes, which only the server can tell apart.
-//! Not here: which starts are compared ([`super::compare`]).
+//! Not here: which starts are compared (`coldstart`).
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{self, Read as _},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -14,19 +16,71 @@ use headstart_layer_format::api::LayerState;
 
 use super::{
     Result,
-    container::Container,
-    lab::{Lab, RelayedProxy},
+    container::{Container, Run},
+    lab::{ImageFacts, Lab, RelayedProxy},
+    netns::NetNs,
     node::Node,
+    ready::Ready,
     recipe,
 };
 
-/// One start of the demo container.
+/// Longest the demo container may take; a busy two-core machine needs seconds.
+const DEMO_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What is started.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    pub image: ImageFacts,
+    /// Empty: what the image says.
+    pub args: Vec<String>,
+    pub env: Vec<String>,
+    pub ready: Ready,
+    pub timeout: Duration,
+}
+
+impl Subject {
+    pub fn demo(lab: &Lab) -> Subject {
+        Subject {
+            image: lab.image.clone(),
+            args: recipe::COMMAND.iter().map(|a| (*a).to_owned()).collect(),
+            env: Vec::new(),
+            ready: Ready::Line(recipe::READY.to_owned()),
+            timeout: DEMO_TIMEOUT,
+        }
+    }
+
+    /// From create to ready, and its end: a container that would run on is ended.
+    pub async fn run(&self, node: &Node, id: &str) -> Result<Duration> {
+        let network = match self.ready.needs_network() {
+            true => Some(NetNs::new()?),
+            false => None,
+        };
+        let (reference, args) = (self.image.reference(), self.args.iter().map(String::as_str));
+        let run = Run {
+            reference: &reference,
+            args: &args.collect::<Vec<_>>(),
+            env: &self.env,
+            network: network.as_ref().map(NetNs::path),
+        };
+        let mut container = Container::run(node, id, &run)?;
+        let ready = self.ready.wait(&mut container, network.as_ref(), self.timeout).await?;
+        // What prints a line and ends is let end, so that what follows does not overlap with it; a service goes on.
+        if network.is_none() {
+            let _ = tokio::time::timeout(Duration::from_secs(1), container.ended()).await;
+        }
+        Ok(ready)
+    }
+}
+
+/// One start.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Start {
     pub pull_ms: f64,
     /// From create to the ready text.
     pub ready_ms: f64,
     pub total_ms: f64,
+    /// To the node, from the proxy or from the registry, by the moment it was ready.
+    pub node_bytes: u64,
     /// To the node, from the proxy: registry and chunk traffic together.
     pub proxy_bytes: u64,
     /// From the upstream, to the proxy or to the node.
@@ -35,12 +89,52 @@ pub struct Start {
     pub layer_bytes: u64,
     /// Layer bytes as they lie on the node, uncompressed; only for lazy starts.
     pub unpacked_bytes: Option<u64>,
+    #[serde(skip)]
+    pub begun: Option<Instant>,
 }
 
 /// Makes what is on disk be read from there again, where the kernel lets us. Without a `sync(2)` before it: that waits for
 /// everybody's writes, cannot be interrupted, and what the starts read was synced when it was made.
 pub fn drop_page_cache() -> bool {
     fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}
+
+/// What is run anew in each start.
+const TOOLS: &[&str] = &["ctr", "runc", "containerd-shim-runc-v2"];
+/// Read again at most: a proxy in a test has an image or two.
+const WARMED_BYTES_MAX: u64 = 4 << 30;
+
+/// Drops the page cache and reads again what other machines would have in theirs (the upstream's blobs, the proxy's store),
+/// and the tools, which a node that runs containers has.
+pub fn only_the_node_is_cold(lab: &Lab, proxy: Option<&RelayedProxy>, image: &ImageFacts) -> bool {
+    if !drop_page_cache() {
+        return false;
+    }
+    let mut left = WARMED_BYTES_MAX;
+    for tool in TOOLS.iter().filter_map(|t| super::tools::find(t)) {
+        read_below(&tool, &mut left);
+    }
+    for (digest, _) in &image.layers {
+        read_below(&lab.upstream.blob(digest), &mut left);
+    }
+    if let Some(p) = proxy {
+        read_below(p.proxy.data_dir(), &mut left);
+    }
+    true
+}
+
+/// A file, or all files in a directory and those below.
+fn read_below(path: &Path, left: &mut u64) {
+    let Ok(meta) = fs::symlink_metadata(path) else { return };
+    if meta.is_dir() {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            read_below(&entry.path(), left);
+        }
+    } else if let Ok(file) = File::open(path)
+        && (meta.is_file() || meta.is_symlink())
+    {
+        *left -= io::copy(&mut file.take(*left), &mut io::sink()).unwrap_or(0);
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -73,20 +167,23 @@ async fn wires(lab: &Lab, proxy: Option<&RelayedProxy>) -> Result<Wires> {
     })
 }
 
-/// Pulls, starts and waits for the container's end. `proxy` is the one the node uses, if any.
+/// The demo image: pulls, starts and waits for the container's end. `proxy` is the one the node uses, if any.
 pub async fn start(lab: &Lab, node: &Node, proxy: Option<&RelayedProxy>) -> Result<Start> {
+    start_of(lab, node, proxy, &Subject::demo(lab)).await
+}
+
+/// The same, of any image.
+pub async fn start_of(lab: &Lab, node: &Node, proxy: Option<&RelayedProxy>, subject: &Subject) -> Result<Start> {
     let before = wires(lab, proxy).await?;
-    drop_page_cache();
+    only_the_node_is_cold(lab, proxy, &subject.image);
     let begun = Instant::now();
-    node.pull().await?;
+    node.pull_image(&subject.image.reference()).await?;
     let pull = begun.elapsed();
-    let mut container = Container::start(node, "demo", recipe::COMMAND)?;
-    let ready = container.until_printed(recipe::READY).await?;
+    let ready = subject.run(node, "first").await?;
     let total = pull + ready;
-    container.output().await?;
     let at_node = wires(lab, proxy).await?;
     if let Some(p) = proxy {
-        settle(lab, p).await?;
+        settle_image(p, &subject.image).await?;
     }
     let after = wires(lab, proxy).await?;
 
@@ -100,18 +197,24 @@ pub async fn start(lab: &Lab, node: &Node, proxy: Option<&RelayedProxy>) -> Resu
         pull_ms: ms(pull),
         ready_ms: ms(ready),
         total_ms: ms(total),
+        node_bytes: (at_node.proxy - before.proxy) + (at_node.direct - before.direct),
         proxy_bytes: at_node.proxy - before.proxy,
         upstream_bytes: (after.upstream - before.upstream) + direct,
         layer_bytes: layers,
         unpacked_bytes: node.shim.as_ref().map(|s| s.disk_bytes()),
+        begun: Some(begun),
     })
 }
 
 /// Waits until the server has finished what the start made it begin, so that the upstream's bytes are all counted.
 pub async fn settle(lab: &Lab, proxy: &RelayedProxy) -> Result<()> {
+    settle_image(proxy, &lab.image).await
+}
+
+pub async fn settle_image(proxy: &RelayedProxy, image: &ImageFacts) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
-        let status = proxy.proxy.image(&lab.image.manifest, 10_000).await?;
+        let status = proxy.proxy.image(&image.manifest, 10_000).await?;
         let busy = status.is_some_and(|s| {
             s.layers
                 .iter()

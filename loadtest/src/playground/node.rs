@@ -129,7 +129,11 @@ impl Node {
     }
 
     pub async fn pull(&self) -> Result<String> {
-        Ok(self.containerd.cri.pull(&image_reference()).await?)
+        self.pull_image(&image_reference()).await
+    }
+
+    pub async fn pull_image(&self, reference: &str) -> Result<String> {
+        Ok(self.containerd.cri.pull(reference).await?)
     }
 
     pub async fn identity(&self) -> Result<Option<ImageIdentity>> {

@@ -5,7 +5,14 @@
 //! any number of them may run at once.
 //! Not here: what is in the storage ([`super::image`]).
 
-use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use headstart_layer_format::BlobDigest;
 
 use super::{Result, ports, process::Process, tools, workdir::WorkDir};
 
@@ -16,6 +23,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Registry {
     pub process: Process,
     pub address: SocketAddr,
+    pub storage: PathBuf,
 }
 
 impl Registry {
@@ -41,7 +49,18 @@ impl Registry {
         process
             .until_ready(START_TIMEOUT, || async { answers(address, "/v2/").await })
             .await?;
-        Ok(Registry { process, address })
+        Ok(Registry {
+            process,
+            address,
+            storage: storage.to_owned(),
+        })
+    }
+
+    /// The file of a blob.
+    pub fn blob(&self, digest: &BlobDigest) -> PathBuf {
+        let hex = digest.to_string().split_off("sha256:".len());
+        let blobs = self.storage.join("docker/registry/v2/blobs/sha256");
+        blobs.join(&hex[..2]).join(&hex).join("data")
     }
 
     pub fn url(&self) -> String {

@@ -1,0 +1,82 @@
+//! The comparison that the demo prints, and a crowd of simulated nodes: once each, on the demo image.
+
+use headstart_loadtest::{
+    coldstart::{
+        self, Plan, Rig, Way,
+        crowd::{self, Wanted},
+        page, table, timeline,
+    },
+    playground::progress::Progress,
+    relay::LinkShape,
+};
+
+use crate::support::with_lab;
+
+#[test]
+fn starts_are_compared_over_a_link_and_a_crowd_costs_the_upstream_one_pull() {
+    with_lab(|turn| async move {
+        let mut lab = turn.lab;
+        lab.links.node = LinkShape::LAN;
+        let compressed = lab.image.compressed_bytes();
+        let rig = Rig::of_demo(lab);
+        let plan = Plan {
+            rounds: 1,
+            ways: vec![Way::MirrorWarm, Way::Local, Way::LazySecond, Way::Nydus],
+            full_read: false,
+            timelines: true,
+        };
+        let report = coldstart::run(&rig, &plan, &Progress::silent()).await.unwrap();
+        assert!(report.errors.is_empty(), "{:#?}", report.errors);
+        assert_eq!(report.ways(), [Way::MirrorWarm, Way::Local, Way::LazySecond]);
+        assert_eq!(report.absent.len(), 1, "{:?}", report.absent);
+
+        let name = &report.images[0].name;
+        let of = |way| report.of(name, way).next().unwrap();
+        let (ordinary, local, lazy) = (of(Way::MirrorWarm), of(Way::Local), of(Way::LazySecond));
+        assert!(
+            ordinary.node_bytes >= compressed,
+            "{} of {compressed}",
+            ordinary.node_bytes
+        );
+        assert_eq!((local.node_bytes, local.pull_ms), (0, 0.0));
+        assert_eq!(lazy.declined, 0);
+        assert!(
+            (1..ordinary.node_bytes).contains(&lazy.node_bytes),
+            "{}",
+            lazy.node_bytes
+        );
+        assert!(lazy.upstream_bytes < 10_000, "a question about the tag: {lazy:?}");
+        assert!(lazy.second_ms.is_some_and(|ms| ms > 0.0));
+
+        let seen = lazy.timeline.as_ref().unwrap();
+        let moments: Vec<&str> = seen.moments.iter().map(|m| m.name).collect();
+        for moment in ["pulled", "snapshot", "ready"] {
+            assert!(moments.contains(&moment), "{moments:?}");
+        }
+        assert!(seen.moments.is_sorted_by(|a, b| a.ms <= b.ms), "{seen:?}");
+        let chunks = seen.series.iter().find(|s| s.source == timeline::CHUNKS).unwrap();
+        assert!(chunks.points.is_sorted_by(|a, b| a.0 <= b.0 && a.1 <= b.1));
+
+        let text = table::text(&report);
+        assert!(text.contains("the second node took"), "{text}");
+        assert!(page::html(&report).contains(timeline::CHUNKS));
+
+        let wanted = Wanted::Share { fraction: 0.2, seed: 1 };
+        let crowd = crowd::run(&rig, 6, &wanted, &Progress::silent()).await.unwrap();
+        for phase in &crowd.phases {
+            assert!(phase.p50_ms > 1.0 && phase.p50_ms <= phase.p99_ms, "{phase:?}");
+            assert!(
+                phase.bytes_each > 0 && phase.wire_bytes >= 6 * phase.bytes_each,
+                "{crowd:#?}"
+            );
+        }
+        let [cold, warm] = &crowd.phases[..] else {
+            panic!("{crowd:#?}")
+        };
+        assert!(
+            (compressed..compressed * 11 / 10).contains(&cold.upstream_bytes),
+            "{cold:?}"
+        );
+        assert!(warm.upstream_bytes < compressed / 100, "{warm:?}");
+    });
+}
