@@ -17,6 +17,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::{
+    mounts,
     process::start_ticks,
     workdir::{self, OWNER_FILE, PIDS_DIR, PREFIX},
 };
@@ -155,11 +156,16 @@ fn descendants(of: Pid) -> Vec<Pid> {
     found[1..].iter().filter_map(|p| Pid::from_raw(*p)).collect()
 }
 
-/// The `address` files in the bundles of every containerd below `work`: `unix:///run/containerd/s/HASH`.
+/// The `address` files in the bundles of every containerd below `work`: `unix:///run/containerd/s/HASH`. No mount is entered:
+/// behind one may be nobody who answers, and then not even a signal ends the wait.
 fn shim_addresses(work: &Path) -> Vec<PathBuf> {
+    let mounted = mounts::below(work);
     let mut found = Vec::new();
     let mut dirs = vec![(work.to_owned(), 0)];
     while let Some((dir, depth)) = dirs.pop() {
+        if mounted.contains(&dir) {
+            continue;
+        }
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             if entry.file_name() == "address" {
                 let text = fs::read_to_string(entry.path()).unwrap_or_default();
@@ -177,4 +183,28 @@ fn shim_addresses(work: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+    use super::*;
+
+    #[test]
+    fn addresses_of_shims_are_looked_for_in_no_mount() {
+        let work = tempfile::tempdir().unwrap();
+        let bundles = ["plain", "mounted"].map(|n| work.path().join("node-1/state").join(n));
+        for bundle in &bundles {
+            fs::create_dir_all(bundle).unwrap();
+        }
+        mount("none", &bundles[1], c"tmpfs", MountFlags::empty(), Some(c"")).unwrap();
+        for bundle in &bundles {
+            let name = bundle.file_name().unwrap().to_string_lossy();
+            fs::write(bundle.join("address"), format!("unix:///run/containerd/s/{name}\n")).unwrap();
+        }
+        let found = shim_addresses(work.path());
+        unmount(&bundles[1], UnmountFlags::DETACH).unwrap();
+        assert_eq!(found, [PathBuf::from("/run/containerd/s/plain")]);
+    }
 }
