@@ -2,7 +2,8 @@
 # The short crash, damage and property tests, many times over:  ./scripts/campaign.sh [COUNT]   (default 10)
 # In: how often. Out: exit status 0 when every repetition passed; the first failure ends it.
 # CI runs each of these once (test.sh). Kills fall where timing puts them, so repetitions differ; the properties get
-# COUNT x 256 cases, the fuzz targets COUNT x 2000 inputs each, containerd's unpacker COUNT x 400 random tars, the kills in cold pulls and in conversions COUNT x 20 rounds each.
+# COUNT x 256 cases, the fuzz targets COUNT x 2000 inputs each, containerd's unpacker COUNT x 400 random tars, the kills in cold pulls and in conversions COUNT x 20 rounds each,
+# the shim's COUNT x 10 in each of six forms (300: ./scripts/campaign.sh 30) and COUNT x 4 under real containers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 count=${1:-10}
@@ -46,6 +47,10 @@ HEADSTART_KILL_ROUNDS=$((count * 20)) tests --test kill --test profiles
 
 echo "== 50 images of 10 layers come and go, $((count / 5 + 2)) rounds, under both presentations"
 HEADSTART_LOOP=50x10x$((count / 5 + 2)) tests --test contract many
+
+echo "== the shim killed under readers, $((count * 10)) times in each form, and under real containers"
+HEADSTART_SURVIVAL_ROUNDS=$((count * 10)) tests --test survival -- campaign --nocapture --test-threads=1
+HEADSTART_SURVIVAL_ROUNDS=$((count * 4)) tests --test e2e -- survival --nocapture
 
 for ((i = 1; i <= count; i++)); do
     echo "== repetition $i of $count"

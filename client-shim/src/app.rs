@@ -21,11 +21,13 @@ use crate::config::Config;
 use crate::fetch::servers::{FetchError, Servers};
 use crate::layers::NodeLayers;
 use crate::observe;
+use crate::presentation;
 use crate::proto::snapshots::snapshots_server::SnapshotsServer;
 use crate::snapshotter::engine::Engine;
 use crate::snapshotter::error::SnapshotError;
 use crate::snapshotter::lazy::{LazyLayers, NodeLazy};
 use crate::snapshotter::service::SnapshotService;
+use crate::survival::{KeepError, Keeper, ServiceManager, feed_watchdog};
 
 /// How long calls in progress may go on after a stop; systemd kills after 90 s.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -45,15 +47,23 @@ pub enum AppError {
     Servers(#[from] FetchError),
     #[error("load snapshots: {0}")]
     Snapshots(#[from] SnapshotError),
+    #[error(transparent)]
+    Keep(#[from] KeepError),
     #[error("serve containerd: {0}")]
     Serve(#[from] tonic::transport::Error),
 }
 
-/// Runs until `stop`.
-pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AppError> {
-    let _lock = lock_root(&config.root_dir)?;
+/// Runs until `stop`. `manager`: whoever started this process and wants to hear of it.
+pub async fn run(
+    config: Config,
+    manager: Option<Arc<ServiceManager>>,
+    stop: CancellationToken,
+) -> Result<(), AppError> {
+    let lock = lock_root(&config.root_dir)?;
     let servers = Servers::new(&config.servers, &config.fetch)?;
-    let layers = match NodeLayers::open(&config.root_dir, &config.lazy, servers.clone()).await {
+    let keeper = Keeper::new(config.survival.keep_with, &config.root_dir, manager.as_ref())?;
+    let (lazy, resend) = (&config.lazy, config.survival.resend);
+    let layers = match NodeLayers::open_kept(&config.root_dir, lazy, servers.clone(), keeper.clone(), resend).await {
         Ok(layers) => Some(layers),
         Err(error) => {
             tracing::error!(%error, "no lazy layers on this node; pulls are ordinary");
@@ -61,20 +71,54 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), AppError
         }
     };
     let backend = NodeLazy::new(servers, layers.clone(), config.snapshotter.lazy);
-    let served = serve(&config, backend, stop).await;
+    let mount = layers.as_ref().map(|_| config.root_dir.join(presentation::MOUNT));
+    let ready = || {
+        if let Some(manager) = manager {
+            manager.ready();
+            tokio::spawn(feed_watchdog(manager, mount, stop.clone()));
+        }
+    };
+    let served = serve_then(&config, backend, stop.clone(), ready).await;
     if let Some(layers) = layers {
-        layers.shutdown().await;
+        // An error here is a stop too, after which containers want their files as ever.
+        if keeper.keeps() && !matches!(served, Ok(InUse::No)) {
+            tracing::info!("containers use lazy layers: their mounts are left to the next start");
+            layers.leave().await;
+            // Until the process is gone it answers: two that answer would each miss what the other has read.
+            std::mem::forget(lock);
+        } else {
+            layers.shutdown().await;
+            keeper.forget();
+        }
     }
-    served
+    served.map(|_| ())
 }
 
 /// Serves the snapshotter with any lazy side until `stop`.
 pub async fn serve<B: LazyLayers>(config: &Config, backend: B, stop: CancellationToken) -> Result<(), AppError> {
+    serve_then(config, backend, stop, || ()).await.map(|_| ())
+}
+
+/// Whether containers have mounts of lazy layers.
+#[derive(Clone, Copy, Debug)]
+enum InUse {
+    Yes,
+    No,
+}
+
+/// Calls `ready` when calls are answered.
+async fn serve_then<B: LazyLayers>(
+    config: &Config,
+    backend: B,
+    stop: CancellationToken,
+    ready: impl FnOnce(),
+) -> Result<InUse, AppError> {
     // First, so that whoever connects while snapshots are loaded waits instead of failing.
     let listener = bind(&config.socket)?;
     let engine = Arc::new(Engine::open(&config.root_dir, &config.snapshotter, backend).await?);
     observe::start(config, engine.clone(), stop.clone());
     tracing::info!(socket = %config.socket.display(), "ready");
+    ready();
     let service = SnapshotsServer::new(SnapshotService::new(engine.clone()));
     let server = tonic::transport::Server::builder()
         .add_service(service)
@@ -90,7 +134,11 @@ pub async fn serve<B: LazyLayers>(config: &Config, backend: B, stop: Cancellatio
     engine.shutdown().await;
     // The next shim would remove it anyway; without it containerd fails at once instead of waiting.
     let _ = fs::remove_file(&config.socket);
-    Ok(served?)
+    served?;
+    match engine.uses_lazy_layers() {
+        true => Ok(InUse::Yes),
+        false => Ok(InUse::No),
+    }
 }
 
 /// Two shims on one root would each lose what the other writes.

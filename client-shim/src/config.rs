@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::fetch::servers::FetchConfig;
 use crate::layers::LazyConfig;
+use crate::survival::SurvivalConfig;
 
 /// Longest path of a unix socket: `sun_path` of `sockaddr_un` is 108 bytes with its NUL.
 const SOCKET_PATH_LEN_MAX: usize = 107;
@@ -52,6 +53,7 @@ pub struct Config {
     pub lazy: LazyConfig,
     pub fetch: FetchConfig,
     pub metrics: MetricsConfig,
+    pub survival: SurvivalConfig,
     pub log: LogConfig,
 }
 
@@ -66,6 +68,7 @@ impl Default for Config {
             lazy: LazyConfig::default(),
             fetch: FetchConfig::default(),
             metrics: MetricsConfig::default(),
+            survival: SurvivalConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -260,6 +263,8 @@ mod tests {
             "[log]\nformat = 'xml'",
             "[lazy]\nno_such_key = 1",
             "[fetch]\nno_such_key = 1",
+            "[survival]\nno_such_key = 1",
+            "[survival]\nkeep_with = 'hope'",
             "root_dir = 'relative'",
             "root_dir = '/a:b'",
             "root_dir = '/a,b'",

@@ -16,13 +16,13 @@ use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::dir::StoredLayer;
 use crate::cache::{CacheDir, CacheError, Layer};
 pub use crate::cache::{LazyConfig, PresentationChoice};
 use crate::counters::Counters;
 use crate::fetch::FetchError;
 use crate::fetch::servers::{Servers, TocAnswer};
-use crate::presentation::{self, Presentation, PresentationError, implied};
+use crate::presentation::{self, Presentation, PresentationError, Surroundings, implied};
+use crate::survival::Keeper;
 
 const CACHE: &str = "cache";
 /// Pause before a server is asked again about a layer whose conversion failed, or that could not be reached.
@@ -109,11 +109,24 @@ struct Known {
 }
 
 impl NodeLayers {
-    /// Mounts what the presentation needs below `root_dir` and shows every layer the disk has. Needs no network.
+    /// [`NodeLayers::open_kept`] with nobody who keeps mounts.
     pub async fn open(root_dir: &Path, config: &LazyConfig, servers: Servers) -> Result<NodeLayers, LayersError> {
+        Self::open_kept(root_dir, config, servers, Keeper::nobody(), false).await
+    }
+
+    /// Takes over what a predecessor left with `keeper`, or mounts what the presentation needs below `root_dir`, and shows
+    /// every layer the disk has. Needs no network. `resend`: see `survival.resend`.
+    pub async fn open_kept(
+        root_dir: &Path,
+        config: &LazyConfig,
+        servers: Servers,
+        keeper: Keeper,
+        resend: bool,
+    ) -> Result<NodeLayers, LayersError> {
         let runtime = Handle::current();
         let (root_dir, config) = (root_dir.to_owned(), config.clone());
-        let layers = tokio::task::spawn_blocking(move || Self::open_blocking(&root_dir, config, servers, runtime))
+        let open = move || Self::open_blocking(&root_dir, config, servers, runtime, &keeper, resend);
+        let layers = tokio::task::spawn_blocking(open)
             .await
             .map_err(|_| LayersError::Interrupted)??;
         tokio::spawn(flush_periodically(Arc::downgrade(&layers.0), layers.0.stop.clone()));
@@ -125,12 +138,27 @@ impl NodeLayers {
         config: LazyConfig,
         servers: Servers,
         runtime: Handle,
+        keeper: &Keeper,
+        resend: bool,
     ) -> Result<NodeLayers, LayersError> {
         let store = root_dir.join(CACHE);
         // The lock first: it proves that a mount found below is nobody's.
         let (cache, stored) = CacheDir::open(&store)?;
         let counters = Arc::new(Counters::default());
-        let presentation = presentation::open(root_dir, &store, &config, &counters, &runtime)?;
+        let stored: Vec<_> = stored
+            .into_iter()
+            .map(|layer| Arc::new(Layer::new(layer, &servers, &config, &counters, &runtime)))
+            .collect();
+        let presentation = presentation::open(&Surroundings {
+            root: root_dir,
+            store: &store,
+            config: &config,
+            counters: &counters,
+            runtime: &runtime,
+            layers: &stored,
+            keeper,
+            resend,
+        })?;
         let layers = NodeLayers(Arc::new(Inner {
             config,
             servers,
@@ -218,6 +246,20 @@ impl NodeLayers {
         }
     }
 
+    /// Makes the cache durable, and leaves mounts and readers to a successor; what they ask is answered until this process
+    /// ends. The directory is free for a successor only then.
+    pub async fn leave(&self) {
+        self.0.stop.cancel();
+        let inner = Arc::clone(&self.0);
+        let done = tokio::task::spawn_blocking(move || {
+            inner.presentation.leave();
+            inner.flush();
+        });
+        if done.await.is_err() {
+            tracing::warn!("lazy-shutdown-incomplete");
+        }
+    }
+
     /// Makes the cache durable, unmounts (lazily if the mount is in use), and frees the directory for a successor.
     pub async fn shutdown(&self) {
         self.0.stop.cancel();
@@ -299,17 +341,16 @@ impl Inner {
         let cache = self.cache.read().unwrap_or_else(|p| p.into_inner());
         let cache = cache.as_ref().ok_or(LayersError::Interrupted)?;
         let stored = cache.admit(toc, encoded)?;
-        self.show(stored)
-    }
-
-    fn show(&self, stored: StoredLayer) -> Result<Presented, LayersError> {
-        let layer = Arc::new(Layer::new(
+        self.show(Arc::new(Layer::new(
             stored,
             &self.servers,
             &self.config,
             &self.counters,
             &self.runtime,
-        ));
+        )))
+    }
+
+    fn show(&self, layer: Arc<Layer>) -> Result<Presented, LayersError> {
         let lowerdir = self.presentation.present(Arc::clone(&layer))?;
         let known = Known { layer, lowerdir };
         let presented = known.presented();

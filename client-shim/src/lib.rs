@@ -3,7 +3,7 @@
 //! In: a configuration. Out: a gRPC service for containerd on a unix socket, one FUSE mount, and an EROFS mount
 //! a layer where the kernel can.
 //! Invariant: follow a read: `snapshotter -> layers -> presentation -> fuse -> cache -> fetch`; each uses only what is
-//! to its right (`erofs`, beside `presentation`, writes images). Lazy is an optimisation: whatever goes wrong before a mount ends in an ordinary pull.
+//! to its right (`erofs`, beside `presentation`, writes images; `survival` keeps mounts over restarts). Lazy is an optimisation: whatever goes wrong before a mount ends in an ordinary pull.
 //! Not here: the formats (`headstart-layer-format`) and conversion (the server).
 
 pub mod app;
@@ -22,3 +22,4 @@ pub mod observe;
 pub mod presentation;
 pub mod proto;
 pub mod snapshotter;
+pub mod survival;

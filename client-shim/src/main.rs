@@ -6,12 +6,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use headstart_shim::app;
 use headstart_shim::cli;
 use headstart_shim::config::{Config, ConfigError, LogConfig, LogFormat};
 use headstart_shim::fetch::servers::{FetchError, Servers};
+use headstart_shim::survival::{self, ServiceManager};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -27,7 +29,8 @@ use tracing_subscriber::EnvFilter;
 ///   socket       where containerd connects   (default /run/headstart/shim.sock)
 ///   servers      Headstart servers, in order (default ["http://127.0.0.1:5080"])
 ///   [snapshotter] waiting and durability,  [lazy] layers and their cache,
-///   [fetch] how servers are asked,  [metrics] where Prometheus asks,  [log] level and format ("text" or "json")
+///   [fetch] how servers are asked,  [survival] who keeps mounts while no shim runs,
+///   [metrics] where Prometheus asks,  [log] level and format ("text" or "json")
 /// An unknown key is an error.
 ///
 /// containerd needs, in its config.toml:
@@ -54,11 +57,17 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    // SAFETY: the first thing this process does.
+    let manager = unsafe { ServiceManager::from_environment() }.map(Arc::new);
+    // Started by the shim, not by people, and of any age: no other argument will ever mean anything to it.
+    if std::env::args_os().nth(1).is_some_and(|first| first == survival::HOLD) {
+        return survival::hold();
+    }
     let args = Args::parse();
     if let Some(command) = &args.command {
         return cli::run(command, args.config.as_deref());
     }
-    match start(&args) {
+    match start(&args, manager) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("headstart-shim: failed to {error}");
@@ -83,7 +92,7 @@ enum MainError {
     App(#[from] app::AppError),
 }
 
-fn start(args: &Args) -> Result<(), MainError> {
+fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainError> {
     let config = Config::load(args.config.as_deref())?;
     if args.check {
         Servers::new(&config.servers, &config.fetch)?;
@@ -97,7 +106,15 @@ fn start(args: &Args) -> Result<(), MainError> {
     runtime.block_on(async {
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone()).map_err(MainError::Signals)?;
-        Ok(app::run(config, stop).await?)
+        let told = stop.clone();
+        let teller = manager.clone();
+        tokio::spawn(async move {
+            told.cancelled().await;
+            if let Some(manager) = teller {
+                manager.stopping();
+            }
+        });
+        Ok(app::run(config, manager, stop).await?)
     })
 }
 

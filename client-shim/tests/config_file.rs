@@ -6,6 +6,7 @@ use std::path::Path;
 
 use headstart_shim::config::Config;
 use headstart_shim::layers::{LazyConfig, PresentationChoice};
+use headstart_shim::survival::SurvivalConfig;
 
 #[test]
 fn the_shipped_file_parses_and_says_what_the_deployment_files_assume() {
@@ -19,6 +20,7 @@ fn the_shipped_file_parses_and_says_what_the_deployment_files_assume() {
         LazyConfig::default(),
         "what is shown is what is without a file"
     );
+    assert_eq!(config.survival, SurvivalConfig::default());
 }
 
 #[test]

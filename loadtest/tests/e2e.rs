@@ -23,3 +23,5 @@ mod ordinary;
 mod proxy_down;
 #[path = "e2e/shipped_hosts.rs"]
 mod shipped_hosts;
+#[path = "e2e/survival.rs"]
+mod survival;

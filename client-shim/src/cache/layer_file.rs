@@ -43,12 +43,7 @@ impl LayerFile {
     /// Opens what is there, or starts empty. Anything damaged is started over: a miss, not an error.
     pub fn open(dir: &Path, toc: Arc<Toc>, toc_digest: TocDigest) -> io::Result<Self> {
         let data_size = toc.chunks().data_size();
-        let data = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(dir.join(DATA))?;
+        let mut data = open_data(dir)?;
         let len = toc.chunks().len();
         // A file of another length is not the one the bitmap speaks of.
         let intact = data.metadata()?.len() == data_size;
@@ -60,7 +55,9 @@ impl LayerFile {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                     _ => atomic_file::sync_dir(dir)?,
                 }
-                data.set_len(0)?;
+                // Another file, and not this one emptied: somebody may have it mounted, and all of it may be right.
+                std::fs::remove_file(dir.join(DATA))?;
+                data = open_data(dir)?;
                 data.set_len(data_size)?;
                 ChunkBitmap::new(len)
             }
@@ -175,6 +172,15 @@ impl ChunkSink for LayerFile {
 }
 
 /// The claim on disk; `None` when there is none, or a damaged one.
+fn open_data(dir: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join(DATA))
+}
+
 fn durable(dir: &Path, toc: &TocDigest, len: u32) -> Option<ChunkBitmap> {
     let bytes = atomic_file::read_bounded(&dir.join(BITMAP), bitmap::FILE_SIZE_MAX).ok()?;
     ChunkBitmap::decode(&bytes, toc, len)

@@ -14,8 +14,9 @@ use crate::cache::{LazyConfig, PresentationChoice};
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::observe::status::Status;
-use crate::presentation;
+use crate::presentation::{self, Surroundings};
 use crate::snapshotter::idmap;
+use crate::survival::Keeper;
 
 /// Whether containers in user namespaces can have idmapped layers; `None`: not found out.
 pub(super) fn check(report: &mut Report, config: &Config, running: Option<&Status>, runtime: &Handle) -> Option<bool> {
@@ -72,7 +73,19 @@ fn try_presentation(
         ..config.lazy.clone()
     };
     let store = scratch.to_owned();
-    let open = |lazy: &LazyConfig| presentation::open(scratch, &store, lazy, &Arc::new(Counters::default()), runtime);
+    // A trial: nobody keeps it, and there is nothing to take over.
+    let open = |lazy: &LazyConfig| {
+        presentation::open(&Surroundings {
+            root: scratch,
+            store: &store,
+            config: lazy,
+            counters: &Arc::new(Counters::default()),
+            runtime,
+            layers: &[],
+            keeper: &Keeper::nobody(),
+            resend: false,
+        })
+    };
     let erofs = open(&lazy);
     let shown = running.and_then(|s| s.presentation.as_deref());
     match &erofs {

@@ -1,88 +1,92 @@
-//! The FUSE protocol, and only that.
+//! What each request of the kernel is answered.
 //!
-//! In: requests of the kernel, on the session's one thread. Out: replies. Invariant: this thread never waits for the
+//! In: requests, on the session's one thread. Out: replies. Invariant: this thread never waits for the
 //! network: what is not here is read on the runtime and replied to from there, so a stuck read holds up nobody else. The
-//! mount is read-only, so requests that would change something are not even sent; the defaults refuse them.
-//! Not here: what the answers are (`fuse/tree_fs.rs`).
+//! mount is read-only, so requests that would change something are not even sent; they would be refused.
+//! Not here: the protocol (`fuse/wire`), what is in the tree (`fuse/tree_fs.rs`).
 
 use std::ffi::OsStr;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyXattr, Request,
-};
 use headstart_layer_format::limits::NAME_LEN_MAX;
-use headstart_layer_format::toc::Mtime;
 use tokio::runtime::Handle;
 
-use super::attr::{Attr, FileKind};
 use super::node_id::Node;
 use super::probe_file;
-use super::read_plan::{READ_SIZE_MAX, ReadPlan};
-use super::tree_fs::{FsError, Lookup, TreeFs};
+use super::read_plan::ReadPlan;
+use super::tree_fs::{DirItem, FsError, Lookup, TreeFs};
+use super::wire::abi::{flag, fopen};
+use super::wire::reply::{Errno, Listing, Reply};
+use super::wire::request::{Request, What};
 use crate::counters::Counters;
 
 /// Trees do not change: names and attributes may be cached for ever (a year, so that no sum overflows).
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// For `layers/` itself, whose entries come and go.
 const NOW: Duration = Duration::ZERO;
-/// Ids are never reused for another file, so there is one generation.
-const GENERATION: Generation = Generation(0);
-/// Requests of read-ahead the kernel may have under way. Its default of 12 would let a few sequential readers that wait
-/// for the network keep others from reading ahead.
-const BACKGROUND_MAX: u16 = 64;
-/// Each makes the kernel ask less. Those a kernel lacks are left out.
-const WANTED: [InitFlags; 7] = [
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_EXPORT_SUPPORT,
-    InitFlags::FUSE_MAX_PAGES,
-    // Containers in user namespaces (from 6.12 on): who asks does not matter here, and the kernel checks permissions.
-    InitFlags::FUSE_ALLOW_IDMAP,
-];
 
 #[derive(Debug)]
 pub struct KernelFs {
     tree: Arc<TreeFs>,
     counters: Arc<Counters>,
     runtime: Handle,
-    /// The kernel reads data spaces through files here, and caches itself what it has read of them.
-    has_devices: bool,
     /// The kernel takes ENOSYS to `open` (`opendir`) as "never ask again, and keep the cache".
     open_is_optional: bool,
     opendir_is_optional: bool,
 }
 
 impl KernelFs {
-    pub fn new(tree: Arc<TreeFs>, counters: Arc<Counters>, runtime: Handle, has_devices: bool) -> Self {
+    /// `has_devices`: the kernel reads data spaces through files here, and caches itself what it has read of them.
+    /// `kernel`: its flags in the handshake.
+    pub fn new(tree: Arc<TreeFs>, counters: Arc<Counters>, runtime: Handle, has_devices: bool, kernel: u64) -> Self {
         Self {
             tree,
             counters,
             runtime,
-            has_devices,
-            open_is_optional: false,
-            opendir_is_optional: false,
+            // "Never ask again" is said of the whole mount, and devices must be asked about: they are opened uncached.
+            open_is_optional: kernel & flag::NO_OPEN_SUPPORT != 0 && !has_devices,
+            opendir_is_optional: kernel & flag::NO_OPENDIR_SUPPORT != 0,
         }
     }
 
-    fn xattr_reply(answer: Result<Vec<u8>, FsError>, size: u32, reply: ReplyXattr) {
+    /// `bytes`: the request as it came.
+    pub fn answer(&self, request: &Request<'_>, bytes: &[u8], reply: Reply) {
+        self.counters.kernel_requests.add(1);
+        let id = request.header.node;
+        match request.what {
+            What::Lookup { name } => self.lookup(id, name, reply),
+            What::Getattr => self.getattr(id, reply),
+            What::Readlink => self.readlink(id, reply),
+            What::Open => self.open(id, reply),
+            What::Opendir => self.opendir(reply),
+            What::Read { offset, size } => self.read(id, offset, size, bytes, reply),
+            What::Readdir { offset, size } => self.readdir(id, offset, size, reply),
+            What::ReaddirPlus { offset, size } => self.readdirplus(id, offset, size, reply),
+            What::Statfs => self.statfs(reply),
+            What::Getxattr { name, size } => self.getxattr(id, name, size, reply),
+            What::Listxattr { size } => self.listxattr(id, size, reply),
+            What::Release => reply.ok(),
+            // The kernel does without, and of some does not ask again: flush, access, interrupt, lseek.
+            What::Init(_) | What::Forget | What::Destroy | What::Other => reply.error(Errno(libc::ENOSYS)),
+        }
+    }
+
+    fn xattr_reply(answer: Result<Vec<u8>, FsError>, size: u32, reply: Reply) {
         match answer {
             Err(e) => reply.error(errno(e)),
             // At most 64 KiB: limits::XATTR_VALUE_LEN_MAX and XATTRS_LEN_MAX.
             Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
-            Ok(bytes) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
+            Ok(bytes) if bytes.len() > size as usize => reply.error(Errno(libc::ERANGE)),
             Ok(bytes) => reply.data(&bytes),
         }
     }
 
-    fn read_later(&self, plan: ReadPlan, reply: ReplyData) {
+    fn read_later(&self, plan: ReadPlan, request: &[u8], mut reply: Reply) {
+        if !reply.put_off(request) {
+            return reply.error(Errno(libc::EIO));
+        }
         self.counters.read_misses.add(1);
         let counters = Arc::clone(&self.counters);
         // The number of these is bounded by the number of threads that wait in the kernel; each holds no buffer until
@@ -94,95 +98,55 @@ impl KernelFs {
                 Err(e) => {
                     counters.read_errors.add(1);
                     tracing::warn!(layer = %digest, error = %e, "read-failed");
-                    reply.error(Errno::EIO);
+                    reply.error(Errno(libc::EIO));
                 }
             }
         });
     }
-}
 
-impl Filesystem for KernelFs {
-    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let has = config.capabilities();
-        for flag in WANTED {
-            if has.contains(flag) {
-                // Just checked that the kernel has it.
-                let _ = config.add_capabilities(flag);
-            }
-        }
-        // "Never ask again" is said of the whole mount, and devices must be asked about: they are opened uncached.
-        self.open_is_optional = has.contains(InitFlags::FUSE_NO_OPEN_SUPPORT) && !self.has_devices;
-        self.opendir_is_optional = has.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
-        // The bound of one read comes from this (fuser derives the page limit from it).
-        let _ = config.set_max_write(READ_SIZE_MAX);
-        let _ = config.set_max_background(BACKGROUND_MAX);
-        Ok(())
-    }
-
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.counters.kernel_requests.add(1);
+    fn lookup(&self, parent: u64, name: &OsStr, reply: Reply) {
         match node(parent).and_then(|n| self.tree.lookup(n, name.as_bytes())) {
-            Ok(Lookup::Found(attr)) => reply.entry(&ttl(attr.node), &file_attr(&attr), GENERATION),
+            Ok(Lookup::Found(attr)) => reply.entry(&attr, ttl(attr.node)),
             // Node id 0 with a lifetime: a name known not to exist.
-            Ok(Lookup::Absent) => reply.entry(&FOREVER, &nothing(), GENERATION),
-            Ok(Lookup::AbsentNow) => reply.error(Errno::ENOENT),
+            Ok(Lookup::Absent) => reply.absent(FOREVER),
+            Ok(Lookup::AbsentNow) => reply.error(Errno(libc::ENOENT)),
             Err(e) => reply.error(errno(e)),
         }
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.counters.kernel_requests.add(1);
+    fn getattr(&self, ino: u64, reply: Reply) {
         match node(ino).and_then(|n| self.tree.attr(n)) {
-            Ok(attr) => reply.attr(&ttl(attr.node), &file_attr(&attr)),
+            Ok(attr) => reply.attr(&attr, ttl(attr.node)),
             Err(e) => reply.error(errno(e)),
         }
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.counters.kernel_requests.add(1);
+    fn readlink(&self, ino: u64, reply: Reply) {
         match node(ino).and_then(|n| self.tree.readlink(n)) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(errno(e)),
         }
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.counters.kernel_requests.add(1);
+    fn open(&self, ino: u64, reply: Reply) {
         match self.open_is_optional {
             // Cached once, by the filesystem above it.
-            _ if matches!(Node::from_id(ino.0), Some(Node::Device { .. } | Node::Probe)) => {
-                reply.opened(FileHandle(0), fuser::FopenFlags::FOPEN_DIRECT_IO);
+            _ if matches!(Node::from_id(ino), Some(Node::Device { .. } | Node::Probe)) => {
+                reply.opened(fopen::DIRECT_IO);
             }
-            true => reply.error(Errno::ENOSYS),
-            false => reply.opened(FileHandle(0), fuser::FopenFlags::FOPEN_KEEP_CACHE),
+            true => reply.error(Errno(libc::ENOSYS)),
+            false => reply.opened(fopen::KEEP_CACHE),
         }
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.counters.kernel_requests.add(1);
+    fn opendir(&self, reply: Reply) {
         match self.opendir_is_optional {
-            true => reply.error(Errno::ENOSYS),
-            false => reply.opened(FileHandle(0), fuser::FopenFlags::FOPEN_KEEP_CACHE),
+            true => reply.error(Errno(libc::ENOSYS)),
+            false => reply.opened(fopen::KEEP_CACHE),
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.counters.kernel_requests.add(1);
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn read(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        size: u32,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        self.counters.kernel_requests.add(1);
+    fn read(&self, ino: u64, offset: u64, size: u32, request: &[u8], reply: Reply) {
         if node(ino) == Ok(Node::Probe) {
             return reply.data(&probe_file::bytes(offset, size.into()));
         }
@@ -196,82 +160,60 @@ impl Filesystem for KernelFs {
                 self.counters.read_hits.add(1);
                 plan.read_ahead();
             }
-            Ok(None) => self.read_later(plan, reply),
+            Ok(None) => self.read_later(plan, request, reply),
             Err(e) => {
                 self.counters.read_errors.add(1);
                 tracing::warn!(layer = %plan.layer().digest(), error = %e, "cache-read-failed");
-                reply.error(Errno::EIO);
+                reply.error(Errno(libc::EIO));
             }
         }
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.counters.kernel_requests.add(1);
+    fn readdir(&self, ino: u64, offset: u64, size: u32, reply: Reply) {
+        let mut listing = Listing::new(size);
         let listed = node(ino).and_then(|n| {
-            self.tree.read_dir(n, offset, &mut |item| {
-                let attr = &item.attr;
-                !reply.add(
-                    INodeNo(attr.node.id()),
-                    item.next,
-                    file_type(attr.kind),
-                    OsStr::from_bytes(item.name),
-                )
-            })
+            let visit = &mut |item: DirItem<'_>| listing.add(&item.attr, item.name, item.next);
+            self.tree.read_dir(n, offset, visit)
         });
         match listed {
-            Ok(()) => reply.ok(),
+            Ok(()) => listing.send(reply),
             Err(e) => reply.error(errno(e)),
         }
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.counters.kernel_requests.add(1);
+    fn readdirplus(&self, ino: u64, offset: u64, size: u32, reply: Reply) {
+        let mut listing = Listing::new(size);
         let listed = node(ino).and_then(|n| {
-            self.tree.read_dir(n, offset, &mut |item| {
-                let id = item.attr.node;
-                let attr = file_attr(&item.attr);
-                let name = OsStr::from_bytes(item.name);
-                !reply.add(INodeNo(id.id()), item.next, name, &ttl(id), &attr, GENERATION)
-            })
+            let visit =
+                &mut |item: DirItem<'_>| listing.add_plus(&item.attr, item.name, item.next, ttl(item.attr.node));
+            self.tree.read_dir(n, offset, visit)
         });
         match listed {
-            Ok(()) => reply.ok(),
+            Ok(()) => listing.send(reply),
             Err(e) => reply.error(errno(e)),
         }
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.counters.kernel_requests.add(1);
+    fn statfs(&self, reply: Reply) {
         match self.tree.space() {
-            Ok(s) => reply.statfs(
-                s.blocks,
-                s.free,
-                s.available,
-                s.files,
-                0,
-                s.block_size,
-                NAME_LEN_MAX as u32,
-                s.block_size,
-            ),
+            Ok(space) => reply.space(&space, NAME_LEN_MAX as u32),
             Err(e) => reply.error(errno(e)),
         }
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.counters.kernel_requests.add(1);
+    fn getxattr(&self, ino: u64, name: &OsStr, size: u32, reply: Reply) {
         let answer = node(ino).and_then(|n| self.tree.xattr(n, name.as_bytes()));
         Self::xattr_reply(answer, size, reply);
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.counters.kernel_requests.add(1);
+    fn listxattr(&self, ino: u64, size: u32, reply: Reply) {
         let answer = node(ino).and_then(|n| self.tree.xattr_names(n));
         Self::xattr_reply(answer, size, reply);
     }
 }
 
-fn node(id: INodeNo) -> Result<Node, FsError> {
-    Node::from_id(id.0).ok_or(FsError::Stale)
+fn node(id: u64) -> Result<Node, FsError> {
+    Node::from_id(id).ok_or(FsError::Stale)
 }
 
 fn ttl(node: Node) -> Duration {
@@ -282,64 +224,13 @@ fn ttl(node: Node) -> Duration {
 }
 
 fn errno(error: FsError) -> Errno {
-    match error {
-        FsError::Stale => Errno::ESTALE,
-        FsError::NotADirectory => Errno::ENOTDIR,
-        FsError::IsADirectory => Errno::EISDIR,
-        FsError::NameTooLong => Errno::ENAMETOOLONG,
-        FsError::Invalid => Errno::EINVAL,
-        FsError::NoAttribute => Errno::ENODATA,
-        FsError::Io => Errno::EIO,
-    }
-}
-
-fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::Directory => FileType::Directory,
-        FileKind::Regular => FileType::RegularFile,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::Fifo => FileType::NamedPipe,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    let mtime = system_time(attr.mtime);
-    FileAttr {
-        ino: INodeNo(attr.node.id()),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: mtime,
-        mtime,
-        ctime: mtime,
-        crtime: mtime,
-        kind: file_type(attr.kind),
-        perm: attr.perm,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: attr.rdev,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-/// The entry of a name that does not exist.
-fn nothing() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        ..file_attr(&Attr::own_directory(Node::Root, 0))
-    }
-}
-
-/// Times that Rust's clock type cannot hold do not occur on Linux (both are 64-bit seconds); they would become 1970.
-fn system_time(mtime: Mtime) -> SystemTime {
-    let seconds = Duration::from_secs(mtime.secs.unsigned_abs());
-    let base = match mtime.secs < 0 {
-        true => SystemTime::UNIX_EPOCH.checked_sub(seconds),
-        false => SystemTime::UNIX_EPOCH.checked_add(seconds),
-    };
-    base.and_then(|t| t.checked_add(Duration::from_nanos(mtime.nanos.into())))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
+    Errno(match error {
+        FsError::Stale => libc::ESTALE,
+        FsError::NotADirectory => libc::ENOTDIR,
+        FsError::IsADirectory => libc::EISDIR,
+        FsError::NameTooLong => libc::ENAMETOOLONG,
+        FsError::Invalid => libc::EINVAL,
+        FsError::NoAttribute => libc::ENODATA,
+        FsError::Io => libc::EIO,
+    })
 }

@@ -1,25 +1,31 @@
-//! The node's one FUSE mount: made, kept, undone.
+//! The node's one FUSE mount: made or taken over, kept, undone.
 //!
-//! In: a mount point and a filesystem. Out: a mount that is gone after `close`, whoever still looks at it.
-//! Invariant: one thread reads requests (two on one descriptor cost more CPU than they save); what a killed predecessor
-//! left is detached before mounting. Not here: what is in the mount, and keeping it alive across a restart.
+//! In: a mount point, or what a predecessor left of one, and a filesystem. Out: a mount that is gone after `close`, whoever
+//! still looks at it, and that survives `leave`. Invariant: one thread reads requests (two on one descriptor cost more CPU
+//! than they save); a descriptor is taken over only together with the mount that it serves.
+//! Not here: what is in the mount; who keeps descriptors while no process serves them (`survival`).
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::kernel::KernelFs;
+use super::mount_table::{self, mounts};
 use super::node_id::Node;
-
-/// Stale mounts stacked on one mount point; more than a few is not our doing.
-const STALE_MOUNTS_MAX: usize = 32;
+use super::wire::device::Device;
+use super::wire::facts::Facts;
+use super::wire::in_flight::InFlight;
+use super::wire::reply::Line;
+use super::wire::serve::{Leftovers, serve, shake_hands};
+use crate::survival::Kept;
 
 /// How long the thread of an unmounted, unused mount may take to notice. It is woken at once; this is for busy machines.
 const THREAD_END_WAIT: Duration = Duration::from_millis(500);
@@ -27,10 +33,114 @@ const THREAD_END_WAIT: Duration = Duration::from_millis(500);
 /// What `mount` shows as the source.
 const SOURCE_NAME: &str = "headstart";
 
+/// A mount without anybody who serves it yet.
+#[derive(Debug)]
+pub struct Connection {
+    path: PathBuf,
+    line: Arc<Line>,
+    pub facts: Facts,
+    adopted: bool,
+}
+
+impl Connection {
+    /// Mounts at `path`, which is created if need be.
+    pub fn mount(path: &Path, has_devices: bool) -> io::Result<Self> {
+        std::fs::create_dir_all(path)?;
+        let device = Device::open()?;
+        // A one-layer view is bind-mounted from here, and must honour what an unpacked layer would: set-id, devices.
+        let flags = MountFlags::RDONLY | MountFlags::NOATIME;
+        let options = format!(
+            "fd={},rootmode={:o},user_id=0,group_id=0,default_permissions,allow_other",
+            device.fd().as_raw_fd(),
+            std::fs::metadata(path)?.permissions().mode(),
+        );
+        let options = CString::new(options).map_err(io::Error::other)?;
+        mount(SOURCE_NAME, path, "fuse", flags, Some(options.as_c_str()))?;
+        Self::set_up(path, device, has_devices).inspect_err(|_| {
+            // Not our mount any more, or never was; the error to report is the first.
+            let _ = unmount(path, UnmountFlags::DETACH);
+        })
+    }
+
+    fn set_up(path: &Path, device: Device, has_devices: bool) -> io::Result<Self> {
+        let kernel = shake_hands(&device)?;
+        let at = mount_table::top(path)?.ok_or_else(|| io::Error::other("the mount is gone already"))?;
+        let facts = Facts {
+            device: at.device,
+            kernel,
+            has_devices,
+        };
+        let table = InFlight::new(&facts)?;
+        Ok(Self {
+            path: path.to_owned(),
+            line: Arc::new(Line::new(device, table)),
+            facts,
+            adopted: false,
+        })
+    }
+
+    /// Takes over what a predecessor left, if it is the mount at `path`.
+    pub fn adopt(path: &Path, kept: Kept) -> io::Result<Self> {
+        let other = |why| Err(io::Error::other(why));
+        let (table, facts) = InFlight::adopt(kept.table)?;
+        let device = Device::adopt(kept.device);
+        if !device.is_connected() {
+            return other("its filesystem is gone");
+        }
+        match mount_table::top(path)? {
+            Some(at) if at.device == facts.device => {}
+            Some(_) => return other("something else is mounted there"),
+            None => return other("it is not mounted there any more"),
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            line: Arc::new(Line::new(device, table)),
+            facts,
+            adopted: true,
+        })
+    }
+
+    /// What must be kept for a successor.
+    pub fn kept(&self) -> io::Result<Kept> {
+        Ok(Kept {
+            device: self.line.device.fd().try_clone_to_owned()?,
+            table: self.line.table.fd().try_clone_to_owned()?,
+        })
+    }
+
+    /// Whether the kernel can send requests again that nobody answered.
+    pub fn can_resend(&self) -> bool {
+        self.facts.kernel & super::wire::abi::flag::HAS_RESEND != 0
+    }
+
+    /// Starts the thread that serves it.
+    pub fn serve(self, fs: KernelFs, readahead_kib: u32, resend: bool) -> io::Result<FuseMount> {
+        let leftovers = match (self.adopted, resend && self.can_resend()) {
+            (false, _) => Leftovers::None,
+            (true, true) => Leftovers::Resend,
+            (true, false) => Leftovers::Table,
+        };
+        let line = Arc::clone(&self.line);
+        let thread = std::thread::Builder::new().name("fuse".into()).spawn(move || {
+            if let Err(error) = serve(&line, &fs, leftovers) {
+                tracing::error!(%error, "fuse-session-ended");
+            }
+        })?;
+        if let Err(error) = mount_table::set_readahead_of(self.facts.device, readahead_kib) {
+            tracing::warn!(%error, "kernel-readahead-not-set");
+        }
+        Ok(FuseMount {
+            path: self.path,
+            line: self.line,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+}
+
 pub struct FuseMount {
     path: PathBuf,
-    notifier: Notifier,
-    session: Mutex<Option<BackgroundSession>>,
+    line: Arc<Line>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for FuseMount {
@@ -40,35 +150,9 @@ impl std::fmt::Debug for FuseMount {
 }
 
 impl FuseMount {
-    /// Mounts at `path`, which is created if need be, and starts the thread that serves it.
-    pub fn new(path: &Path, fs: KernelFs, readahead_kib: u32) -> io::Result<Self> {
-        std::fs::create_dir_all(path)?;
-        let mut config = Config::default();
-        config.mount_options = vec![
-            MountOption::FSName(SOURCE_NAME.into()),
-            MountOption::DefaultPermissions,
-            MountOption::RO,
-            MountOption::NoAtime,
-            // A one-layer view is bind-mounted from here, and must honour what an unpacked layer would.
-            MountOption::Dev,
-            MountOption::Suid,
-        ];
-        config.acl = SessionACL::All;
-        let session = Session::new(fs, path, &config)?.spawn()?;
-        let mount = Self {
-            path: path.to_owned(),
-            notifier: session.notifier(),
-            session: Mutex::new(Some(session)),
-        };
-        if let Err(error) = set_readahead(path, readahead_kib) {
-            tracing::warn!(%error, "kernel-readahead-not-set");
-        }
-        Ok(mount)
-    }
-
     /// The kernel drops its cached listing of `layers/`.
     pub fn layers_changed(&self) {
-        self.logged(self.notifier.inval_inode(INodeNo(Node::Layers.id()), 0, 0));
+        Self::logged(self.line.device.forget_content(Node::Layers.id()));
     }
 
     /// The kernel drops a withdrawn layer's names.
@@ -76,12 +160,12 @@ impl FuseMount {
         let name = slot.to_string();
         for parent in [Node::Layers, Node::Devices] {
             let name = OsStr::from_bytes(name.as_bytes());
-            self.logged(self.notifier.inval_entry(INodeNo(parent.id()), name));
+            Self::logged(self.line.device.forget_name(parent.id(), name));
         }
     }
 
     /// The kernel not having cached something is the usual answer, and fine.
-    fn logged(&self, outcome: io::Result<()>) {
+    fn logged(outcome: io::Result<()>) {
         if let Err(error) = outcome
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -89,10 +173,21 @@ impl FuseMount {
         }
     }
 
+    /// Whether requests are being read.
+    pub fn is_served(&self) -> bool {
+        self.lock().as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Leaves the mount to a successor: from now on nothing is answered with an error only because this process ends.
+    pub fn leave(&self) {
+        self.line.leave();
+        self.lock().take();
+    }
+
     /// Unmounts. If somebody still uses the mount it disappears from the tree now and ends with its last user, served
-    /// until this process exits. Blocks, for a bounded time. Closing twice does nothing.
+    /// until this process exits. Blocks, for a bounded time. Closing twice, or what was left, does nothing.
     pub fn close(&self) {
-        let Some(session) = self.lock().take() else {
+        let Some(thread) = self.lock().take() else {
             return;
         };
         if unmount(&self.path, UnmountFlags::empty()).is_err() {
@@ -102,15 +197,15 @@ impl FuseMount {
             }
         }
         // An overlay has its own copy of the mount: the unmount succeeds, yet the thread must go on serving. So it is
-        // given a moment to end, then let go (dropping a session does not stop its thread).
+        // given a moment to end, then let go.
         let started = Instant::now();
-        while !session.guard.is_finished() && started.elapsed() < THREAD_END_WAIT {
+        while !thread.is_finished() && started.elapsed() < THREAD_END_WAIT {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<BackgroundSession>> {
-        self.session.lock().unwrap_or_else(|p| p.into_inner())
+    fn lock(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.thread.lock().unwrap_or_else(|p| p.into_inner())
     }
 }
 
@@ -120,80 +215,19 @@ impl Drop for FuseMount {
     }
 }
 
+/// Stale mounts stacked on one mount point; more than a few is not our doing.
+const STALE_MOUNTS_MAX: usize = 32;
+
 /// Detaches whatever is mounted at `path`: a mount whose process was killed answers every call with an error, and new
 /// mounts on top of it would pile up. The caller holds the node's lock, so nobody serves it.
 pub fn detach_stale(path: &Path) -> io::Result<()> {
-    // `canonicalize` would stat the dead mount; its parent is alive.
-    let Some((parent, name)) = path.parent().zip(path.file_name()) else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the mount point has no parent",
-        ));
-    };
-    std::fs::create_dir_all(parent)?;
-    let path = parent.canonicalize()?.join(name);
+    let path = mount_table::resolved(path)?;
     for _ in 0..STALE_MOUNTS_MAX {
-        if !is_mount_point(&path)? {
+        if !mounts()?.iter().any(|m| m.point == path) {
             return Ok(());
         }
         tracing::info!(path = %path.display(), "stale-mount-detached");
         unmount(&path, UnmountFlags::DETACH)?;
     }
     Err(io::Error::other("it is mounted over and over"))
-}
-
-fn is_mount_point(path: &Path) -> io::Result<bool> {
-    Ok(mount_points()?.iter().any(|p| p == path))
-}
-
-/// Every mount point of this process's namespace, in the order they were mounted.
-pub fn mount_points() -> io::Result<Vec<PathBuf>> {
-    let table = std::fs::read("/proc/self/mountinfo")?;
-    // proc(5): the fifth field is the mount point.
-    let points = table
-        .split(|&b| b == b'\n')
-        .filter_map(|line| line.split(|&b| b == b' ').nth(4));
-    Ok(points.into_iter().map(unescape).collect())
-}
-
-/// The kernel writes space, tab, newline and backslash as `\ooo`.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail
-            .get(..3)
-            .filter(|_| byte == b'\\')
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal {
-            Some(escaped) => {
-                out.push(escaped);
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(out).into()
-}
-
-/// The FUSE handshake cannot raise read-ahead above 128 KiB; the mount's backing device can. Of any mount.
-pub fn set_readahead(path: &Path, kib: u32) -> io::Result<()> {
-    let device = std::fs::metadata(path)?.dev();
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_are_unescaped() {
-        assert_eq!(unescape(br"/a\040b\134c"), Path::new(r"/a b\c"));
-        assert_eq!(unescape(br"/a\9"), Path::new(r"/a\9"));
-    }
 }

@@ -1,55 +1,79 @@
 //! Which presentation this node has.
 //!
 //! In: the configuration, and what the kernel can do. Out: a [`Presentation`]. Invariant: EROFS only where it was just seen
-//! to work; what a killed predecessor mounted is gone, whichever presentation it had.
+//! to work; what a predecessor mounted is taken over, or gone, whichever presentation it had.
 //! Not here: the probe itself (`probe.rs`).
 
-use std::path::Path;
-use std::sync::Arc;
-
-use tokio::runtime::Handle;
-
 use super::probe::probe;
-use super::{ErofsTree, FuseTree, Presentation, PresentationError};
-use crate::cache::{LazyConfig, PresentationChoice};
-use crate::counters::Counters;
+use super::{ErofsTree, FuseTree, Presentation, PresentationError, Surroundings};
+use crate::cache::PresentationChoice;
+use crate::survival::Kept;
 
 /// The FUSE mount, below the root directory. Short: overlayfs has 4096 bytes for all lowerdirs of a mount.
-const MOUNT: &str = "mnt";
+pub const MOUNT: &str = "mnt";
 /// EROFS mounts, below the root directory.
 const IMAGES: &str = "img";
 const PROBE: &str = "probe";
 
-/// Mounts what the presentation needs below `root`. The caller holds the node's lock. Blocks.
-pub fn open(
-    root: &Path,
-    store: &Path,
-    config: &LazyConfig,
-    counters: &Arc<Counters>,
-    runtime: &Handle,
-) -> Result<Box<dyn Presentation>, PresentationError> {
-    let (images, at) = (root.join(IMAGES), root.join(MOUNT));
+/// Takes over what a predecessor left, or mounts what the presentation needs below the root. Blocks.
+pub fn open(s: &Surroundings<'_>) -> Result<Box<dyn Presentation>, PresentationError> {
+    ErofsTree::clear(&s.root.join(PROBE))?;
+    if let Some(kept) = s.keeper.take() {
+        match take_over(s, kept) {
+            Ok(presentation) => return Ok(presentation),
+            Err(error) => {
+                // Containers that were using it get errors; there is no other way to have a mount again.
+                tracing::error!(%error, "mount-not-taken-over");
+                s.keeper.forget();
+            }
+        }
+    }
+    mount(s)
+}
+
+fn take_over(s: &Surroundings<'_>, kept: Kept) -> Result<Box<dyn Presentation>, PresentationError> {
+    let images = s.root.join(IMAGES);
+    let (fuse, facts) = FuseTree::take_over(s, &s.root.join(MOUNT), kept)?;
+    let erofs = facts.has_devices && s.config.presentation != PresentationChoice::Fuse;
+    let presentation = if erofs { "erofs" } else { "fuse" };
+    tracing::info!(presentation, resend = s.resend, "mount-taken-over");
+    if erofs {
+        let tree = ErofsTree::new(fuse, &images, s.config.kernel_readahead_kib);
+        tree.take_over(s.layers)?;
+        return Ok(Box::new(tree));
+    }
+    // Another choice than the predecessor's: containers keep what they have mounted, new ones get the new.
+    ErofsTree::clear(&images)?;
+    if s.config.presentation == PresentationChoice::Erofs {
+        tracing::warn!("this mount cannot be the device of EROFS; a restart without containers makes one that can");
+    }
+    Ok(Box::new(fuse))
+}
+
+fn mount(s: &Surroundings<'_>) -> Result<Box<dyn Presentation>, PresentationError> {
+    let (images, at) = (s.root.join(IMAGES), s.root.join(MOUNT));
     // Before the FUSE mount that they read from.
-    for dir in [&images, &root.join(PROBE)] {
-        ErofsTree::clear(dir)?;
+    ErofsTree::clear(&images)?;
+    if s.config.presentation == PresentationChoice::Fuse {
+        return Ok(Box::new(FuseTree::mount(s, &at, false)?));
     }
-    let mount = |has_devices| FuseTree::mount(&at, store, config, Arc::clone(counters), runtime.clone(), has_devices);
-    if config.presentation == PresentationChoice::Fuse {
-        return Ok(Box::new(mount(false)?));
-    }
-    let fuse = mount(true)?;
-    match probe(&root.join(PROBE), &fuse) {
+    let fuse = FuseTree::mount(s, &at, true)?;
+    match probe(&s.root.join(PROBE), &fuse) {
         Ok(()) => {
             tracing::info!(presentation = "erofs", "presentation-chosen");
-            Ok(Box::new(ErofsTree::new(fuse, &images, config.kernel_readahead_kib)))
+            Ok(Box::new(ErofsTree::new(fuse, &images, s.config.kernel_readahead_kib)))
         }
-        Err(error) if config.presentation == PresentationChoice::Erofs => Err(error.into()),
+        Err(error) if s.config.presentation == PresentationChoice::Erofs => {
+            fuse.close();
+            s.keeper.forget();
+            Err(error.into())
+        }
         Err(error) => {
             tracing::info!(presentation = "fuse", %error, "presentation-chosen");
             // Anew: a tree that is alone on its mount need not be asked to open files.
             fuse.close();
             drop(fuse);
-            Ok(Box::new(mount(false)?))
+            Ok(Box::new(FuseTree::mount(s, &at, false)?))
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Layers as EROFS mounts, whose data spaces are files of the node's one FUSE mount, or local files.
 //!
 //! In: layers. Out: `<root>/img/<slot>`, or the FUSE tree's directory for a layer that has no image. Invariant: an image
-//! was written by this process, from the TOC; what is mounted is in the table, and leaves the table when it is unmounted.
+//! was written here, from the TOC, by this process or the one before; what is mounted is in the table, and leaves the table when it is unmounted.
 //! A layer that is whole is read without this process: by everybody if it was whole when it was shown, else by whoever mounts
 //! it after that.
 //! Not here: images (`erofs`), reads of data spaces (`fuse`), whether the kernel can do it (`probe.rs`).
@@ -22,7 +22,7 @@ use super::replace::replace_image;
 use super::{FuseTree, Presentation, PresentationError};
 use crate::cache::Layer;
 use crate::erofs::{self, ErofsError};
-use crate::fuse::session::mount_points;
+use crate::fuse::mount_table::mounts;
 
 /// One read of the kernel must be one FUSE request, which is at most 1 MiB: of two, a killed reader leaves one undone, and
 /// kernels before 7.0 take the short read for the end of the file and cache zeros.
@@ -77,16 +77,40 @@ impl ErofsTree {
             return Ok(());
         };
         // The latest first: they may lie on each other.
-        for point in mount_points()
-            .map_err(stale)?
-            .iter()
-            .rev()
-            .filter(|p| p.starts_with(&dir))
-        {
+        let all = mounts().map_err(stale)?;
+        for point in all.iter().rev().map(|m| &m.point).filter(|p| p.starts_with(&dir)) {
             tracing::info!(path = %point.display(), "stale-mount-detached");
             unmount(point, UnmountFlags::DETACH).map_err(|e| stale(e.into()))?;
         }
         std::fs::remove_dir_all(&dir).map_err(stale)
+    }
+
+    /// Goes on with the mounts of a predecessor whose FUSE mount goes on. Those of layers that are no more are undone.
+    pub fn take_over(&self, layers: &[Arc<Layer>]) -> Result<(), PresentationError> {
+        let stale = |source| PresentationError::Stale {
+            path: self.mounts.clone(),
+            source,
+        };
+        let Some(dir) = self.mounts.canonicalize().ok() else {
+            return Ok(());
+        };
+        for mount in mounts().map_err(stale)?.iter().rev() {
+            let Ok(name) = mount.point.strip_prefix(&dir) else {
+                continue;
+            };
+            let slot = name.to_str().and_then(|name| name.parse::<u32>().ok());
+            let known = slot.filter(|slot| mount.kind == "erofs" && layers.iter().any(|l| l.slot() == *slot));
+            let at = self.mounts.join(name);
+            match known {
+                Some(slot) if !self.lock().contains_key(&slot) => {
+                    // From this process, or already from a local file: then it is mounted from there once more.
+                    let data = Data::Asked;
+                    self.lock().insert(slot, Shown { at, data });
+                }
+                _ => undo(&at),
+            }
+        }
+        Ok(())
     }
 
     fn show(&self, layer: &Layer) -> Result<Shown, ErofsError> {
@@ -160,6 +184,11 @@ impl Presentation for ErofsTree {
 
     fn name(&self) -> &'static str {
         "erofs"
+    }
+
+    fn leave(&self) {
+        self.lock().clear();
+        self.fuse.leave();
     }
 
     fn close(&self) {

@@ -6,14 +6,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
-
-use super::{Presentation, PresentationError};
-use crate::cache::{Layer, LazyConfig};
-use crate::counters::Counters;
+use super::{Presentation, PresentationError, Surroundings};
+use crate::cache::Layer;
 use crate::fuse::kernel::KernelFs;
-use crate::fuse::session::{FuseMount, detach_stale};
+use crate::fuse::session::{Connection, FuseMount, detach_stale};
 use crate::fuse::tree_fs::{DEVICES_NAME, LAYERS_NAME, TreeFs};
+use crate::fuse::wire::facts::Facts;
+use crate::survival::Kept;
 
 #[derive(Debug)]
 pub struct FuseTree {
@@ -24,27 +23,58 @@ pub struct FuseTree {
 }
 
 impl FuseTree {
-    /// Mounts at `path`, clearing what a killed predecessor left there. `store` is where chunks are kept: what `statfs`
-    /// speaks of. `has_devices`: data spaces are read as files, see [`FuseTree::device`].
-    pub fn mount(
-        path: &Path,
-        store: &Path,
-        config: &LazyConfig,
-        counters: Arc<Counters>,
-        runtime: Handle,
-        has_devices: bool,
-    ) -> Result<Self, PresentationError> {
+    /// Mounts anew, in place of whatever is there, and has it kept.
+    pub fn mount(surroundings: &Surroundings<'_>, path: &Path, has_devices: bool) -> Result<Self, PresentationError> {
         detach_stale(path).map_err(|source| PresentationError::Stale {
             path: path.to_owned(),
             source,
         })?;
-        let tree = Arc::new(TreeFs::new(store));
-        let kernel = KernelFs::new(Arc::clone(&tree), counters, runtime, has_devices);
-        let mount =
-            FuseMount::new(path, kernel, config.kernel_readahead_kib).map_err(|source| PresentationError::Mount {
-                path: path.to_owned(),
-                source,
-            })?;
+        let failed = |source| PresentationError::Mount {
+            path: path.to_owned(),
+            source,
+        };
+        let connection = Connection::mount(path, has_devices).map_err(failed)?;
+        surroundings.keeper.keep(connection.kept().map_err(failed)?);
+        Self::serve(surroundings, path, connection)
+    }
+
+    /// Goes on where a predecessor ended. `None`: what it left cannot be used.
+    pub fn take_over(
+        surroundings: &Surroundings<'_>,
+        path: &Path,
+        kept: Kept,
+    ) -> Result<(Self, Facts), PresentationError> {
+        let failed = |source| PresentationError::TakeOver {
+            path: path.to_owned(),
+            source,
+        };
+        let connection = Connection::adopt(path, kept).map_err(failed)?;
+        surroundings.keeper.keep_on(connection.kept().map_err(failed)?);
+        let facts = connection.facts;
+        Ok((Self::serve(surroundings, path, connection)?, facts))
+    }
+
+    fn serve(s: &Surroundings<'_>, path: &Path, connection: Connection) -> Result<Self, PresentationError> {
+        let tree = Arc::new(TreeFs::new(s.store));
+        // Before the first request: what a predecessor showed must be there.
+        for layer in s.layers {
+            tree.add(Arc::clone(layer));
+        }
+        let Facts {
+            kernel, has_devices, ..
+        } = connection.facts;
+        let fs = KernelFs::new(
+            Arc::clone(&tree),
+            Arc::clone(s.counters),
+            s.runtime.clone(),
+            has_devices,
+            kernel,
+        );
+        let mount = connection.serve(fs, s.config.kernel_readahead_kib, s.resend);
+        let mount = mount.map_err(|source| PresentationError::Mount {
+            path: path.to_owned(),
+            source,
+        })?;
         Ok(Self {
             tree,
             mount,
@@ -77,6 +107,10 @@ impl Presentation for FuseTree {
 
     fn name(&self) -> &'static str {
         "fuse"
+    }
+
+    fn leave(&self) {
+        self.mount.leave();
     }
 
     fn close(&self) {

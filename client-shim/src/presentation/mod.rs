@@ -15,12 +15,16 @@ mod probe;
 mod readahead;
 mod replace;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::cache::Layer;
+use tokio::runtime::Handle;
 
-pub use choice::open;
+use crate::cache::{Layer, LazyConfig};
+use crate::counters::Counters;
+use crate::survival::Keeper;
+
+pub use choice::{MOUNT, open};
 pub use erofs_tree::ErofsTree;
 pub use fuse_tree::FuseTree;
 pub use probe::ProbeError;
@@ -32,8 +36,27 @@ pub enum PresentationError {
     Mount { path: PathBuf, source: std::io::Error },
     #[error("show layers as EROFS, as the configuration demands: {0}")]
     Probe(#[from] ProbeError),
+    #[error("take over the mount at {path}: {source}")]
+    TakeOver { path: PathBuf, source: std::io::Error },
     #[error("clear a stale mount at {path}: {source}")]
     Stale { path: PathBuf, source: std::io::Error },
+}
+
+/// What a presentation is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// The node's directory, whose lock the caller holds.
+    pub root: &'a Path,
+    /// Where chunks are kept: what `statfs` speaks of.
+    pub store: &'a Path,
+    pub config: &'a LazyConfig,
+    pub counters: &'a Arc<Counters>,
+    pub runtime: &'a Handle,
+    /// Layers that the disk has: they are shown from the first request on.
+    pub layers: &'a [Arc<Layer>],
+    pub keeper: &'a Keeper,
+    /// See `survival.resend`.
+    pub resend: bool,
 }
 
 /// A way to show layers as directories.
@@ -47,6 +70,8 @@ pub trait Presentation: Send + Sync + std::fmt::Debug {
     fn withdraw(&self, layer: &Layer);
     /// For people and metrics.
     fn name(&self) -> &'static str;
+    /// Leaves everything as it is to a successor, and goes on answering until this process ends.
+    fn leave(&self);
     /// Stops showing anything, also if somebody still looks. Blocks.
     fn close(&self);
 }

@@ -284,6 +284,18 @@ impl<B: LazyLayers> Engine<B> {
         blocking(move || store.usage(&record)).await
     }
 
+    /// Whether a container, or anybody else, may have a mount of a lazy layer.
+    pub fn uses_lazy_layers(&self) -> bool {
+        let lazy_below = |parent: &str| match self.store.ancestry(parent) {
+            Ok(below) => below.iter().any(|record| record.lazy.is_some()),
+            // Gone meanwhile: not in use.
+            Err(_) => false,
+        };
+        let all = self.store.all();
+        all.iter()
+            .any(|record| !record.is_committed() && lazy_below(&record.parent))
+    }
+
     /// Deletes what removed snapshots left, waiting a moment for it.
     pub async fn cleanup(&self) {
         let _ = tokio::time::timeout(CLEANUP_WAIT, self.trash.sweep()).await;

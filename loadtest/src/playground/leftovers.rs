@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use super::{
     mounts,
     process::start_ticks,
+    shim::Shim,
     workdir::{self, OWNER_FILE, PIDS_DIR, PREFIX},
 };
 
@@ -41,6 +42,9 @@ pub fn remove(parent: &Path) {
             path.display()
         );
         end_recorded(&path.join(PIDS_DIR));
+        for root in fs::read_dir(&path).into_iter().flatten().flatten() {
+            Shim::end_holder(&root.path());
+        }
         end_container_shims(&path);
         if let Err(e) = workdir::remove(&path) {
             eprintln!("headstart-loadtest: left {} behind: {e}", path.display());

@@ -35,6 +35,9 @@ pub enum Pulls {
     Lazy,
     /// The same, its layers shown by the FUSE tree, as on kernels that cannot show them as EROFS.
     LazyFuse,
+    /// As [`Pulls::Lazy`] and [`Pulls::LazyFuse`], with mounts that outlive the shim.
+    LazyKept,
+    LazyFuseKept,
     /// With containerd's default of telling the snapshotter nothing but chain IDs.
     LazyByChainId,
 }
@@ -82,6 +85,10 @@ impl Node {
             _ => {
                 let more = match pulls {
                     Pulls::LazyFuse => "[lazy]\npresentation = \"fuse\"\n",
+                    Pulls::LazyKept => "[survival]\nkeep_with = \"holder\"\n",
+                    Pulls::LazyFuseKept => {
+                        "[survival]\nkeep_with = \"holder\"\nresend = false\n[lazy]\npresentation = \"fuse\"\n"
+                    }
                     _ => "",
                 };
                 Some(Shim::start(work, &format!("{name}-shim"), shim.0, shim.1, more).await?)

@@ -1,7 +1,7 @@
 //! The shim under test, as a process.
 //!
 //! In: its binary, a root directory, the servers it may ask. Out: a snapshotter on a unix socket.
-//! Invariant: it is stopped after its containerd and before its directory is unmounted and removed.
+//! Invariant: nobody keeps its mounts, unless its configuration says so; it is stopped after its containerd and before its directory is unmounted and removed.
 //! Not here: containerd ([`super::containerd`]).
 
 use std::{
@@ -21,6 +21,8 @@ pub struct Shim {
     pub process: Process,
     pub socket: PathBuf,
     pub root: PathBuf,
+    binary: PathBuf,
+    config: PathBuf,
 }
 
 impl Shim {
@@ -31,24 +33,64 @@ impl Shim {
         mounts::share(&root).map_err(PlaygroundError::io("share the shim's mounts"))?;
         let socket = work.path().join(format!("{name}.sock"));
         let quoted = |s: &str| toml::Value::from(s).to_string();
+        // The work directory is removed with all that is mounted in it.
+        let nobody = match more.contains("[survival]") {
+            true => "",
+            false => "[survival]\nkeep_with = \"nobody\"\n",
+        };
         let config = format!(
-            "root_dir = {}\nsocket = {}\nservers = [{}]\n{more}",
+            "root_dir = {}\nsocket = {}\nservers = [{}]\n{nobody}{more}",
             quoted(&root.to_string_lossy()),
             quoted(&socket.to_string_lossy()),
             quoted(server_url),
         );
         let config = work.write(format!("{name}.toml"), &config)?;
+        let process = Self::run(work, name, binary, &config, &socket).await?;
+        Ok(Shim {
+            process,
+            socket,
+            root,
+            binary: binary.to_owned(),
+            config,
+        })
+    }
+
+    /// Another process on the same state, in place of one that has ended.
+    pub async fn successor(&self, work: &WorkDir, name: &str) -> Result<Process> {
+        Self::run(work, name, &self.binary, &self.config, &self.socket).await
+    }
+
+    async fn run(work: &WorkDir, name: &str, binary: &Path, config: &Path, socket: &Path) -> Result<Process> {
         let mut command = Command::new(binary);
         command.arg("--config").arg(config);
         let mut process = Process::spawn(name, command, work, false)?;
-        let probe = socket.clone();
         process
             .until_ready(START_TIMEOUT, || {
-                let probe = probe.clone();
+                let probe = socket.to_owned();
                 async move { tokio::net::UnixStream::connect(probe).await.is_ok() }
             })
             .await?;
-        Ok(Shim { process, socket, root })
+        Ok(process)
+    }
+
+    /// Ends whoever keeps mounts of the shim on `root`, also if containers still use them: they get errors from then on.
+    /// Without this, and without a shim, whoever looks at such a mount waits for ever.
+    pub fn end_holder(root: &Path) {
+        use rustix::net::{
+            AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
+        };
+        let quit = || -> rustix::io::Result<()> {
+            let address = SocketAddrUnix::new(root.join("holder.sock"))?;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+            connect(&socket, &address)?;
+            // The protocol is in client-shim/src/survival/holder.rs.
+            send(&socket, b"quit", SendFlags::NOSIGNAL)?;
+            let mut answer = [0; 16];
+            rustix::net::recv(&socket, &mut answer, rustix::net::RecvFlags::empty())?;
+            Ok(())
+        };
+        // Nobody there is the usual case.
+        let _ = quit();
     }
 
     /// What it has said so far.

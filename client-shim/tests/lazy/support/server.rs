@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream;
-use headstart_layer_format::api::{ChunksRequest, LayerState, LayerStatus};
+use headstart_layer_format::api::{ChunksRequest, ImageStatus, LayerState, LayerStatus};
 use headstart_layer_format::chunk_stream::{ChunkHeader, ChunkStatus};
 use headstart_layer_format::{BlobDigest, Toc, routes};
 use tokio::runtime::Runtime;
@@ -45,6 +45,7 @@ pub enum Fault {
 #[derive(Debug)]
 struct Shared {
     layers: Mutex<HashMap<BlobDigest, Arc<TestLayer>>>,
+    images: Mutex<HashMap<BlobDigest, Vec<BlobDigest>>>,
     states: Mutex<HashMap<BlobDigest, Vec<LayerState>>>,
     lying_toc: Mutex<Option<Vec<u8>>>,
     fault: Mutex<Fault>,
@@ -65,6 +66,7 @@ impl FakeServer {
     pub fn start() -> Self {
         let shared = Arc::new(Shared {
             layers: Mutex::default(),
+            images: Mutex::default(),
             states: Mutex::default(),
             lying_toc: Mutex::default(),
             fault: Mutex::new(Fault::None),
@@ -95,6 +97,7 @@ impl FakeServer {
             .route(routes::LAYER_TOC_TEMPLATE, get(toc))
             .route(routes::LAYER_DATA_TEMPLATE, get(data))
             .route(routes::CHUNKS, post(chunks))
+            .route(routes::IMAGE_TEMPLATE, get(image))
             .with_state(Arc::clone(&self.shared));
         runtime.spawn(async move { axum::serve(listener, app).await });
         self.runtime = Some(runtime);
@@ -114,6 +117,14 @@ impl FakeServer {
     pub fn serve(&self, layer: &Arc<TestLayer>) {
         let mut layers = self.shared.layers.lock().unwrap();
         layers.insert(layer.digest, Arc::clone(layer));
+    }
+
+    /// An image of these layers, bottom first, all ready.
+    #[allow(dead_code, reason = "tests of whole nodes use it")]
+    pub fn serve_image(&self, manifest: BlobDigest, layers: &[Arc<TestLayer>]) {
+        layers.iter().for_each(|layer| self.serve(layer));
+        let layers = layers.iter().map(|l| l.digest).collect();
+        self.shared.images.lock().unwrap().insert(manifest, layers);
     }
 
     /// The next answers for this layer's TOC are these states; then it is ready.
@@ -201,6 +212,31 @@ async fn toc(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> R
         toc: None,
     };
     (status, axum::Json(body)).into_response()
+}
+
+async fn image(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Response {
+    let manifest_digest: BlobDigest = digest.parse().unwrap();
+    let Some(layers) = shared.images.lock().unwrap().get(&manifest_digest).cloned() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let layers = layers.iter().map(|digest| LayerStatus {
+        digest: *digest,
+        state: LayerState::Ready,
+        reason: None,
+        diff_id: shared.layer(&digest.to_string()).map(|l| *l.toc.diff_id()),
+        chain_id: None,
+        media_type: None,
+        size: None,
+        converted: None,
+        toc: None,
+    });
+    axum::Json(ImageStatus {
+        manifest_digest,
+        config_digest: BlobDigest::of(b"config"),
+        layers: layers.collect(),
+        profile: None,
+    })
+    .into_response()
 }
 
 async fn data(State(shared): State<Arc<Shared>>, Path(digest): Path<String>, headers: HeaderMap) -> Response {

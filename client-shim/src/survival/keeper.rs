@@ -1,0 +1,163 @@
+//! Who keeps the mount's descriptors: one of three, behind one face.
+//!
+//! In: the configuration, the service manager if there is one. Out: what a predecessor left; a promise for a successor.
+//! Invariant: a keeper that cannot keep costs survival, not service; a holder that dies is replaced at once.
+//! Not here: the keepers themselves.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::holder_client::HolderClient;
+use super::{KeepWith, Kept, ServiceManager};
+
+/// A holder is started again after this, so that one that cannot run does not take a CPU.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Each text completes "failed to ...".
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    #[error(
+        "keep mounts with systemd, as survival.keep_with demands: it did not start this process (no NOTIFY_SOCKET)"
+    )]
+    NoServiceManager,
+}
+
+#[derive(Clone, Debug)]
+pub struct Keeper(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    by: By,
+    /// For a holder that must be given it anew.
+    kept: Mutex<Option<Kept>>,
+}
+
+#[derive(Debug)]
+enum By {
+    Nobody,
+    ServiceManager(Arc<ServiceManager>),
+    Holder(Mutex<HolderClient>),
+}
+
+impl Keeper {
+    pub fn nobody() -> Self {
+        Self::by(By::Nobody)
+    }
+
+    /// `root`: the node's directory, whose lock the caller holds.
+    pub fn new(with: KeepWith, root: &Path, manager: Option<&Arc<ServiceManager>>) -> Result<Self, KeepError> {
+        let holder = || By::Holder(Mutex::new(HolderClient::new(root)));
+        Ok(Self::by(match (with, manager) {
+            (KeepWith::Nobody, _) => By::Nobody,
+            (KeepWith::Systemd | KeepWith::Auto, Some(manager)) => By::ServiceManager(Arc::clone(manager)),
+            (KeepWith::Systemd, None) => return Err(KeepError::NoServiceManager),
+            (KeepWith::Holder, _) | (KeepWith::Auto, None) => holder(),
+        }))
+    }
+
+    fn by(by: By) -> Self {
+        Self(Arc::new(Inner {
+            by,
+            kept: Mutex::default(),
+        }))
+    }
+
+    /// Whether mounts outlive this process.
+    pub fn keeps(&self) -> bool {
+        lock(&self.0.kept).is_some()
+    }
+
+    /// What a predecessor left.
+    pub fn take(&self) -> Option<Kept> {
+        match &self.0.by {
+            By::Nobody => None,
+            By::ServiceManager(manager) => manager.take(),
+            By::Holder(holder) => match lock(holder).take() {
+                Ok(kept) => kept,
+                Err(error) => {
+                    tracing::warn!(%error, "holder-not-asked");
+                    None
+                }
+            },
+        }
+    }
+
+    /// A mount was taken over: the keeper has it already.
+    pub fn keep_on(&self, kept: Kept) {
+        *lock(&self.0.kept) = Some(kept);
+        self.watch();
+    }
+
+    /// Keeps a new mount, instead of anything before.
+    pub fn keep(&self, kept: Kept) {
+        match self.give(&kept) {
+            Ok(()) if matches!(self.0.by, By::Nobody) => {}
+            Ok(()) => self.keep_on(kept),
+            Err(error) => tracing::error!(%error, "mount-not-kept: containers will not survive a restart"),
+        }
+    }
+
+    fn give(&self, kept: &Kept) -> io::Result<()> {
+        match &self.0.by {
+            By::Nobody => Ok(()),
+            By::ServiceManager(manager) => manager.keep(kept),
+            By::Holder(holder) => lock(holder).keep(kept),
+        }
+    }
+
+    /// There is nothing to keep any more.
+    pub fn forget(&self) {
+        lock(&self.0.kept).take();
+        let done = match &self.0.by {
+            By::Nobody => Ok(()),
+            By::ServiceManager(manager) => manager.forget(),
+            By::Holder(holder) => lock(holder).quit(),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "keeper-not-told-to-forget");
+        }
+    }
+
+    /// Notices the end of a holder, and starts another.
+    fn watch(&self) {
+        let By::Holder(holder) = &self.0.by else {
+            return;
+        };
+        let Some(Ok(connection)) = lock(holder).connection() else {
+            return;
+        };
+        let inner = Arc::downgrade(&self.0);
+        let watching = std::thread::Builder::new().name("holder-watch".into()).spawn(move || {
+            // No timeout: the thread ends with the holder, or with the process.
+            let _ = poll(&mut [PollFd::new(&connection, PollFlags::empty())], None);
+            loop {
+                std::thread::sleep(AGAIN);
+                let Some(keeper) = inner.upgrade().map(Keeper) else {
+                    return;
+                };
+                let Some(kept) = lock(&keeper.0.kept).take() else {
+                    return;
+                };
+                match keeper.give(&kept) {
+                    Ok(()) => {
+                        tracing::warn!("holder-replaced");
+                        return keeper.keep_on(kept);
+                    }
+                    Err(error) => tracing::error!(%error, "holder-not-replaced"),
+                }
+                *lock(&keeper.0.kept) = Some(kept);
+            }
+        });
+        if let Err(error) = watching {
+            tracing::warn!(%error, "holder-not-watched");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

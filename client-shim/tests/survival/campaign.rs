@@ -1,0 +1,135 @@
+//! The survival test: readers of files that were not fetched yet, while shim, server or both are killed at random.
+//!
+//! `HEADSTART_SURVIVAL_ROUNDS` says how often for each of the forms (without it: twice); then it also prints what it saw.
+
+use std::time::{Duration, Instant};
+
+use crate::node::{Kind, Node};
+use crate::readers::Readers;
+
+const READERS: u64 = 6;
+/// A shim is killed at any time up to this after it is up.
+const LIFE_MAX: Duration = Duration::from_millis(120);
+
+/// Who dies in a round.
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    Shim,
+    /// The server, while the shim lives on, then the shim too.
+    ServerThenShim,
+    /// The server, and the next shim starts without one.
+    Both,
+}
+
+fn rounds() -> Option<u32> {
+    std::env::var("HEADSTART_SURVIVAL_ROUNDS").ok()?.parse().ok()
+}
+
+fn survive(kind: Kind, victims: &[Victim]) {
+    let mut node = Node::new(kind);
+    node.server.latency(Duration::from_millis(3));
+    node.start();
+    node.run_container();
+    let readers = Readers::start(READERS, node.files());
+    readers.until_all_go_on();
+    let mut state = u64::from(std::process::id()).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut pause = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        std::thread::sleep(LIFE_MAX.mul_f64((state % 1000) as f64 / 1000.0));
+    };
+    let (mut from_start, mut from_up) = (Duration::ZERO, Duration::ZERO);
+    let count = rounds().unwrap_or(2);
+    for round in 0..count {
+        let victim = victims[round as usize % victims.len()];
+        pause();
+        match victim {
+            Victim::Shim => node.kill(),
+            Victim::ServerThenShim => {
+                node.server.down();
+                pause();
+                node.kill();
+                node.server.up();
+            }
+            Victim::Both => {
+                node.kill();
+                node.server.down();
+            }
+        }
+        // Every other round, what had been fetched is to be fetched again.
+        if round % 2 == 0 {
+            node.lose_cache();
+        }
+        pause();
+        let started = Instant::now();
+        node.spawn();
+        if matches!(victim, Victim::Both) {
+            // It must not need the server to be there again.
+            node.until_up();
+            pause();
+            node.server.up();
+        }
+        node.until_up();
+        from_up = from_up.max(readers.until_all_go_on());
+        from_start = from_start.max(started.elapsed());
+    }
+    let reads = readers.stop();
+    assert_eq!(
+        node.log().matches("mount-taken-over").count(),
+        count as usize,
+        "{}",
+        node.log()
+    );
+    assert!(
+        node.server.chunk_requests() > count as usize,
+        "nothing was left to fetch"
+    );
+    if rounds().is_some() {
+        println!(
+            "survival: {kind:?} {victims:?}: {count} kills, {reads} reads right, all readers on {} ms after the successor \
+             was up ({} ms after it was started), chunk requests {}",
+            from_up.as_millis(),
+            from_start.as_millis(),
+            node.server.chunk_requests(),
+        );
+    }
+    node.end_container();
+    node.stop();
+    assert_eq!(node.mounts_below(), Vec::<String>::new(), "nobody uses them any more");
+    assert!(!node.has_holder());
+}
+
+#[test]
+fn erofs_from_the_table() {
+    survive(Kind::EROFS, &[Victim::Shim]);
+}
+
+#[test]
+fn erofs_resent() {
+    let kind = Kind {
+        resend: true,
+        ..Kind::EROFS
+    };
+    survive(kind, &[Victim::Shim]);
+}
+
+#[test]
+fn fuse_tree_from_the_table() {
+    survive(Kind::FUSE, &[Victim::Shim]);
+}
+
+#[test]
+fn fuse_tree_resent() {
+    survive(Kind::RESEND, &[Victim::Shim]);
+}
+
+#[test]
+fn servers_go_too() {
+    survive(Kind::EROFS, &[Victim::ServerThenShim, Victim::Both]);
+}
+
+#[test]
+fn servers_go_too_under_the_fuse_tree() {
+    survive(Kind::FUSE, &[Victim::Both, Victim::ServerThenShim]);
+}

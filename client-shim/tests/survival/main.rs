@@ -1,0 +1,23 @@
+//! The shim as a process that is killed, stopped, upgraded and cut off, with somebody reading all the while. Needs root,
+//! /dev/fuse and overlayfs.
+//!
+//! In: the program, a server that can go away, an emulated service manager. Out: every byte right, nobody left waiting.
+//! Not here: real containers (`loadtest/tests/e2e/survival.rs`).
+
+#[allow(dead_code, reason = "shared with the tests of the lazy half, which use more of it")]
+#[path = "../lazy/support/layer.rs"]
+mod layer;
+#[allow(dead_code, reason = "the same")]
+#[path = "../lazy/support/server.rs"]
+mod server;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod campaign;
+mod frozen;
+mod manager;
+mod node;
+mod readers;
+mod takeover;
+
+pub use layer::TestLayer;

@@ -1,0 +1,194 @@
+//! What survives what: holder, service manager, clean stops, upgrades, reboots, orphans.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::manager::Manager;
+use crate::node::{Kind, LONG, Node, ask_holder};
+use crate::readers::Readers;
+
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + LONG;
+    while !done() {
+        assert!(Instant::now() < until, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn read_all(node: &Node) {
+    for (path, expected) in node.files() {
+        assert!(fs::read(&path).unwrap() == *expected, "{}", path.display());
+    }
+}
+
+/// SIGTERM, then another process: with readers in between, who wait.
+#[test]
+fn an_upgrade_in_place_is_not_noticed() {
+    for kind in [Kind::EROFS, Kind::FUSE] {
+        let mut node = Node::new(kind);
+        node.server.latency(Duration::from_millis(3));
+        node.start();
+        node.run_container();
+        let readers = Readers::start(4, node.files());
+        readers.until_all_go_on();
+        for _ in 0..2 {
+            node.stop();
+            assert!(node.has_holder());
+            node.start();
+            readers.until_all_go_on();
+        }
+        readers.stop();
+        node.end_container();
+        node.stop();
+        assert!(!node.has_holder(), "it leaves when no container is left");
+        assert_eq!(node.mounts_below(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn the_holder_dies_and_is_replaced_and_knows_no_other_words() {
+    let mut node = Node::new(Kind::FUSE);
+    node.start();
+    node.run_container();
+    assert_eq!(ask_holder(&node.root(), b"what?").unwrap(), b"what");
+    assert_eq!(ask_holder(&node.root(), &[b'x'; 1000]).unwrap(), b"what");
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(node.root().join("holder.sock")).unwrap().permissions());
+    assert_eq!(mode & 0o7777, 0o600);
+    // As whoever kills it would make it end.
+    assert_eq!(ask_holder(&node.root(), b"quit").unwrap(), b"ok");
+    eventually("another holder", || {
+        ask_holder(&node.root(), b"take").is_some_and(|a| a == b"ok")
+    });
+    node.kill();
+    node.start();
+    read_all(&node);
+    assert!(node.log().contains("mount-taken-over"));
+}
+
+/// Holder and shim are killed: what is left is a dead mount, which the next start replaces.
+#[test]
+fn without_a_keeper_the_next_start_begins_anew() {
+    let mut node = Node::new(Kind::EROFS);
+    node.start();
+    node.run_container();
+    read_all(&node);
+    node.kill();
+    ask_holder(&node.root(), b"quit");
+    node.start();
+    // The container's own mounts died with the connection; a new one's do not.
+    node.unmount_container();
+    node.mount_container();
+    read_all(&node);
+    assert!(!node.log().contains("mount-taken-over"));
+}
+
+#[test]
+fn a_reboot_rebuilds_everything_without_a_server() {
+    for kind in [Kind::EROFS, Kind::FUSE] {
+        let mut node = Node::new(kind);
+        node.start();
+        node.run_container();
+        read_all(&node);
+        // Fetched and durable.
+        let bitmap = |n: &Node, at: usize| n.root().join("cache").join(n.layers[at].digest.hex()).join("bitmap");
+        eventually("durable", || (0..2).all(|at| bitmap(&node, at).exists()));
+        std::thread::sleep(Duration::from_millis(300));
+        let before = node.client();
+        let names = node.runtime.block_on(before.names(&[]));
+        node.reboot();
+        // Left by a kill in the middle of something.
+        fs::create_dir_all(node.root().join("img/77")).unwrap();
+        fs::create_dir_all(node.root().join("cache/half-made")).unwrap();
+        fs::create_dir_all(node.root().join("snapshots/new-99/fs")).unwrap();
+        node.server.down();
+        node.start();
+        let after = node.client();
+        assert_eq!(node.runtime.block_on(after.names(&[])), names);
+        node.mount_container();
+        read_all(&node);
+        eventually("half-made things are gone", || {
+            ["img/77", "cache/half-made", "snapshots/new-99"]
+                .iter()
+                .all(|p| !node.root().join(p).exists())
+        });
+    }
+}
+
+/// A layer that was removed while its mount could not be: the next shim, which takes the rest over, undoes it.
+#[test]
+fn orphan_mounts_are_undone_by_a_successor() {
+    let mut node = Node::new(Kind::EROFS);
+    node.start();
+    node.run_container();
+    let orphan = node.root().join("img/4711");
+    fs::create_dir(&orphan).unwrap();
+    let none = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", &orphan, "tmpfs", none, None).unwrap();
+    node.kill();
+    node.start();
+    assert!(!node.mounts_below().contains(&"img/4711".to_owned()));
+    assert!(!orphan.exists());
+    read_all(&node);
+    assert!(node.log().contains("mount-taken-over"));
+}
+
+#[test]
+fn a_service_manager_keeps_mounts_and_is_told() {
+    for resend in [false, true] {
+        let kind = Kind {
+            resend,
+            keep_with: "auto",
+            ..Kind::EROFS
+        };
+        let mut node = Node::new(kind);
+        let manager = Manager::start(node.dir.path());
+        node.environment = manager.environment();
+        node.server.latency(Duration::from_millis(3));
+        node.start();
+        eventually("ready", || manager.said("READY=1") == 1);
+        eventually("its watchdog is fed", || manager.said("WATCHDOG=1") > 2);
+        assert!(!node.has_holder());
+        node.run_container();
+        let readers = Readers::start(4, node.files());
+        for round in 2..4 {
+            readers.until_all_go_on();
+            node.kill();
+            node.descriptors = manager.stored();
+            assert_eq!(node.descriptors.len(), 2);
+            node.start();
+            readers.until_all_go_on();
+            eventually("ready again", || manager.said("READY=1") == round);
+        }
+        node.stop();
+        eventually("told that it stops", || manager.said("STOPPING=1") == 1);
+        node.descriptors = manager.stored();
+        node.start();
+        readers.stop();
+        assert_eq!(node.log().matches("mount-taken-over").count(), 3);
+        node.end_container();
+        node.stop();
+        eventually("nothing is stored any more", || manager.stored().is_empty());
+    }
+}
+
+/// Ready means that mounts are back: a reader that waits has its answer before or soon after, without any call.
+#[test]
+fn a_hung_mount_is_not_reported_well() {
+    let kind = Kind {
+        keep_with: "auto",
+        ..Kind::FUSE
+    };
+    let mut node = Node::new(kind);
+    let manager = Manager::start(node.dir.path());
+    node.environment = manager.environment();
+    node.start();
+    eventually("its watchdog is fed", || manager.said("WATCHDOG=1") > 0);
+    // Stopped threads are what a hang looks like from outside.
+    rustix::process::kill_process(node.pid(), rustix::process::Signal::STOP).unwrap();
+    let fed = manager.settle("WATCHDOG=1");
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(manager.said("WATCHDOG=1"), fed);
+    rustix::process::kill_process(node.pid(), rustix::process::Signal::CONT).unwrap();
+    eventually("it goes on", || manager.said("WATCHDOG=1") > fed);
+}
