@@ -4,12 +4,12 @@
 //! Invariant: one failure is chance: the next request fetches anew. A second in a row refuses requests for the blob with a
 //! status, which sends containerd to its next host in the middle of a layer, where a body that breaks off would not. Any
 //! failure lets manifests that name the blob be refused, because podman changes mirrors at the manifest or never. Both for
-//! [`REMEMBERED`] only, and only towards who would have been served by the same upstream in the same role. Manifests
+//! [`REMEMBERED`] only ([`WRONG_REMEMBERED`] after wrong bytes), and only towards who would have been served by the same upstream in the same role. Manifests
 //! that were withheld for it are kept apart: a manifest that somebody asks for as a blob is not there, which says nothing
 //! about the manifest.
 //! Not here: upstreams that are down (`upstream/breaker.rs`), and "not found" as an answer ([`super::negative`]).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headstart_layer_format::BlobDigest;
 
@@ -22,6 +22,10 @@ use crate::{
 /// Longer than a client's own repetitions, shorter than a person's.
 const REMEMBERED: Duration = Duration::from_secs(10);
 
+/// Wrong bytes are no passing trouble: longer than a kubelet waits before it tries again, so that it then gets the image
+/// from its next host, and not the same bytes from here once more.
+const WRONG_REMEMBERED: Duration = Duration::from_secs(60);
+
 /// Blobs remembered. More of them going wrong at once is an outage.
 const ENTRIES_MAX: u64 = 4096;
 
@@ -33,6 +37,7 @@ type Key = (Source, Caller, BlobDigest);
 #[derive(Clone, Debug)]
 struct Setback {
     error: ReadError,
+    until: Instant,
     /// Times in a row that it broke off after its head.
     broke_off: u32,
 }
@@ -49,7 +54,7 @@ impl Default for Setbacks {
         Self {
             blobs: moka::sync::Cache::builder()
                 .max_capacity(ENTRIES_MAX)
-                .time_to_live(REMEMBERED)
+                .time_to_live(WRONG_REMEMBERED)
                 .build(),
             withheld: moka::sync::Cache::builder()
                 .max_capacity(ENTRIES_MAX)
@@ -82,7 +87,7 @@ impl Setbacks {
 
     /// Why a request for the blob is refused before its head: what came of it broke off in the middle, repeatedly.
     pub fn refusal(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Option<ReadError> {
-        let setback = self.blobs.get(&key(source, caller, digest))?;
+        let setback = self.get(&key(source, caller, digest))?;
         (setback.broke_off >= REFUSED_FROM).then_some(setback.error)
     }
 
@@ -96,13 +101,18 @@ impl Setbacks {
         self.withheld.get(&key(source, caller, manifest))
     }
 
+    fn get(&self, key: &Key) -> Option<Setback> {
+        self.blobs.get(key).filter(|setback| Instant::now() < setback.until)
+    }
+
     fn add(&self, key: Key, error: &ReadError, broke_off: u32) {
         if !is_upstreams_fault(error) {
             return;
         }
-        let before = self.blobs.get(&key).map_or(0, |setback| setback.broke_off);
+        let before = self.get(&key).map_or(0, |setback| setback.broke_off);
         let setback = Setback {
             error: error.clone(),
+            until: Instant::now() + remembered(error),
             broke_off: before.saturating_add(broke_off),
         };
         self.blobs.insert(key, setback);
@@ -111,6 +121,13 @@ impl Setbacks {
 
 fn key(source: &Source, caller: &Caller, digest: &BlobDigest) -> Key {
     (source.clone(), caller.clone(), *digest)
+}
+
+fn remembered(error: &ReadError) -> Duration {
+    match error {
+        ReadError::DigestMismatch => WRONG_REMEMBERED,
+        _ => REMEMBERED,
+    }
 }
 
 /// Not our disk's, our limits' or our shutdown's.
