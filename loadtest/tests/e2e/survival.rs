@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use headstart_loadtest::playground::{
+    command,
     container::Container,
     lab::Lab,
     measure,
@@ -100,7 +101,20 @@ async fn survive(lab: &Lab, pulls: Pulls, name: &str) {
             "survival: {pulls:?}: {rounds} kills under a container, {last} files, at most {slowest:?} until 20 more were right"
         );
     }
-    // With the last container's snapshot, the mounts and their keeper go.
+    // With the last container's snapshot, which containerd's collector takes, the mounts and their keeper go.
+    let active = async || {
+        let mut ctr = node.containerd.ctr();
+        ctr.args(["snapshots", "--snapshotter", "headstart", "ls"]);
+        // containerd takes a while to find the shim again.
+        let list = command::run(&format!("{name}-snapshots"), ctr, node.work()).await;
+        list.map_or(true, |list| String::from_utf8_lossy(&list).contains("Active"))
+    };
+    for _ in 0..300 {
+        if !active().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     assert!(
         running
             .process

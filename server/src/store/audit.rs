@@ -6,6 +6,7 @@
 //! here changes anything.
 //! Not here: what is done about it ([`super::mend`]), pace and order ([`crate::scrub`]).
 
+use std::collections::HashMap;
 use std::io;
 
 use headstart_layer_format::{BlobDigest, ChunkDigest, Toc, TocDigest};
@@ -18,6 +19,9 @@ use super::pins::PinTarget;
 use super::record::RecordKind;
 use super::recover::{Found, Seen, scan_all};
 use super::{Store, StoreError, keys};
+
+/// What a pack says last of each layer, by key: whether it is ready.
+type LastStates = HashMap<Vec<u8>, bool>;
 
 /// Rows read from the index at a time.
 const ROWS_A_STEP: usize = 512;
@@ -127,6 +131,10 @@ impl Store {
         ended(self.audit_pack_until(id, len, step))
     }
 
+    fn is_swept(&self, id: PackId) -> Result<bool, StoreError> {
+        Ok(self.inner.index.doomed()?.contains(&id) || !self.is_in_use(id))
+    }
+
     fn is_in_use(&self, id: PackId) -> bool {
         self.current_pack().0 == id || self.sealed_packs().iter().any(|(sealed, _)| *sealed == id)
     }
@@ -138,14 +146,14 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Swept, or lost. A sweep says so before it deletes, and takes that back after nothing uses the pack: in
                 // this order, one of the two looks sees it.
-                let swept = self.inner.index.doomed()?.contains(&id) || !self.is_in_use(id);
-                return match !swept {
+                return match !self.is_swept(id)? {
                     true => find(step, Subject::Pack(id), "its file is gone"),
                     false => Ok(()),
                 };
             }
             Err(error) => return Err(error.into()),
         };
+        let mut states = None;
         scan_all(&pack, PACK_HEADER_LEN, len, false, |seen| {
             let bytes = match seen {
                 Seen::Lost(range) => {
@@ -159,7 +167,7 @@ impl Store {
                     to - from
                 }
                 Seen::Whole(found) => {
-                    if let Some((subject, why)) = self.audit_record(&pack, len, &found)? {
+                    if let Some((subject, why)) = self.audit_record(&pack, len, &found, &mut states)? {
                         find(step, subject, why)?;
                     }
                     found.header.record_len()
@@ -171,7 +179,13 @@ impl Store {
     }
 
     /// What is wrong with a record whose header is whole, if it counts.
-    fn audit_record(&self, pack: &Pack, len: u64, found: &Found) -> Result<Option<(Subject, &'static str)>, Stop> {
+    fn audit_record(
+        &self,
+        pack: &Pack,
+        len: u64,
+        found: &Found,
+        states: &mut Option<LastStates>,
+    ) -> Result<Option<(Subject, &'static str)>, Stop> {
         let (header, at, index) = (&found.header, found.location, &self.inner.index);
         match header.kind {
             RecordKind::Chunk => {
@@ -204,8 +218,16 @@ impl Store {
             RecordKind::LayerState => {
                 let key = keys::blob_from(&header.key);
                 let known = match &key {
-                    Some(layer) => index.layer_row(layer)?.is_some(),
-                    None => true,
+                    Some(layer) if index.layer_row(layer)?.is_none() => {
+                        // The oldest pack takes with it what it says last of layers that are not ready.
+                        let last = match states {
+                            Some(last) => last,
+                            None => states.insert(last_states(pack, len)?),
+                        };
+                        // And what was swept before it says nothing any more, though it may be read here still.
+                        !last.get(&header.key).copied().unwrap_or_default() || self.is_swept(pack.id)?
+                    }
+                    _ => true,
                 };
                 Ok((!known).then(|| (Subject::Row(header.key.clone()), "the index lacks a layer's state")))
             }
@@ -390,6 +412,20 @@ impl Store {
         let payload = self.inner.packs.read(*at, RecordKind::Fact, &[])?;
         Ok(payload.and_then(|payload| serde_json::from_slice(&payload).ok()))
     }
+}
+
+fn last_states(pack: &Pack, len: u64) -> Result<LastStates, Stop> {
+    let mut last = LastStates::new();
+    scan_all(pack, PACK_HEADER_LEN, len, false, |seen| {
+        if let Seen::Whole(found) = seen
+            && found.header.kind == RecordKind::LayerState
+        {
+            let record = serde_json::from_slice::<LayerRecord>(&found.payload);
+            last.insert(found.header.key, matches!(record, Ok(LayerRecord::Ready { .. })));
+        }
+        Ok::<(), Stop>(())
+    })?;
+    Ok(last)
 }
 
 /// Whether a frame decompresses into the bytes that a digest names.

@@ -11,7 +11,16 @@ use headstart_layer_format::BlobDigest;
 use crate::process::data;
 
 /// What may lie in a data directory: `server/STORE.md`. Not those that exist for a while, as `index.rows`.
-const TOP: [&str; 6] = ["packs", "index", "store.lock", "originals", "scrub.json", "admin.sock"];
+const TOP: [&str; 8] = [
+    "packs",
+    "index",
+    "store.lock",
+    "originals",
+    "scrub.json",
+    "admin.sock",
+    "profiles",
+    "lists",
+];
 
 /// Files below `originals/` that are no verified original, except the mark of the boot, and whatever else has no
 /// business in the data directory. Waits until fetches are out.
