@@ -41,7 +41,11 @@ pub async fn chunks(http: &reqwest::Client, url: &str, layer: &BlobDigest, toc: 
     };
     if answer.status() != 206 {
         // Evicted since the TOC came, and perhaps under conversion again.
-        assert!(matches!(answer.status().as_u16(), 202 | 404 | 503), "{}", answer.status());
+        assert!(
+            matches!(answer.status().as_u16(), 202 | 404 | 503),
+            "{}",
+            answer.status()
+        );
         return false;
     }
     let Ok(bytes) = answer.bytes().await else { return false };
