@@ -4,17 +4,17 @@
 //! Invariant: requests whose answer has not begun are bounded over all clients, answers by client, and those that wait
 //! by both. Clients that wait take turns, so one that asks for much delays nobody but itself. The table holds only
 //! clients with something here, so it is bounded by the rest.
-//! Not here: connections ([`super::clients`]), bytes per second ([`super::pace`]).
+//! Not here: whose turn is next ([`super::ring`]), connections ([`super::clients`]), bytes per second ([`super::pace`]).
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::sync::oneshot;
 
-use super::{clients::ClientKey, pace::Pace};
+use super::{clients::ClientKey, pace::Pace, ring::Ring};
 use crate::{config::HttpConfig, metrics::label::shed};
 
 /// Clones share the turns.
@@ -35,17 +35,14 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     heads: usize,
-    waiting: usize,
     clients: HashMap<ClientKey, Share>,
-    /// Clients with requests that wait, whose turn it is first.
-    ring: VecDeque<ClientKey>,
+    ring: Ring<Turn>,
 }
 
 /// One client's part.
 #[derive(Debug)]
 struct Share {
     answers: usize,
-    queue: VecDeque<oneshot::Sender<Turn>>,
     pace: Option<Arc<Pace>>,
 }
 
@@ -89,7 +86,7 @@ impl Admission {
             return None;
         }
         let share = state.share(key, self.0.bytes_per_sec);
-        if share.answers >= self.0.client_answers_max || !share.queue.is_empty() {
+        if share.answers >= self.0.client_answers_max || state.ring.waiting_of(&key) > 0 {
             return None;
         }
         Some(self.start(&mut state, key))
@@ -99,20 +96,13 @@ impl Admission {
     pub async fn wait(&self, key: ClientKey) -> Result<Turn, Refused> {
         let receiver = {
             let mut state = self.state();
-            if state.waiting >= self.0.queue_max {
+            if state.ring.waiting() >= self.0.queue_max {
                 return Err(Refused(shed::QUEUE_FULL));
             }
-            let share = state.share(key, self.0.bytes_per_sec);
-            if share.queue.len() >= self.0.client_queue_max {
+            if state.ring.waiting_of(&key) >= self.0.client_queue_max {
                 return Err(Refused(shed::CLIENT_QUEUE_FULL));
             }
-            let (sender, receiver) = oneshot::channel();
-            share.queue.push_back(sender);
-            if share.queue.len() == 1 {
-                state.ring.push_back(key);
-            }
-            state.waiting += 1;
-            receiver
+            state.ring.push(key)
         };
         // Clears its place in the queue also when the client leaves: those that wait must not be kept out by those that
         // do not any more.
@@ -146,27 +136,14 @@ impl Admission {
         // Turns that nobody takes are dropped, which locks the state again: after this lock.
         let mut untaken = Vec::new();
         let mut state = self.state();
-        let mut passed = 0;
-        while state.heads < self.0.heads_max && passed < state.ring.len() {
-            let Some(key) = state.ring.pop_front() else { break };
-            let share = state.share(key, self.0.bytes_per_sec);
-            if share.answers >= self.0.client_answers_max {
-                state.ring.push_back(key);
-                passed += 1;
-                continue;
-            }
-            let next = share.queue.pop_front();
-            let more = !share.queue.is_empty();
-            if more {
-                state.ring.push_back(key);
-            }
-            let Some(sender) = next else { continue };
-            state.waiting -= 1;
-            passed = 0;
-            if sender.is_closed() {
-                state.forget(key);
-                continue;
-            }
+        while state.heads < self.0.heads_max {
+            let State { clients, ring, .. } = &mut *state;
+            let may = |key: &ClientKey| {
+                clients
+                    .get(key)
+                    .is_none_or(|share| share.answers < self.0.client_answers_max)
+            };
+            let Some((key, sender)) = ring.pop(may) else { break };
             let turn = self.start(&mut state, key);
             if let Err(turn) = sender.send(turn) {
                 untaken.push(turn);
@@ -178,16 +155,7 @@ impl Admission {
     /// Takes those out of a client's queue that wait no more.
     fn sweep(&self, key: ClientKey) {
         let mut state = self.state();
-        let Some(share) = state.clients.get_mut(&key) else {
-            return;
-        };
-        let before = share.queue.len();
-        share.queue.retain(|sender| !sender.is_closed());
-        let gone = before - share.queue.len();
-        if share.queue.is_empty() && gone > 0 {
-            state.ring.retain(|other| *other != key);
-        }
-        state.waiting -= gone;
+        state.ring.sweep(&key);
         state.forget(key);
     }
 
@@ -201,18 +169,13 @@ impl State {
     fn share(&mut self, key: ClientKey, bytes_per_sec: u64) -> &mut Share {
         self.clients.entry(key).or_insert_with(|| Share {
             answers: 0,
-            queue: VecDeque::new(),
             pace: (bytes_per_sec > 0).then(|| Arc::new(Pace::new(bytes_per_sec))),
         })
     }
 
     /// Drops a client that has nothing here any more.
     fn forget(&mut self, key: ClientKey) {
-        if self
-            .clients
-            .get(&key)
-            .is_some_and(|share| share.answers == 0 && share.queue.is_empty())
-        {
+        if self.clients.get(&key).is_some_and(|share| share.answers == 0) && self.ring.waiting_of(&key) == 0 {
             self.clients.remove(&key);
         }
     }
@@ -284,7 +247,7 @@ mod tests {
 
     fn empty(admission: &Admission) -> bool {
         let state = admission.state();
-        state.heads == 0 && state.waiting == 0 && state.clients.is_empty() && state.ring.is_empty()
+        state.heads == 0 && state.ring.waiting() == 0 && state.clients.is_empty()
     }
 
     #[tokio::test]
@@ -339,7 +302,7 @@ mod tests {
         // One that is given up by its caller.
         let left = tokio::time::timeout(Duration::from_millis(20), admission.wait(client(3))).await;
         assert!(left.is_err());
-        assert_eq!(admission.state().waiting, 0, "nobody waits any more");
+        assert_eq!(admission.state().ring.waiting(), 0, "nobody waits any more");
         drop(running);
         assert!(empty(&admission));
         assert!(admission.try_enter(client(2)).is_some());

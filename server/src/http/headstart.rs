@@ -33,7 +33,7 @@ use super::{
     error::{ApiError, Asked, OciCode},
     generated::Generated,
     profile,
-    turns::Turns,
+    streams::Streams,
     v2::resolve,
 };
 use crate::{
@@ -62,7 +62,7 @@ const JSON_TOC_SIZE_MAX: usize = 16 << 20;
 const JSON_SIZE_MAX: usize = 128 << 20;
 
 /// The routes, for [`super`] to merge.
-pub fn routes(turns: Turns) -> Router<App> {
+pub fn routes(streams: Streams) -> Router<App> {
     Router::new()
         .route(routes::IMAGE_TEMPLATE, get(image))
         .route(
@@ -75,7 +75,7 @@ pub fn routes(turns: Turns) -> Router<App> {
             routes::CHUNKS,
             post(chunks)
                 .layer::<_, Infallible>(DefaultBodyLimit::max(CHUNKS_BODY_SIZE_MAX))
-                .layer(Extension(turns)),
+                .layer(Extension(streams)),
         )
         .route(routes::CHAIN_TEMPLATE, get(chain))
 }
@@ -305,7 +305,7 @@ enum Asking {
 async fn chunks(
     State(app): State<App>,
     Extension(client): Extension<Client>,
-    Extension(turns): Extension<Turns>,
+    Extension(streams): Extension<Streams>,
     Extension(key): Extension<ClientKey>,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -314,7 +314,7 @@ async fn chunks(
     let request = serde_json::from_slice(&body)
         .map_err(|e| bad(StatusCode::BAD_REQUEST, format!("parse the list of chunks: {e}")))?;
     let request = match request {
-        Asking::Profile(request) => return profile::chunks(&app, &turns, &client, key, request).await,
+        Asking::Profile(request) => return profile::chunks(&app, &streams, &client, key, request).await,
         Asking::Chunks(request) => request,
     };
     if request.chunks.len() > CHUNK_REQUEST_MAX {

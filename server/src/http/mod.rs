@@ -23,11 +23,12 @@ mod profile;
 pub mod range;
 mod request_id;
 mod resident;
+mod ring;
 mod sendfile;
 pub mod serve;
 mod socket;
+mod streams;
 pub mod tls;
-mod turns;
 mod v2;
 mod v2_blob;
 mod v2_listing;
@@ -47,7 +48,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::App;
 use around::Around;
-use turns::Turns;
+use streams::Streams;
 
 /// Request bodies, but those of routes that say otherwise: `POST chunks` has `limits::CHUNK_REQUEST_MAX` digests of some 75
 /// bytes.
@@ -56,12 +57,12 @@ const REQUEST_BODY_MAX: usize = 1 << 20;
 /// Every route.
 pub fn router(app: App) -> Router {
     let around = Around::new(&app);
-    let turns = Turns::new(app.config.profile.streams_max, app.config.profile.reads_max);
+    let streams = Streams::new(app.config.profile.streams_max, app.config.profile.reads_max);
     Router::new()
         .route("/v2/", any(v2::base))
         .route("/v2", any(v2::base))
         .route("/v2/{*rest}", any(v2::any))
-        .merge(headstart::routes(turns))
+        .merge(headstart::routes(streams))
         .route(routes::HEALTHZ, get(health::healthz))
         .route(routes::READYZ, get(health::readyz))
         .route(routes::METRICS, get(health::metrics))

@@ -4,7 +4,7 @@
 //! Invariant: whoever may read an image gets its profile, and of the stream only chunks of layers that it may read; who
 //! teaches has said who it is, where clients have to. A stream begins at once, reads on only as its client takes it, and
 //! ends when that goes away.
-//! Not here: what is learnt ([`crate::profile`]), turns ([`super::turns`]), `POST chunks` of digests ([`super::headstart`]).
+//! Not here: what is learnt ([`crate::profile`]), turns ([`super::streams`]), `POST chunks` of digests ([`super::headstart`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,7 +30,7 @@ use super::{
     clients::ClientKey,
     error::{ApiError, Asked, OciCode},
     headstart::{Details, blocking, busy, digest, limited_body},
-    turns::{Place, Turns},
+    streams::{Place, Streams},
 };
 use crate::{
     access::{Client, Named},
@@ -133,7 +133,7 @@ fn refusal(error: ProfileError) -> ApiError {
 /// `POST chunks` of a profile.
 pub async fn chunks(
     app: &App,
-    turns: &Turns,
+    streams: &Streams,
     client: &Client,
     key: ClientKey,
     request: ProfileRequest,
@@ -160,7 +160,7 @@ pub async fn chunks(
         .filter(|(at, (layer, _))| !request.have.has(*at) && allowed.get(*layer as usize) == Some(&true))
         .map(|(_, (_, digest))| Wanted::Chunk(*digest))
         .collect();
-    let place = turns
+    let place = streams
         .enter(key)
         .ok_or_else(|| busy("too many profiles are being streamed"))?;
     let (seekable, layers) = (app.seekable.clone(), answer.layers.clone());

@@ -1,27 +1,25 @@
-//! Turns of streams: who reads from the disk next, when many nodes are sent profiles at once.
+//! Streams of profiles: who reads from the disk next, when many nodes are sent profiles at once.
 //!
 //! In: streams, by client. Out: [`Step`]s, one for each part of a stream.
 //! Invariant: streams are bounded over all; reads at once too; and what was read and is not sent yet, by client. Clients
 //! that wait take turns, a part each, so one that starts twenty images is as quick with each of them as its share
 //! allows, and delays nobody but itself. Whoever goes away leaves no place taken.
-//! Not here: requests ([`super::admission`]), bytes per second ([`super::pace`]).
+//! Not here: whose turn is next ([`super::ring`]), requests ([`super::admission`]), bytes per second ([`super::pace`]).
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::oneshot;
-
-use super::clients::ClientKey;
+use super::{clients::ClientKey, ring::Ring};
 
 /// Parts of one client that are read and not sent: a few for each of some streams, or one that takes nothing would hold
 /// up the others.
 const CLIENT_STEPS_MAX: usize = 16;
 
-/// Clones share the turns.
+/// Clones share the places.
 #[derive(Clone, Debug)]
-pub struct Turns(Arc<Inner>);
+pub struct Streams(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -35,8 +33,7 @@ struct State {
     streams: usize,
     reads: usize,
     clients: HashMap<ClientKey, Share>,
-    /// Clients with parts that wait, whose turn it is first.
-    ring: VecDeque<ClientKey>,
+    ring: Ring<Step>,
 }
 
 #[derive(Debug, Default)]
@@ -44,25 +41,24 @@ struct Share {
     /// Streams, and with them the entry, live.
     streams: usize,
     steps: usize,
-    queue: VecDeque<oneshot::Sender<Step>>,
 }
 
 /// A stream's place.
 #[derive(Debug)]
 pub struct Place {
-    turns: Turns,
+    streams: Streams,
     key: ClientKey,
 }
 
 /// The right to read a part; dropped when it was sent.
 #[derive(Debug)]
 pub struct Step {
-    turns: Turns,
+    streams: Streams,
     key: ClientKey,
     reading: bool,
 }
 
-impl Turns {
+impl Streams {
     pub fn new(streams_max: usize, reads_max: usize) -> Self {
         Self(Arc::new(Inner {
             streams_max,
@@ -80,7 +76,7 @@ impl Turns {
         state.streams += 1;
         state.clients.entry(key).or_default().streams += 1;
         Some(Place {
-            turns: self.clone(),
+            streams: self.clone(),
             key,
         })
     }
@@ -89,31 +85,14 @@ impl Turns {
         // Those whose waiter left lock the state when they are dropped: after this lock.
         let mut untaken = Vec::new();
         let mut state = self.state();
-        let mut passed = 0;
-        while state.reads < self.0.reads_max && passed < state.ring.len() {
-            let Some(key) = state.ring.pop_front() else { break };
-            let Some(share) = state.clients.get_mut(&key) else {
-                continue;
-            };
-            if share.steps >= CLIENT_STEPS_MAX {
-                state.ring.push_back(key);
-                passed += 1;
-                continue;
-            }
-            let next = share.queue.pop_front();
-            if !share.queue.is_empty() {
-                state.ring.push_back(key);
-            }
-            let Some(sender) = next else { continue };
-            passed = 0;
-            if sender.is_closed() {
-                state.forget(key);
-                continue;
-            }
+        while state.reads < self.0.reads_max {
+            let State { clients, ring, .. } = &mut *state;
+            let may = |key: &ClientKey| clients.get(key).is_none_or(|share| share.steps < CLIENT_STEPS_MAX);
+            let Some((key, sender)) = ring.pop(may) else { break };
             state.reads += 1;
             state.clients.entry(key).or_default().steps += 1;
             let step = Step {
-                turns: self.clone(),
+                streams: self.clone(),
                 key,
                 reading: true,
             };
@@ -132,8 +111,8 @@ impl Turns {
 
 impl State {
     fn forget(&mut self, key: ClientKey) {
-        let idle = |share: &Share| share.streams == 0 && share.steps == 0 && share.queue.is_empty();
-        if self.clients.get(&key).is_some_and(idle) {
+        let idle = |share: &Share| share.streams == 0 && share.steps == 0;
+        if self.clients.get(&key).is_some_and(idle) && self.ring.waiting_of(&key) == 0 {
             self.clients.remove(&key);
         }
     }
@@ -143,18 +122,12 @@ impl Place {
     /// A turn to read the next part. Waits as long as others are first; whoever goes away drops this.
     pub async fn step(&self) -> Option<Step> {
         let receiver = {
-            let mut state = self.turns.state();
-            let share = state.clients.entry(self.key).or_default();
-            let (sender, receiver) = oneshot::channel();
+            let mut state = self.streams.state();
             // Those that do not wait any more.
-            share.queue.retain(|waiting| !waiting.is_closed());
-            share.queue.push_back(sender);
-            if !state.ring.contains(&self.key) {
-                state.ring.push_back(self.key);
-            }
-            receiver
+            state.ring.sweep(&self.key);
+            state.ring.push(self.key)
         };
-        self.turns.dispatch();
+        self.streams.dispatch();
         receiver.await.ok()
     }
 }
@@ -163,8 +136,8 @@ impl Step {
     /// It is read: another may read.
     pub fn has_read(&mut self) {
         if std::mem::take(&mut self.reading) {
-            self.turns.state().reads -= 1;
-            self.turns.dispatch();
+            self.streams.state().reads -= 1;
+            self.streams.dispatch();
         }
     }
 }
@@ -172,7 +145,7 @@ impl Step {
 impl Drop for Step {
     fn drop(&mut self) {
         {
-            let mut state = self.turns.state();
+            let mut state = self.streams.state();
             if self.reading {
                 state.reads -= 1;
             }
@@ -181,22 +154,22 @@ impl Drop for Step {
             }
             state.forget(self.key);
         }
-        self.turns.dispatch();
+        self.streams.dispatch();
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         {
-            let mut state = self.turns.state();
+            let mut state = self.streams.state();
             state.streams -= 1;
             if let Some(share) = state.clients.get_mut(&self.key) {
                 share.streams -= 1;
-                share.queue.retain(|waiting| !waiting.is_closed());
             }
+            state.ring.sweep(&self.key);
             state.forget(self.key);
         }
-        self.turns.dispatch();
+        self.streams.dispatch();
     }
 }
 
@@ -217,8 +190,8 @@ mod tests {
     }
 
     /// A stream that takes `parts` turns and notes whose they were.
-    fn stream(turns: &Turns, last: u8, parts: usize, order: &Arc<Mutex<Vec<u8>>>) -> tokio::task::JoinHandle<()> {
-        let (place, order) = (turns.enter(key(last)).unwrap(), order.clone());
+    fn stream(streams: &Streams, last: u8, parts: usize, order: &Arc<Mutex<Vec<u8>>>) -> tokio::task::JoinHandle<()> {
+        let (place, order) = (streams.enter(key(last)).unwrap(), order.clone());
         tokio::spawn(async move {
             for _ in 0..parts {
                 let mut step = place.step().await.unwrap();
@@ -231,13 +204,13 @@ mod tests {
 
     #[tokio::test]
     async fn clients_take_turns_however_many_streams_one_has() {
-        let turns = Turns::new(100, 1);
+        let streams = Streams::new(100, 1);
         let order = Arc::new(Mutex::new(Vec::new()));
-        let first = turns.enter(key(9)).unwrap();
+        let first = streams.enter(key(9)).unwrap();
         let mut held = first.step().await.unwrap();
-        let mut all: Vec<_> = (0..20).map(|_| stream(&turns, 1, 5, &order)).collect();
+        let mut all: Vec<_> = (0..20).map(|_| stream(&streams, 1, 5, &order)).collect();
         settle().await;
-        all.push(stream(&turns, 2, 5, &order));
+        all.push(stream(&streams, 2, 5, &order));
         settle().await;
         assert!(order.lock().unwrap().is_empty(), "one reads at a time");
         held.has_read();
@@ -257,9 +230,9 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_goes_away_leaves_nothing() {
-        let turns = Turns::new(2, 1);
-        let (one, two) = (turns.enter(key(1)).unwrap(), turns.enter(key(2)).unwrap());
-        assert!(turns.enter(key(3)).is_none());
+        let streams = Streams::new(2, 1);
+        let (one, two) = (streams.enter(key(1)).unwrap(), streams.enter(key(2)).unwrap());
+        assert!(streams.enter(key(3)).is_none());
         let held = one.step().await.unwrap();
         // Waits, and is given up.
         assert!(
@@ -269,22 +242,22 @@ mod tests {
         );
         drop(two);
         drop(held);
-        let three = turns.enter(key(3)).unwrap();
+        let three = streams.enter(key(3)).unwrap();
         drop(
             tokio::time::timeout(Duration::from_secs(60), three.step())
                 .await
                 .unwrap(),
         );
         drop((one, three));
-        let state = turns.state();
+        let state = streams.state();
         assert_eq!((state.streams, state.reads), (0, 0));
         assert!(state.clients.is_empty(), "{:?}", state.clients);
     }
 
     #[tokio::test]
     async fn a_client_that_takes_nothing_holds_up_itself_alone() {
-        let turns = Turns::new(100, 2);
-        let stalled = turns.enter(key(1)).unwrap();
+        let streams = Streams::new(100, 2);
+        let stalled = streams.enter(key(1)).unwrap();
         let mut unsent = Vec::new();
         for _ in 0..CLIENT_STEPS_MAX {
             let mut step = stalled.step().await.unwrap();
@@ -296,7 +269,7 @@ mod tests {
                 .await
                 .is_err()
         );
-        let other = turns.enter(key(2)).unwrap();
+        let other = streams.enter(key(2)).unwrap();
         drop(
             tokio::time::timeout(Duration::from_secs(60), other.step())
                 .await
