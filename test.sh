@@ -10,7 +10,8 @@ step() { printf '\n== %s\n' "$*"; }
 step "packages"
 ./scripts/install-packages.sh
 # Newer clients than Debian 12 has; half a minute the first time, kept below target/.
-./scripts/forky-root.sh >/dev/null
+./scripts/debian-root.sh forky >/dev/null
+./scripts/debian-root.sh trixie >/dev/null
 
 step "cargo fmt"
 cargo fmt --all --check

@@ -21,9 +21,8 @@ server=${HEADSTART_BENCH_BINARY:-$target/release/headstart-server}
 loadtest=${HEADSTART_BENCH_LOADTEST:-$target/release/headstart-loadtest}
 home=$(./scripts/bench-images.sh)
 # A tree of its own: the tests' would be made anew each time.
-tree=$(HEADSTART_FORKY=${HEADSTART_BENCH_FORKY:-$target/forky-peers} \
-    HEADSTART_FORKY_PACKAGES="containerd runc soci-snapshotter nydus-snapshotter stargz-snapshotter dash coreutils mount" \
-    ./scripts/forky-root.sh)
+tree=$(HEADSTART_DEBIAN_ROOTS=${HEADSTART_BENCH_ROOTS:-$target/peers} ./scripts/debian-root.sh forky \
+    containerd runc soci-snapshotter nydus-snapshotter stargz-snapshotter dash coreutils mount)
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/headstart-ingest.XXXXXX")
 daemon=
@@ -37,7 +36,7 @@ finish() {
 trap finish EXIT
 mkdir "$work/soci"
 
-# containerd in the tree, which is its root in a mount namespace of its own (loadtest/src/playground/forky.rs has the reasons).
+# containerd in the tree, which is its root in a mount namespace of its own (loadtest/src/playground/debian_tree.rs has the reasons).
 cat >"$work/containerd.toml" <<TOML
 version = 2
 root = "$work/root"

@@ -10,7 +10,8 @@ count=${1:-10}
 [[ $count =~ ^[1-9][0-9]{0,4}$ ]] || { echo "campaign: COUNT is a number from 1 to 99999" >&2; exit 2; }
 
 ./scripts/install-packages.sh
-./scripts/forky-root.sh >/dev/null
+./scripts/debian-root.sh forky >/dev/null
+./scripts/debian-root.sh trixie >/dev/null
 cargo build --workspace --bins --locked
 cargo test --workspace --locked --no-run
 

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 {
     ./scripts/install-packages.sh
-    ./scripts/forky-root.sh >/dev/null
+    ./scripts/debian-root.sh forky >/dev/null
     cargo build --locked --quiet -p headstart-server -p headstart-shim --bins
 } >&2
 status=0

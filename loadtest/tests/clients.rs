@@ -1,7 +1,7 @@
 //! Real clients pull through the built server: containerd 1.6 and 2.1, skopeo, podman, buildah, crane, oras, and Docker's
 //! contract; and the behaviour matrix, in which the upstream misbehaves.
 //!
-//! In: Debian 12's clients, those of forky (`scripts/forky-root.sh`), `target/*/headstart-server`, docker-registry, the
+//! In: Debian 12's clients, those of forky (`scripts/debian-root.sh`), `target/*/headstart-server`, docker-registry, the
 //! scripted origin. Out: assertions, and `target/playground/matrix.md`.
 //! Invariant: what a client has stored is compared with the upstream by digest, every manifest, config and layer; a
 //! missing tool fails, it never skips. Tests share nothing and may run at the same time.

@@ -1,4 +1,4 @@
-//! The containerd contract on the containerds that there are: 1.6 of this machine and 2.1 of Debian forky.
+//! The containerd contract on the containerds that there are: 1.6 of this machine, 1.7 of Debian trixie and 2.1 of forky.
 //!
 //! In: the built binaries, real containerds, runc and crun, as root. Out: assertions.
 //! Invariant: one node at a time (they share two cores); a missing tool fails, it never skips.

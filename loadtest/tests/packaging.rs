@@ -8,7 +8,11 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use headstart_loadtest::playground::{forky::Forky, site::Site, workdir::WorkDir};
+use headstart_loadtest::playground::{
+    debian_tree::{DebianTree, Suite},
+    site::Site,
+    workdir::WorkDir,
+};
 
 const SHIM: &str = "usr/local/bin/headstart-shim";
 const UNIT: &str = "usr/local/lib/systemd/system/headstart-shim.service";
@@ -149,7 +153,7 @@ fn the_tarball_installs_on_the_next_debian() {
         .enable_all()
         .build()
         .unwrap();
-    let forky = runtime.block_on(Forky::open(&site, &work)).unwrap();
+    let forky = runtime.block_on(DebianTree::open(Suite::Forky, &site, &work)).unwrap();
     let dir = work.dir("package").unwrap();
     lives(&dir, || forky.command(&work, "sh"));
 }

@@ -12,8 +12,8 @@ use std::{
 };
 
 use super::{
-    Result, containerd_config::Config, forky::Forky, gzip_tools::GzipTools, leftovers, process::Process, tools,
-    workdir::WorkDir,
+    Result, containerd_config::Config, debian_tree::DebianTree, gzip_tools::GzipTools, leftovers, process::Process,
+    tools, workdir::WorkDir,
 };
 use crate::cri::Cri;
 
@@ -62,7 +62,9 @@ pub enum Release {
     /// depend on what else is installed.
     MachineWithPigz(GzipTools),
     /// 2.1, with this many bytes in each part of a layer that is fetched in parallel (0: not in parts).
-    Forky { forky: Forky, part_bytes: u64 },
+    Forky { forky: DebianTree, part_bytes: u64 },
+    /// 1.7.
+    Trixie(DebianTree),
 }
 
 impl Release {
@@ -71,7 +73,7 @@ impl Release {
             Release::Machine | Release::MachineWithPigz(_) => {
                 Command::new(tools::find(tool).unwrap_or_else(|| tool.into()))
             }
-            Release::Forky { forky, .. } => forky.command(work, tool),
+            Release::Forky { forky: tree, .. } | Release::Trixie(tree) => tree.command(work, tool),
         }
     }
 }
@@ -120,12 +122,12 @@ impl Containerd {
             hosts_dir: setup.hosts_dir,
             sandbox_image: setup.sandbox_image,
             part_bytes: match release {
-                Release::Machine | Release::MachineWithPigz(_) => 0,
+                Release::Machine | Release::MachineWithPigz(_) | Release::Trixie(_) => 0,
                 Release::Forky { part_bytes, .. } => part_bytes,
             },
         };
         let config = match release {
-            Release::Machine | Release::MachineWithPigz(_) => config.version_2(),
+            Release::Machine | Release::MachineWithPigz(_) | Release::Trixie(_) => config.version_2(),
             Release::Forky { .. } => config.version_3(),
         };
         let config = work.write(format!("{name}.toml"), &config)?;

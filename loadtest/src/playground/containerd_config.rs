@@ -26,7 +26,7 @@ fn quoted(p: &Path) -> String {
 }
 
 impl Config<'_> {
-    /// Debian 12: containerd 1.6.
+    /// containerd 1.6 and 1.7.
     pub fn version_2(&self) -> String {
         let sandbox = self
             .sandbox_image

@@ -72,6 +72,16 @@ fn a_pod_lives_on_containerd_1_6_with_and_without_annotations() {
 }
 
 #[test]
+fn a_pod_lives_on_containerd_1_7_with_and_without_annotations() {
+    with_bench(|bench| async move {
+        bench.pause().await;
+        let image = bench.image("team/app", 4).await;
+        whole_life(&bench, &image, "node-a", bench.trixie().await, true).await;
+        whole_life(&bench, &image, "node-c", bench.trixie().await, false).await;
+    });
+}
+
+#[test]
 fn a_pod_lives_on_containerd_2_1_with_and_without_annotations() {
     with_bench(|bench| async move {
         bench.pause().await;

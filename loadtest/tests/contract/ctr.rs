@@ -88,7 +88,8 @@ fn client_pulls_and_the_transfer_service_of_2_1_start_lazily_on_runc_and_crun() 
 fn views_commits_and_usage_through_containerd_are_those_of_its_own_snapshotter() {
     with_bench(|bench| async move {
         let image = bench.image("team/app", 3).await;
-        for (name, release) in [("node-m", Release::Machine), ("node-f", bench.forky())] {
+        let releases = [Release::Machine, bench.trixie().await, bench.forky()];
+        for (name, release) in ["node-m", "node-t", "node-f"].into_iter().zip(releases) {
             let node = bench.node(name, release, true, "").await;
             let empty = node.mounts();
             node.pull(ONE, &image.reference, &[]).await.unwrap();

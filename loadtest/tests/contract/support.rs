@@ -20,7 +20,7 @@ use headstart_loadtest::{
         binaries::Binaries,
         command,
         containerd::{Containerd, Release, Setup, Snapshotter},
-        forky::Forky,
+        debian_tree::{DebianTree, Suite},
         mounts,
         proxy::Proxy,
         shim::Shim,
@@ -46,7 +46,7 @@ pub struct Bench {
     pub origin: Origin,
     pub proxy: Proxy,
     pub binaries: Binaries,
-    pub forky: Forky,
+    pub forky: DebianTree,
     pub work: WorkDir,
 }
 
@@ -62,7 +62,7 @@ pub fn with_bench<F: Future<Output = ()>>(test: impl FnOnce(Bench) -> F) {
         let site = Site::of_this_executable().unwrap();
         let work = WorkDir::create().unwrap();
         let binaries = Binaries::in_dir(&site.profile_dir).unwrap();
-        let forky = Forky::open(&site, &work).await.unwrap();
+        let forky = DebianTree::open(Suite::Forky, &site, &work).await.unwrap();
         let origin = Origin::start(Auth::Anonymous);
         let upstream = origin.url();
         let proxy = Proxy::start(&work, "proxy", &binaries.server, (REGISTRY, &upstream));
@@ -124,6 +124,12 @@ impl Bench {
         {
             assert!(Instant::now() < deadline, "{name} is never ready");
         }
+    }
+
+    /// 1.7, which few tests ask for.
+    pub async fn trixie(&self) -> Release {
+        let site = Site::of_this_executable().unwrap();
+        Release::Trixie(DebianTree::open(Suite::Trixie, &site, &self.work).await.unwrap())
     }
 
     pub fn forky(&self) -> Release {

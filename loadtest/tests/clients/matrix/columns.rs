@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use headstart_loadtest::playground::{
     containerd::{Containerd, Release, Snapshotter},
-    forky::Forky,
+    debian_tree::DebianTree,
     proxy::Proxy,
 };
 
@@ -41,7 +41,7 @@ impl Column {
 
 pub enum Client {
     Containerd(Box<Containerd>),
-    Podman { forky: Forky, server: String },
+    Podman { forky: DebianTree, server: String },
 }
 
 impl Client {

@@ -11,7 +11,14 @@ pub mod upstream;
 use std::{future::Future, path::PathBuf, process::Command};
 
 use headstart_loadtest::playground::{
-    PlaygroundError, binaries::Binaries, command, forky::Forky, proxy::Proxy, site::Site, tools, workdir::WorkDir,
+    PlaygroundError,
+    binaries::Binaries,
+    command,
+    debian_tree::{DebianTree, Suite},
+    proxy::Proxy,
+    site::Site,
+    tools,
+    workdir::WorkDir,
 };
 use tokio::sync::OnceCell;
 
@@ -51,9 +58,11 @@ impl Bench {
     }
 
     /// The tree of newer clients; made once, whoever asks first.
-    pub async fn forky(&self) -> Forky {
-        static FORKY: OnceCell<Forky> = OnceCell::const_new();
-        let made = FORKY.get_or_try_init(|| Forky::open(&self.site, &self.work)).await;
+    pub async fn forky(&self) -> DebianTree {
+        static FORKY: OnceCell<DebianTree> = OnceCell::const_new();
+        let made = FORKY
+            .get_or_try_init(|| DebianTree::open(Suite::Forky, &self.site, &self.work))
+            .await;
         match made {
             Ok(forky) => forky.clone(),
             Err(error) => panic!("failed to {error}"),

@@ -1,30 +1,36 @@
 #!/usr/bin/env bash
-# A Debian forky tree with the newer clients, for tests on Debian 12:  ./scripts/forky-root.sh
-# In: the Debian mirror of this machine's own apt configuration ($HEADSTART_DEBIAN_MIRROR wins), and its archive keys.
+# A tree of another Debian release with its clients, for tests on Debian 12:  ./scripts/debian-root.sh SUITE [PACKAGE...]
+# In: forky or trixie, or any suite and the packages wanted; the Debian mirror of this machine's own apt configuration
+# ($HEADSTART_DEBIAN_MIRROR wins), and its archive keys.
 # Out: the tree's path on standard output; what was asked for and what came is in TREE/headstart-packages ("NAME VERSION",
-# "NAME missing"). The tree is below $HEADSTART_FORKY, or target/forky. It is made once; delete it to have it made anew.
+# "NAME missing"). The tree is below SUITE in $HEADSTART_DEBIAN_ROOTS, or in target. It is made once; delete it to have it
+# made anew.
 #
 # Packages are fetched and unpacked, never configured: no maintainer script runs, no service starts, and it takes a
 # quarter of debootstrap's time. That is enough for programs that only need their libraries; this is not a Debian to log
-# into. Whoever enters it does so in a mount namespace of his own (loadtest/src/playground/forky.rs).
+# into. Whoever enters it does so in a mount namespace of his own (loadtest/src/playground/debian_tree.rs).
 # Runs of it wait for each other. Needs root, because the files belong to root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Longest the whole may take; on a quick network it is under a minute.
-readonly TIMEOUT_SECS=${HEADSTART_FORKY_TIMEOUT_SECS:-600}
-readonly SUITE=forky
+readonly TIMEOUT_SECS=${HEADSTART_DEBIAN_TIMEOUT_SECS:-600}
+readonly SUITE=${1:?a Debian release: forky or trixie}
+shift
 
-home=${HEADSTART_FORKY:-${CARGO_TARGET_DIR:-target}/forky}
-# HEADSTART_FORKY_PACKAGES: other programs, for whoever has a HEADSTART_FORKY of his own (scripts/bench-ingest.sh).
-read -r -a packages <<<"${HEADSTART_FORKY_PACKAGES:-}"
-[ ${#packages[@]} -gt 0 ] || packages=(
-    containerd runc          # 2.1: the transfer service, ranged and parallel fetches
-    podman crun conmon       # registries.conf mirrors
-    skopeo buildah
-    crane oras               # where Debian has them
-    dash coreutils mount     # a shell and cp, for people; mount, because containerd execs helpers
-)
+home=${HEADSTART_DEBIAN_ROOTS:-${CARGO_TARGET_DIR:-target}}/$SUITE
+packages=("$@")
+[ ${#packages[@]} -gt 0 ] || case $SUITE in
+    forky) packages=(
+        containerd runc          # 2.1: the transfer service, ranged and parallel fetches
+        podman crun conmon       # registries.conf mirrors
+        skopeo buildah
+        crane oras               # where Debian has them
+        dash coreutils mount     # a shell and cp, for people; mount, because containerd execs helpers
+    ) ;;
+    trixie) packages=(containerd runc dash coreutils mount) ;; # 1.7
+    *) echo "debian-root: which packages of $SUITE?" >&2; exit 2 ;;
+esac
 
 # Changes with the list, so that a tree of an older list is not taken for this one.
 wanted=$(printf '%s\n' "$SUITE" "${packages[@]}" | sha256sum | cut -c1-12)
@@ -33,16 +39,16 @@ mkdir -p "$home"
 home=$(cd "$home" && pwd)
 tree=$home/tree-$wanted
 exec 9>"$home/lock"
-flock -w "$TIMEOUT_SECS" 9 || { echo "forky-root: another run held the lock for $TIMEOUT_SECS s" >&2; exit 1; }
+flock -w "$TIMEOUT_SECS" 9 || { echo "debian-root: another run held the lock for $TIMEOUT_SECS s" >&2; exit 1; }
 if [ -e "$tree/headstart-packages" ]; then
     echo "$tree"
     exit 0
 fi
-[ "$(id -u)" -eq 0 ] || { echo "forky-root: not root" >&2; exit 1; }
+[ "$(id -u)" -eq 0 ] || { echo "debian-root: not root" >&2; exit 1; }
 
 . ./scripts/debian-mirror.sh
 from=$(mirror)
-[ -n "$from" ] || { echo "forky-root: no Debian mirror in apt's sources; set HEADSTART_DEBIAN_MIRROR" >&2; exit 1; }
+[ -n "$from" ] || { echo "debian-root: no Debian mirror in apt's sources; set HEADSTART_DEBIAN_MIRROR" >&2; exit 1; }
 
 started=$(date +%s)
 work=$(mktemp -d "$home/making.XXXXXX")
@@ -113,7 +119,7 @@ cp "$work/packages" "$work/tree/headstart-packages"
 rm -rf "$home"/tree-*
 mv "$work/tree" "$tree"
 {
-    echo "forky-root: $count packages, $(du -sm "$tree" | cut -f1) MiB, $(($(date +%s) - started)) s"
-    [ ${#missing[@]} -eq 0 ] || echo "forky-root: $SUITE does not have: ${missing[*]}"
+    echo "debian-root: $count packages, $(du -sm "$tree" | cut -f1) MiB, $(($(date +%s) - started)) s"
+    [ ${#missing[@]} -eq 0 ] || echo "debian-root: $SUITE does not have: ${missing[*]}"
 } >&2
 echo "$tree"

@@ -1,9 +1,9 @@
-//! Debian's next release beside the one that runs: newer clients, in a tree of their own.
+//! Other Debian releases beside the one that runs: newer clients, in trees of their own.
 //!
-//! In: the tree that `scripts/forky-root.sh` makes. Out: commands that run in it.
+//! In: a tree that `scripts/debian-root.sh` makes. Out: commands that run in it.
 //! Invariant: every command has its own mount namespace, in which the tree is the root and the work directory has the path
 //! it has outside; what is mounted there ends with the last process in it. The tree itself is shared and only read.
-//! Not here: making the tree.
+//! Not here: making a tree.
 
 use std::{
     ffi::OsStr,
@@ -25,25 +25,49 @@ cd "$tree"; mkdir run/host; pivot_root . run/host; umount -l /run/host; cd /
 exec "$@"
 "#;
 
+/// Which release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suite {
+    /// containerd 2.1, podman, skopeo and others.
+    Forky,
+    /// containerd 1.7.
+    Trixie,
+}
+
 #[derive(Clone, Debug)]
-pub struct Forky {
+pub struct DebianTree {
     tree: PathBuf,
 }
 
-impl Forky {
-    /// The tree, made now if it is not there. Takes well under a minute then, on a quick network.
-    pub async fn open(site: &Site, work: &WorkDir) -> Result<Forky> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/forky-root.sh");
-        let mut make = Command::new(script);
-        if std::env::var_os("HEADSTART_FORKY").is_none() {
-            make.env("HEADSTART_FORKY", site.cache_dir.with_file_name("forky"));
+impl Suite {
+    fn name(self) -> &'static str {
+        match self {
+            Suite::Forky => "forky",
+            Suite::Trixie => "trixie",
         }
-        let output = command::run("forky-root", make, work).await?;
+    }
+}
+
+impl DebianTree {
+    /// The tree, made now if it is not there. Takes well under a minute then, on a quick network.
+    pub async fn open(suite: Suite, site: &Site, work: &WorkDir) -> Result<DebianTree> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/debian-root.sh");
+        let mut make = Command::new(script);
+        make.arg(suite.name());
+        if std::env::var_os("HEADSTART_DEBIAN_ROOTS").is_none()
+            && let Some(target) = site.cache_dir.parent()
+        {
+            make.env("HEADSTART_DEBIAN_ROOTS", target);
+        }
+        let output = command::run("debian-root", make, work).await?;
         let tree = PathBuf::from(String::from_utf8_lossy(&output).trim());
         if tree.join("usr/bin/containerd").is_file() {
-            Ok(Forky { tree })
+            Ok(DebianTree { tree })
         } else {
-            Err(PlaygroundError::unexpected("find containerd in forky", tree.display()))
+            Err(PlaygroundError::unexpected(
+                "find containerd in Debian's tree",
+                tree.display(),
+            ))
         }
     }
 
