@@ -80,6 +80,27 @@ pub struct Counters {
     pub read_errors: Counter,
     /// How long reads waited for what was not here.
     pub miss_seconds: Histogram,
+    /// Times a layer's original was fetched from a registry because no server had its chunks.
+    pub original_rebuilds: Counter,
+    /// Those that ended without all chunks.
+    pub original_failures: Counter,
+    /// Bytes of originals received.
+    pub original_bytes: Counter,
+    /// Chunks taken from another layer of this node, and their bytes.
+    pub near_chunks: Counter,
+    pub near_bytes: Counter,
+    /// Bytes fetched by the background fill (also in `fetched_bytes`).
+    pub fill_bytes: Counter,
+    /// Layers whose bytes, all here, gave their DiffID.
+    pub layers_verified: Counter,
+    /// Layers whose bytes gave another although every chunk was right: the TOC lies. An alarm.
+    pub layers_quarantined: Counter,
+    /// Chunks that were not on this disk what they were when they were put there; fetched again.
+    pub rotten_chunks: Counter,
+    /// Bytes given back to the disk.
+    pub evicted_bytes: Counter,
+    /// Chunks that went to their reader without being kept, for want of room.
+    pub unkept_chunks: Counter,
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! Not here: snapshots, images and stacking (`snapshotter`); bytes (`cache`, `fetch`); trees (`presentation`).
 
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::{Duration, Instant};
@@ -16,13 +17,15 @@ use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{CacheDir, CacheError, Layer};
+use crate::cache::{CacheDir, CacheError, Layer, LayerFile, Room};
 pub use crate::cache::{LazyConfig, PresentationChoice};
 use crate::counters::Counters;
 use crate::fetch::FetchError;
+use crate::fetch::original::BlobSource;
 use crate::fetch::servers::{Servers, TocAnswer};
 use crate::presentation::{self, Presentation, PresentationError, Surroundings, implied};
 use crate::survival::Keeper;
+use crate::upkeep::{self, InUse};
 
 const CACHE: &str = "cache";
 /// Pause before a server is asked again about a layer whose conversion failed, or that could not be reached.
@@ -49,6 +52,9 @@ pub enum LayersError {
     Cache(#[from] CacheError),
     #[error(transparent)]
     Presentation(#[from] PresentationError),
+    /// It was here whole, and is not what its image names.
+    #[error("present the layer: it is quarantined")]
+    Quarantined,
     #[error("finish work on the layer")]
     Interrupted,
 }
@@ -81,6 +87,10 @@ pub struct LayerProgress {
     pub chunks_present: u32,
     pub chunks: u32,
     pub disk_bytes: u64,
+    /// All of it was here, and is what its image names.
+    pub verified: bool,
+    /// All of it was here, and is not.
+    pub quarantined: bool,
 }
 
 /// Cheap to clone.
@@ -99,6 +109,8 @@ struct Inner {
     known: RwLock<HashMap<BlobDigest, Known>>,
     /// Held while a layer comes or goes.
     changing: Mutex<HashMap<BlobDigest, Weak<tokio::sync::Mutex<()>>>>,
+    in_use: InUse,
+    room: Arc<Room>,
     stop: CancellationToken,
 }
 
@@ -130,6 +142,11 @@ impl NodeLayers {
             .await
             .map_err(|_| LayersError::Interrupted)??;
         tokio::spawn(flush_periodically(Arc::downgrade(&layers.0), layers.0.stop.clone()));
+        let inner = &layers.0;
+        let weak = Arc::downgrade(inner);
+        let all = move || Some(weak.upgrade()?.all().into_iter().map(|k| k.layer).collect());
+        let (room, config, in_use) = (Arc::clone(&inner.room), inner.config.clone(), inner.in_use.clone());
+        upkeep::start(Arc::new(all), room, config, in_use, inner.stop.clone());
         Ok(layers)
     }
 
@@ -143,8 +160,9 @@ impl NodeLayers {
     ) -> Result<NodeLayers, LayersError> {
         let store = root_dir.join(CACHE);
         // The lock first: it proves that a mount found below is nobody's.
-        let (cache, stored) = CacheDir::open(&store)?;
         let counters = Arc::new(Counters::default());
+        let (cache, stored) = CacheDir::open(&store, &config, &counters)?;
+        let room = cache.room();
         let stored: Vec<_> = stored
             .into_iter()
             .map(|layer| Arc::new(Layer::new(layer, &servers, &config, &counters, &runtime)))
@@ -168,6 +186,8 @@ impl NodeLayers {
             presentation,
             known: RwLock::default(),
             changing: Mutex::default(),
+            in_use: InUse::default(),
+            room,
             stop: CancellationToken::new(),
         }));
         for layer in stored {
@@ -178,6 +198,10 @@ impl NodeLayers {
 
     /// TOC from disk or a server; presents the tree; returns the lowerdir. Idempotent, cheap when known.
     pub async fn present(&self, layer: &BlobDigest, deadline: Instant) -> Result<Presented, LayersError> {
+        // A new image must not be built on it; snapshots that have it stay, and say why when they are read.
+        if self.0.known(layer).is_some_and(|k| k.layer.file().is_quarantined()) {
+            return Err(LayersError::Quarantined);
+        }
         if let Ok(presented) = self.present_known(layer) {
             return Ok(presented);
         }
@@ -215,6 +239,25 @@ impl NodeLayers {
         implied::conflict(&tocs, over_unpacked).map(|path| String::from_utf8_lossy(&path).into_owned())
     }
 
+    /// Remembers, also over restarts, in which repository a presented layer's original is. Idempotent, cheap when known.
+    pub async fn learn_source(&self, layer: &BlobDigest, source: BlobSource) {
+        let changing = self.0.changing(layer).lock_owned().await;
+        let Some(known) = self.0.known(layer) else { return };
+        let inner = Arc::clone(&self.0);
+        let learnt = tokio::task::spawn_blocking(move || {
+            let _changing = changing;
+            let cache = inner.cache.read().unwrap_or_else(|p| p.into_inner());
+            match cache.as_ref() {
+                Some(cache) => cache.learn(known.layer.stored(), source),
+                None => Ok(()),
+            }
+        });
+        // Without it the layer has no last resort after a restart.
+        if let Ok(Err(error)) = learnt.await {
+            tracing::warn!(%layer, %error, "layer-source-not-kept");
+        }
+    }
+
     /// The last snapshot on it is gone: its tree, bytes and slot go too. A later `present` starts afresh.
     pub async fn release(&self, layer: &BlobDigest) {
         let changing = self.0.changing(layer).lock_owned().await;
@@ -226,6 +269,11 @@ impl NodeLayers {
         if done.await.is_err() {
             tracing::warn!(%layer, "layer-release-failed");
         }
+    }
+
+    /// For whoever knows which layers containers use: they are given back last.
+    pub fn in_use(&self) -> &InUse {
+        &self.0.in_use
     }
 
     /// Bytes it takes on this node's disk, and inodes it shows.
@@ -266,7 +314,8 @@ impl NodeLayers {
         let inner = Arc::clone(&self.0);
         let done = tokio::task::spawn_blocking(move || {
             inner.presentation.close();
-            inner.flush();
+            // An eviction under way ends first: the successor would claim what it punches out.
+            inner.each_file("close", LayerFile::close);
             inner.cache.write().unwrap_or_else(|p| p.into_inner()).take();
         });
         if done.await.is_err() {
@@ -351,6 +400,7 @@ impl Inner {
     }
 
     fn show(&self, layer: Arc<Layer>) -> Result<Presented, LayersError> {
+        layer.stored().file.announce();
         let lowerdir = self.presentation.present(Arc::clone(&layer))?;
         let known = Known { layer, lowerdir };
         let presented = known.presented();
@@ -376,7 +426,7 @@ impl Inner {
     /// Tells the presentation which layers are whole. Blocks.
     fn settle(&self) {
         for known in self.all() {
-            if known.layer.file().whole().is_some() {
+            if known.layer.file().is_whole() {
                 self.presentation.completed(&known.layer);
             }
         }
@@ -384,9 +434,13 @@ impl Inner {
 
     /// Makes every layer's new chunks durable. Blocks.
     fn flush(&self) {
+        self.each_file("flush", LayerFile::flush);
+    }
+
+    fn each_file(&self, what: &str, work: impl Fn(&LayerFile) -> io::Result<()>) {
         for known in self.all() {
-            if let Err(error) = known.layer.file().flush() {
-                tracing::warn!(layer = %known.layer.digest(), %error, "cache-flush-failed");
+            if let Err(error) = work(known.layer.file()) {
+                tracing::warn!(layer = %known.layer.digest(), what, %error, "cache-flush-failed");
             }
         }
     }
@@ -412,6 +466,8 @@ fn progress(layer: &Layer) -> LayerProgress {
         chunks_present: layer.file().chunk_count(),
         chunks: layer.toc().chunks().len(),
         disk_bytes: layer.file().disk_bytes(),
+        verified: layer.file().is_verified(),
+        quarantined: layer.file().is_quarantined(),
     }
 }
 

@@ -23,3 +23,4 @@ pub mod presentation;
 pub mod proto;
 pub mod snapshotter;
 pub mod survival;
+pub mod upkeep;

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use headstart_shim::config::Config;
+use headstart_shim::fetch::original::OriginalConfig;
 use headstart_shim::layers::{LazyConfig, PresentationChoice};
 use headstart_shim::survival::SurvivalConfig;
 
@@ -21,6 +22,7 @@ fn the_shipped_file_parses_and_says_what_the_deployment_files_assume() {
         "what is shown is what is without a file"
     );
     assert_eq!(config.survival, SurvivalConfig::default());
+    assert_eq!(config.fetch.original, OriginalConfig::default());
 }
 
 #[test]

@@ -53,6 +53,13 @@ impl ChunkBitmap {
         }
     }
 
+    /// The chunk's bytes are not to be read any more.
+    pub fn clear(&self, index: u32) {
+        if let Some(word) = self.words.get(index as usize / 64) {
+            word.fetch_and(!(1 << (index % 64)), Ordering::AcqRel);
+        }
+    }
+
     /// Clears what `other` does not have.
     pub fn keep_only(&self, other: &Self) {
         for (word, kept) in self.words.iter().zip(&other.words) {

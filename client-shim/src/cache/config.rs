@@ -31,7 +31,7 @@ pub struct LazyConfig {
     pub demand_timeout_ms: u64,
     /// Files up to this size are fetched whole when first touched.
     pub small_file_bytes_max: u64,
-    /// How far ahead of a sequential reader of a larger file chunks are fetched.
+    /// How far ahead of a sequential reader of a larger file chunks are fetched, at most: the window grows while it reads on.
     pub readahead_bytes: u64,
     /// Read-ahead of the kernel on our mounts, at most 1024: one request. The kernel's own default for FUSE is 128.
     pub kernel_readahead_kib: u32,
@@ -39,6 +39,21 @@ pub struct LazyConfig {
     pub flush_interval_ms: u64,
     /// Layers this node may know at once. Each costs its TOC in memory, some 100 bytes a file.
     pub layers_max: usize,
+    /// Bytes that chunks may take on this disk; 0: as many as there are. Layers that no container uses go first, the least
+    /// recently read first. A layer that the kernel reads by itself is not counted down.
+    pub cache_bytes_max: u64,
+    /// Below this much free space nothing is kept: what is read is fetched, shown and forgotten, and what can go goes.
+    pub free_bytes_min: u64,
+    /// Memory for chunks that the disk has no room for.
+    pub transit_bytes_max: u64,
+    /// Chunks whose place on this node is known, so that another layer's are copied instead of fetched; some 30 bytes each.
+    pub index_chunks_max: usize,
+    /// Whether layers are fetched as a whole, in the background, while nobody waits for bytes.
+    pub background_fill: bool,
+    /// How long after a layer was presented that begins: what a container's start reads comes first.
+    pub fill_after_ms: u64,
+    /// Bytes a second that it takes at most; 0: what is to be had.
+    pub fill_bytes_per_sec_max: u64,
 }
 
 impl Default for LazyConfig {
@@ -47,10 +62,17 @@ impl Default for LazyConfig {
             presentation: PresentationChoice::default(),
             demand_timeout_ms: 10_000,
             small_file_bytes_max: 1 << 20,
-            readahead_bytes: 2 << 20,
+            readahead_bytes: 8 << 20,
             kernel_readahead_kib: 512,
             flush_interval_ms: 2_000,
             layers_max: 4096,
+            cache_bytes_max: 0,
+            free_bytes_min: 1 << 30,
+            transit_bytes_max: 32 << 20,
+            index_chunks_max: 1 << 20,
+            background_fill: true,
+            fill_after_ms: 15_000,
+            fill_bytes_per_sec_max: 0,
         }
     }
 }

@@ -14,8 +14,12 @@ use headstart_layer_format::{BlobDigest, Toc, TocDigest};
 
 use super::layer_file::LayerFile;
 use super::meta::Meta;
+use super::room::Room;
 use super::slots::Slots;
-use super::{atomic_file, toc_file};
+use super::{atomic_file, sources, toc_file};
+use crate::cache::LazyConfig;
+use crate::counters::Counters;
+use crate::fetch::original::{BlobSource, Sources};
 
 /// Prefix of directories on their way out.
 const TRASH: &str = "trash-";
@@ -37,18 +41,25 @@ pub struct StoredLayer {
     pub toc: Arc<Toc>,
     pub toc_digest: TocDigest,
     pub file: Arc<LayerFile>,
+    /// Where its original may be had.
+    pub sources: Arc<Sources>,
 }
 
 #[derive(Debug)]
 pub struct CacheDir {
     path: PathBuf,
     slots: Slots,
+    room: Arc<Room>,
     _lock: File,
 }
 
 impl CacheDir {
     /// Locks the directory, clears what is not whole, and lists what is.
-    pub fn open(path: &Path) -> Result<(Self, Vec<StoredLayer>), CacheError> {
+    pub fn open(
+        path: &Path,
+        config: &LazyConfig,
+        counters: &Arc<Counters>,
+    ) -> Result<(Self, Vec<StoredLayer>), CacheError> {
         let io = |source| CacheError::Io {
             path: path.to_owned(),
             source,
@@ -60,13 +71,14 @@ impl CacheDir {
             Err(TryLockError::WouldBlock) => return Err(CacheError::InUse(path.to_owned())),
             Err(TryLockError::Error(e)) => return Err(io(e)),
         }
+        let room = Room::new(path, config, Arc::clone(counters));
         let mut layers = Vec::new();
         for entry in std::fs::read_dir(path).map_err(io)? {
             let entry = entry.map_err(io)?;
             if !entry.file_type().map_err(io)?.is_dir() {
                 continue;
             }
-            match load(&entry.path()) {
+            match load(&entry.path(), &room) {
                 Some(layer) => layers.push(layer),
                 None => {
                     tracing::info!(dir = %entry.path().display(), "cache-layer-dropped");
@@ -79,9 +91,15 @@ impl CacheDir {
         let cache = Self {
             path: path.to_owned(),
             slots: Slots::open(path, used_max),
+            room,
             _lock: lock,
         };
         Ok((cache, layers))
+    }
+
+    /// What its layers share.
+    pub fn room(&self) -> Arc<Room> {
+        Arc::clone(&self.room)
     }
 
     /// Admits a layer: TOC, empty data file, slot. Replaces a layer of the same digest (the caller retired it).
@@ -98,7 +116,7 @@ impl CacheDir {
         std::fs::create_dir(dir)?;
         let toc_digest = Toc::digest(encoded);
         toc_file::save(dir, encoded)?;
-        let file = LayerFile::open(dir, Arc::clone(&toc), toc_digest)?;
+        let file = LayerFile::open_in(dir, Arc::clone(&toc), toc_digest, Arc::clone(&self.room))?;
         let meta = Meta {
             version: Meta::VERSION,
             layer: digest,
@@ -113,6 +131,7 @@ impl CacheDir {
             toc,
             toc_digest,
             file: Arc::new(file),
+            sources: Arc::default(),
         })
     }
 
@@ -122,6 +141,15 @@ impl CacheDir {
         let dir = self.layer_dir(&layer.digest);
         self.discard(&dir)
             .map_err(|source| CacheError::Io { path: dir, source })
+    }
+
+    /// Keeps where a layer's original may be had. Blocks.
+    pub fn learn(&self, layer: &StoredLayer, source: BlobSource) -> Result<(), CacheError> {
+        let Some(all) = layer.sources.learn(source) else {
+            return Ok(());
+        };
+        let dir = self.layer_dir(&layer.digest);
+        sources::save(&dir, &all).map_err(|source| CacheError::Io { path: dir, source })
     }
 
     /// Renames first: a crash leaves trash, which the next start clears, never half a layer.
@@ -144,13 +172,13 @@ impl CacheDir {
     }
 }
 
-fn load(dir: &Path) -> Option<StoredLayer> {
+fn load(dir: &Path, room: &Arc<Room>) -> Option<StoredLayer> {
     let meta = Meta::load(dir)?;
     if dir.file_name()?.to_str()? != meta.layer.hex() {
         return None;
     }
     let toc = toc_file::load(dir, &meta.toc, &meta.layer)?;
-    let file = match LayerFile::open(dir, Arc::clone(&toc), meta.toc) {
+    let file = match LayerFile::open_in(dir, Arc::clone(&toc), meta.toc, Arc::clone(room)) {
         Ok(file) => file,
         Err(e) => {
             tracing::warn!(dir = %dir.display(), error = %e, "cache-layer-unreadable");
@@ -163,5 +191,6 @@ fn load(dir: &Path) -> Option<StoredLayer> {
         toc,
         toc_digest: meta.toc,
         file: Arc::new(file),
+        sources: sources::load(dir),
     })
 }

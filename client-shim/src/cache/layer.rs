@@ -40,6 +40,7 @@ impl Layer {
             key,
             Arc::clone(&stored.toc),
             sink,
+            Arc::clone(&stored.sources),
             Arc::clone(counters),
             runtime.clone(),
         );

@@ -3,45 +3,79 @@
 //! In: verified chunks. Out: ranges of the data space whose chunks are all here.
 //! Invariant: bytes are read only where the bitmap says so; the bitmap on disk claims only bytes that were made durable
 //! before it was written, so after kill -9 or power loss it may say too little, never too much.
-//! Not here: fetching (`cache/reader.rs` asks for what is missing).
+//! Not here: fetching (`cache/reader.rs` asks for what is missing), giving room back (`cache/evict.rs`), whether the layer as
+//! a whole is what it should be (`cache/diff_id.rs`).
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use headstart_layer_format::toc::ChunkTable;
+use headstart_layer_format::toc::{Chunk, ChunkTable};
 use headstart_layer_format::{LayerRange, Toc, TocDigest};
 
 use super::atomic_file;
 use super::bitmap::{self, ChunkBitmap};
+use super::config::LazyConfig;
+use super::marks::{self, Mark};
+use super::room::Room;
 use crate::fetch::{ChunkSink, VerifiedChunk};
 
 const DATA: &str = "data";
-const BITMAP: &str = "bitmap";
+pub(super) const BITMAP: &str = "bitmap";
 const IMAGE: &str = "erofs";
+
+/// Tells the files of this process apart.
+static NEXT_ID: AtomicU32 = AtomicU32::new(0);
 
 #[derive(Debug)]
 pub struct LayerFile {
-    dir: PathBuf,
-    data: File,
+    pub(super) id: u32,
+    pub(super) dir: PathBuf,
+    pub(super) data: File,
     toc: Arc<Toc>,
-    toc_digest: TocDigest,
-    bitmap: ChunkBitmap,
+    pub(super) toc_digest: TocDigest,
+    pub(super) bitmap: ChunkBitmap,
     /// Chunks were put since the last flush.
     dirty: AtomicBool,
-    /// Read-locked from a chunk's write until its bit is set.
-    putting: RwLock<()>,
-    /// Held while the bitmap is written. True once the directory is being removed: from then on its name may belong to
-    /// a successor, which must not inherit our claims.
-    retired: Mutex<bool>,
+    /// Read-locked from a look at the bitmap until the bytes it speaks of were read, and from a chunk's write until its bit
+    /// is set; write-locked where bits are cleared. Inside: chunks whose bytes are about to be punched out.
+    pub(super) stable: RwLock<Range<u32>>,
+    /// Held while the bitmap is written. True once the directory is being removed, or left to another process: from then on
+    /// its name may belong to a successor, which must not inherit our claims, nor have bytes go that it claims.
+    pub(super) retired: Mutex<bool>,
+    /// The whole gave the DiffID.
+    pub(super) verified: AtomicBool,
+    /// The whole gave another.
+    pub(super) quarantined: AtomicBool,
+    /// The kernel reads the file by itself.
+    lent: AtomicBool,
+    /// How often claims were taken back.
+    pub(super) evictions: AtomicU64,
+    /// Where the next eviction begins.
+    pub(super) hand: AtomicU32,
+    /// Seconds since the epoch.
+    used: AtomicU64,
+    pub(super) room: Arc<Room>,
 }
 
 impl LayerFile {
-    /// Opens what is there, or starts empty. Anything damaged is started over: a miss, not an error.
+    /// A file alone on its node, as tests have it.
     pub fn open(dir: &Path, toc: Arc<Toc>, toc_digest: TocDigest) -> io::Result<Self> {
+        let config = LazyConfig {
+            free_bytes_min: 0,
+            ..LazyConfig::default()
+        };
+        let room = Room::new(dir, &config, Arc::default());
+        Self::open_in(dir, toc, toc_digest, room)
+    }
+
+    /// Opens what is there, or starts empty. Anything damaged is started over: a miss, not an error.
+    pub fn open_in(dir: &Path, toc: Arc<Toc>, toc_digest: TocDigest, room: Arc<Room>) -> io::Result<Self> {
         let data_size = toc.chunks().data_size();
         let mut data = open_data(dir)?;
         let len = toc.chunks().len();
@@ -62,26 +96,48 @@ impl LayerFile {
                 ChunkBitmap::new(len)
             }
         };
+        // Its last use is not kept; when it last grew is about when.
+        let grew = std::fs::metadata(dir.join(BITMAP)).map_or(0, |m| m.mtime().max(0).cast_unsigned());
         Ok(Self {
-            dir: dir.to_owned(),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             data,
             toc,
-            toc_digest,
             bitmap,
             dirty: AtomicBool::new(false),
-            putting: RwLock::new(()),
+            stable: RwLock::new(0..0),
             retired: Mutex::new(false),
+            verified: AtomicBool::new(Mark::Verified.is_set(dir, &toc_digest)),
+            quarantined: AtomicBool::new(Mark::Quarantined.is_set(dir, &toc_digest)),
+            lent: AtomicBool::new(marks::is_lent(dir)),
+            evictions: AtomicU64::new(0),
+            hand: AtomicU32::new(0),
+            used: AtomicU64::new(grew),
+            dir: dir.to_owned(),
+            toc_digest,
+            room,
         })
+    }
+
+    /// Others may find chunks here.
+    pub fn announce(self: &Arc<Self>) {
+        let file: Weak<Self> = Arc::downgrade(self);
+        self.room.index.add_file(self.id, file);
+        for chunk in self.chunks().iter().filter(|c| self.bitmap.get(c.index)) {
+            self.room.index.add(&chunk.digest, self.id, chunk.index);
+        }
+    }
+
+    pub fn toc(&self) -> &Toc {
+        &self.toc
+    }
+
+    pub fn room(&self) -> &Arc<Room> {
+        &self.room
     }
 
     /// Where the data space is cut.
     pub fn chunks(&self) -> &ChunkTable {
         self.toc.chunks()
-    }
-
-    /// Whether every chunk of `range` is here.
-    pub fn covers(&self, range: LayerRange) -> bool {
-        self.chunks().covering(range).all(|i| self.bitmap.get(i))
     }
 
     /// Fills `out` from `range`, or says false when a chunk is missing.
@@ -92,11 +148,64 @@ impl LayerFile {
                 "a range outside the data space",
             ));
         }
-        if !self.covers(range) {
-            return Ok(false);
+        if self.is_quarantined() {
+            return Err(io::Error::other(
+                "the layer is quarantined: it is not what its image says",
+            ));
         }
-        self.data.read_exact_at(out, range.start.0)?;
+        self.used.store(now(), Ordering::Relaxed);
+        // Held until the bytes were read: what is looked at now is not punched out meanwhile.
+        let _stable = self.stable.read().unwrap_or_else(|p| p.into_inner());
+        let chunks = self.chunks().covering(range);
+        if chunks.clone().all(|i| self.bitmap.get(i)) {
+            self.data.read_exact_at(out, range.start.0)?;
+            return Ok(true);
+        }
+        for chunk in chunks.filter_map(|i| self.chunks().chunk(i)) {
+            let from = chunk.range.start.0.max(range.start.0);
+            let to = chunk.range.end().0.min(range.end().0);
+            let part = &mut out[(from - range.start.0) as usize..(to - range.start.0) as usize];
+            if self.bitmap.get(chunk.index) {
+                self.data.read_exact_at(part, from)?;
+                continue;
+            }
+            let Some(bytes) = self.room.transit.get(&(self.id, chunk.index)) else {
+                return Ok(false);
+            };
+            let at = (from - chunk.range.start.0) as usize;
+            part.copy_from_slice(&bytes[at..at + part.len()]);
+        }
         Ok(true)
+    }
+
+    /// When something of it was last read here, in seconds since the epoch.
+    pub fn last_used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Whether a chunk is in the file.
+    pub fn is_kept(&self, index: u32) -> bool {
+        self.bitmap.get(index)
+    }
+
+    /// Whether all bytes are here and in the file.
+    pub fn is_full(&self) -> bool {
+        self.chunk_count() == self.chunks().len()
+    }
+
+    /// Whether all bytes gave the layer's DiffID.
+    pub fn is_verified(&self) -> bool {
+        self.verified.load(Ordering::Acquire)
+    }
+
+    /// Whether they gave another: nothing of it is read any more.
+    pub fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::Acquire)
+    }
+
+    /// Whether the kernel may be reading the file by itself.
+    pub fn is_lent(&self) -> bool {
+        self.lent.load(Ordering::Acquire)
     }
 
     /// Chunks that are here.
@@ -109,12 +218,32 @@ impl LayerFile {
         self.data.metadata().map_or(0, |m| m.blocks() * 512)
     }
 
-    /// The data space as a file that needs nobody to read it: if every chunk is here and durable.
+    /// Whether every chunk is here and durable, and the whole is what the image says.
+    pub fn is_whole(&self) -> bool {
+        self.is_settled(&self.retired.lock().unwrap_or_else(|p| p.into_inner()))
+    }
+
+    /// With the lock no flush and no eviction is under way, so what is not dirty is durable, and stays.
+    fn is_settled(&self, retired: &bool) -> bool {
+        let is_sure = self.is_verified() && !self.is_quarantined();
+        !retired && is_sure && !self.dirty.load(Ordering::Acquire) && self.is_full()
+    }
+
+    /// The data space as a file that needs nobody to read it, if it is whole. Whoever is given it may keep it: from now on no
+    /// byte of it goes before the layer does.
     pub fn whole(&self) -> Option<PathBuf> {
-        // With the lock no flush is under way, so what is not dirty is durable.
         let retired = self.retired.lock().unwrap_or_else(|p| p.into_inner());
-        let whole = !*retired && !self.dirty.load(Ordering::Acquire) && self.chunk_count() == self.chunks().len();
-        whole.then(|| self.dir.join(DATA))
+        if !self.is_settled(&retired) {
+            return None;
+        }
+        if !self.is_lent()
+            && let Err(error) = marks::lend(&self.dir)
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "cache-layer-not-lent");
+            return None;
+        }
+        self.lent.store(true, Ordering::Release);
+        Some(self.dir.join(DATA))
     }
 
     /// Where the layer's EROFS image goes.
@@ -145,33 +274,90 @@ impl LayerFile {
     /// was never written would read as zeros when the page cache lets it go. So only what was durable before is still
     /// here; the rest is fetched again.
     fn distrust(&self) {
-        let _nobody_puts = self.putting.write().unwrap_or_else(|p| p.into_inner());
-        let before = durable(&self.dir, &self.toc_digest, self.chunks().len());
-        self.bitmap
-            .keep_only(&before.unwrap_or_else(|| ChunkBitmap::new(self.chunks().len())));
+        let _nobody_puts = self.stable.write().unwrap_or_else(|p| p.into_inner());
+        self.bitmap.keep_only(&self.durable());
+    }
+
+    /// Makes what is here durable; from then on a successor may have the directory, so no claim is made and none taken back.
+    /// Returns when nobody is at it any more. Reads still work.
+    pub fn close(&self) -> io::Result<()> {
+        let flushed = self.flush();
+        *self.retired.lock().unwrap_or_else(|p| p.into_inner()) = true;
+        flushed
     }
 
     /// The directory is about to go; nothing is written to it any more. Reads of the open file still work.
     pub fn retire(&self) {
         *self.retired.lock().unwrap_or_else(|p| p.into_inner()) = true;
+        self.room.index.forget(self.id);
+        self.room.transit.forget(self.id);
     }
 }
 
 impl ChunkSink for LayerFile {
     fn has(&self, index: u32) -> bool {
-        self.bitmap.get(index)
+        self.bitmap.get(index) || self.room.transit.has(&(self.id, index))
     }
 
     fn put(&self, chunk: VerifiedChunk) -> io::Result<()> {
-        let _putting = self.putting.read().unwrap_or_else(|p| p.into_inner());
-        self.data.write_all_at(chunk.bytes(), chunk.chunk().range.start.0)?;
-        self.bitmap.set(chunk.chunk().index);
-        self.dirty.store(true, Ordering::Release);
-        Ok(())
+        let place = *chunk.chunk();
+        self.keep(&place, chunk.bytes(), || {
+            self.data.write_all_at(chunk.bytes(), place.range.start.0)
+        })
+    }
+
+    fn is_near(&self, index: u32) -> bool {
+        self.is_near_by(index)
+    }
+
+    fn take_near(&self, index: u32) -> bool {
+        self.take_near_by(index)
     }
 }
 
-/// The claim on disk; `None` when there is none, or a damaged one.
+impl LayerFile {
+    /// Writes a chunk whose bytes were verified, if there is room; else they are here for a moment.
+    pub(super) fn keep(&self, chunk: &Chunk, bytes: &[u8], write: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let going = self.stable.read().unwrap_or_else(|p| p.into_inner());
+        if self.bitmap.get(chunk.index) {
+            return Ok(());
+        }
+        let pass_on = || {
+            self.room.counters.unkept_chunks.add(1);
+            self.room.transit.put((self.id, chunk.index), bytes);
+        };
+        // What is written where a hole is about to be would be in the hole.
+        let place = match going.contains(&chunk.index) {
+            true => None,
+            false => self.room.admit(chunk.range.len),
+        };
+        let Some(place) = place else {
+            pass_on();
+            return Ok(());
+        };
+        match write() {
+            Ok(()) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+                self.room.refused();
+                pass_on();
+                return Ok(());
+            }
+            Err(e) => return Err(e),
+        }
+        self.bitmap.set(chunk.index);
+        self.dirty.store(true, Ordering::Release);
+        place.taken();
+        self.room.index.add(&chunk.digest, self.id, chunk.index);
+        Ok(())
+    }
+
+    /// What the disk claims; nothing when there is no claim, or a damaged one.
+    pub(super) fn durable(&self) -> ChunkBitmap {
+        let len = self.chunks().len();
+        durable(&self.dir, &self.toc_digest, len).unwrap_or_else(|| ChunkBitmap::new(len))
+    }
+}
+
 fn open_data(dir: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -181,7 +367,12 @@ fn open_data(dir: &Path) -> io::Result<File> {
         .open(dir.join(DATA))
 }
 
+/// The claim on disk; `None` when there is none, or a damaged one.
 fn durable(dir: &Path, toc: &TocDigest, len: u32) -> Option<ChunkBitmap> {
     let bytes = atomic_file::read_bounded(&dir.join(BITMAP), bitmap::FILE_SIZE_MAX).ok()?;
     ChunkBitmap::decode(&bytes, toc, len)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs())
 }

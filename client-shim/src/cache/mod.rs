@@ -2,7 +2,7 @@
 //!
 //! In: verified chunks and encoded TOCs. Out: a [`Layer`] whose bytes can be read, fetching what is missing.
 //! Invariant: a chunk is claimed on disk only after its bytes are; what a crash loses is fetched again, nothing else.
-//! Not here: names and attributes as the kernel sees them (`fuse`), and a bound on bytes (eviction is a later step).
+//! Not here: names and attributes as the kernel sees them (`fuse`).
 //!
 //! ```text
 //! <root_dir>/cache/lock            one shim a directory
@@ -10,23 +10,36 @@
 //! <root_dir>/cache/<hex>/toc       as served
 //! <root_dir>/cache/<hex>/data      sparse, in data space
 //! <root_dir>/cache/<hex>/bitmap    chunks of `data` that are verified and durable
+//! <root_dir>/cache/<hex>/verified, quarantined, lent   see `marks.rs`
+//! <root_dir>/cache/<hex>/sources   repositories that have the layer's original
 //! <root_dir>/cache/<hex>/erofs      the tree as an EROFS image; made again by every start
 //! <root_dir>/cache/<hex>/layer     digests and slot; written last, so a directory with it is complete
 //! ```
 
 mod atomic_file;
 pub mod bitmap;
+mod borrow;
+mod chunk_index;
 pub mod config;
+pub mod diff_id;
 pub mod dir;
+pub mod evict;
+pub mod fill;
 pub mod layer;
 pub mod layer_file;
+mod marks;
 mod meta;
+mod pattern;
 pub mod reader;
+pub mod room;
 mod slots;
+mod sources;
 mod toc_file;
+mod transit;
 
 pub use config::{LazyConfig, PresentationChoice};
 pub use dir::{CacheDir, CacheError};
 pub use layer::Layer;
 pub use layer_file::LayerFile;
 pub use reader::LayerReader;
+pub use room::Room;

@@ -11,6 +11,8 @@ use headstart_layer_format::{LayerOffset, LayerRange};
 
 use super::config::LazyConfig;
 use super::layer_file::LayerFile;
+use super::pattern::Patterns;
+use super::transit::Wanted;
 use crate::counters::Counters;
 use crate::fetch::{ChunkSink, FetchError, Flights};
 
@@ -20,8 +22,8 @@ pub struct LayerReader {
     flights: Flights,
     demand_timeout: Duration,
     small_file_bytes_max: u64,
-    readahead_bytes: u64,
     counters: Arc<Counters>,
+    patterns: Arc<Patterns>,
 }
 
 impl LayerReader {
@@ -31,15 +33,24 @@ impl LayerReader {
             flights,
             demand_timeout: config.demand_timeout(),
             small_file_bytes_max: config.small_file_bytes_max,
-            readahead_bytes: config.readahead_bytes,
             counters,
+            patterns: Arc::new(Patterns::new(config.readahead_bytes)),
         }
+    }
+
+    pub fn flights(&self) -> &Flights {
+        &self.flights
     }
 
     /// Fills `out` from `range` if it is all here, else says false. Reads a local file: microseconds from the page
     /// cache, a disk's latency otherwise; never the network.
     pub fn read_cached(&self, range: LayerRange, out: &mut [u8]) -> io::Result<bool> {
         self.file.read(range, out)
+    }
+
+    /// Whoever is about to fetch `demand`, to read it then, holds this meanwhile.
+    pub fn want(&self, demand: &[LayerRange]) -> Wanted {
+        Wanted::new(&self.file, self.indices(demand))
     }
 
     /// Fetches whatever is missing of `demand`, with what habit says to take along: the rest of a small body, the next
@@ -74,7 +85,7 @@ impl LayerReader {
         }
     }
 
-    /// Chunks behind `demand` in its body, if the chunk before it is here (so it was read in order, most likely).
+    /// Chunks behind `demand` in its body, as many as the way in which that is read makes likely.
     fn ahead(&self, demand: &[LayerRange], bodies: &[LayerRange]) -> Vec<u32> {
         let (Some(first), Some(last)) = (demand.first(), demand.last()) else {
             return Vec::new();
@@ -82,13 +93,10 @@ impl LayerReader {
         let Some(body) = bodies.iter().find(|b| b.start <= last.start && last.end() <= b.end()) else {
             return Vec::new();
         };
-        let first_chunk = self.file.chunks().covering(*first).start;
-        let body_first = self.file.chunks().covering(*body).start;
-        if first_chunk <= body_first || !self.file.has(first_chunk - 1) {
-            return Vec::new();
-        }
+        let from = first.start.0.max(body.start.0);
         let start = last.end();
-        let end = body.end().0.min(start.0.saturating_add(self.readahead_bytes));
+        let window = self.file.room().ahead(self.patterns.note(body.start.0, from, start.0));
+        let end = body.end().0.min(start.0.saturating_add(window));
         self.indices(&[LayerRange {
             start: LayerOffset(start.0),
             len: end.saturating_sub(start.0),

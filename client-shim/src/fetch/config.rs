@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::identity::IdentityConfig;
+use super::original::OriginalConfig;
 
 /// Bounds of every request to a server.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -27,6 +28,8 @@ pub struct FetchConfig {
     pub retry_pause_ms_max: u64,
     /// Who the node is to its servers; nobody in particular without.
     pub identity: IdentityConfig,
+    /// The last resort when no server has what a reader waits for.
+    pub original: OriginalConfig,
 }
 
 impl Default for FetchConfig {
@@ -39,6 +42,7 @@ impl Default for FetchConfig {
             run_bytes_max: 2 << 20,
             retry_pause_ms_max: 500,
             identity: IdentityConfig::default(),
+            original: OriginalConfig::default(),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! Not here: who waits (`fetch/single_flight.rs`), and the two request forms (`fetch/data.rs`).
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use headstart_layer_format::toc::Chunk;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 
 use super::data::Frame;
 use super::error::FetchError;
@@ -27,6 +28,21 @@ const PAUSE: Duration = Duration::from_millis(25);
 /// is just being restarted or repaired needs; waiting longer for a definite no is no use to anybody.
 const REFUSED_ROUNDS_MAX: u32 = 3;
 
+/// How long the background fill stands still for readers at a time: enough for any one of them, not for ever when there
+/// always is another.
+const FILL_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Who is behind a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// A reader waits.
+    Demand,
+    /// A reader will, most likely.
+    Ahead,
+    /// Nobody does.
+    Fill,
+}
+
 /// Flights of a run that have not ended.
 #[derive(Debug)]
 pub(super) struct Claim {
@@ -34,14 +50,16 @@ pub(super) struct Claim {
     open: Mutex<BTreeMap<u32, watch::Sender<Flight>>>,
     /// Memory the whole run may take.
     cost: u64,
+    why: Why,
 }
 
 impl Claim {
-    pub(super) fn new(inner: Arc<Inner>, flights: Vec<(u32, watch::Sender<Flight>)>, cost: u64) -> Arc<Self> {
+    pub(super) fn new(inner: Arc<Inner>, flights: Vec<(u32, watch::Sender<Flight>)>, cost: u64, why: Why) -> Arc<Self> {
         Arc::new(Self {
             inner,
             open: Mutex::new(flights.into_iter().collect()),
             cost,
+            why,
         })
     }
 
@@ -87,12 +105,71 @@ impl Drop for Claim {
     }
 }
 
+impl Claim {
+    /// Ends the flights of chunks that came another way.
+    fn collect(&self) {
+        let here: Vec<u32> = self
+            .lock()
+            .keys()
+            .copied()
+            .filter(|&i| self.inner.sink.has(i))
+            .collect();
+        for index in here {
+            self.end(index, Flight::Landed);
+        }
+    }
+
+    /// Takes what other layers of this node have.
+    async fn take_near(self: &Arc<Self>) {
+        let near: Vec<u32> = self
+            .lock()
+            .keys()
+            .copied()
+            .filter(|&i| self.inner.sink.is_near(i))
+            .collect();
+        if near.is_empty() {
+            return;
+        }
+        let claim = Arc::clone(self);
+        // A panic in there leaves chunks that are fetched.
+        let _ = tokio::task::spawn_blocking(move || {
+            for index in near {
+                if claim.inner.sink.take_near(index) {
+                    claim.end(index, Flight::Landed);
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Whether a reader has joined: the table of flights has one receiver of each itself.
+    fn is_wanted(&self) -> bool {
+        self.lock().values().any(|flight| flight.receiver_count() > 1)
+    }
+
+    /// Between two chunks: lets readers have the connection, unless it is this run that they wait for.
+    async fn give_way(&self) {
+        if self.why == Why::Fill {
+            let demand = self.inner.servers.demand();
+            demand.quiet_unless(FILL_PATIENCE, || self.is_wanted()).await;
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.lock().is_empty()
+    }
+}
+
 /// Fetches until every flight of the claim has landed, the servers have said no, or time is up. With a permit given it is
 /// a prefetch: one round, so that a server in trouble is not kept busy with what nobody waits for (a reader who joined
 /// starts a run of his own).
 pub(super) async fn drive(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit>, deadline: Instant) {
     let last_error = Mutex::new(FetchError::Deadline);
+    let is_demand = permit.is_none();
     let _ = timeout_at(deadline.into(), rounds(&claim, permit, &last_error)).await;
+    if is_demand && !claim.is_done() {
+        from_original(&claim, &last_error, deadline).await;
+    }
     let left = claim.lock().len();
     if left > 0 {
         let error = last_error.lock().unwrap_or_else(|p| p.into_inner()).clone();
@@ -103,11 +180,17 @@ pub(super) async fn drive(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit
 }
 
 async fn rounds(claim: &Arc<Claim>, mut permit: Option<OwnedSemaphorePermit>, last_error: &Mutex<FetchError>) {
+    claim.take_near().await;
+    if claim.is_done() {
+        return;
+    }
     let servers = &claim.inner.servers;
     let prefetch = permit.is_some();
     let pause_max = Duration::from_millis(servers.config().retry_pause_ms_max);
     let mut pause = PAUSE;
     let mut refused_rounds = 0;
+    let started = Instant::now();
+    let mut original = None;
     loop {
         let mut refused = true;
         for server in servers.order() {
@@ -143,9 +226,56 @@ async fn rounds(claim: &Arc<Claim>, mut permit: Option<OwnedSemaphorePermit>, la
                 return;
             }
         }
-        sleep(pause).await;
+        if started.elapsed() >= claim.inner.rebuilds.config().start_after() {
+            original = claim.inner.rebuild();
+        }
+        let this_pause = jittered(pause);
+        // What comes out of the original need not wait for the next round.
+        match &mut original {
+            Some(watch) => {
+                if let Ok(Err(_)) = timeout(this_pause, watch.changed()).await {
+                    sleep(this_pause).await;
+                }
+            }
+            None => sleep(this_pause).await,
+        }
+        claim.collect();
+        if claim.is_done() {
+            return;
+        }
         pause = (pause * 2).min(pause_max);
     }
+}
+
+/// The servers have failed, by saying no or until the deadline. The layer's original is slow and sure.
+async fn from_original(claim: &Arc<Claim>, last_error: &Mutex<FetchError>, deadline: Instant) {
+    if matches!(
+        &*last_error.lock().unwrap_or_else(|p| p.into_inner()),
+        FetchError::Disk(_)
+    ) {
+        return;
+    }
+    let Some(mut watch) = claim.inner.rebuild() else {
+        return;
+    };
+    let until = deadline + claim.inner.rebuilds.config().wait_max();
+    let landing = async {
+        loop {
+            claim.collect();
+            if claim.is_done() || watch.changed().await.is_err() {
+                break;
+            }
+        }
+    };
+    let _ = timeout_at(until.into(), landing).await;
+    claim.collect();
+}
+
+/// Between half of it and all of it: nodes that lost the same server at the same time do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    // A hasher's keys are random, and this is no secret.
+    let random = RandomState::new().build_hasher().finish() % 512;
+    pause / 2 + pause * random as u32 / 1024
 }
 
 /// Asks one server for what is still open: by Range, and if that gives wrong or no answers, by digest.
@@ -179,11 +309,15 @@ async fn attempt(claim: &Arc<Claim>, server: &Server, ask: Ask, chunks: Vec<Chun
     let mut checks = JoinSet::new();
     let mut failure = None;
     let received = loop {
+        claim.give_way().await;
         match inner.servers.noting(server, frames.next().await) {
             Ok(None) => break Ok(()),
             Ok(Some((_, Frame::Missing))) => failure = Some(FetchError::Rejected { status: 404 }),
             Ok(Some((chunk, Frame::Found(frame)))) => {
                 inner.counters.fetched_bytes.add(frame.len() as u64);
+                if claim.why == Why::Fill {
+                    inner.counters.fill_bytes.add(frame.len() as u64);
+                }
                 let claim = Arc::clone(claim);
                 checks.spawn_blocking(move || claim.accept(chunk, &frame));
             }

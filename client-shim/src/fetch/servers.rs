@@ -19,9 +19,11 @@ use tokio::time::timeout;
 use super::body;
 use super::budget::Budget;
 pub use super::config::FetchConfig;
+use super::demand::Demand;
 pub use super::error::FetchError;
 use super::health::Health;
 use super::identity::Identity;
+use super::original::Originals;
 
 /// Bytes of a status body: 500 layers of about 1 KiB each, with room for reasons.
 const STATUS_SIZE_MAX: u64 = 4 << 20;
@@ -40,6 +42,8 @@ struct Inner {
     servers: Vec<Arc<Server>>,
     config: FetchConfig,
     budget: Budget,
+    originals: Arc<Originals>,
+    demand: Demand,
 }
 
 /// One server.
@@ -86,6 +90,8 @@ impl Servers {
             servers,
             config: config.clone(),
             budget: Budget::new(config.inflight_bytes_max),
+            originals: Arc::new(Originals::new(&config.original, config)),
+            demand: Demand::new(),
         })))
     }
 
@@ -262,6 +268,16 @@ impl Servers {
 
     pub(super) fn budget(&self) -> &Budget {
         &self.0.budget
+    }
+
+    /// Whether readers wait.
+    pub fn demand(&self) -> &Demand {
+        &self.0.demand
+    }
+
+    /// Where to turn when all of these fail.
+    pub(super) fn originals(&self) -> &Arc<Originals> {
+        &self.0.originals
     }
 
     pub(super) fn idle(&self) -> Duration {

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use headstart_layer_format::Toc;
 use tokio::runtime::Handle;
@@ -15,11 +15,17 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout_at;
 
 pub use super::data::LayerKey;
+use super::demand::Demand;
 use super::error::FetchError;
-use super::run::{self, Claim};
+use super::original::Sources;
+use super::original::rebuild::{Rebuilds, Watch, Work};
+use super::run::{self, Claim, Why};
 use super::servers::Servers;
 use super::verify::ChunkSink;
 use crate::counters::Counters;
+
+/// A run ends at its time by itself and says why; who waits for it looks a little later.
+const RUN_GRACE: Duration = Duration::from_secs(1);
 
 /// How a flight stands.
 #[derive(Clone, Debug)]
@@ -40,6 +46,7 @@ pub(super) struct Inner {
     pub(super) toc: Arc<Toc>,
     pub(super) sink: Arc<dyn ChunkSink>,
     pub(super) counters: Arc<Counters>,
+    pub(super) rebuilds: Arc<Rebuilds>,
     runtime: Handle,
     running: Mutex<HashMap<u32, watch::Receiver<Flight>>>,
 }
@@ -61,10 +68,12 @@ impl Flights {
         key: LayerKey,
         toc: Arc<Toc>,
         sink: Arc<dyn ChunkSink>,
+        sources: Arc<Sources>,
         counters: Arc<Counters>,
         runtime: Handle,
     ) -> Self {
         Self(Arc::new(Inner {
+            rebuilds: Rebuilds::new(Arc::clone(servers.originals()), sources),
             servers,
             key,
             toc,
@@ -78,14 +87,20 @@ impl Flights {
     /// Returns when the sink has all of `demand`, or an error when that could not be had until `deadline`. Chunks of
     /// `along` that are missing ride in the same runs, but nobody waits for them.
     pub async fn fetch(&self, demand: &[u32], along: &[u32], deadline: Instant) -> Result<(), FetchError> {
+        let _waiting = self.0.servers.demand().begin();
         let mut along = along;
+        // Runs end at the deadline, unless they have turned to the layer's original.
+        let patience = match self.0.rebuilds.is_possible() {
+            true => deadline + self.0.rebuilds.config().wait_max() + RUN_GRACE,
+            false => deadline,
+        };
         loop {
             let waits = self.join(demand, along, deadline);
             along = &[];
             let mut own_failure = None;
             let mut others_failed = false;
             for mut wait in waits {
-                match landed(&mut wait.flight, deadline).await {
+                match landed(&mut wait.flight, patience).await {
                     Ok(()) => {}
                     Err(e) if wait.own => own_failure = Some(e),
                     Err(e) if Instant::now() >= deadline => return Err(e),
@@ -108,11 +123,36 @@ impl Flights {
         let missing = self.missing(&running, wanted);
         for chunks in self.split(missing) {
             if let Some(permit) = self.0.servers.budget().try_acquire(self.cost(&chunks)) {
-                runs.push((self.claim(&mut running, &chunks), Some(permit)));
+                runs.push((self.claim(&mut running, &chunks, Why::Ahead), Some(permit)));
             }
         }
         drop(running);
         self.start(runs, deadline);
+    }
+
+    /// Fetches what is missing of `wanted` in the background, giving way to readers. Says whether all of it is here.
+    pub async fn fill(&self, wanted: &[u32], deadline: Instant) -> bool {
+        let claim = {
+            let mut running = self.lock();
+            let missing = self.missing(&running, wanted);
+            if missing.is_empty() {
+                None
+            } else {
+                match self.0.servers.budget().try_acquire(self.cost(&missing)) {
+                    Some(permit) => Some((self.claim(&mut running, &missing, Why::Fill), permit)),
+                    None => return false,
+                }
+            }
+        };
+        if let Some((claim, permit)) = claim {
+            run::drive(claim, Some(permit), deadline).await;
+        }
+        wanted.iter().all(|&i| self.0.sink.has(i))
+    }
+
+    /// Whether readers of this node wait.
+    pub fn demand(&self) -> &Demand {
+        self.0.servers.demand()
     }
 
     /// Joins the flights of `demand`, starting those that are missing.
@@ -134,7 +174,9 @@ impl Flights {
         all.sort_unstable();
         all.dedup();
         let runs = self.split(all).into_iter();
-        let runs: Vec<Run> = runs.map(|chunks| (self.claim(&mut running, &chunks), None)).collect();
+        let runs: Vec<Run> = runs
+            .map(|chunks| (self.claim(&mut running, &chunks, Why::Demand), None))
+            .collect();
         waits.extend(missing.iter().filter_map(|i| running.get(i)).map(|flight| Wait {
             flight: flight.clone(),
             own: true,
@@ -183,14 +225,14 @@ impl Flights {
     }
 
     /// Puts chunks into the table of flights.
-    fn claim(&self, running: &mut HashMap<u32, watch::Receiver<Flight>>, chunks: &[u32]) -> Arc<Claim> {
+    fn claim(&self, running: &mut HashMap<u32, watch::Receiver<Flight>>, chunks: &[u32], why: Why) -> Arc<Claim> {
         let mut senders = Vec::with_capacity(chunks.len());
         for &index in chunks {
             let (sender, receiver) = watch::channel(Flight::Running);
             running.insert(index, receiver);
             senders.push((index, sender));
         }
-        Claim::new(Arc::clone(&self.0), senders, self.cost(chunks))
+        Claim::new(Arc::clone(&self.0), senders, self.cost(chunks), why)
     }
 
     /// Never under the lock of the table: a runtime that is shutting down drops the task within `spawn`, and the claim
@@ -207,6 +249,16 @@ impl Flights {
 }
 
 impl Inner {
+    /// Has the layer's original fetched, if there is any hope in that.
+    pub(super) fn rebuild(&self) -> Option<Watch> {
+        self.rebuilds.start(Work {
+            layer: self.key.layer,
+            toc: Arc::clone(&self.toc),
+            sink: Arc::clone(&self.sink),
+            counters: Arc::clone(&self.counters),
+        })
+    }
+
     /// Ends flights: readers that come now look at the sink.
     pub(super) fn forget(&self, index: u32) {
         self.lock().remove(&index);

@@ -31,7 +31,12 @@ impl VerifiedChunk {
         // Bounded by limits::CHUNK_SIZE_MAX, which ChunkTable checked; a frame that holds more is an error.
         let raw_len = usize::try_from(chunk.range.len).map_err(|_| Corrupt::Length)?;
         let bytes = zstd::bulk::decompress(frame, raw_len).map_err(|_| Corrupt::Frame)?;
-        if bytes.len() != raw_len {
+        Self::check(chunk, bytes)
+    }
+
+    /// Compares the digest of bytes that are not in a frame.
+    pub fn check(chunk: Chunk, bytes: Vec<u8>) -> Result<Self, Corrupt> {
+        if bytes.len() as u64 != chunk.range.len {
             return Err(Corrupt::Length);
         }
         if ChunkDigest::of(&bytes) != chunk.digest {
@@ -57,6 +62,14 @@ pub trait ChunkSink: Send + Sync + std::fmt::Debug {
     fn has(&self, index: u32) -> bool;
     /// Keeps the chunk; once this returns, [`ChunkSink::has`] is true. Blocks on the disk.
     fn put(&self, chunk: VerifiedChunk) -> std::io::Result<()>;
+    /// Whether the chunk may be on this node already, elsewhere. Cheap.
+    fn is_near(&self, _index: u32) -> bool {
+        false
+    }
+    /// Takes the chunk from where else it is on this node; false if that did not work. Blocks on the disk.
+    fn take_near(&self, _index: u32) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,9 @@ use crate::fetch::FetchError;
 /// Most bytes one request may ask for; the kernel's own bound is 1 MiB (256 pages).
 pub const READ_SIZE_MAX: u32 = 1 << 20;
 
+/// A chunk may go again before its reader was here: when it is given back just then.
+const TRIES: u32 = 5;
+
 #[derive(Debug)]
 pub struct ReadPlan {
     layer: Arc<Layer>,
@@ -117,10 +120,18 @@ impl ReadPlan {
 
     /// The bytes, after fetching what is missing.
     pub async fn read(self) -> Result<Vec<u8>, ReadError> {
-        self.layer.reader().fetch(&self.ranges, &self.bodies()).await?;
-        // The bytes were just written, so this is a copy from the page cache; still not for an async thread.
-        let read = tokio::task::spawn_blocking(move || self.read_cached()).await;
-        read.map_err(|_| ReadError::Lost)??.ok_or(ReadError::Lost)
+        let _wanted = self.layer.reader().want(&self.ranges);
+        let plan = Arc::new(self);
+        for _ in 0..TRIES {
+            plan.layer.reader().fetch(&plan.ranges, &plan.bodies()).await?;
+            // The bytes were just written, so this is a copy from the page cache; still not for an async thread.
+            let reader = Arc::clone(&plan);
+            let read = tokio::task::spawn_blocking(move || reader.read_cached()).await;
+            if let Some(bytes) = read.map_err(|_| ReadError::Lost)?? {
+                return Ok(bytes);
+            }
+        }
+        Err(ReadError::Lost)
     }
 
     pub fn layer(&self) -> &Layer {

@@ -55,7 +55,7 @@ impl<B: LazyLayers> Adopter<B> {
         let mut labels = labels.clone();
         labels.insert(labels::HEADSTART_MANIFEST.into(), manifest.to_string());
         let labels = &labels;
-        let adopted = self.commit(chain, &target, parent, labels).await;
+        let adopted = self.commit(identity, &target, parent, labels).await;
         if let Err(decline) = &adopted {
             self.decisions.decline(manifest, decline.clone());
         }
@@ -95,7 +95,14 @@ impl<B: LazyLayers> Adopter<B> {
         }
     }
 
-    async fn commit(&self, chain: ChainId, target: &Target, parent: &str, labels: &Labels) -> Result<(), Decline> {
+    async fn commit(
+        &self,
+        identity: &LayerIdentity,
+        target: &Target,
+        parent: &str,
+        labels: &Labels,
+    ) -> Result<(), Decline> {
+        let chain = identity.chain_id;
         let pin = self.pins.pin(&target.layer);
         let deadline = Instant::now() + self.present_timeout;
         let shown = self.pins.present(&pin, deadline).await;
@@ -107,6 +114,9 @@ impl<B: LazyLayers> Adopter<B> {
             ));
         }
         self.check_implied(target, parent)?;
+        if let Some(image_ref) = &identity.image_ref {
+            self.backend.learn_source(&target.layer, image_ref).await;
+        }
         let mut labels = labels.clone();
         labels.insert(labels::REMOTE.into(), labels::REMOTE_VALUE.into());
         labels.insert(labels::HEADSTART_LAYER.into(), target.layer.to_string());

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use headstart_layer_format::BlobDigest;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -93,6 +94,9 @@ impl<B: LazyLayers> Engine<B> {
             stop,
             present_timeout: Duration::from_millis(config.present_timeout_ms),
         };
+        let of = Arc::downgrade(&engine.store);
+        let ask = move || of.upgrade().map(|store| layers_in_use(&store)).unwrap_or_default();
+        engine.adopter.backend.set_in_use(ask);
         engine.trash.sweep();
         engine.show_known();
         Ok(engine)
@@ -330,6 +334,16 @@ impl<B: LazyLayers> Engine<B> {
         self.stop.cancel();
         self.adopter.pins.finish(RELEASE_WAIT).await;
     }
+}
+
+/// Layers below a snapshot that is, or may be, mounted.
+fn layers_in_use(store: &SnapshotStore) -> HashSet<BlobDigest> {
+    let mounted = store.all().into_iter().filter(|record| !record.is_committed());
+    let below = mounted.filter_map(|record| store.ancestry(&record.parent).ok());
+    below
+        .flatten()
+        .filter_map(|record| Some(record.lazy.as_ref()?.layer))
+        .collect()
 }
 
 /// Runs file work on a thread that may block. It runs to its end even if the caller goes away.

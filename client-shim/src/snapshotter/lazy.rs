@@ -4,6 +4,7 @@
 //! and `usage` never touch the network. A trait only because the contract tests stand in a double for it.
 //! Not here: the decisions ([`super::decide`]), the work (`crate::layers`, `crate::fetch`).
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -50,6 +51,10 @@ pub trait LazyLayers: Send + Sync + 'static {
     /// `None`: no server knows it.
     fn chain(&self, chain: &ChainId) -> impl Future<Output = Result<Option<ChainStatus>, LazyError>> + Send;
     fn present(&self, layer: &BlobDigest, deadline: Instant) -> impl Future<Output = Result<Shown, LazyError>> + Send;
+    /// An image that a presented layer belongs to, as containerd named it: where the layer's original is to be had.
+    fn learn_source(&self, _layer: &BlobDigest, _image_ref: &str) -> impl Future<Output = ()> + Send {
+        async {}
+    }
     /// A directory that `stack` (bottom layer first, all presented), shown layer by layer, would give other attributes
     /// than unpacking does. `over_unpacked`: below the stack are ordinary snapshots.
     fn implied_conflict(&self, stack: &[BlobDigest], over_unpacked: bool) -> Option<String>;
@@ -64,6 +69,8 @@ pub trait LazyLayers: Send + Sync + 'static {
     fn status(&self) -> Option<NodeStatus> {
         None
     }
+    /// Takes the one who knows which layers containers use.
+    fn set_in_use(&self, _ask: impl Fn() -> HashSet<BlobDigest> + Send + Sync + 'static) {}
 }
 
 /// The real one.
@@ -120,6 +127,13 @@ impl LazyLayers for NodeLazy {
         presented.map(shown).map_err(LazyError::new)
     }
 
+    async fn learn_source(&self, layer: &BlobDigest, image_ref: &str) {
+        // A reference that is none is of no use, and no harm.
+        if let (Some(layers), Ok(source)) = (&self.layers, image_ref.parse()) {
+            layers.learn_source(layer, source).await;
+        }
+    }
+
     fn implied_conflict(&self, stack: &[BlobDigest], over_unpacked: bool) -> Option<String> {
         self.layers.as_ref()?.implied_conflict(stack, over_unpacked)
     }
@@ -146,5 +160,11 @@ impl LazyLayers for NodeLazy {
 
     fn status(&self) -> Option<NodeStatus> {
         self.layers.as_ref().map(NodeLayers::status)
+    }
+
+    fn set_in_use(&self, ask: impl Fn() -> HashSet<BlobDigest> + Send + Sync + 'static) {
+        if let Some(layers) = &self.layers {
+            layers.in_use().set(ask);
+        }
     }
 }

@@ -205,6 +205,7 @@ fn a_fetch_during_the_stop_hangs_nobody() {
         Arc::clone(&layer.toc),
         Arc::new(Nothing),
         Arc::default(),
+        Arc::default(),
         runtime.handle().clone(),
     );
     runtime.shutdown_background();

@@ -78,6 +78,7 @@ fn a_layer_that_is_whole_needs_nobody() {
     compare(&layer, &node.show(&layer));
     let asked = |node: &Node| node.counters().read_hits.get() + node.counters().read_misses.get();
     assert!(asked(&node) > 0, "the first time, through the daemon");
+    node.until(&layer.digest, "all of it is here, and right", |l| l.verified);
     node.stop();
     let node = Node::open(root.path(), &[&server]);
     compare(&layer, &node.show(&layer));

@@ -3,17 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use headstart_layer_format::api::LayerState;
 use headstart_loadtest::corpus::{Oracle, OracleKind, SyntheticImage};
-use headstart_loadtest::origin::Origin;
-use headstart_server::app::{App, serve};
-use headstart_server::config::{Config, UpstreamConfig};
-use headstart_shim::fetch::{FetchConfig, Servers};
-use tokio_util::sync::CancellationToken;
 
 use crate::mount::compare_items;
 use crate::support::node::lazy_config;
-use crate::support::{Body, Item, Node, What};
+use crate::support::{Body, Converted, Item, Node, What};
 
 /// What the corpus says a layer contains, in this suite's own terms.
 pub fn items(oracle: &Oracle) -> BTreeMap<Vec<u8>, Item> {
@@ -59,39 +53,9 @@ pub fn items(oracle: &Oracle) -> BTreeMap<Vec<u8>, Item> {
 #[test]
 fn every_layer_of_a_seeded_image_is_shown_as_its_tar_says() {
     let image = SyntheticImage::seeded(11);
-    let origin = Origin::with_image("team/app", "v1", &image);
-    let data = tempfile::tempdir().unwrap();
-    let server = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let config = Config {
-        data_dir: data.path().to_owned(),
-        default_upstream: Some("origin".into()),
-        upstreams: vec![UpstreamConfig::new("origin", origin.url())],
-        ..Config::default()
-    };
-    let stop = CancellationToken::new();
-    let (app, listener) = server.block_on(async {
-        let app = App::open(config).await.unwrap();
-        (app, tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap())
-    });
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let served = server.spawn(serve(app, listener, stop.clone()));
-
-    // A client's first request starts the conversion of all layers; a node waits for it.
-    let status = server.block_on(async {
-        let manifest = format!("{url}/v2/team/app/manifests/v1?ns=origin");
-        let answer = reqwest::get(manifest).await.unwrap();
-        assert_eq!(answer.status(), 200);
-        let servers = Servers::new(std::slice::from_ref(&url), &FetchConfig::default()).unwrap();
-        servers.image(&image.manifest_digest, 25_000).await.unwrap().unwrap()
-    });
-    assert!(status.layers.iter().all(|l| l.state == LayerState::Ready), "{status:?}");
-
+    let mut server = Converted::start(&image);
     let root = tempfile::tempdir().unwrap();
-    let node = Node::open_with(root.path(), &[url], lazy_config()).unwrap();
+    let node = Node::open_with(root.path(), &[server.url.clone()], lazy_config()).unwrap();
     for layer in &image.layers {
         let presented = node.present_within(&layer.digest, Duration::from_secs(25)).unwrap();
         assert_eq!(presented.diff_id, layer.diff_id);
@@ -100,9 +64,7 @@ fn every_layer_of_a_seeded_image_is_shown_as_its_tar_says() {
     assert_eq!(node.counters().corrupt_chunks.get(), 0);
 
     // The server is gone; what was read is not.
-    stop.cancel();
-    server.block_on(served).unwrap().unwrap();
-    drop(server);
+    server.down();
     for layer in &image.layers {
         let presented = node.layers.present_known(&layer.digest).unwrap();
         compare_items(&items(&layer.oracle), &presented.lowerdir);

@@ -105,7 +105,7 @@ struct Shown {
 /// The layer in a tree, all its chunks in the cache; there is no server.
 fn shown(runtime: &tokio::runtime::Runtime, layer: &TestLayer) -> Shown {
     let dir = tempfile::tempdir().unwrap();
-    let (cache, _) = CacheDir::open(dir.path()).unwrap();
+    let (cache, _) = CacheDir::open(dir.path(), &LazyConfig::default(), &Arc::default()).unwrap();
     let stored = cache.admit(Arc::clone(&layer.toc), &layer.encoded).unwrap();
     for chunk in layer.toc.chunks().iter() {
         let verified = VerifiedChunk::open(chunk, &layer.frames[&chunk.digest].0).unwrap();

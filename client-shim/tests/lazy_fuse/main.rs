@@ -23,5 +23,10 @@ mod posix;
 mod real_server;
 #[path = "../lazy/restart.rs"]
 mod restart;
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "some of it is for tests that look at no presentation"
+)]
 #[path = "../lazy/support/mod.rs"]
 mod support;

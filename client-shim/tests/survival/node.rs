@@ -143,7 +143,7 @@ impl Node {
         let config = format!(
             "root_dir = '{dir}/root'\nsocket = '{dir}/shim.sock'\nservers = ['{}']\n\
              [survival]\nkeep_with = '{keep_with}'\nresend = {resend}\n[log]\nformat = 'text'\n\
-             [lazy]\npresentation = '{presentation}'\nsmall_file_bytes_max = 4096\nreadahead_bytes = 0\n\
+             [lazy]\npresentation = '{presentation}'\nbackground_fill = false\nsmall_file_bytes_max = 4096\nreadahead_bytes = 0\n\
              kernel_readahead_kib = 32\nflush_interval_ms = 50\ndemand_timeout_ms = {}\n\
              [fetch]\nresponse_timeout_ms = 2000\nidle_timeout_ms = 2000\nconnect_timeout_ms = 1000\n\
              [snapshotter]\nsync_on_commit = false\n",

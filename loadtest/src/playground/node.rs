@@ -84,14 +84,16 @@ impl Node {
             Pulls::Ordinary => None,
             _ => {
                 let more = match pulls {
-                    Pulls::LazyFuse => "[lazy]\npresentation = \"fuse\"\n",
+                    Pulls::LazyFuse => "presentation = \"fuse\"\n",
                     Pulls::LazyKept => "[survival]\nkeep_with = \"holder\"\n",
                     Pulls::LazyFuseKept => {
-                        "[survival]\nkeep_with = \"holder\"\nresend = false\n[lazy]\npresentation = \"fuse\"\n"
+                        "presentation = \"fuse\"\n[survival]\nkeep_with = \"holder\"\nresend = false\n"
                     }
                     _ => "",
                 };
-                Some(Shim::start(work, &format!("{name}-shim"), shim.0, shim.1, more).await?)
+                // Starts are measured by the bytes they cause, and nothing else may cause any.
+                let more = format!("[lazy]\nbackground_fill = false\n{more}");
+                Some(Shim::start(work, &format!("{name}-shim"), shim.0, shim.1, &more).await?)
             }
         };
         let snapshotter = match &shim {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use headstart_layer_format::toc::{
     ChunkEntry, ChunkTable, Content, Entry, EntryId, Extent, Inode, InodeId, Kind, Mtime, SkeletonBuilder, Tree, Xattr,
 };
-use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, FileOffset, Toc};
+use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, FileOffset, LayerRange, Toc};
 
 /// A regular file: pieces at offsets, zeros between.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -110,6 +110,7 @@ impl Item {
 #[derive(Clone, Debug)]
 pub struct LayerBuilder {
     pub items: BTreeMap<Vec<u8>, Item>,
+    diff_id: Option<DiffId>,
 }
 
 #[derive(Debug)]
@@ -160,7 +161,14 @@ impl LayerBuilder {
     pub fn new() -> Self {
         Self {
             items: BTreeMap::from([(Vec::new(), Item::dir())]),
+            diff_id: None,
         }
+    }
+
+    /// The TOC claims this DiffID instead of the right one.
+    pub fn lying(mut self) -> Self {
+        self.diff_id = Some(DiffId::of(b"another layer"));
+        self
     }
 
     /// Adds an item; missing parents become implied directories.
@@ -227,12 +235,19 @@ impl LayerBuilder {
             frames.insert(digest, (frame, raw.len() as u32));
         }
         let digest = BlobDigest::of(format!("{items:?}").as_bytes());
+        let skeleton = skeleton.finish().unwrap();
+        let mut tar = Vec::new();
+        let body = |range: LayerRange, out: &mut Vec<u8>| {
+            out.extend_from_slice(&data[range.start.0 as usize..range.end().0 as usize]);
+            Ok(())
+        };
+        skeleton.write_tar(&mut tar, body).unwrap();
         let toc = Toc::new(
             digest,
-            DiffId::of(b"not checked here"),
+            self.diff_id.unwrap_or_else(|| DiffId::of(&tar)),
             Tree::new(entries, inodes).unwrap(),
             ChunkTable::new(table).unwrap(),
-            skeleton.finish().unwrap(),
+            skeleton,
         )
         .unwrap();
         Arc::new(TestLayer {

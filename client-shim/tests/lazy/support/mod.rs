@@ -1,9 +1,13 @@
 //! What the tests of the lazy half share: layers made by hand, a server that can misbehave, a node.
 
+pub mod converted;
+pub mod disk;
 pub mod layer;
 pub mod node;
 pub mod server;
 
+pub use converted::Converted;
+pub use disk::Disk;
 pub use layer::{Body, Item, LayerBuilder, TestLayer, What};
 pub use node::Node;
 pub use server::{FakeServer, Fault};

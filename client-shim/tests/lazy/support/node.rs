@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use headstart_layer_format::BlobDigest;
 use headstart_shim::counters::Counters;
 use headstart_shim::fetch::{FetchConfig, Servers};
-use headstart_shim::layers::{LayersError, LazyConfig, NodeLayers, Presented};
+use headstart_shim::layers::{LayerProgress, LayersError, LazyConfig, NodeLayers, Presented};
 use tokio::runtime::Runtime;
 
 use super::{FakeServer, TestLayer};
@@ -25,6 +25,10 @@ pub fn lazy_config() -> LazyConfig {
     LazyConfig {
         presentation: crate::PRESENTATION,
         demand_timeout_ms: DEMAND_TIMEOUT.as_millis() as u64,
+        // Tests count what is fetched, and when.
+        background_fill: false,
+        // They run where there may be little room.
+        free_bytes_min: 0,
         ..LazyConfig::default()
     }
 }
@@ -78,6 +82,20 @@ impl Node {
 
     pub fn release(&self, layer: &BlobDigest) {
         self.runtime.block_on(self.layers.release(layer));
+    }
+
+    /// Waits until `done` is true of a layer.
+    pub fn until(&self, layer: &BlobDigest, what: &str, done: impl Fn(&LayerProgress) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let layers = self.layers.status().layers;
+            let layer = layers.iter().find(|l| l.digest == *layer).unwrap();
+            if done(layer) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{what}: {layer:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub fn counters(&self) -> Arc<Counters> {

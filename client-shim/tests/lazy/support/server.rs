@@ -50,6 +50,7 @@ struct Shared {
     lying_toc: Mutex<Option<Vec<u8>>>,
     fault: Mutex<Fault>,
     latency: Mutex<Duration>,
+    muted: Mutex<Option<BlobDigest>>,
     ranges: Mutex<Vec<String>>,
     toc_requests: AtomicUsize,
     list_requests: AtomicUsize,
@@ -71,6 +72,7 @@ impl FakeServer {
             lying_toc: Mutex::default(),
             fault: Mutex::new(Fault::None),
             latency: Mutex::new(Duration::ZERO),
+            muted: Mutex::default(),
             ranges: Mutex::default(),
             toc_requests: AtomicUsize::new(0),
             list_requests: AtomicUsize::new(0),
@@ -143,6 +145,11 @@ impl FakeServer {
 
     pub fn latency(&self, latency: Duration) {
         *self.shared.latency.lock().unwrap() = latency;
+    }
+
+    /// Ranges of this layer are not answered until another is named, or none.
+    pub fn mute(&self, layer: Option<BlobDigest>) {
+        *self.shared.muted.lock().unwrap() = layer;
     }
 
     /// `Range` headers seen so far.
@@ -247,6 +254,9 @@ async fn data(State(shared): State<Arc<Shared>>, Path(digest): Path<String>, hea
     };
     let latency = *shared.latency.lock().unwrap();
     tokio::time::sleep(latency).await;
+    while *shared.muted.lock().unwrap() == Some(layer.digest) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let (start, end) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
     let (start, end): (usize, usize) = (start.parse().unwrap(), end.parse().unwrap());
     let mut bytes = layer.blob[start..=end].to_vec();

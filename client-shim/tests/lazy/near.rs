@@ -1,0 +1,102 @@
+//! Chunks that another layer of the node has are not fetched.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use headstart_shim::fetch::ChunkSink;
+
+use crate::support::{FakeServer, Item, LayerBuilder, Node, TestLayer, noise};
+
+const CHUNK: usize = 16 << 10;
+const SHARED: usize = 20 * CHUNK;
+
+/// Layers whose first file is the same, and its chunks with it.
+fn layers() -> Vec<Arc<TestLayer>> {
+    let layer = |i: u64| {
+        LayerBuilder::new()
+            .add("a", Item::file(noise(1, SHARED)))
+            .add("b", Item::file(noise(100 + i, 3 * CHUNK)))
+            .build(CHUNK)
+    };
+    (0..3).map(layer).collect()
+}
+
+fn check(dir: &Path, i: usize) {
+    assert!(fs::read(dir.join("a")).unwrap() == noise(1, SHARED));
+    assert!(fs::read(dir.join("b")).unwrap() == noise(100 + i as u64, 3 * CHUNK));
+}
+
+#[test]
+fn a_chunk_moves_once_also_over_a_restart() {
+    let server = FakeServer::start();
+    let layers = layers();
+    layers.iter().for_each(|l| server.serve(l));
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    check(&node.show(&layers[0]), 0);
+    let own = node.counters().fetched_bytes.get();
+    assert_eq!(node.counters().near_chunks.get(), 0);
+    check(&node.show(&layers[1]), 1);
+    assert_eq!(node.counters().near_bytes.get(), SHARED as u64);
+    let more = node.counters().fetched_bytes.get() - own;
+    assert!(more < 5 * CHUNK as u64, "{more}");
+    node.stop();
+    let node = Node::open(root.path(), &[&server]);
+    check(&node.show(&layers[2]), 2);
+    assert_eq!(
+        node.counters().near_bytes.get(),
+        SHARED as u64,
+        "the index came back from the disk"
+    );
+    // The layer that had them goes; who took them has them for good.
+    node.release(&layers[0].digest);
+    check(&node.show(&layers[1]), 1);
+    assert_eq!(
+        node.counters().corrupt_chunks.get() + node.counters().rotten_chunks.get(),
+        0
+    );
+}
+
+#[test]
+fn a_chunk_that_rotted_there_is_fetched_and_not_shown_there_again() {
+    let server = FakeServer::start();
+    let layers = layers();
+    layers.iter().for_each(|l| server.serve(l));
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    // Without "b" it is not whole, and not verified of its own accord.
+    let dir = node.show(&layers[0]);
+    assert!(fs::read(dir.join("a")).unwrap() == noise(1, SHARED));
+    let data = root.path().join("cache").join(layers[0].digest.hex()).join("data");
+    let file = fs::File::options().write(true).open(&data).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"rot", 3 * CHUNK as u64 + 9).unwrap();
+    check(&node.show(&layers[1]), 1);
+    let counters = node.counters();
+    assert_eq!(counters.rotten_chunks.get(), 1);
+    assert_eq!(counters.near_chunks.get(), SHARED as u64 / CHUNK as u64 - 1);
+    rustix::fs::fadvise(
+        fs::File::open(dir.join("a")).unwrap(),
+        0,
+        None,
+        rustix::fs::Advice::DontNeed,
+    )
+    .unwrap();
+    check(&dir, 0);
+}
+
+/// What a layer has lost is no longer found there, and what cannot be found is fetched.
+#[test]
+fn a_hint_that_is_stale_is_only_a_fetch() {
+    let layers = layers();
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = crate::upkeep::file_in(dir.path(), &layers[0]);
+    file.announce();
+    crate::upkeep::put(&file, &layers[0], 0);
+    assert!(file.is_near(0), "a hint to itself");
+    assert!(!file.is_near(1));
+    file.evict(CHUNK as u64).unwrap();
+    assert!(file.is_near(0) && !file.take_near(0));
+    let alone = crate::upkeep::file_in(other.path(), &layers[0]);
+    assert!(!alone.is_near(0));
+}
