@@ -76,6 +76,9 @@ pub struct Counters {
     pub read_hits: Counter,
     /// Reads that had to wait for a fetch.
     pub read_misses: Counter,
+    /// Bytes that went to the kernel in the one way and in the other.
+    pub hit_bytes: Counter,
+    pub miss_bytes: Counter,
     /// Reads that ended in an error.
     pub read_errors: Counter,
     /// How long reads waited for what was not here.

@@ -94,7 +94,10 @@ impl KernelFs {
         self.runtime.spawn(async move {
             let digest = *plan.layer().digest();
             match plan.read().await {
-                Ok(bytes) => reply.data(&bytes),
+                Ok(bytes) => {
+                    reply.data(&bytes);
+                    counters.miss_bytes.add(bytes.len() as u64);
+                }
                 Err(e) => {
                     counters.read_errors.add(1);
                     tracing::warn!(layer = %digest, error = %e, "read-failed");
@@ -158,6 +161,7 @@ impl KernelFs {
             Ok(Some(bytes)) => {
                 reply.data(&bytes);
                 self.counters.read_hits.add(1);
+                self.counters.hit_bytes.add(bytes.len() as u64);
                 plan.read_ahead();
             }
             Ok(None) => self.read_later(plan, request, reply),

@@ -85,7 +85,9 @@ const REASONS: &[&str] = &[
 ];
 const SNAPSHOTS: &[&str] = &["lazy", "unpacked", "active", "view"];
 const READS: &[&str] = &["cached", "fetched", "failed"];
-const SOURCES: &[&str] = &["server"];
+const SOURCES: &[&str] = &["server", "original"];
+const READ_BYTES: &[&str] = &["cached", "fetched"];
+const REBUILDS: &[&str] = &["whole", "failed"];
 const PRESENTATIONS: &[&str] = &["erofs", "fuse"];
 
 use Type::{Counter, Gauge, Histogram};
@@ -113,12 +115,25 @@ pub const ROWS: &[Row] = &[
     row("headstart_shim_chunks_present", Gauge, "chunks", "Those that are here, fetched and verified", |s, out| out.plain(lazy(s).map(|l| u64::from(l.chunks_present)).sum::<u64>())),
     row("headstart_shim_cache_bytes", Gauge, "bytes", "Disk that lazy layers occupy", |s, out| out.plain(lazy(s).map(|l| l.disk_bytes).sum::<u64>())),
     row("headstart_shim_fetch_requests_total", Counter, "requests", "Requests for chunks sent to servers", |s, out| out.plain(counter(s, |c| c.requests.get()))),
-    row("headstart_shim_fetched_bytes_total", Counter, "bytes", "Bytes of chunks received, compressed, by where they came from", |s, out| out.labelled("source", "server", counter(s, |c| c.fetched_bytes.get())))
+    row("headstart_shim_fetched_bytes_total", Counter, "bytes", "Bytes received for chunks, compressed: of chunks from servers, of whole blobs from the original's registry", fetched)
         .by("source", SOURCES),
+    row("headstart_shim_fill_bytes_total", Counter, "bytes", "Those from servers that nobody waited for: the background fill's", |s, out| out.plain(counter(s, |c| c.fill_bytes.get()))),
+    row("headstart_shim_near_bytes_total", Counter, "bytes", "Bytes of chunks, decompressed, that were taken from another layer of this node instead of fetched", |s, out| out.plain(counter(s, |c| c.near_bytes.get()))),
+    row("headstart_shim_near_chunks_total", Counter, "chunks", "Those chunks", |s, out| out.plain(counter(s, |c| c.near_chunks.get()))),
+    row("headstart_shim_original_rebuilds_total", Counter, "rebuilds", "Times a layer's original was fetched from its registry because no server had its chunks, by whether nothing was missing then", rebuilds)
+        .by("outcome", REBUILDS),
     row("headstart_shim_fetch_failures_total", Counter, "runs", "Runs of chunks that ended without all of them", |s, out| out.plain(counter(s, |c| c.failed_runs.get()))),
     row("headstart_shim_corrupt_chunks_total", Counter, "chunks", "Chunks that were not what their digest says; they are asked for again elsewhere", |s, out| out.plain(counter(s, |c| c.corrupt_chunks.get()))),
+    row("headstart_shim_rotten_chunks_total", Counter, "chunks", "Chunks that this node's disk did not keep as they were; they are fetched again. An alarm: the disk", |s, out| out.plain(counter(s, |c| c.rotten_chunks.get()))),
+    row("headstart_shim_layers_verified_total", Counter, "layers", "Layers whose bytes, all here, gave the DiffID that their image names", |s, out| out.plain(counter(s, |c| c.layers_verified.get()))),
+    row("headstart_shim_layers_quarantined", Gauge, "layers", "Layers whose bytes gave another though each chunk was right: the server's TOC lies. An alarm, also after a restart", |s, out| out.plain(lazy(s).filter(|l| l.quarantined).count() as u64)),
+    row("headstart_shim_layers_quarantined_total", Counter, "layers", "Layers that were found so", |s, out| out.plain(counter(s, |c| c.layers_quarantined.get()))),
+    row("headstart_shim_evicted_bytes_total", Counter, "bytes", "Bytes given back to the disk, for the cap or the floor", |s, out| out.plain(counter(s, |c| c.evicted_bytes.get()))),
+    row("headstart_shim_unkept_chunks_total", Counter, "chunks", "Chunks that went to their reader without being kept, for want of room", |s, out| out.plain(counter(s, |c| c.unkept_chunks.get()))),
     row("headstart_shim_reads_total", Counter, "reads", "Reads of the kernel, by whether they had to wait for a fetch", reads)
         .by("outcome", READS),
+    row("headstart_shim_read_bytes_total", Counter, "bytes", "Bytes of those reads, by whether they were all in the cache", |s, out| { out.labelled("outcome", "cached", counter(s, |c| c.hit_bytes.get())); out.labelled("outcome", "fetched", counter(s, |c| c.miss_bytes.get())); })
+        .by("outcome", READ_BYTES),
     row("headstart_shim_miss_seconds", Histogram, "seconds", "How long reads waited for what was not here", |s, out| if let Some(l) = &s.lazy { out.histogram(None, &l.counters.miss_seconds) }),
     row("process_cpu_seconds_total", Counter, "seconds", "CPU time of this process", |s, out| out.float(s.process.cpu_seconds)),
     row("process_resident_memory_bytes", Gauge, "bytes", "Memory of this process", |s, out| out.plain(s.process.resident_bytes)),
@@ -133,6 +148,18 @@ fn lazy(seen: &Seen) -> impl Iterator<Item = &crate::layers::LayerProgress> {
 
 fn counter(seen: &Seen, of: impl Fn(&Counters) -> u64) -> u64 {
     seen.lazy.as_ref().map_or(0, |l| of(&l.counters))
+}
+
+fn fetched(seen: &Seen, out: &mut Samples<'_>) {
+    out.labelled("source", "server", counter(seen, |c| c.fetched_bytes.get()));
+    out.labelled("source", "original", counter(seen, |c| c.original_bytes.get()));
+}
+
+fn rebuilds(seen: &Seen, out: &mut Samples<'_>) {
+    let failed = counter(seen, |c| c.original_failures.get());
+    let all = counter(seen, |c| c.original_rebuilds.get());
+    out.labelled("outcome", "whole", all.saturating_sub(failed));
+    out.labelled("outcome", "failed", failed);
 }
 
 fn snapshots(seen: &Seen, out: &mut Samples<'_>) {
@@ -173,5 +200,57 @@ mod tests {
     fn closed_sets_are_those_of_the_code() {
         assert_eq!(Call::ALL.map(Call::as_str), CALLS);
         assert_eq!(DeclineReason::ALL.map(DeclineReason::as_str), REASONS);
+    }
+
+    /// Each number comes out under its own name.
+    #[test]
+    fn counters_are_not_mixed_up() {
+        let counters = Counters::default();
+        let expected = [
+            (&counters.fetched_bytes, "fetched_bytes_total{source=\"server\"}"),
+            (&counters.original_bytes, "fetched_bytes_total{source=\"original\"}"),
+            (&counters.fill_bytes, "fill_bytes_total"),
+            (&counters.near_bytes, "near_bytes_total"),
+            (&counters.near_chunks, "near_chunks_total"),
+            (
+                &counters.original_failures,
+                "original_rebuilds_total{outcome=\"failed\"}",
+            ),
+            (&counters.rotten_chunks, "rotten_chunks_total"),
+            (&counters.layers_verified, "layers_verified_total"),
+            (&counters.layers_quarantined, "layers_quarantined_total"),
+            (&counters.evicted_bytes, "evicted_bytes_total"),
+            (&counters.unkept_chunks, "unkept_chunks_total"),
+            (&counters.hit_bytes, "read_bytes_total{outcome=\"cached\"}"),
+            (&counters.miss_bytes, "read_bytes_total{outcome=\"fetched\"}"),
+        ];
+        for (i, (counter, _)) in expected.iter().enumerate() {
+            counter.add(100 + i as u64);
+        }
+        counters.original_rebuilds.add(1000);
+        let failed = counters.original_failures.get();
+        let mut lines: Vec<String> = expected
+            .iter()
+            .map(|(counter, name)| format!("headstart_shim_{name} {}", counter.get()))
+            .collect();
+        lines.push(format!(
+            "headstart_shim_original_rebuilds_total{{outcome=\"whole\"}} {}",
+            1000 - failed
+        ));
+        let text = crate::metrics::text(&Seen {
+            lazy: Some(crate::layers::NodeStatus {
+                presentation: "erofs",
+                counters: std::sync::Arc::new(counters),
+                layers: Vec::new(),
+            }),
+            snapshots: Vec::new(),
+            pulls: Default::default(),
+            calls: Default::default(),
+            process: crate::metrics::process::Process::now(),
+            starts: 1,
+        });
+        for line in lines {
+            assert!(text.lines().any(|l| l == line), "{line}");
+        }
     }
 }
