@@ -1,9 +1,11 @@
-//! The survival test: readers of files that were not fetched yet, while shim, server or both are killed at random.
+//! The survival test: readers of files that were not fetched yet, while shim, server or both are killed at random, and while
+//! the network between them is cut.
 //!
 //! `HEADSTART_SURVIVAL_ROUNDS` says how often for each of the forms (without it: twice); then it also prints what it saw.
 
 use std::time::{Duration, Instant};
 
+use crate::network::Network;
 use crate::node::{Kind, Node};
 use crate::readers::Readers;
 
@@ -19,6 +21,18 @@ enum Victim {
     ServerThenShim,
     /// The server, and the next shim starts without one.
     Both,
+    /// The network is cut while the shim lives on; it comes back, is cut again, and then the shim dies.
+    NetworkThenShim,
+    /// The next shim starts without a network.
+    Network,
+    /// Nor is there a server when the network is back.
+    NetworkAndServer,
+}
+
+impl Victim {
+    fn needs_network(self) -> bool {
+        matches!(self, Self::NetworkThenShim | Self::Network | Self::NetworkAndServer)
+    }
 }
 
 fn rounds() -> Option<u32> {
@@ -26,7 +40,8 @@ fn rounds() -> Option<u32> {
 }
 
 fn survive(kind: Kind, victims: &[Victim]) {
-    let mut node = Node::new(kind);
+    let network = victims.iter().any(|v| v.needs_network()).then(Network::new);
+    let mut node = Node::in_network(kind, network);
     node.server.latency(Duration::from_millis(3));
     node.start();
     node.run_container();
@@ -40,7 +55,7 @@ fn survive(kind: Kind, victims: &[Victim]) {
         std::thread::sleep(LIFE_MAX.mul_f64((state % 1000) as f64 / 1000.0));
     };
     let (mut from_start, mut from_up) = (Duration::ZERO, Duration::ZERO);
-    let count = rounds().unwrap_or(2);
+    let count = rounds().unwrap_or(victims.len().max(2) as u32);
     for round in 0..count {
         let victim = victims[round as usize % victims.len()];
         pause();
@@ -50,11 +65,32 @@ fn survive(kind: Kind, victims: &[Victim]) {
                 node.server.down();
                 pause();
                 node.kill();
-                node.server.up();
+                node.server_up();
             }
             Victim::Both => {
                 node.kill();
                 node.server.down();
+            }
+            Victim::NetworkThenShim => {
+                node.network().cut();
+                pause();
+                node.network().mend();
+                readers.until_all_go_on();
+                node.network().cut();
+                pause();
+                node.kill();
+                node.network().mend();
+            }
+            Victim::Network => {
+                node.network().cut();
+                assert!(!node.reaches_server(), "a cut that is none");
+                node.kill();
+            }
+            Victim::NetworkAndServer => {
+                node.network().cut();
+                pause();
+                node.server.down();
+                node.kill();
             }
         }
         // Every other round, what had been fetched is to be fetched again.
@@ -64,11 +100,26 @@ fn survive(kind: Kind, victims: &[Victim]) {
         pause();
         let started = Instant::now();
         node.spawn();
-        if matches!(victim, Victim::Both) {
-            // It must not need the server to be there again.
-            node.until_up();
-            pause();
-            node.server.up();
+        // It must not need the server to be there again.
+        match victim {
+            Victim::Shim | Victim::ServerThenShim | Victim::NetworkThenShim => {}
+            Victim::Both => {
+                node.until_up();
+                pause();
+                node.server_up();
+            }
+            Victim::Network => {
+                node.until_up();
+                pause();
+                node.network().mend();
+            }
+            Victim::NetworkAndServer => {
+                node.until_up();
+                pause();
+                node.network().mend();
+                pause();
+                node.server_up();
+            }
         }
         node.until_up();
         from_up = from_up.max(readers.until_all_go_on());
@@ -132,4 +183,16 @@ fn servers_go_too() {
 #[test]
 fn servers_go_too_under_the_fuse_tree() {
     survive(Kind::FUSE, &[Victim::Both, Victim::ServerThenShim]);
+}
+
+const CUTS: [Victim; 3] = [Victim::NetworkThenShim, Victim::Network, Victim::NetworkAndServer];
+
+#[test]
+fn the_network_goes_too() {
+    survive(Kind::EROFS, &CUTS);
+}
+
+#[test]
+fn the_network_goes_too_under_the_fuse_tree() {
+    survive(Kind::FUSE, &CUTS);
 }

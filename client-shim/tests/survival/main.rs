@@ -16,6 +16,7 @@ mod support;
 mod campaign;
 mod frozen;
 mod manager;
+mod network;
 mod node;
 mod readers;
 mod takeover;

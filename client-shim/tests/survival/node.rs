@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +17,7 @@ use tokio::runtime::Runtime;
 use tonic::Code;
 
 use crate::layer::{Item, LayerBuilder, TestLayer};
+use crate::network::Network;
 use crate::server::FakeServer;
 use crate::support::{Client, code};
 
@@ -52,6 +54,8 @@ impl Kind {
 pub struct Node {
     pub dir: tempfile::TempDir,
     pub server: FakeServer,
+    /// Where server and shim are, if not in the machine's own network.
+    network: Option<Network>,
     pub layers: Vec<Arc<TestLayer>>,
     pub runtime: Runtime,
     /// Of the running shim, if one runs.
@@ -88,13 +92,20 @@ fn layer(name: &str, seed: u64) -> Arc<TestLayer> {
 
 impl Node {
     pub fn new(kind: Kind) -> Self {
+        Self::in_network(kind, None)
+    }
+
+    pub fn in_network(kind: Kind, network: Option<Network>) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "these tests mount: run them as root"
         );
         let dir = tempfile::tempdir().unwrap();
         let layers = vec![layer("a", 1), layer("b", 2)];
-        let server = FakeServer::start();
+        let server = match &network {
+            Some(network) => network.inside(FakeServer::start),
+            None => FakeServer::start(),
+        };
         let manifest = BlobDigest::of(b"manifest");
         server.serve_image(manifest, &layers);
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -106,6 +117,7 @@ impl Node {
         Self {
             dir,
             server,
+            network,
             layers,
             runtime,
             shim: None,
@@ -169,7 +181,30 @@ impl Node {
         if !self.descriptors.is_empty() {
             give(&mut command, &self.descriptors);
         }
-        self.shim = Some(command.spawn().unwrap());
+        self.shim = Some(match &self.network {
+            Some(network) => network.inside(|| command.spawn()).unwrap(),
+            None => command.spawn().unwrap(),
+        });
+    }
+
+    pub fn server_up(&mut self) {
+        let server = &mut self.server;
+        match &self.network {
+            Some(network) => network.inside(|| server.up()),
+            None => server.up(),
+        }
+    }
+
+    /// Whether a new connection can be made, as the shim would.
+    pub fn reaches_server(&self) -> bool {
+        let address = self.server.url();
+        let address = address.trim_start_matches("http://").parse().unwrap();
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(200));
+        self.network().inside(connect).is_ok()
+    }
+
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().unwrap()
     }
 
     /// Starts a shim and waits until it answers calls.
