@@ -10,6 +10,7 @@
 mod originals;
 mod packs;
 mod report;
+mod rest;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -30,14 +31,12 @@ use crate::store::usage::{SAVE_EVERY_MS, now_ms};
 use crate::store::{PackId, Store};
 use packs::{Cycle, FactBytes};
 pub use report::{Gone, Report};
+use rest::Rest;
 
 /// A look at the budgets, also when nobody rings: the free space of the disk changes without us.
 const PERIOD: Duration = Duration::from_secs(20);
 /// Last uses of layers are one row each, in one batch.
 const SAVE_LAYERS_EVERY_MS: u64 = 600_000;
-/// A cycle that freed nothing is not repeated before this, or this many times what it took, however often the bell rings.
-const BACKOFF: Duration = Duration::from_secs(5);
-const BACKOFF_TIMES: u32 = 20;
 /// Between two rounds, however often the bell rings: so many times what the last one took, within these.
 const PAUSE_TIMES: u32 = 4;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -147,7 +146,8 @@ impl Reclaimer {
 #[derive(Debug, Default)]
 struct Memory {
     facts: FactBytes,
-    not_before: Option<Instant>,
+    /// After a cycle that was not worth it.
+    rest: Option<Rest>,
     ages_looked_at: Option<Instant>,
     /// There are too many layers that are refused or not converted any more.
     crowded: bool,
@@ -296,9 +296,9 @@ impl Inner {
         let held = self.store.pack_bytes();
         let over = held > self.store.reclaim_above();
         let ages = self.are_ages_due(memory);
-        if !(over || ages || memory.crowded || still_needed > 0)
-            || memory.not_before.is_some_and(|at| Instant::now() < at)
-        {
+        let waited_for = self.store.is_waited_for();
+        let rests = |rest: Rest| !rest.is_over(Instant::now(), waited_for);
+        if !(over || ages || memory.crowded || still_needed > 0) || memory.rest.is_some_and(rests) {
             return Ok(());
         }
         let mut wanted = self.wanted(memory)?;
@@ -318,8 +318,7 @@ impl Inner {
             Ok(moved_bytes) => packs::is_idle(report.packs_bytes, *moved_bytes),
             Err(_) => true,
         };
-        let backoff = BACKOFF.max(began.elapsed().saturating_mul(BACKOFF_TIMES));
-        memory.not_before = idle.then(|| Instant::now() + backoff);
+        memory.rest = idle.then(|| Rest::after(began));
         swept.map(drop)
     }
 

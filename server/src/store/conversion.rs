@@ -18,7 +18,7 @@ use super::layers::RECORD_OVERHEAD;
 use super::{Store, StoreError};
 
 /// How long a conversion waits for the reclaimer; a sweep of one pack takes some seconds.
-const ROOM_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const ROOM_WAIT: Duration = Duration::from_secs(30);
 /// The bell may be taken while a cycle that freed nothing has its pause.
 const RING_AGAIN: Duration = Duration::from_secs(1);
 const ROOM_POLL: Duration = Duration::from_millis(20);
@@ -33,6 +33,11 @@ pub struct Conversion {
 }
 
 impl Store {
+    /// Whether a conversion waits for room at the moment.
+    pub fn is_waited_for(&self) -> bool {
+        self.inner.waiting_for_room.load(Ordering::Relaxed) > 0
+    }
+
     /// For one conversion.
     pub fn begin_conversion(&self) -> Conversion {
         Conversion {
@@ -89,6 +94,10 @@ impl Conversion {
 
     fn wait_for_room(&self) -> Result<(), StoreError> {
         let inner = &self.store.inner;
+        if inner.packs.bytes() <= self.store.bytes_max() {
+            return Ok(());
+        }
+        let _waiting = Waiting::begin(&inner.waiting_for_room);
         let give_up = Instant::now() + ROOM_WAIT;
         let mut ring_at = Instant::now();
         while inner.packs.bytes() > self.store.bytes_max() {
@@ -103,6 +112,22 @@ impl Conversion {
             std::thread::sleep(ROOM_POLL);
         }
         Ok(())
+    }
+}
+
+/// One more that waits, until it is dropped.
+struct Waiting<'a>(&'a AtomicU64);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -3,20 +3,21 @@
 //! In: rows. Out: rows. Invariant: every row can be rebuilt from the packs, so any doubt about the index (an error or a
 //! panic of sled, another version) ends in moving it aside and replaying; doubt at run time leaves a mark for the next
 //! opening. One tree, small values: a batch over it is atomic, and rows and progress cannot disagree.
-//! Not here: what is written to packs, and when ([`super::packs`]).
+//! Not here: what rows say, by kind ([`rows`], [`batch`]); what is written to packs, and when ([`super::packs`]).
+
+mod batch;
+mod rows;
 
 use std::collections::HashSet;
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use headstart_layer_format::{BlobDigest, ChainId, ChunkDigest, DiffId, TocDigest};
-use serde::{Deserialize, Serialize};
-
-use super::facts::{Membership, Source, TagFact};
 use super::keys;
-use super::layers::LayerRecord;
-use super::pack::{Location, PackId};
+pub use batch::Batch;
+pub use rows::{ChainRow, TagRow};
+pub(super) use rows::{is_chain, layer_row};
 
 /// Changes when rows change shape; another version is rebuilt, never migrated.
 const INDEX_VERSION: u32 = 3;
@@ -82,78 +83,6 @@ struct Live {
 /// Key and value.
 pub type RawRow = (Vec<u8>, Vec<u8>);
 
-/// One layer that a chain ID was said to end in, and the manifests that said so.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChainRow {
-    pub layer: BlobDigest,
-    pub diff_id: DiffId,
-    pub manifests: Vec<BlobDigest>,
-}
-
-/// A tag, and when its fact was last written to a pack.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TagRow {
-    pub fact: TagFact,
-    pub packed_unix_secs: u64,
-}
-
-/// Rows that become visible together: by key, `None` for one that goes.
-#[derive(Debug, Default)]
-pub struct Batch(Vec<(Vec<u8>, Option<Vec<u8>>)>);
-
-impl Batch {
-    fn insert(&mut self, key: Vec<u8>, row: Vec<u8>) {
-        self.0.push((key, Some(row)));
-    }
-
-    fn remove(&mut self, key: Vec<u8>) {
-        self.0.push((key, None));
-    }
-
-    pub fn chunk(&mut self, digest: &ChunkDigest, at: &Location) {
-        self.insert(keys::chunk(digest), keys::location(at));
-    }
-
-    pub fn toc(&mut self, digest: &TocDigest, at: &Location) {
-        self.insert(keys::toc(digest), keys::location(at));
-    }
-
-    pub fn layer(&mut self, digest: &BlobDigest, record: &LayerRecord, at: &Location) -> Result<(), IndexError> {
-        let mut row = keys::location(at);
-        serde_json::to_writer(&mut row, record).map_err(|_| IndexError::BadRow("write a layer"))?;
-        self.insert(keys::layer(digest), row);
-        Ok(())
-    }
-
-    pub fn forget_layer(&mut self, digest: &BlobDigest) {
-        self.remove(keys::layer(digest));
-    }
-
-    pub fn used(&mut self, layer: &BlobDigest, unix_ms: u64) {
-        self.insert(keys::used(layer), unix_ms.to_le_bytes().to_vec());
-    }
-
-    pub fn forget_used(&mut self, layer: &BlobDigest) {
-        self.remove(keys::used(layer));
-    }
-
-    /// The pack has nothing any more that counts; what the index says of it is void once its file is gone.
-    pub fn doom(&mut self, pack: PackId) {
-        self.insert(keys::doomed(pack), Vec::new());
-    }
-
-    /// The doomed pack's file is gone.
-    pub fn bury(&mut self, pack: PackId) {
-        self.remove(keys::doomed(pack));
-        self.remove(keys::progress(pack));
-    }
-
-    /// Everything of `pack` below `end` has its rows.
-    pub fn progress(&mut self, pack: PackId, end: u64) {
-        self.insert(keys::progress(pack), end.to_le_bytes().to_vec());
-    }
-}
-
 impl Index {
     /// Opens what is there; the caller rebuilds on any error.
     pub fn open(parent: &Path) -> Result<Self, IndexError> {
@@ -166,7 +95,7 @@ impl Index {
         let index = Self::open_sled(parent, DIR)?;
         let version = index
             .get("read the version", keys::VERSION)?
-            .and_then(|v| v.as_ref().try_into().ok().map(u32::from_le_bytes));
+            .and_then(|v| v[..].try_into().ok().map(u32::from_le_bytes));
         if version != Some(INDEX_VERSION) {
             return Err(IndexError::OtherVersion(version));
         }
@@ -367,7 +296,7 @@ impl Index {
         }
     }
 
-    fn get(&self, what: &'static str, key: &[u8]) -> Result<Option<sled::IVec>, IndexError> {
+    fn get(&self, what: &'static str, key: &[u8]) -> Result<Option<impl Deref<Target = [u8]> + use<>>, IndexError> {
         self.guard(what, |db| db.get(key))
     }
 
@@ -375,32 +304,10 @@ impl Index {
         self.change(what, [&key[..]], |db| db.insert(&key, value)).map(drop)
     }
 
-    fn get_json<T: for<'a> Deserialize<'a>>(&self, what: &'static str, key: &[u8]) -> Result<Option<T>, IndexError> {
-        let Some(row) = self.get(what, key)? else {
-            return Ok(None);
-        };
-        match serde_json::from_slice(&row) {
-            Ok(value) => Ok(Some(value)),
-            Err(_) => Err(self.bad_row(what)),
-        }
-    }
-
-    fn put_json<T: Serialize>(&self, what: &'static str, key: Vec<u8>, value: &T) -> Result<(), IndexError> {
-        let bytes = serde_json::to_vec(value).map_err(|_| IndexError::BadRow(what))?;
-        self.put(what, key, &bytes)
-    }
-
     fn bad_row(&self, what: &'static str) -> IndexError {
         let error = IndexError::BadRow(what);
         self.mark_suspect(&error);
         error
-    }
-
-    fn get_location(&self, what: &'static str, key: &[u8]) -> Result<Option<Location>, IndexError> {
-        let Some(row) = self.get(what, key)? else {
-            return Ok(None);
-        };
-        keys::location_from(&row).map(Some).ok_or_else(|| self.bad_row(what))
     }
 
     pub fn apply(&self, batch: Batch) -> Result<(), IndexError> {
@@ -417,40 +324,9 @@ impl Index {
         })
     }
 
-    /// Writes the row of a chunk; for a rebuild, which has nothing to be atomic with.
-    pub fn set_chunk(&self, digest: &[u8; 32], at: &[u8; 20]) -> Result<(), IndexError> {
-        let digest = ChunkDigest::from_bytes(*digest);
-        self.put("write a chunk", keys::chunk(&digest), at)
-    }
-
     /// To disk; slow.
     pub fn flush(&self) -> Result<(), IndexError> {
         self.guard("flush the index", |db| db.flush()).map(drop)
-    }
-
-    /// Up to where each pack is indexed.
-    pub fn progress(&self) -> Result<Vec<(PackId, u64)>, IndexError> {
-        let what = "read the progress";
-        let rows = self.guard(what, |db| {
-            db.scan_prefix([keys::PROGRESS]).collect::<sled::Result<Vec<_>>>()
-        })?;
-        rows.iter()
-            .map(|(k, v)| {
-                let pack = k.get(1..)?.try_into().ok().map(u32::from_be_bytes)?;
-                let end = v.as_ref().try_into().ok().map(u64::from_le_bytes)?;
-                Some((PackId(pack), end))
-            })
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| self.bad_row(what))
-    }
-
-    pub fn chunk(&self, d: &ChunkDigest) -> Result<Option<Location>, IndexError> {
-        self.get_location("look up a chunk", &keys::chunk(d))
-    }
-
-    /// Forgets a damaged chunk, unless it has been replaced meanwhile.
-    pub fn forget_chunk(&self, d: &ChunkDigest, at: &Location) -> Result<(), IndexError> {
-        self.forget_if("forget a chunk", &keys::chunk(d), &keys::location(at))
     }
 
     /// Removes a row if it says this, in one step: a row that a commit has just replaced stays.
@@ -458,16 +334,6 @@ impl Index {
         // Whether it was the row is nobody's concern.
         self.change(what, [key], |db| db.compare_and_swap(key, Some(row), None::<&[u8]>))
             .map(drop)
-    }
-
-    /// Forgets where a manifest's fact is, if it is said to be there.
-    pub fn forget_manifest(&self, d: &BlobDigest, at: &Location) -> Result<(), IndexError> {
-        self.forget_if("forget a manifest", &keys::manifest(d), &keys::location(at))
-    }
-
-    /// The same for an image's DiffIDs.
-    pub fn forget_diff_ids(&self, manifest: &BlobDigest, at: &Location) -> Result<(), IndexError> {
-        self.forget_if("forget DiffIDs", &keys::diff_ids(manifest), &keys::location(at))
     }
 
     /// Rows as they are, in order, after `after`; at most `max`.
@@ -481,7 +347,7 @@ impl Index {
 
     /// Whether a row is still what it was.
     pub fn is_row(&self, key: &[u8], row: &[u8]) -> Result<bool, IndexError> {
-        Ok(self.get("look up a row", key)?.is_some_and(|now| now.as_ref() == row))
+        Ok(self.get("look up a row", key)?.is_some_and(|now| &now[..] == row))
     }
 
     /// It was found to be wrong: the next opening rebuilds it.
@@ -489,200 +355,20 @@ impl Index {
         self.mark_suspect(&IndexError::Suspect);
     }
 
-    pub fn toc(&self, d: &TocDigest) -> Result<Option<Location>, IndexError> {
-        self.get_location("look up a TOC", &keys::toc(d))
-    }
-
-    /// Forgets a TOC that nothing needs, unless it has been written anew meanwhile.
-    pub fn forget_toc_at(&self, d: &TocDigest, at: &Location) -> Result<(), IndexError> {
-        self.forget_if("forget a TOC", &keys::toc(d), &keys::location(at))
-    }
-
-    /// Forgets a damaged TOC, so that the next conversion writes it again.
-    pub fn forget_toc(&self, d: &TocDigest) -> Result<(), IndexError> {
-        self.set_row(&keys::toc(d), None)
-    }
-
-    pub fn layer(&self, d: &BlobDigest) -> Result<Option<LayerRecord>, IndexError> {
-        Ok(self.layer_row(d)?.map(|(_, record)| record))
-    }
-
-    /// A layer's state, and where its record is.
-    pub fn layer_row(&self, d: &BlobDigest) -> Result<Option<(Location, LayerRecord)>, IndexError> {
-        let what = "look up a layer";
-        let Some(row) = self.get(what, &keys::layer(d))? else {
-            return Ok(None);
-        };
-        layer_row(&row).map(Some).ok_or_else(|| self.bad_row(what))
-    }
-
-    /// Every layer with its state.
-    pub fn layers(&self) -> Result<Vec<(BlobDigest, LayerRecord)>, IndexError> {
-        self.collect("list layers", &[keys::LAYER], |key, row| {
-            Some((keys::blob_from(key)?, layer_row(row)?.1))
-        })
-    }
-
-    /// Every manifest that was ever served.
-    pub fn manifests(&self) -> Result<Vec<BlobDigest>, IndexError> {
-        self.collect("list manifests", &[keys::MANIFEST], |key, _| keys::blob_from(key))
-    }
-
-    pub fn tags(&self) -> Result<Vec<(Source, String, TagRow)>, IndexError> {
-        self.collect("list tags", &[keys::TAG], |key, row| {
-            let (source, tag) = keys::tag_from(key)?;
-            Some((source, tag, serde_json::from_slice(row).ok()?))
-        })
-    }
-
-    /// Targets of pins, whether they are pinned, and where the record is.
-    pub fn pins(&self) -> Result<Vec<(Vec<u8>, bool, Location)>, IndexError> {
-        self.collect("list pins", &[keys::PIN], |key, row| {
-            let (pinned, at) = row.split_first()?;
-            Some((key.to_vec(), *pinned == 1, keys::location_from(at)?))
-        })
-    }
-
-    pub fn pin(&self, target: &[u8]) -> Result<Option<(bool, Location)>, IndexError> {
-        let what = "look up a pin";
-        let Some(row) = self.get(what, &keys::pin(target))? else {
-            return Ok(None);
-        };
-        let parsed = row
-            .split_first()
-            .and_then(|(pinned, at)| Some((*pinned == 1, keys::location_from(at)?)));
-        parsed.map(Some).ok_or_else(|| self.bad_row(what))
-    }
-
-    pub fn set_pin(&self, target: &[u8], pinned: bool, at: &Location) -> Result<(), IndexError> {
-        let mut row = vec![u8::from(pinned)];
-        row.extend(keys::location(at));
-        self.put("write a pin", keys::pin(target), &row)
-    }
-
-    /// When a layer was last used, as far as it was written down.
-    pub fn used(&self, layer: &BlobDigest) -> Result<Option<u64>, IndexError> {
-        let row = self.get("look up a last use", &keys::used(layer))?;
-        Ok(row.and_then(|row| row.as_ref().try_into().ok().map(u64::from_le_bytes)))
-    }
-
-    /// Packs whose files may be gone.
-    pub fn doomed(&self) -> Result<Vec<PackId>, IndexError> {
-        self.collect("list doomed packs", &[keys::DOOMED], |key, _| {
-            Some(PackId(u32::from_be_bytes(key.try_into().ok()?)))
-        })
-    }
-
-    /// Rows with this prefix; a row that does not parse is an error.
+    /// Rows with this prefix, at most `max`; a row that does not parse is an error. `parse` gets the key behind the prefix.
     fn collect<T>(
         &self,
         what: &'static str,
         prefix: &[u8],
+        max: usize,
         parse: impl Fn(&[u8], &[u8]) -> Option<T>,
     ) -> Result<Vec<T>, IndexError> {
         let rows = self.guard(what, |db| {
-            let rows = db.scan_prefix(prefix);
+            let rows = db.scan_prefix(prefix).take(max);
             rows.map(|row| row.map(|(k, v)| parse(k.get(prefix.len()..)?, &v)))
                 .collect::<sled::Result<Option<Vec<_>>>>()
         })?;
         rows.ok_or_else(|| self.bad_row(what))
-    }
-
-    pub fn manifest(&self, d: &BlobDigest) -> Result<Option<Location>, IndexError> {
-        self.get_location("look up a manifest", &keys::manifest(d))
-    }
-
-    pub fn set_manifest(&self, d: &BlobDigest, at: &Location) -> Result<(), IndexError> {
-        self.put("write a manifest", keys::manifest(d), &keys::location(at))
-    }
-
-    pub fn diff_ids(&self, manifest: &BlobDigest) -> Result<Option<Location>, IndexError> {
-        self.get_location("look up DiffIDs", &keys::diff_ids(manifest))
-    }
-
-    pub fn set_diff_ids(&self, manifest: &BlobDigest, at: &Location) -> Result<(), IndexError> {
-        self.put("write DiffIDs", keys::diff_ids(manifest), &keys::location(at))
-    }
-
-    pub fn tag(&self, s: &Source, tag: &str) -> Result<Option<TagRow>, IndexError> {
-        self.get_json("look up a tag", &keys::tag(s, tag))
-    }
-
-    pub fn set_tag(&self, s: &Source, tag: &str, row: &TagRow) -> Result<(), IndexError> {
-        self.put_json("write a tag", keys::tag(s, tag), row)
-    }
-
-    /// Names of the tags of one source, at most `max`.
-    pub fn tags_of(&self, s: &Source, max: usize) -> Result<Vec<String>, IndexError> {
-        let (what, prefix) = ("list tags", keys::tag(s, ""));
-        let rows = self.guard(what, |db| {
-            let rows = db.scan_prefix(&prefix).keys().take(max);
-            rows.collect::<sled::Result<Vec<_>>>()
-        })?;
-        rows.iter()
-            .map(|k| String::from_utf8(k.get(prefix.len()..)?.to_vec()).ok())
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| self.bad_row(what))
-    }
-
-    pub fn member(&self, s: &Source, d: &BlobDigest) -> Result<Option<Membership>, IndexError> {
-        let row = self.get("look up a member", &keys::member(s, d))?;
-        Ok(row.map(|row| match row.is_empty() {
-            true => Membership::Named,
-            false => Membership::Served,
-        }))
-    }
-
-    /// Membership is kept always, the way back (blob to source) for at most `sources_max` sources.
-    pub fn add_member(
-        &self,
-        s: &Source,
-        d: &BlobDigest,
-        membership: Membership,
-        sources_max: usize,
-    ) -> Result<(), IndexError> {
-        match (membership, self.member(s, d)?) {
-            (Membership::Named, Some(_)) | (Membership::Served, Some(Membership::Served)) => {}
-            (Membership::Named, None) => self.put("write a member", keys::member(s, d), &[])?,
-            (Membership::Served, _) => self.put("write a member", keys::member(s, d), &[1])?,
-        }
-        if self.sources(d, sources_max)?.len() < sources_max {
-            self.put("write a source", keys::source(d, s), &[])?;
-        }
-        Ok(())
-    }
-
-    pub fn sources(&self, d: &BlobDigest, max: usize) -> Result<Vec<Source>, IndexError> {
-        let (what, prefix) = ("list sources", keys::sources(d));
-        let rows = self.guard(what, |db| {
-            db.scan_prefix(&prefix)
-                .keys()
-                .take(max)
-                .collect::<sled::Result<Vec<_>>>()
-        })?;
-        rows.iter()
-            .map(|k| keys::source_from(k.get(prefix.len()..)?))
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| self.bad_row(what))
-    }
-
-    pub fn chain(&self, c: &ChainId) -> Result<Vec<ChainRow>, IndexError> {
-        Ok(self.get_json("look up a chain", &keys::chain(c))?.unwrap_or_default())
-    }
-
-    /// Rows of a room that keeps its truth elsewhere.
-    pub fn notes(&self) -> Result<Vec<RawRow>, IndexError> {
-        self.collect("list notes", &[keys::NOTE], |key, row| {
-            Some((key.to_vec(), row.to_vec()))
-        })
-    }
-
-    pub fn set_note(&self, key: &[u8], row: Option<&[u8]>) -> Result<(), IndexError> {
-        self.set_row(&keys::note(key), row)
-    }
-
-    pub fn set_chain(&self, c: &ChainId, rows: &[ChainRow]) -> Result<(), IndexError> {
-        self.put_json("write a chain", keys::chain(c), &rows)
     }
 }
 
@@ -697,16 +383,6 @@ fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether this is the row of a chain.
-pub(super) fn is_chain(row: &[u8]) -> bool {
-    serde_json::from_slice::<Vec<ChainRow>>(row).is_ok()
-}
-
-pub(super) fn layer_row(row: &[u8]) -> Option<(Location, LayerRecord)> {
-    let at = keys::location_from(row.get(..20)?)?;
-    Some((at, serde_json::from_slice(row.get(20..)?).ok()?))
 }
 
 #[cfg(test)]

@@ -118,6 +118,8 @@ struct Inner {
     layer_use: LayerUse,
     /// Bytes of packs; `u64::MAX`: no limit.
     bytes_max: AtomicU64,
+    /// Conversions that wait for the reclaimer.
+    waiting_for_room: AtomicU64,
     /// Rung when the packs come near that.
     bell: OnceLock<Bell>,
     /// Tells the committer thread to stop, by being dropped.

@@ -136,6 +136,7 @@ fn open_in(
         in_flight: InFlight::default(),
         layer_use: LayerUse::default(),
         bytes_max: AtomicU64::new(u64::MAX),
+        waiting_for_room: AtomicU64::default(),
         bell: OnceLock::new(),
         _committer: committer,
         opened: report,

@@ -3,8 +3,14 @@
 //! In: records. Out: locations, payloads. Invariant: index rows for chunks and TOCs are written only after the pack was
 //! synced ([`Packs::commit`]), and in one batch with the pack's progress, so a crash never leaves a row without its
 //! bytes, and an opening replays exactly what has no rows. A pack is sealed when a higher number exists.
+//! Here is the writing half: appending, rolling, committing. Reading is in [`reading`], moving and deleting in [`moving`], a
+//! pack whose sync failed in [`salvage`].
 //! Not here: the meaning of facts and layer states ([`super`], [`super::layers`]); what is moved or deleted, and when
 //! ([`super::sweep`]).
+
+mod moving;
+mod reading;
+mod salvage;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -12,27 +18,24 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use headstart_layer_format::{BlobDigest, ChunkDigest, TocDigest};
 
 use super::disk::Disk;
 use super::hot::Hot;
 use super::index::{Batch, Index};
 use super::layers::LayerRecord;
-use super::learned::index_fact;
 use super::pack::{Location, PACK_HEADER_LEN, Pack, PackId};
 use super::record::{RecordHeader, RecordKind};
 use super::recover::scan;
 use super::seal::{Draft, RECORDS_MAX};
 use super::{StoreError, keys};
+use salvage::Suspect;
 
 /// Open sealed packs kept: one file descriptor each.
 const OPEN_PACKS_MAX: usize = 256;
 /// Commit at least this often, so that dirty pages and unindexed rows stay bounded.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 const UNCOMMITTED_ROWS_MAX: usize = 2048;
-/// A record may be moved while it is looked for; twice within one read is already very unlikely.
-const LOOKUPS_MAX: usize = 3;
 
 #[derive(Debug)]
 pub struct Packs {
@@ -71,14 +74,6 @@ struct Writer {
     synced: u64,
     /// The pack is not rolled while there are any.
     suspects: Vec<Suspect>,
-}
-
-/// A pack of which a sync failed. The kernel forgets what it could not write, and the next sync succeeds: nothing of the
-/// pack from `from` on may be believed to be on the disk, although it can be read for now.
-#[derive(Clone, Debug)]
-struct Suspect {
-    pack: Arc<Pack>,
-    from: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -184,65 +179,6 @@ impl Packs {
         Ok(())
     }
 
-    /// Writes everything that a suspect pack may have lost once more, into another.
-    fn salvage(&self, index: &Index, w: &mut Writer, suspect: &Suspect) -> Result<(), StoreError> {
-        let Suspect { pack, from } = suspect;
-        let failed = StoreError::io;
-        let end = match w.pack.id == pack.id {
-            true => {
-                let end = w.end;
-                self.begin_next(w, *from).map_err(failed("begin another pack"))?;
-                end
-            }
-            false => pack.file_len()?,
-        };
-        let mut moved = HashMap::new();
-        let scanned = scan(pack, *from, end, true, |found| {
-            let (header, at) = (found.header, found.location);
-            if header.kind == RecordKind::Footer {
-                return Ok(());
-            }
-            let Some(payload) = pack.read(at, header.kind, &header.key)? else {
-                return Ok(());
-            };
-            let to = self
-                .append(w, header.kind, &header.key, header.raw_len, &payload)
-                .map_err(failed("write a record once more"))?;
-            if let (RecordKind::Fact, Ok(fact)) = (header.kind, serde_json::from_slice(&payload)) {
-                index_fact(index, &fact, to)?;
-            }
-            moved.insert(at.offset, to);
-            Ok::<_, StoreError>(())
-        })?;
-        tracing::error!(
-            pack = pack.id.0,
-            from,
-            records = moved.len(),
-            damaged = scanned.damaged,
-            "a pack could not be synced; what it may have lost is written once more"
-        );
-        let moves = |at: &mut Location| match at.pack == pack.id && at.offset >= *from {
-            true => moved.get(&at.offset).map(|to| *at = *to).is_some(),
-            false => true,
-        };
-        w.rows.retain_mut(|row| match row {
-            Row::Chunk(_, at) | Row::Toc(_, at) | Row::Layer(_, _, at) => moves(at),
-        });
-        w.chunks.retain(|_, at| moves(at));
-        w.rolled
-            .iter_mut()
-            .filter(|(id, _)| *id == pack.id)
-            .for_each(|(_, end)| *end = *from);
-        if let Some(before) = self.lengths().insert(pack.id, *from) {
-            self.bytes.fetch_sub(before.saturating_sub(*from), Ordering::Relaxed);
-        }
-        // Records that are there twice harm nobody.
-        if let Err(error) = pack.truncate(*from) {
-            tracing::warn!(pack = pack.id.0, %error, "a pack that could not be synced is not cut");
-        }
-        Ok(())
-    }
-
     /// Its length; 0 if there is none.
     fn write_footer(&self, w: &Writer) -> io::Result<u64> {
         let Some(mut draft) = w.footer_before.clone() else {
@@ -312,95 +248,6 @@ impl Packs {
     pub fn current(&self) -> (PackId, u64) {
         let w = self.writer();
         (w.pack.id, w.end)
-    }
-
-    /// Whether no other pack is older, nor one that cannot be read at the moment.
-    pub fn is_oldest(&self, id: PackId) -> io::Result<bool> {
-        let first = self.lengths().keys().next().copied();
-        Ok(first == Some(id) && self.strangers()?.iter().all(|stranger| *stranger > id))
-    }
-
-    /// Says that a pack is doomed, and in the same step forgets those of `states` that are still in it.
-    pub fn doom(&self, index: &Index, id: PackId, states: &[BlobDigest]) -> Result<(), StoreError> {
-        // A later state, whose row is on its way, comes before or after this.
-        let _order = self.committing();
-        let mut batch = Batch::default();
-        batch.doom(id);
-        for layer in states {
-            if index.layer_row(layer)?.is_some_and(|(at, _)| at.pack == id) {
-                batch.forget_layer(layer);
-            }
-        }
-        Ok(index.apply(batch)?)
-    }
-
-    /// Deletes the file of a sealed pack that nothing points into any more. Whoever has it open reads on.
-    pub fn delete(&self, id: PackId) -> io::Result<()> {
-        match self.disk.remove(&id.path(&self.dir)) {
-            // Lost, and read through the open file only.
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        self.gone(id)
-    }
-
-    /// A pack's name is gone from the directory.
-    fn gone(&self, id: PackId) -> io::Result<()> {
-        self.disk.sync_dir(&self.dir)?;
-        self.sealed.forget(&id);
-        if let Some(len) = self.lengths().remove(&id) {
-            self.bytes.fetch_sub(len, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Writes a chunk's record once more, at the end of the log; its row follows with the next commit.
-    pub fn move_chunk(&self, digest: &ChunkDigest, raw_len: u32, frame: &[u8]) -> Result<(), StoreError> {
-        let mut w = self.writer();
-        let at = self
-            .append(&mut w, RecordKind::Chunk, digest.as_bytes(), raw_len, frame)
-            .map_err(StoreError::io("move a chunk"))?;
-        w.rows.push(Row::Chunk(*digest, at));
-        Ok(())
-    }
-
-    /// The same for a layer's state, if the one at `from` is still the latest.
-    pub fn move_layer(&self, index: &Index, layer: &BlobDigest, from: &Location) -> Result<bool, StoreError> {
-        // A commit under way has rows that neither the writer nor the index shows: a later state may be among them, and
-        // must not be overtaken.
-        let _order = self.committing();
-        let mut w = self.writer();
-        if w.rows.iter().any(|row| matches!(row, Row::Layer(l, ..) if l == layer)) {
-            return Ok(false);
-        }
-        let Some((at, record)) = index.layer_row(layer)?.filter(|(at, _)| at == from) else {
-            return Ok(false);
-        };
-        debug_assert_eq!(at, *from);
-        let payload = serde_json::to_vec(&record).map_err(|_| StoreError::Encode)?;
-        let at = self
-            .append(&mut w, RecordKind::LayerState, &keys::blob(layer), 0, &payload)
-            .map_err(StoreError::io("move a layer state"))?;
-        w.rows.push(Row::Layer(*layer, record, at));
-        Ok(true)
-    }
-
-    /// The same for a fact, if `still` (asked while nothing else can be appended) says that it counts.
-    pub fn move_fact(
-        &self,
-        payload: &[u8],
-        still: impl FnOnce() -> Result<bool, StoreError>,
-        index: impl FnOnce(Location) -> Result<(), StoreError>,
-    ) -> Result<bool, StoreError> {
-        let mut w = self.writer();
-        if !still()? {
-            return Ok(false);
-        }
-        let at = self
-            .append(&mut w, RecordKind::Fact, &[], 0, payload)
-            .map_err(StoreError::io("move a fact"))?;
-        index(at)?;
-        Ok(true)
     }
 
     /// Appends a chunk unless it is there already. Returns its location, and whether it was new.
@@ -538,106 +385,5 @@ impl Packs {
         }
         batch.progress(pack.id, end);
         Ok(index.apply(batch)?)
-    }
-
-    /// An open pack; `None`: it has no valid header.
-    pub fn pack(&self, id: PackId) -> io::Result<Option<Arc<Pack>>> {
-        let current = Arc::clone(&self.writer().pack);
-        if current.id == id {
-            return Ok(Some(current));
-        }
-        if let Some(pack) = self.sealed.get(&id) {
-            return Ok(Some(pack));
-        }
-        // Before the file is opened: one that is deleted meanwhile is not kept open.
-        let ticket = self.sealed.ticket();
-        let Some(pack) = Pack::open(&self.disk, &self.dir, id)? else {
-            return Ok(None);
-        };
-        let pack = Arc::new(pack);
-        self.sealed.keep(ticket, id, Arc::clone(&pack), 1);
-        Ok(Some(pack))
-    }
-
-    /// The pack's file opened anew: what is on the disk now, whatever was read of it before. `Ok(None)`: its header is
-    /// damaged.
-    pub fn open_anew(&self, id: PackId) -> io::Result<Option<Pack>> {
-        Pack::open(&self.disk, &self.dir, id)
-    }
-
-    /// Files that are named like packs and are not in use: their headers could not be read.
-    pub fn strangers(&self) -> io::Result<Vec<PackId>> {
-        let mut out = Vec::new();
-        for entry in std::fs::read_dir(&self.dir)? {
-            out.extend(entry?.file_name().to_str().and_then(PackId::from_file_name));
-        }
-        // Asked afterwards: a pack that is new since is in use by now, and one that was swept is no file any more.
-        out.sort();
-        let (current, _) = self.current();
-        let lengths = self.lengths();
-        // A later one than the current is made anew by the next roll.
-        out.retain(|id| *id < current && !lengths.contains_key(id));
-        Ok(out)
-    }
-
-    /// Moves the file of a sealed pack, of which nothing can be read, out of the way; it may be gone already.
-    pub fn set_aside(&self, id: PackId, to: &Path) -> io::Result<()> {
-        match self.disk.rename(&id.path(&self.dir), to) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        self.gone(id)
-    }
-
-    /// The payload of the record that `locate` finds. A pack may be swept between the look-up and the read, so a miss
-    /// looks once more. `Err(at)`: the record there is damaged or gone.
-    pub fn read_located(
-        &self,
-        kind: RecordKind,
-        key: &[u8],
-        locate: impl Fn() -> Result<Option<Location>, StoreError>,
-    ) -> Result<Option<Result<Bytes, Location>>, StoreError> {
-        let mut last = None;
-        for _ in 0..LOOKUPS_MAX {
-            let Some(at) = locate()? else { return Ok(None) };
-            if last == Some(at) {
-                break;
-            }
-            if let Some(payload) = self.read(at, kind, key)? {
-                return Ok(Some(Ok(payload)));
-            }
-            last = Some(at);
-        }
-        Ok(last.map(Err))
-    }
-
-    /// The verified payload; `None` when the record is damaged or gone. An error says nothing about the record.
-    pub fn read(&self, at: Location, kind: RecordKind, key: &[u8]) -> io::Result<Option<Bytes>> {
-        self.in_pack(at.pack, |pack| pack.read(at, kind, key))
-    }
-
-    /// As [`Packs::read`], of records of one pack that lie one behind the other.
-    pub fn read_run(&self, kind: RecordKind, run: &[(Location, &[u8])]) -> io::Result<Vec<Option<Bytes>>> {
-        let Some((first, _)) = run.first() else {
-            return Ok(Vec::new());
-        };
-        let read = self.in_pack(first.pack, |pack| pack.read_run(kind, run).map(Some))?;
-        Ok(read.unwrap_or_default())
-    }
-
-    /// Whether the header of exactly this record is there; as [`Packs::read`].
-    pub fn is_header(&self, at: Location, kind: RecordKind, key: &[u8]) -> io::Result<bool> {
-        let header = self.in_pack(at.pack, |pack| pack.header(at, kind, key))?;
-        Ok(header.is_some())
-    }
-
-    fn in_pack<T>(&self, id: PackId, read: impl Fn(&Pack) -> io::Result<Option<T>>) -> io::Result<Option<T>> {
-        match self.pack(id) {
-            Ok(Some(pack)) => read(&pack),
-            Ok(None) => Ok(None),
-            // Swept since the location was looked up: the caller looks it up again.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 }

@@ -1,0 +1,275 @@
+//! The list of fetches that are under way.
+//!
+//! In: an errand. Out: a place on the list, with the fetch once its upstream has answered. Invariant: a digest has at most
+//! one fetch from an upstream at a time, and what ends takes only itself off the list.
+//! Not here: what a fetch does ([`crate::read::fetch`]), who may join one ([`super`]).
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, MutexGuard, PoisonError},
+};
+
+use headstart_layer_format::BlobDigest;
+use tokio::sync::watch;
+use tracing::{Instrument as _, Span, field::Empty};
+
+use super::{Blobs, ReadError};
+use crate::{
+    metrics::names::Level,
+    read::{errand::Errand, fetch::Fetch, negative::What, opening::Opened, wants::Wants},
+    store::{facts::Source, leftovers::Remove},
+    telemetry::{self, Cause},
+    upstream::Caller,
+};
+
+/// What an upstream, by its canonical name, says a digest is.
+pub(super) type Key = (BlobDigest, String);
+
+type Started = Option<Result<Arc<Fetch>, ReadError>>;
+
+/// A fetch that is being started or is under way.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    /// Who it was started for: an upstream's "no" is an answer to them alone.
+    pub(super) source: Source,
+    pub(super) caller: Caller,
+    ready: watch::Receiver<Started>,
+    /// The fetch's span, for the spans of those who join it.
+    cause: Cause,
+}
+
+impl Blobs {
+    /// Whether a fetch of the blob is under way and brings bytes.
+    pub fn is_arriving(&self, digest: &BlobDigest) -> bool {
+        let arrives = |slot: &Slot| matches!(&*slot.ready.borrow(), Some(Ok(fetch)) if !fetch.flight.has_failed());
+        let fetches = self.fetches();
+        fetches.iter().any(|((of, _), slot)| of == digest && arrives(slot))
+    }
+
+    /// The slot of the fetch under way, or that of a new one.
+    pub(super) fn join(&self, errand: &Errand, source: &Source, wants: &Wants) -> Result<Slot, ReadError> {
+        let key = (errand.digest, source.upstream.clone());
+        let mut fetches = self.fetches();
+        if let Some(slot) = fetches.get(&key).filter(|slot| !slot.has_failed()) {
+            slot.cause.link();
+            return Ok(slot.clone());
+        }
+        if self.yard().stop.is_cancelled() {
+            return Err(ReadError::Stopping);
+        }
+        let (publish, ready) = watch::channel(None);
+        // At the level of errors, so that every line that is shown has the request's name.
+        let span = tracing::error_span!(parent: None, "fetch", request_id = Empty, digest = %errand.digest, upstream = %source.upstream);
+        let span = Cause::here().of(span);
+        let slot = Slot {
+            source: source.clone(),
+            caller: errand.caller.clone(),
+            ready,
+            cause: span.in_scope(Cause::here),
+        };
+        fetches.insert(key.clone(), slot.clone());
+        // A task of its own: no client's leaving stops it.
+        let begun = self
+            .clone()
+            .begin(key, errand.clone(), source.clone(), wants.clone(), publish);
+        self.yard().tasks.spawn(begun.instrument(span));
+        Ok(slot)
+    }
+
+    /// A fetch from its first request until its files are left for good.
+    async fn begin(self, key: Key, errand: Errand, source: Source, wants: Wants, publish: watch::Sender<Started>) {
+        let (digest, caller) = (errand.digest, errand.caller.clone());
+        let (setbacks, negative) = (self.0.setbacks.clone(), self.0.negative.clone());
+        let _held = self.yard().metrics.hold(Level::BlobFlights, &[]);
+        let started = async {
+            let permit = self.yard().whole(errand.asker).await?;
+            let opened = tokio::select! {
+                biased;
+                () = self.yard().stop.cancelled() => return Err(ReadError::Stopping),
+                opened = Opened::ask(&errand, &wants) => opened?,
+            };
+            Ok((Fetch::new(errand, opened), permit))
+        };
+        match started.await {
+            Ok(((fetch, first), permit)) => {
+                negative.learn(&source, &caller, What::Blob(digest), Ok(()));
+                fetch.depart(first, permit);
+                publish.send_replace(Some(Ok(fetch.clone())));
+                tokio::join!(self.remember(&source, &digest), fetch.clone().fly());
+                if let Some(outcome) = fetch.flight.outcome() {
+                    if let Err(error) = &outcome {
+                        telemetry::failed(&Span::current(), error);
+                    }
+                    setbacks.ended(&source, &caller, &digest, outcome.as_ref().copied());
+                }
+                self.leave(&key, &publish);
+            }
+            Err(error) => {
+                // What was already here is no failure.
+                if !matches!(error, ReadError::Incomplete) {
+                    telemetry::failed(&Span::current(), &error);
+                    setbacks.refused(&source, &caller, &digest, &error);
+                }
+                // Before it is off the list: who comes between the two would ask again.
+                if let ReadError::Upstream(error) = &error {
+                    negative.learn::<()>(&source, &caller, What::Blob(digest), Err(error));
+                }
+                self.leave(&key, &publish);
+                publish.send_replace(Some(Err(error)));
+            }
+        }
+    }
+
+    /// Takes a fetch that has ended off the list, unless another has taken its place there: a flight that has failed
+    /// is replaced at once, while its own fetch is still on its way out.
+    pub(super) fn leave(&self, key: &Key, ended: &watch::Sender<Started>) {
+        let mut fetches = self.fetches();
+        if fetches
+            .get(key)
+            .is_some_and(|slot| slot.ready.same_channel(&ended.subscribe()))
+        {
+            fetches.remove(key);
+        }
+    }
+
+    pub(super) fn fetches(&self) -> MutexGuard<'_, HashMap<Key, Slot>> {
+        // Only whole inserts and removes happen under the lock.
+        self.0.fetches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which blob and upstream the partial at this path is of, if the upstream is still configured.
+    pub(in crate::read) fn owner(&self, partial: &Path) -> Option<(BlobDigest, String)> {
+        let digest = self.yard().originals.digest_of(partial)?;
+        let mut names = self.0.upstreams.names();
+        let name = names.find(|name| self.yard().originals.partial_path(&digest, name) == partial)?;
+        Some((digest, name.to_owned()))
+    }
+
+    /// Sees to it that no fetch of this begins, unless there is one.
+    pub(in crate::read) fn occupy(&self, digest: &BlobDigest, upstream: &str) -> Option<Occupied> {
+        let key = (*digest, upstream.to_owned());
+        let mut fetches = self.fetches();
+        if fetches.get(&key).is_some_and(|slot| !slot.has_failed()) {
+            return None;
+        }
+        let (publish, ready) = watch::channel(None);
+        // Nobody's: whoever waits for it finds out for himself.
+        let source = Source {
+            upstream: upstream.to_owned(),
+            repository: String::new(),
+        };
+        let slot = Slot {
+            source,
+            caller: Caller::Server,
+            ready,
+            cause: Cause::here(),
+        };
+        fetches.insert(key.clone(), slot);
+        Some(Occupied { key, publish })
+    }
+
+    /// Runs `remove` unless there is a fetch with this partial; none begins meanwhile.
+    pub(crate) fn unless_in_use(&self, partial: &Path, remove: Remove<'_>) {
+        let fetches = self.fetches();
+        let originals = &self.yard().originals;
+        let in_use = fetches
+            .keys()
+            .any(|(digest, upstream)| originals.partial_path(digest, upstream) == partial);
+        if !in_use {
+            remove();
+        }
+    }
+}
+
+/// A place on the list of fetches without a fetch. Dropped, it fails those who wait.
+#[derive(Debug)]
+pub(in crate::read) struct Occupied {
+    key: Key,
+    publish: watch::Sender<Started>,
+}
+
+impl Occupied {
+    pub(in crate::read) fn end(self, blobs: &Blobs, told: ReadError) {
+        blobs.leave(&self.key, &self.publish);
+        self.publish.send_replace(Some(Err(told)));
+    }
+}
+
+impl Slot {
+    pub(super) fn has_failed(&self) -> bool {
+        match &*self.ready.borrow() {
+            Some(Ok(fetch)) => fetch.flight.has_failed(),
+            Some(Err(_)) => true,
+            None => self.ready.has_changed().is_err(),
+        }
+    }
+
+    pub(super) async fn wait(mut self) -> Result<Arc<Fetch>, ReadError> {
+        match self.ready.wait_for(Option::is_some).await {
+            Ok(ready) => ready.clone().unwrap_or(Err(ReadError::Incomplete)),
+            Err(_) => Err(ReadError::Stopping),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        config::{Config, UpstreamConfig},
+        metrics::Metrics,
+        read::negative::Negative,
+        store::{Store, originals::Originals},
+        upstream::Upstreams,
+    };
+
+    fn source() -> Source {
+        Source {
+            upstream: "u".into(),
+            repository: "r".into(),
+        }
+    }
+
+    /// A flight with wrong bytes fails its readers before its fetch has left the list. A reader that comes at that
+    /// moment starts a new fetch; the old one, on leaving, took the *new* one off the list, so a third reader started
+    /// another beside it: two writers of one partial file, each hashing only what it wrote itself.
+    #[tokio::test]
+    async fn a_fetch_that_ends_does_not_take_its_successor_off_the_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            upstreams: vec![UpstreamConfig::new("u", "http://127.0.0.1:1")],
+            default_upstream: None,
+            ..Config::default()
+        };
+        let metrics = Metrics::new();
+        let blobs = Blobs::new(
+            Originals::open(dir.path()).unwrap(),
+            Store::open(dir.path()).unwrap(),
+            Upstreams::new(&config, &metrics).unwrap(),
+            config.fetch.clone(),
+            Negative::new(Duration::ZERO),
+            metrics,
+        );
+        let key = (BlobDigest::of(b"x"), "u".to_owned());
+        let add = || {
+            let (publish, ready) = watch::channel(None);
+            let slot = Slot {
+                source: source(),
+                caller: Caller::Server,
+                ready,
+                cause: Cause::here(),
+            };
+            blobs.fetches().insert(key.clone(), slot);
+            publish
+        };
+        let old = add();
+        let new = add();
+        blobs.leave(&key, &old);
+        assert!(blobs.fetches().contains_key(&key));
+        blobs.leave(&key, &new);
+        assert!(blobs.fetches().is_empty());
+    }
+}
