@@ -70,7 +70,7 @@ pub async fn run(
             None
         }
     };
-    let backend = NodeLazy::new(servers, layers.clone(), config.snapshotter.lazy);
+    let backend = NodeLazy::new(servers, layers.clone(), config.snapshotter.lazy, &config.prefetch);
     let mount = layers.as_ref().map(|_| config.root_dir.join(presentation::MOUNT));
     let ready = || {
         if let Some(manager) = manager {

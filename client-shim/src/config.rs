@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::fetch::servers::FetchConfig;
 use crate::layers::LazyConfig;
+use crate::profile::PrefetchConfig;
 use crate::survival::SurvivalConfig;
 
 /// Longest path of a unix socket: `sun_path` of `sockaddr_un` is 108 bytes with its NUL.
@@ -52,6 +53,7 @@ pub struct Config {
     pub snapshotter: SnapshotterConfig,
     pub lazy: LazyConfig,
     pub fetch: FetchConfig,
+    pub prefetch: PrefetchConfig,
     pub metrics: MetricsConfig,
     pub survival: SurvivalConfig,
     pub log: LogConfig,
@@ -67,6 +69,7 @@ impl Default for Config {
             snapshotter: SnapshotterConfig::default(),
             lazy: LazyConfig::default(),
             fetch: FetchConfig::default(),
+            prefetch: PrefetchConfig::default(),
             metrics: MetricsConfig::default(),
             survival: SurvivalConfig::default(),
             log: LogConfig::default(),

@@ -94,6 +94,19 @@ pub struct Counters {
     pub near_bytes: Counter,
     /// Bytes fetched by the background fill (also in `fetched_bytes`).
     pub fill_bytes: Counter,
+    /// Streams of profiles begun.
+    pub prefetch_streams: Counter,
+    /// Bytes of frames that they brought (also in `fetched_bytes`), and of these, what demand had brought before.
+    pub prefetch_bytes: Counter,
+    pub prefetch_late_bytes: Counter,
+    /// Prefetches of images, by how they ended.
+    pub prefetches_done: Counter,
+    pub prefetches_stopped: Counter,
+    pub prefetches_failed: Counter,
+    /// Starts that a server was told of, that could not be told, and that there was nothing sure to tell of.
+    pub traces_posted: Counter,
+    pub traces_failed: Counter,
+    pub traces_unsure: Counter,
     /// Layers whose bytes, all here, gave their DiffID.
     pub layers_verified: Counter,
     /// Layers whose bytes gave another although every chunk was right: the TOC lies. An alarm.

@@ -14,6 +14,7 @@ use headstart_layer_format::api::{LayerState, LayerStatus};
 use headstart_layer_format::limits::TOC_WAIT_MS_MAX;
 use headstart_layer_format::{BlobDigest, DiffId, Toc};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,7 @@ use crate::fetch::FetchError;
 use crate::fetch::original::BlobSource;
 use crate::fetch::servers::{Servers, TocAnswer};
 use crate::presentation::{self, Presentation, PresentationError, Surroundings, implied};
+use crate::profile::ImagePrefetch;
 use crate::survival::Keeper;
 use crate::upkeep::{self, InUse};
 
@@ -77,6 +79,8 @@ pub struct NodeStatus {
     pub presentation: &'static str,
     pub counters: Arc<Counters>,
     pub layers: Vec<LayerProgress>,
+    /// Images that were prepared lately, the latest first.
+    pub prefetches: Vec<ImagePrefetch>,
 }
 
 /// How much of a layer is here.
@@ -107,6 +111,8 @@ struct Inner {
     cache: RwLock<Option<CacheDir>>,
     presentation: Box<dyn Presentation>,
     known: RwLock<HashMap<BlobDigest, Known>>,
+    /// Counts layers that came.
+    changes: watch::Sender<u64>,
     /// Held while a layer comes or goes.
     changing: Mutex<HashMap<BlobDigest, Weak<tokio::sync::Mutex<()>>>>,
     in_use: InUse,
@@ -165,7 +171,7 @@ impl NodeLayers {
         let room = cache.room();
         let stored: Vec<_> = stored
             .into_iter()
-            .map(|layer| Arc::new(Layer::new(layer, &servers, &config, &counters, &runtime)))
+            .map(|layer| Arc::new(Layer::new(layer, &servers, &config, &counters, &runtime).shown_before()))
             .collect();
         let presentation = presentation::open(&Surroundings {
             root: root_dir,
@@ -185,6 +191,7 @@ impl NodeLayers {
             cache: RwLock::new(Some(cache)),
             presentation,
             known: RwLock::default(),
+            changes: watch::Sender::new(0),
             changing: Mutex::default(),
             in_use: InUse::default(),
             room,
@@ -283,6 +290,24 @@ impl NodeLayers {
         Some((known.layer.file().disk_bytes(), inodes))
     }
 
+    pub(crate) fn layer(&self, layer: &BlobDigest) -> Option<Arc<Layer>> {
+        self.0.known(layer).map(|known| known.layer)
+    }
+
+    /// Changes whenever a layer comes.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    /// Ends when this node does.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.0.stop.child_token()
+    }
+
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.0.counters)
+    }
+
     /// What is here, and what was done.
     pub fn status(&self) -> NodeStatus {
         let mut layers: Vec<LayerProgress> = self.0.all().iter().map(|k| progress(&k.layer)).collect();
@@ -291,6 +316,7 @@ impl NodeLayers {
             presentation: self.0.presentation.name(),
             counters: Arc::clone(&self.0.counters),
             layers,
+            prefetches: Vec::new(),
         }
     }
 
@@ -406,6 +432,8 @@ impl Inner {
         let presented = known.presented();
         let mut all = self.known.write().unwrap_or_else(|p| p.into_inner());
         all.insert(presented.digest, known);
+        drop(all);
+        self.changes.send_modify(|n| *n += 1);
         Ok(presented)
     }
 
@@ -426,7 +454,8 @@ impl Inner {
     /// Tells the presentation which layers are whole. Blocks.
     fn settle(&self) {
         for known in self.all() {
-            if known.layer.file().is_whole() {
+            // A start that is being recorded is seen to its end.
+            if known.layer.file().is_whole() && !known.layer.recorder().is_wanted() {
                 self.presentation.completed(&known.layer);
             }
         }

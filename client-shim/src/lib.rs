@@ -20,6 +20,7 @@ pub mod layers;
 pub mod metrics;
 pub mod observe;
 pub mod presentation;
+pub mod profile;
 pub mod proto;
 pub mod snapshotter;
 pub mod survival;

@@ -7,6 +7,7 @@ use std::path::Path;
 use headstart_shim::config::Config;
 use headstart_shim::fetch::original::OriginalConfig;
 use headstart_shim::layers::{LazyConfig, PresentationChoice};
+use headstart_shim::profile::PrefetchConfig;
 use headstart_shim::survival::SurvivalConfig;
 
 #[test]
@@ -23,6 +24,7 @@ fn the_shipped_file_parses_and_says_what_the_deployment_files_assume() {
     );
     assert_eq!(config.survival, SurvivalConfig::default());
     assert_eq!(config.fetch.original, OriginalConfig::default());
+    assert_eq!(config.prefetch, PrefetchConfig::default());
 }
 
 #[test]

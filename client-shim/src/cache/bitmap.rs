@@ -67,6 +67,11 @@ impl ChunkBitmap {
         }
     }
 
+    /// Those that are set.
+    pub fn set_bits(&self) -> Vec<u32> {
+        (0..self.len).filter(|i| self.get(*i)).collect()
+    }
+
     /// How many are set.
     pub fn count(&self) -> u32 {
         self.words.iter().map(|w| w.load(Ordering::Relaxed).count_ones()).sum()

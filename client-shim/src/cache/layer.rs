@@ -15,11 +15,13 @@ use super::reader::LayerReader;
 use crate::counters::Counters;
 use crate::fetch::single_flight::LayerKey;
 use crate::fetch::{Flights, Servers};
+use crate::profile::Recorder;
 
 #[derive(Debug)]
 pub struct Layer {
     stored: StoredLayer,
     reader: LayerReader,
+    recorder: Recorder,
 }
 
 impl Layer {
@@ -45,7 +47,18 @@ impl Layer {
             runtime.clone(),
         );
         let reader = LayerReader::new(Arc::clone(&stored.file), flights, config, Arc::clone(counters));
-        Self { stored, reader }
+        let recorder = Recorder::new(stored.toc.chunks().len(), false);
+        Self {
+            stored,
+            reader,
+            recorder,
+        }
+    }
+
+    /// As one that another process may have shown before.
+    pub fn shown_before(mut self) -> Self {
+        self.recorder = Recorder::new(self.stored.toc.chunks().len(), true);
+        self
     }
 
     pub fn digest(&self) -> &BlobDigest {
@@ -67,6 +80,11 @@ impl Layer {
 
     pub fn reader(&self) -> &LayerReader {
         &self.reader
+    }
+
+    /// Who sees its reads.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 
     pub(crate) fn stored(&self) -> &StoredLayer {

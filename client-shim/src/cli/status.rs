@@ -10,6 +10,8 @@ use super::{AskError, ask};
 use crate::config::Config;
 use crate::observe::pulls::Pull;
 use crate::observe::status::{Image, Status};
+use crate::profile::ImagePrefetch;
+use crate::profile::state::{Progress, Telling};
 
 /// Pulls shown; all are in the JSON.
 const PULLS_SHOWN: usize = 12;
@@ -66,7 +68,37 @@ pub fn text(s: &Status) -> String {
     for pull in s.pulls.iter().take(PULLS_SHOWN) {
         let _ = writeln!(out, "  {}", pull_line(pull));
     }
+    if !s.prefetches.is_empty() {
+        let _ = writeln!(out, "\nfetched ahead");
+    }
+    for prefetch in s.prefetches.iter().take(PULLS_SHOWN) {
+        let _ = writeln!(out, "  {}", prefetch_line(prefetch));
+    }
     out
+}
+
+fn prefetch_line(p: &ImagePrefetch) -> String {
+    let starts = format!("a profile of {} starts", p.starts);
+    let amount = format!("{} of {} asked for", size(p.received_bytes), size(p.asked_bytes));
+    let what = match p.progress {
+        Progress::Waiting => "waits".into(),
+        Progress::Streaming => format!("coming, {amount}, by {starts}"),
+        Progress::Done => format!("done, {amount}, {} chunks copied, by {starts}", p.near_chunks),
+        Progress::Stopped => format!("stopped, {amount}"),
+        Progress::NoRoom => format!("stopped for want of disk, {amount}"),
+        Progress::Failed => format!("failed, {amount}"),
+        Progress::NoProfile => "nothing is known of its starts".into(),
+        Progress::OtherTocs => "its profile counts in other TOCs than this node has".into(),
+        Progress::Disabled => "switched off".into(),
+    };
+    let told = match p.trace {
+        Telling::None => "",
+        Telling::Recording => "; its start is being recorded",
+        Telling::Posted => "; its start was told",
+        Telling::NothingToTell => "; of its start there was nothing sure to tell",
+        Telling::Failed => "; its start could not be told",
+    };
+    format!("{}: {what}{told}", p.manifest)
 }
 
 fn image_line(i: &Image) -> String {
@@ -154,6 +186,20 @@ mod tests {
             reason: Some("no_server".into()),
             detail: Some("reach any server".into()),
         };
+        let prefetch = ImagePrefetch {
+            manifest: headstart_layer_format::BlobDigest::of(b"m"),
+            progress: Progress::Streaming,
+            origin: None,
+            starts: 3,
+            chunks: 9,
+            asked_chunks: 8,
+            asked_bytes: 2 << 20,
+            received_chunks: 4,
+            received_bytes: 1 << 20,
+            late_bytes: 0,
+            near_chunks: 0,
+            trace: Telling::Recording,
+        };
         let status = Status {
             version: "1".into(),
             pid: 7,
@@ -170,6 +216,7 @@ mod tests {
             snapshots: Snapshots::default(),
             images: vec![image],
             pulls: vec![pull],
+            prefetches: vec![prefetch],
         };
         let text = text(&status);
         for wanted in [
@@ -177,6 +224,7 @@ mod tests {
             "shown by erofs; servers http://a",
             "python:3.12: 5 lazy layers, 12% fetched, 3.0 MiB on disk, 2 containers",
             "python:3.12: not lazy (no_server): reach any server; 5 of 5 layers ordinary",
+            "coming, 1.0 MiB of 2.0 MiB asked for, by a profile of 3 starts; its start is being recorded",
         ] {
             assert!(text.contains(wanted), "{wanted:?} in {text}");
         }

@@ -5,6 +5,7 @@
 //! many readers want it.
 //! Not here: where chunks are kept (`cache`), and what a reader wants ahead of its reads (`cache/reader.rs`).
 
+mod arrival;
 mod body;
 mod budget;
 pub mod config;
@@ -15,6 +16,7 @@ mod health;
 pub mod identity;
 pub mod original;
 pub mod probe;
+mod profile_stream;
 mod run;
 pub mod servers;
 pub mod single_flight;

@@ -88,7 +88,7 @@ impl Claim {
     }
 
     /// Checks a frame and keeps the chunk. Blocks: CPU and disk.
-    fn accept(&self, chunk: Chunk, frame: &Bytes) -> Result<(), FetchError> {
+    pub(super) fn accept(&self, chunk: Chunk, frame: &Bytes) -> Result<(), FetchError> {
         let verified = VerifiedChunk::open(chunk, frame)?;
         self.inner
             .sink

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout_at;
 
+use super::arrival::Arrival;
 pub use super::data::LayerKey;
 use super::demand::Demand;
 use super::error::FetchError;
@@ -128,6 +129,16 @@ impl Flights {
         }
         drop(running);
         self.start(runs, deadline);
+    }
+
+    /// For a chunk whose frame is about to arrive by itself; `None`: it is here, or on its way to a reader.
+    pub(crate) fn arriving(&self, index: u32) -> Option<Arrival> {
+        let chunk = self.0.toc.chunks().chunk(index)?;
+        let mut running = self.lock();
+        if self.missing(&running, &[index]).is_empty() {
+            return None;
+        }
+        Some(Arrival::new(chunk, self.claim(&mut running, &[index], Why::Ahead)))
     }
 
     /// Fetches what is missing of `wanted` in the background, giving way to readers. Says whether all of it is here.

@@ -157,6 +157,7 @@ impl KernelFs {
             Ok(plan) => plan,
             Err(e) => return reply.error(errno(e)),
         };
+        plan.note();
         match plan.read_cached() {
             Ok(Some(bytes)) => {
                 reply.data(&bytes);

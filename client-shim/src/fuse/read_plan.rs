@@ -134,6 +134,15 @@ impl ReadPlan {
         Err(ReadError::Lost)
     }
 
+    /// Tells whoever records a start.
+    pub fn note(&self) {
+        let (recorder, table) = (self.layer.recorder(), self.layer.toc().chunks());
+        recorder.touch(table, &self.ranges);
+        if recorder.is_listening() {
+            recorder.note(table, &self.bodies(), &self.ranges);
+        }
+    }
+
     pub fn layer(&self) -> &Layer {
         &self.layer
     }

@@ -76,6 +76,7 @@ fn an_idle_node_has_every_series() {
             presentation: "fuse",
             counters: Default::default(),
             layers: Vec::new(),
+            prefetches: Vec::new(),
         }),
         snapshots: Vec::new(),
         pulls: Default::default(),

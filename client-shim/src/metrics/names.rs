@@ -88,6 +88,8 @@ const READS: &[&str] = &["cached", "fetched", "failed"];
 const SOURCES: &[&str] = &["server", "original"];
 const READ_BYTES: &[&str] = &["cached", "fetched"];
 const REBUILDS: &[&str] = &["whole", "failed"];
+const PREFETCHES: &[&str] = &["done", "stopped", "failed"];
+const TRACES: &[&str] = &["posted", "failed", "unsure"];
 const PRESENTATIONS: &[&str] = &["erofs", "fuse"];
 
 use Type::{Counter, Gauge, Histogram};
@@ -130,6 +132,12 @@ pub const ROWS: &[Row] = &[
     row("headstart_shim_layers_quarantined_total", Counter, "layers", "Layers that were found so", |s, out| out.plain(counter(s, |c| c.layers_quarantined.get()))),
     row("headstart_shim_evicted_bytes_total", Counter, "bytes", "Bytes given back to the disk, for the cap or the floor", |s, out| out.plain(counter(s, |c| c.evicted_bytes.get()))),
     row("headstart_shim_unkept_chunks_total", Counter, "chunks", "Chunks that went to their reader without being kept, for want of room", |s, out| out.plain(counter(s, |c| c.unkept_chunks.get()))),
+    row("headstart_shim_prefetches_total", Counter, "images", "Images whose start was prefetched by its profile, by how that ended", prefetches)
+        .by("outcome", PREFETCHES),
+    row("headstart_shim_prefetch_bytes_total", Counter, "bytes", "Bytes of chunks that prefetches received, compressed; also among the fetched", |s, out| out.plain(counter(s, |c| c.prefetch_bytes.get()))),
+    row("headstart_shim_prefetch_late_bytes_total", Counter, "bytes", "Of these, of chunks that a reader's own fetch had brought before", |s, out| out.plain(counter(s, |c| c.prefetch_late_bytes.get()))),
+    row("headstart_shim_traces_total", Counter, "starts", "Starts that servers were told of; failed: no server took it; unsure: not all reads were seen, or none was there", traces)
+        .by("outcome", TRACES),
     row("headstart_shim_reads_total", Counter, "reads", "Reads of the kernel, by whether they had to wait for a fetch", reads)
         .by("outcome", READS),
     row("headstart_shim_read_bytes_total", Counter, "bytes", "Bytes of those reads, by whether they were all in the cache", |s, out| { out.labelled("outcome", "cached", counter(s, |c| c.hit_bytes.get())); out.labelled("outcome", "fetched", counter(s, |c| c.miss_bytes.get())); })
@@ -178,6 +186,28 @@ fn snapshots(seen: &Seen, out: &mut Samples<'_>) {
     ];
     for (name, count) in SNAPSHOTS.iter().zip(counts) {
         out.labelled("kind", name, count);
+    }
+}
+
+fn prefetches(seen: &Seen, out: &mut Samples<'_>) {
+    let counts = [
+        counter(seen, |c| c.prefetches_done.get()),
+        counter(seen, |c| c.prefetches_stopped.get()),
+        counter(seen, |c| c.prefetches_failed.get()),
+    ];
+    for (name, count) in PREFETCHES.iter().zip(counts) {
+        out.labelled("outcome", name, count);
+    }
+}
+
+fn traces(seen: &Seen, out: &mut Samples<'_>) {
+    let counts = [
+        counter(seen, |c| c.traces_posted.get()),
+        counter(seen, |c| c.traces_failed.get()),
+        counter(seen, |c| c.traces_unsure.get()),
+    ];
+    for (name, count) in TRACES.iter().zip(counts) {
+        out.labelled("outcome", name, count);
     }
 }
 
@@ -242,6 +272,7 @@ mod tests {
                 presentation: "erofs",
                 counters: std::sync::Arc::new(counters),
                 layers: Vec::new(),
+                prefetches: Vec::new(),
             }),
             snapshots: Vec::new(),
             pulls: Default::default(),

@@ -98,6 +98,7 @@ impl<B: LazyLayers> Observer<B> {
             snapshots: status::Snapshots::of(&snapshots),
             images: status::images(&snapshots, lazy.as_ref()),
             pulls: self.engine.pulls().latest(),
+            prefetches: lazy.map(|l| l.prefetches).unwrap_or_default(),
         }
     }
 }

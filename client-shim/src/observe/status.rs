@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pulls::Pull;
 use crate::layers::{LayerProgress, NodeStatus};
+use crate::profile::ImagePrefetch;
 use crate::snapshotter::labels;
 use crate::snapshotter::record::{Kind, Record};
 
@@ -61,6 +62,9 @@ pub struct Status {
     pub images: Vec<Image>,
     /// Newest first.
     pub pulls: Vec<Pull>,
+    /// Images that were prepared lately, newest first.
+    #[serde(default)]
+    pub prefetches: Vec<ImagePrefetch>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

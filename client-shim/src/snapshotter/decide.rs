@@ -122,7 +122,10 @@ impl Decisions {
         let status = retry_unknown(|| backend.image(manifest, self.wait_ms)).await;
         let status = status.map_err(|e| Decline::new(DeclineReason::NoServer, e))?;
         let unknown = || Decline::new(DeclineReason::UnknownImage, "no server has served this manifest");
-        LazyImage::from_status(manifest, &status.ok_or_else(unknown)?)
+        let status = status.ok_or_else(unknown)?;
+        let image = LazyImage::from_status(manifest, &status)?;
+        backend.prepared(&status);
+        Ok(image)
     }
 
     async fn image_of_chain<B: LazyLayers>(

@@ -171,6 +171,9 @@ impl<B: LazyLayers> Engine<B> {
     ) -> Result<Vec<Mount>, SnapshotError> {
         let ids = IdMap::from_labels(&labels)?;
         let lower = self.lower(&parent).await?;
+        if kind == Kind::Active && !labels.contains_key(labels::SNAPSHOT_REF) {
+            self.container(&key, &parent);
+        }
         let store = self.store.clone();
         let like = lower.first().cloned();
         let record = blocking(move || store.create(kind, &key, &parent, labels, like)).await?;
@@ -180,6 +183,17 @@ impl<B: LazyLayers> Engine<B> {
             self.remove(record.name.clone()).await?;
         }
         mounts
+    }
+
+    /// A container is about to start: tells the lazy side, if all that it stands on is its.
+    fn container(&self, key: &str, parent: &str) {
+        let Ok(below) = self.store.ancestry(parent) else { return };
+        let layers: Option<Vec<BlobDigest>> = below.iter().rev().map(|r| Some(r.lazy.as_ref()?.layer)).collect();
+        let manifest = below.first().and_then(|top| top.labels.get(labels::HEADSTART_MANIFEST));
+        let manifest = manifest.and_then(|manifest| manifest.parse().ok());
+        if let (Some(layers), Some(manifest)) = (layers, manifest) {
+            self.adopter.backend.container(key, &manifest, &layers);
+        }
     }
 
     /// The mounts of a snapshot made before.
@@ -249,6 +263,7 @@ impl<B: LazyLayers> Engine<B> {
     /// Removes a snapshot; its files and its layer go in the background.
     pub async fn remove(&self, key: String) -> Result<(), SnapshotError> {
         let (store, pins, idmapped) = (self.store.clone(), self.adopter.pins.clone(), self.idmapped.clone());
+        self.adopter.backend.container_gone(&key);
         blocking(move || {
             let record = store.remove(&key)?;
             // Also if the labels were changed meanwhile.

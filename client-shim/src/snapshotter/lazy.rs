@@ -18,6 +18,7 @@ use super::decline::DeclineReason;
 use super::record::Usage;
 use crate::fetch::servers::Servers;
 use crate::layers::{NodeLayers, NodeStatus, Presented};
+use crate::profile::{PrefetchConfig, Starts};
 
 /// Why the lazy side could not.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -69,6 +70,12 @@ pub trait LazyLayers: Send + Sync + 'static {
     fn status(&self) -> Option<NodeStatus> {
         None
     }
+    /// An image that is to be lazy is being prepared: what its start will need may come already.
+    fn prepared(&self, _image: &ImageStatus) {}
+    /// A container is being created on all layers (bottom first) of an image.
+    fn container(&self, _key: &str, _manifest: &BlobDigest, _layers: &[BlobDigest]) {}
+    /// A container's snapshot goes.
+    fn container_gone(&self, _key: &str) {}
     /// Takes the one who knows which layers containers use.
     fn set_in_use(&self, _ask: impl Fn() -> HashSet<BlobDigest> + Send + Sync + 'static) {}
 }
@@ -79,14 +86,19 @@ pub struct NodeLazy {
     servers: Servers,
     /// `None`: the FUSE mount could not be made; the shim then is an ordinary snapshotter.
     layers: Option<NodeLayers>,
+    starts: Option<Starts>,
     enabled: bool,
 }
 
 impl NodeLazy {
-    pub fn new(servers: Servers, layers: Option<NodeLayers>, enabled: bool) -> Self {
+    /// Must be called on a runtime.
+    pub fn new(servers: Servers, layers: Option<NodeLayers>, enabled: bool, prefetch: &PrefetchConfig) -> Self {
+        let starts = layers.as_ref();
+        let starts = starts.map(|layers| Starts::new(prefetch, servers.clone(), layers.clone()));
         Self {
             servers,
             layers,
+            starts,
             enabled,
         }
     }
@@ -148,6 +160,9 @@ impl LazyLayers for NodeLazy {
     }
 
     async fn release(&self, layer: &BlobDigest) {
+        if let Some(starts) = &self.starts {
+            starts.gone(layer);
+        }
         if let Some(layers) = &self.layers {
             layers.release(layer).await;
         }
@@ -159,7 +174,27 @@ impl LazyLayers for NodeLazy {
     }
 
     fn status(&self) -> Option<NodeStatus> {
-        self.layers.as_ref().map(NodeLayers::status)
+        let mut status = self.layers.as_ref().map(NodeLayers::status)?;
+        status.prefetches = self.starts.as_ref().map(Starts::status).unwrap_or_default();
+        Some(status)
+    }
+
+    fn prepared(&self, image: &ImageStatus) {
+        if let Some(starts) = &self.starts {
+            starts.prepared(image);
+        }
+    }
+
+    fn container(&self, key: &str, manifest: &BlobDigest, layers: &[BlobDigest]) {
+        if let Some(starts) = &self.starts {
+            starts.container(key, manifest, layers);
+        }
+    }
+
+    fn container_gone(&self, key: &str) {
+        if let Some(starts) = &self.starts {
+            starts.over(key);
+        }
     }
 
     fn set_in_use(&self, ask: impl Fn() -> HashSet<BlobDigest> + Send + Sync + 'static) {

@@ -11,6 +11,8 @@ mod cache;
 mod faults;
 #[path = "../lazy/layers.rs"]
 mod layers;
+#[path = "../lazy/learn.rs"]
+mod learn;
 #[path = "../lazy/measure.rs"]
 mod measure;
 #[path = "../lazy/mount.rs"]

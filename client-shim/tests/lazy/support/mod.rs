@@ -10,7 +10,7 @@ pub use converted::Converted;
 pub use disk::Disk;
 pub use layer::{Body, Item, LayerBuilder, TestLayer, What};
 pub use node::Node;
-pub use server::{FakeServer, Fault};
+pub use server::{FakeServer, Fault, Script, part};
 
 /// `len` bytes that look random and are different for every seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {

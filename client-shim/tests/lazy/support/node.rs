@@ -8,6 +8,7 @@ use headstart_layer_format::BlobDigest;
 use headstart_shim::counters::Counters;
 use headstart_shim::fetch::{FetchConfig, Servers};
 use headstart_shim::layers::{LayerProgress, LayersError, LazyConfig, NodeLayers, Presented};
+use headstart_shim::profile::{PrefetchConfig, Starts};
 use tokio::runtime::Runtime;
 
 use super::{FakeServer, TestLayer};
@@ -100,6 +101,13 @@ impl Node {
 
     pub fn counters(&self) -> Arc<Counters> {
         self.layers.status().counters
+    }
+
+    /// What follows profiles and teaches them, on this node.
+    pub fn starts(&self, urls: &[String], config: &PrefetchConfig) -> Starts {
+        let servers = Servers::new(urls, &fetch_config()).unwrap();
+        self.runtime
+            .block_on(async { Starts::new(config, servers, self.layers.clone()) })
     }
 
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {

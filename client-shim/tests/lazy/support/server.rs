@@ -14,10 +14,12 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream;
-use headstart_layer_format::api::{ChunksRequest, ImageStatus, LayerState, LayerStatus};
+use headstart_layer_format::api::{ChunksRequest, ImageStatus, LayerState, LayerStatus, TocSummary};
 use headstart_layer_format::chunk_stream::{ChunkHeader, ChunkStatus};
-use headstart_layer_format::{BlobDigest, Toc, routes};
+use headstart_layer_format::profile::{Class, Origin, Profile, ProfileRequest, Run};
+use headstart_layer_format::{BlobDigest, ProfileDigest, Toc, routes};
 use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
 
 use super::TestLayer;
 
@@ -42,8 +44,62 @@ pub enum Fault {
     Missing,
 }
 
+/// A profile, and what comes when its chunks are asked for.
+#[derive(Clone, Debug)]
+pub struct Script {
+    pub runs: Vec<Run>,
+    /// Headers and frames, each sent with a permit of the gate; none whose position in the profile the node has.
+    pub parts: Vec<(Option<usize>, Vec<u8>)>,
+    pub gate: Arc<Semaphore>,
+}
+
+impl Script {
+    /// All chunks of `layer`, as an honest server sends them, through a gate that is open.
+    pub fn honest(position: u32, layer: &TestLayer) -> Self {
+        let chunks: Vec<_> = layer.toc.chunks().iter().collect();
+        Self {
+            runs: vec![Run {
+                layer: position,
+                first: 0,
+                count: chunks.len() as u32,
+                bytes: layer.blob.len() as u64,
+            }],
+            parts: (0..)
+                .zip(&chunks)
+                .map(|(at, c)| (Some(at), part(layer, c.index, 0)))
+                .collect(),
+            gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS / 2)),
+        }
+    }
+
+    pub fn shut(mut self) -> Self {
+        self.gate = Arc::new(Semaphore::new(0));
+        self
+    }
+}
+
+/// A chunk as it is sent, its frame `padding` bytes longer than need be.
+pub fn part(layer: &TestLayer, index: u32, padding: u32) -> Vec<u8> {
+    let digest = layer.toc.chunks().chunk(index).unwrap().digest;
+    let mut frame = Vec::new();
+    if padding > 0 {
+        // A skippable frame: RFC 8878, section 3.1.2.
+        frame.extend_from_slice(&[0x50, 0x2a, 0x4d, 0x18]);
+        frame.extend_from_slice(&padding.to_le_bytes());
+        frame.resize(8 + padding as usize, 0);
+    }
+    frame.extend_from_slice(&layer.frames[&digest].0);
+    let status = ChunkStatus::Found {
+        frame_len: frame.len() as u32,
+    };
+    [&ChunkHeader { digest, status }.encode()[..], &frame].concat()
+}
+
 #[derive(Debug)]
 struct Shared {
+    profiles: Mutex<HashMap<BlobDigest, Script>>,
+    streams: Mutex<Vec<ProfileRequest>>,
+    streamed_bytes: AtomicUsize,
     layers: Mutex<HashMap<BlobDigest, Arc<TestLayer>>>,
     images: Mutex<HashMap<BlobDigest, Vec<BlobDigest>>>,
     states: Mutex<HashMap<BlobDigest, Vec<LayerState>>>,
@@ -66,6 +122,9 @@ pub struct FakeServer {
 impl FakeServer {
     pub fn start() -> Self {
         let shared = Arc::new(Shared {
+            profiles: Mutex::default(),
+            streams: Mutex::default(),
+            streamed_bytes: AtomicUsize::new(0),
             layers: Mutex::default(),
             images: Mutex::default(),
             states: Mutex::default(),
@@ -127,6 +186,20 @@ impl FakeServer {
         layers.iter().for_each(|layer| self.serve(layer));
         let layers = layers.iter().map(|l| l.digest).collect();
         self.shared.images.lock().unwrap().insert(manifest, layers);
+    }
+
+    /// What the image's status says, and what its chunks are asked for with.
+    pub fn profile(&self, manifest: BlobDigest, script: Script) {
+        self.shared.profiles.lock().unwrap().insert(manifest, script);
+    }
+
+    /// Requests for a profile's chunks.
+    pub fn streams(&self) -> Vec<ProfileRequest> {
+        self.shared.streams.lock().unwrap().clone()
+    }
+
+    pub fn streamed_bytes(&self) -> usize {
+        self.shared.streamed_bytes.load(Ordering::SeqCst)
     }
 
     /// The next answers for this layer's TOC are these states; then it is ready.
@@ -235,15 +308,61 @@ async fn image(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) ->
         media_type: None,
         size: None,
         converted: None,
-        toc: None,
+        toc: shared.layer(&digest.to_string()).map(|l| TocSummary {
+            digest: Toc::digest(&l.encoded),
+            size: l.encoded.len() as u64,
+            data_size: l.toc.chunks().data_size(),
+            blob_size: l.blob.len() as u64,
+            chunk_count: l.toc.chunks().len().into(),
+            entry_count: l.toc.tree().entries().len() as u64,
+        }),
+    });
+    let script = shared.profiles.lock().unwrap().get(&manifest_digest).cloned();
+    let profile = script.map(|script| Profile {
+        digest: digest_of(&shared, &manifest_digest, &script),
+        origin: Origin::Learned,
+        class: Class::default(),
+        starts: 1,
+        chunk_count: script.runs.iter().fold(0u32, |n, r| n.saturating_add(r.count)),
+        bytes: script.runs.iter().fold(0u64, |n, r| n.saturating_add(r.bytes)),
+        runs: script.runs,
     });
     axum::Json(ImageStatus {
         manifest_digest,
         config_digest: BlobDigest::of(b"config"),
         layers: layers.collect(),
-        profile: None,
+        profile,
     })
     .into_response()
+}
+
+async fn profile_chunks(shared: Arc<Shared>, ask: ProfileRequest) -> Response {
+    let script = shared.profiles.lock().unwrap().get(&ask.image).cloned();
+    let Some(script) = script.filter(|s| digest_of(&shared, &ask.image, s) == ask.profile) else {
+        return StatusCode::CONFLICT.into_response();
+    };
+    shared.streams.lock().unwrap().push(ask.clone());
+    let parts = script.parts.into_iter();
+    let parts = parts.filter(move |(at, _)| at.is_none_or(|at| !ask.have.has(at)));
+    let gate = script.gate;
+    let body = stream::unfold((parts, gate, shared), |(mut parts, gate, shared)| async move {
+        let (_, part) = parts.next()?;
+        gate.acquire().await.ok()?.forget();
+        shared.streamed_bytes.fetch_add(part.len(), Ordering::SeqCst);
+        Some((Ok::<_, Infallible>(Bytes::from(part)), (parts, gate, shared)))
+    });
+    Response::builder()
+        .header("content-type", routes::CHUNK_STREAM_MEDIA_TYPE)
+        .body(Body::from_stream(body))
+        .unwrap()
+}
+
+fn digest_of(shared: &Shared, manifest: &BlobDigest, script: &Script) -> ProfileDigest {
+    let images = shared.images.lock().unwrap();
+    let tocs = images[manifest]
+        .iter()
+        .map(|l| Toc::digest(&shared.layer(&l.to_string()).unwrap().encoded));
+    Profile::digest_of(&tocs.collect::<Vec<_>>(), &script.runs)
 }
 
 async fn data(State(shared): State<Arc<Shared>>, Path(digest): Path<String>, headers: HeaderMap) -> Response {
@@ -279,7 +398,13 @@ async fn data(State(shared): State<Arc<Shared>>, Path(digest): Path<String>, hea
     faulty(fault, response, bytes).await
 }
 
-async fn chunks(State(shared): State<Arc<Shared>>, axum::Json(ask): axum::Json<ChunksRequest>) -> Response {
+async fn chunks(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    if let Ok(ask) = serde_json::from_slice::<ProfileRequest>(&body) {
+        return profile_chunks(shared, ask).await;
+    }
+    let Ok(ask) = serde_json::from_slice::<ChunksRequest>(&body) else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
     shared.list_requests.fetch_add(1, Ordering::SeqCst);
     let fault = *shared.fault.lock().unwrap();
     let layers: Vec<_> = shared.layers.lock().unwrap().values().cloned().collect();

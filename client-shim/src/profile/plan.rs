@@ -1,0 +1,85 @@
+//! What of a profile is fetched.
+//!
+//! In: a profile, the TOCs it speaks of, the layers of this node. Out: a [`Plan`]: what is here, what is near by, what to ask
+//! for. Invariant: a profile is followed only if this node's TOCs are the ones it counts in; what is asked for is within the
+//! node's own bounds, in the profile's order; whatever the profile says, it names chunks of the image or nothing.
+//! Not here: asking (`profile/stream.rs`).
+
+use std::sync::Arc;
+
+use headstart_layer_format::TocDigest;
+use headstart_layer_format::profile::{Have, Profile};
+use headstart_layer_format::toc::Chunk;
+
+use super::config::PrefetchConfig;
+use crate::cache::Layer;
+use crate::fetch::ChunkSink as _;
+
+/// A chunk to ask for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub layer: Arc<Layer>,
+    pub chunk: Chunk,
+}
+
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// What the server need not send.
+    pub have: Have,
+    /// In the profile's order.
+    pub wanted: Vec<Wanted>,
+    /// Compressed bytes of these, by this node's TOCs.
+    pub bytes: u64,
+    /// Other layers of this node seem to have these.
+    pub near: Vec<Wanted>,
+    /// Chunks that the profile names and the image has.
+    pub chunks: usize,
+    /// Those that are over the node's bounds.
+    pub over: usize,
+}
+
+impl Plan {
+    /// `layers`: the image's, bottom first; `tocs`: of the answer that had the profile. `None`: it speaks of other TOCs.
+    pub fn of(
+        profile: &Profile,
+        tocs: &[Option<TocDigest>],
+        layers: &[Arc<Layer>],
+        config: &PrefetchConfig,
+    ) -> Option<Self> {
+        let is_ours = |(layer, toc): (&Arc<Layer>, &Option<TocDigest>)| *toc == Some(layer.stored().toc_digest);
+        if layers.len() != tocs.len() || !layers.iter().zip(tocs).all(is_ours) {
+            return None;
+        }
+        let image_bytes = layers.iter().map(|l| l.toc().chunks().blob_size()).sum();
+        let allowance = config.allowance(image_bytes);
+        let mut plan = Self::default();
+        let mut not_asked = Vec::new();
+        for (at, (position, index)) in profile.positions().enumerate() {
+            let layer = layers.get(position as usize);
+            let found = layer.and_then(|l| Some((l, l.toc().chunks().chunk(index)?)));
+            let Some((layer, chunk)) = found else {
+                not_asked.push(at);
+                continue;
+            };
+            plan.chunks += 1;
+            let wanted = Wanted {
+                layer: Arc::clone(layer),
+                chunk,
+            };
+            if layer.file().has(index) {
+                not_asked.push(at);
+            } else if layer.file().is_near(index) {
+                not_asked.push(at);
+                plan.near.push(wanted);
+            } else if plan.bytes.saturating_add(chunk.frame.len) > allowance {
+                not_asked.push(at);
+                plan.over += 1;
+            } else {
+                plan.bytes += chunk.frame.len;
+                plan.wanted.push(wanted);
+            }
+        }
+        plan.have = Have::of(not_asked);
+        Some(plan)
+    }
+}

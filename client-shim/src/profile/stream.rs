@@ -1,0 +1,216 @@
+//! One image's prefetch: the profile's missing chunks, as one stream, into the layers' caches.
+//!
+//! In: a profile and the layers it speaks of. Out: chunks, verified and kept, in the profile's order. Invariant: what comes
+//! is what was asked for, or the stream is at its end; never more bytes than the plan allows, over all tries; a frame or two
+//! in memory; a chunk that demand brought meanwhile is not written again; streams of several images take turns, chunk by chunk.
+//! Not here: which images, and how many at once (`profile/starts.rs`).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use headstart_layer_format::TocDigest;
+use headstart_layer_format::api::ChunksRequest;
+use headstart_layer_format::chunk_stream::ChunkStatus;
+use headstart_layer_format::limits::{CHUNK_LAYERS_MAX, CHUNK_REQUEST_MAX};
+use headstart_layer_format::profile::{Profile, ProfileRequest};
+use headstart_layer_format::{BlobDigest, ChunkDigest};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::config::PrefetchConfig;
+use super::plan::{Plan, Wanted};
+use super::state::{Progress, State};
+use crate::cache::Layer;
+use crate::counters::Counters;
+use crate::fetch::{ChunkSink as _, FetchError, Servers};
+
+/// A stream that breaks is begun again, for what is missing then.
+const TRIES: usize = 3;
+/// Chunks of one stream under check at once.
+const CHECKS_MAX: usize = 2;
+/// Frames may be longer than this node's TOCs say, made by another zstd: by a quarter, and this.
+const SLACK: u64 = 64 << 10;
+
+pub(super) struct Work<'a> {
+    pub manifest: BlobDigest,
+    pub profile: &'a Profile,
+    pub tocs: &'a [Option<TocDigest>],
+    pub layers: &'a [Arc<Layer>],
+    pub config: &'a PrefetchConfig,
+    pub servers: &'a Servers,
+    pub counters: &'a Arc<Counters>,
+    /// One a chunk that is being received or checked, on the whole node. Fair.
+    pub turns: &'a Arc<Semaphore>,
+    pub state: &'a Arc<State>,
+    pub stop: &'a CancellationToken,
+}
+
+/// Until nothing is missing, or no more can be had.
+pub(super) async fn run(work: &Work<'_>) -> Progress {
+    let mut allowance: Option<u64> = None;
+    let mut error = FetchError::Deadline;
+    for _ in 0..TRIES {
+        let Some(plan) = Plan::of(work.profile, work.tocs, work.layers, work.config) else {
+            return Progress::OtherTocs;
+        };
+        let allowance = allowance.get_or_insert_with(|| {
+            work.state.change(|s| {
+                s.chunks = plan.chunks as u64;
+                s.asked_chunks = plan.wanted.len() as u64;
+                s.asked_bytes = plan.bytes;
+            });
+            if plan.over > 0 {
+                tracing::info!(image = %work.manifest, chunks = plan.over, "prefetch-over-its-bound");
+            }
+            plan.bytes.saturating_add(plan.bytes / 4).saturating_add(SLACK)
+        });
+        let near = take_near(work, plan.near);
+        let streamed = match plan.wanted.is_empty() {
+            true => Ok(Progress::Done),
+            false => {
+                work.state.change(|s| s.progress = Progress::Streaming);
+                work.counters.prefetch_streams.add(1);
+                let request = ProfileRequest {
+                    image: work.manifest,
+                    profile: work.profile.digest,
+                    have: plan.have,
+                };
+                once(work, &request, plan.wanted, allowance).await
+            }
+        };
+        // What it could not copy is a reader's to fetch.
+        let _ = near.await;
+        match streamed {
+            Ok(progress) => return progress,
+            Err(e) => error = e,
+        }
+        if !error.is_transient() {
+            break;
+        }
+    }
+    tracing::warn!(image = %work.manifest, %error, "prefetch-failed");
+    Progress::Failed
+}
+
+/// Copies what other layers have. Runs beside the stream.
+fn take_near(work: &Work<'_>, near: Vec<Wanted>) -> tokio::task::JoinHandle<()> {
+    let (state, stop) = (Arc::clone(work.state), work.stop.clone());
+    tokio::task::spawn_blocking(move || {
+        for wanted in near {
+            if stop.is_cancelled() {
+                return;
+            }
+            let file = wanted.layer.file();
+            if file.room().may_fill(wanted.chunk.range.len) && file.take_near(wanted.chunk.index) {
+                state.change(|s| s.near_chunks += 1);
+            }
+        }
+    })
+}
+
+async fn once(
+    work: &Work<'_>,
+    request: &ProfileRequest,
+    wanted: Vec<Wanted>,
+    allowance: &mut u64,
+) -> Result<Progress, FetchError> {
+    let mut stream = work.servers.profile_stream(request, &listed(&wanted)).await?;
+    let mut expected: VecDeque<Wanted> = wanted.into();
+    let mut checks: JoinSet<Result<(), FetchError>> = JoinSet::new();
+    let received = loop {
+        if expected.is_empty() {
+            break Ok(Progress::Done);
+        }
+        let header = match stream.header().await {
+            Ok(Some(header)) => header,
+            // What this node may not read is left out.
+            Ok(None) => break Ok(Progress::Done),
+            Err(e) => break Err(e),
+        };
+        let Some(next) = skip_to(&mut expected, &header.digest) else {
+            break Err(FetchError::Malformed("a chunk came that was not asked for"));
+        };
+        let ChunkStatus::Found { frame_len } = header.status else {
+            continue;
+        };
+        let Some(left) = allowance.checked_sub(u64::from(frame_len)) else {
+            break Err(FetchError::Malformed("a prefetch is longer than its chunks"));
+        };
+        *allowance = left;
+        if !next.layer.file().room().may_fill(next.chunk.range.len) {
+            break Ok(Progress::NoRoom);
+        }
+        let Ok(turn) = Arc::clone(work.turns).acquire_owned().await else {
+            break Ok(Progress::Stopped);
+        };
+        // From now on a reader of this chunk waits for this frame.
+        let arrival = next.layer.reader().flights().arriving(next.chunk.index);
+        let frame = match stream.frame(frame_len).await {
+            Ok(frame) => frame,
+            Err(e) => break Err(e),
+        };
+        let len = u64::from(frame_len);
+        work.counters.fetched_bytes.add(len);
+        work.counters.prefetch_bytes.add(len);
+        work.state.change(|s| {
+            s.received_chunks += 1;
+            s.received_bytes += len;
+        });
+        let Some(arrival) = arrival else {
+            work.counters.prefetch_late_bytes.add(len);
+            work.state.change(|s| s.late_bytes += len);
+            continue;
+        };
+        checks.spawn_blocking(move || {
+            let _turn = turn;
+            arrival.accept(&frame)
+        });
+        if checks.len() >= CHECKS_MAX
+            && let Some(check) = checks.join_next().await
+            && let Err(e) = checked(work, check)
+        {
+            break Err(e);
+        }
+    };
+    let mut outcome = received;
+    while let Some(check) = checks.join_next().await {
+        if let Err(e) = checked(work, check) {
+            outcome = Err(e);
+        }
+    }
+    outcome
+}
+
+fn checked(work: &Work<'_>, check: Result<Result<(), FetchError>, tokio::task::JoinError>) -> Result<(), FetchError> {
+    let outcome = check.unwrap_or(Err(FetchError::Malformed("a frame broke its decoder")));
+    if let Err(FetchError::Corrupt(_)) = &outcome {
+        work.counters.corrupt_chunks.add(1);
+    }
+    outcome
+}
+
+/// The next chunk with this digest; those before it do not come any more.
+fn skip_to(expected: &mut VecDeque<Wanted>, digest: &ChunkDigest) -> Option<Wanted> {
+    while let Some(next) = expected.pop_front() {
+        if next.chunk.digest == *digest {
+            return Some(next);
+        }
+    }
+    None
+}
+
+/// The same for a server that does not know the profile.
+fn listed(wanted: &[Wanted]) -> ChunksRequest {
+    let mut layers: Vec<BlobDigest> = Vec::new();
+    for wanted in wanted {
+        if !layers.contains(wanted.layer.digest()) && layers.len() < CHUNK_LAYERS_MAX {
+            layers.push(*wanted.layer.digest());
+        }
+    }
+    let chunks = wanted.iter().filter(|w| layers.contains(w.layer.digest()));
+    ChunksRequest {
+        chunks: chunks.map(|w| w.chunk.digest).take(CHUNK_REQUEST_MAX).collect(),
+        layers,
+    }
+}

@@ -1,0 +1,196 @@
+//! What one node's start reads, the next node has before it reads it: two nodes and the real server in this process.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use headstart_layer_format::api::ImageStatus;
+use headstart_layer_format::profile::{Origin, Profile};
+use headstart_loadtest::corpus::{Compression, Dialect, Flavor, LayerBuilder, Meta, SyntheticImage};
+use headstart_shim::fetch::Servers;
+use headstart_shim::profile::state::{ImagePrefetch, Progress, Telling};
+use headstart_shim::profile::{PrefetchConfig, Starts};
+
+use crate::support::node::{fetch_config, lazy_config};
+use crate::support::{Converted, Node, noise};
+
+const SMALL: usize = 20_000;
+const LARGE: usize = 3 << 20;
+
+/// Small files beside each other and a large one; above them a layer that is small as a whole.
+fn image() -> SyntheticImage {
+    let mut base = LayerBuilder::new(Dialect::Pax);
+    base.dir("lib", Meta::mode(0o755));
+    for i in 0..60 {
+        base.file(format!("lib/{i:02}"), Meta::mode(0o644), noise(i, SMALL));
+    }
+    base.file("lib/large", Meta::mode(0o644), noise(100, LARGE));
+    let mut app = LayerBuilder::new(Dialect::Pax);
+    app.dir("app", Meta::mode(0o755));
+    app.file("app/main", Meta::mode(0o644), noise(200, SMALL));
+    SyntheticImage::new(
+        Flavor::Oci,
+        vec![base.finish(Compression::Gzip), app.finish(Compression::Gzip)],
+    )
+}
+
+/// A node that has the image prepared.
+struct Starter {
+    node: Node,
+    starts: Starts,
+    status: ImageStatus,
+    dirs: Vec<PathBuf>,
+    _root: tempfile::TempDir,
+}
+
+impl Starter {
+    fn prepare(url: &str, image: &SyntheticImage, config: &PrefetchConfig) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let urls = [url.to_owned()];
+        let node = Node::open_with(root.path(), &urls, lazy_config()).unwrap();
+        let starts = node.starts(&urls, config);
+        let status = status(&node, url, image);
+        starts.prepared(&status);
+        let dirs = status.layers.iter().map(|l| node.present(&l.digest).unwrap().lowerdir);
+        Self {
+            dirs: dirs.collect(),
+            node,
+            starts,
+            status,
+            _root: root,
+        }
+    }
+
+    fn run(&self, container: &str) {
+        let layers: Vec<_> = self.status.layers.iter().map(|l| l.digest).collect();
+        self.starts.container(container, &self.status.manifest_digest, &layers);
+        self.read();
+    }
+
+    /// What a start reads: two files that share no chunk, a part of the large one, and the application.
+    fn read(&self) {
+        use std::os::unix::fs::FileExt;
+        for i in [3u64, 40] {
+            let bytes = std::fs::read(self.dirs[0].join(format!("lib/{i:02}"))).unwrap();
+            assert!(bytes == noise(i, SMALL));
+        }
+        let large = std::fs::File::open(self.dirs[0].join("lib/large")).unwrap();
+        let mut part = vec![0; 4096];
+        large.read_exact_at(&mut part, 2 << 20).unwrap();
+        assert!(part == noise(100, LARGE)[2 << 20..][..4096]);
+        assert!(std::fs::read(self.dirs[1].join("app/main")).unwrap() == noise(200, SMALL));
+    }
+
+    fn until(&self, what: &str, done: impl Fn(&ImagePrefetch) -> bool) -> ImagePrefetch {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let now = self.starts.status().into_iter().next().unwrap();
+            if done(&now) {
+                return now;
+            }
+            assert!(Instant::now() < deadline, "{what}: {now:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn told(&self, container: &str) -> ImagePrefetch {
+        self.starts.over(container);
+        self.until("the trace is told", |p| {
+            !matches!(p.trace, Telling::None | Telling::Recording)
+        })
+    }
+}
+
+fn status(node: &Node, url: &str, image: &SyntheticImage) -> ImageStatus {
+    let servers = Servers::new(&[url.to_owned()], &fetch_config()).unwrap();
+    let status = node.block_on(servers.image(&image.manifest_digest, 25_000));
+    status.unwrap().unwrap()
+}
+
+/// A start is over when the test says so, however slow the machine.
+fn patient() -> PrefetchConfig {
+    PrefetchConfig {
+        trace_quiet_ms: 120_000,
+        trace_max_ms: 120_000,
+        trace_interval_ms: 0,
+        ..PrefetchConfig::default()
+    }
+}
+
+fn learned(status: ImageStatus) -> Profile {
+    let profile = status.profile.unwrap();
+    assert_eq!(profile.origin, Origin::Learned);
+    profile
+}
+
+#[test]
+fn the_second_node_waits_for_nothing_and_fetches_no_more_than_the_profile() {
+    let image = image();
+    let server = Converted::start(&image);
+    let first = Starter::prepare(&server.url, &image, &patient());
+    first.until("nobody knows anything", |p| p.progress == Progress::NoProfile);
+    first.run("c1");
+    assert!(first.node.counters().read_misses.get() > 0);
+    assert_eq!(first.told("c1").trace, Telling::Posted);
+
+    let second = Starter::prepare(&server.url, &image, &patient());
+    let profile = learned(second.status.clone());
+    assert_eq!(profile.starts, 1);
+    let whole: u64 = second
+        .status
+        .layers
+        .iter()
+        .map(|l| l.toc.as_ref().unwrap().blob_size)
+        .sum();
+    assert!(profile.bytes < whole, "what was read, and not what was fetched with it");
+    let done = second.until("the prefetch ends", |p| {
+        !matches!(p.progress, Progress::Waiting | Progress::Streaming)
+    });
+    assert_eq!(done.progress, Progress::Done);
+    assert_eq!(done.received_chunks, u64::from(profile.chunk_count));
+    assert_eq!(done.received_bytes, profile.bytes);
+    second.run("c2");
+    let counters = second.node.counters();
+    assert_eq!(counters.read_misses.get(), 0, "everything was here");
+    assert_eq!(
+        (counters.requests.get(), counters.fetched_bytes.get()),
+        (0, profile.bytes)
+    );
+    // What was here before it was read is needed all the same.
+    assert_eq!(second.told("c2").trace, Telling::Posted);
+    let again = learned(status(&second.node, &server.url, &image));
+    assert_eq!((again.starts, again.chunk_count), (2, profile.chunk_count));
+}
+
+#[test]
+fn reads_that_the_page_cache_may_hide_are_presumed_or_nothing_is_told() {
+    let image = image();
+    let server = Converted::start(&image);
+    let node = Starter::prepare(&server.url, &image, &patient());
+    node.until("nobody knows anything", |p| p.progress == Progress::NoProfile);
+    // Somebody read a file before: which of the start's reads that hides, nobody knows.
+    assert!(std::fs::read(node.dirs[0].join("lib/03")).unwrap() == noise(3, SMALL));
+    node.run("c1");
+    assert_eq!(node.told("c1").trace, Telling::NothingToTell);
+    assert!(status(&node.node, &server.url, &image).profile.is_none());
+
+    let cold = Starter::prepare(&server.url, &image, &patient());
+    cold.run("c2");
+    assert_eq!(cold.told("c2").trace, Telling::Posted);
+    let profile = learned(status(&cold.node, &server.url, &image));
+    // With a profile, what it names and what was read before counts as needed: a second start on a node unlearns nothing.
+    cold.starts.prepared(&status(&cold.node, &server.url, &image));
+    cold.until("it has what it read", |p| p.progress == Progress::Done);
+    for (i, container) in (0u64..).zip(["c3", "c4", "c5"]) {
+        cold.run(container);
+        // One read that is new, or there would be nothing to tell.
+        let name = format!("lib/{}", 57 + i);
+        assert!(std::fs::read(cold.dirs[0].join(name)).unwrap() == noise(57 + i, SMALL));
+        cold.starts.over(container);
+        cold.until("it is told", |p| p.trace == Telling::Posted);
+    }
+    let again = learned(status(&cold.node, &server.url, &image));
+    assert_eq!(again.starts, 4);
+    let still: Vec<_> = again.positions().collect();
+    let lost: Vec<_> = profile.positions().filter(|at| !still.contains(at)).collect();
+    assert!(lost.is_empty(), "{lost:?} of {profile:?}");
+}
