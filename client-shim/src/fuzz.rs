@@ -299,6 +299,7 @@ impl LazyLayers for Willing {
             layer_digest: Self::layer(&diff_ids()[at]),
             diff_id: diff_ids()[at],
             images: vec![BlobDigest::of(b"manifest")],
+            image: None,
         }))
     }
 

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use headstart_layer_format::api::{LayerState, LayerStatus};
-use headstart_layer_format::limits::TOC_WAIT_MS_MAX;
+use headstart_layer_format::limits::{LAYERS_MAX, TOC_WAIT_MS_MAX};
 use headstart_layer_format::{BlobDigest, DiffId, Toc};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,9 @@ use crate::upkeep::{self, InUse};
 const CACHE: &str = "cache";
 /// Pause before a server is asked again about a layer whose conversion failed, or that could not be reached.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// TOCs fetched, and layers mounted, ahead of containerd's questions at once: TOCs may be large.
+const AHEAD_AT_ONCE: usize = 6;
+const AHEAD_TIME: Duration = Duration::from_secs(20);
 
 /// Why a layer is not presented, named for the snapshotter's decision. Each text completes "failed to ...".
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +120,8 @@ struct Inner {
     changing: Mutex<HashMap<BlobDigest, Weak<tokio::sync::Mutex<()>>>>,
     in_use: InUse,
     room: Arc<Room>,
+    /// Layers presented before anybody asks for them.
+    ahead: Semaphore,
     stop: CancellationToken,
 }
 
@@ -195,6 +200,7 @@ impl NodeLayers {
             changing: Mutex::default(),
             in_use: InUse::default(),
             room,
+            ahead: Semaphore::new(AHEAD_AT_ONCE),
             stop: CancellationToken::new(),
         }));
         for layer in stored {
@@ -231,6 +237,25 @@ impl NodeLayers {
         timeout_at(deadline.into(), work)
             .await
             .unwrap_or(Err(LayersError::NotReady("still on its way")))
+    }
+
+    /// Presents layers in the background, a few at a time, in this order; [`NodeLayers::present`] of one waits for it.
+    pub fn present_ahead(&self, digests: Vec<BlobDigest>) {
+        let missing = digests.into_iter().filter(|digest| self.0.known(digest).is_none());
+        for digest in missing.take(LAYERS_MAX) {
+            let layers = self.clone();
+            self.0.runtime.spawn(async move {
+                let stop = layers.0.stop.clone();
+                let work = async {
+                    let _turn = layers.0.ahead.acquire().await.ok()?;
+                    layers.present(&digest, Instant::now() + AHEAD_TIME).await.err()
+                };
+                if let Some(Some(error)) = stop.run_until_cancelled(work).await {
+                    // Whoever needs it tries again, and says so.
+                    tracing::debug!(layer = %digest, %error, "layer-not-presented-ahead");
+                }
+            });
+        }
     }
 
     /// What this node has without asking anybody: used when snapshots are reloaded.

@@ -96,6 +96,9 @@ pub struct ChainStatus {
     /// Manifests this server has served that contain the chain, latest first, at most
     /// [`crate::limits::CHAIN_IMAGES_MAX`].
     pub images: Vec<BlobDigest>,
+    /// Of the first of `images`, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageStatus>,
 }
 
 /// Body of `POST chunks`; at most [`crate::limits::CHUNK_REQUEST_MAX`] digests.

@@ -48,6 +48,8 @@ pub fn chain(chain: &ChainId) -> String {
 /// Query parameter of `toc` and `images`: how long the server may wait, in milliseconds.
 pub const WAIT_MS_QUERY: &str = "wait_ms";
 
+/// Query parameter of `chains`, `true`: with the status of the latest image.
+pub const IMAGE_QUERY: &str = "image";
 /// Query parameter of `images`: what kind of start is meant ([`crate::profile::Class`]).
 pub const CLASS_QUERY: &str = "class";
 /// Query parameter of `images`: the digest of the profile that the client has.

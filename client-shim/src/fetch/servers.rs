@@ -121,9 +121,10 @@ impl Servers {
         }
     }
 
-    /// Which layer a chain ID ends in. `None`: no server knows it.
+    /// Which layer a chain ID ends in, and how its latest image stands. `None`: no server knows it.
     pub async fn chain(&self, chain: &ChainId) -> Result<Option<ChainStatus>, FetchError> {
-        let found: Option<ChainStatus> = self.status(&routes::chain(chain), Duration::ZERO).await?;
+        let path = format!("{}?{}=true", routes::chain(chain), routes::IMAGE_QUERY);
+        let found: Option<ChainStatus> = self.status(&path, Duration::ZERO).await?;
         match found {
             Some(status) if status.chain_id != *chain => Err(FetchError::Malformed("a status is of another chain")),
             found => Ok(found),

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use headstart_layer_format::ChainId;
+use headstart_layer_format::api::ImageStatus;
+use headstart_layer_format::{BlobDigest, ChainId};
 
 use super::decide::Decisions;
 use super::decline::{Decline, DeclineReason};
@@ -23,6 +24,8 @@ use super::store::SnapshotStore;
 /// Another call is writing the very same snapshot: its two fsyncs are waited for, this often and this many times.
 const OTHER_CALL_POLL: Duration = Duration::from_millis(20);
 const OTHER_CALL_POLLS: u32 = 250;
+/// Layers presented ahead of their snapshots are kept for so long without one.
+const AHEAD_MAX: Duration = Duration::from_secs(120);
 
 /// Everything a lazy `Prepare` works with.
 #[derive(Debug)]
@@ -45,7 +48,9 @@ impl<B: LazyLayers> Adopter<B> {
             return Err(Decline::new(reason, "layers cannot be lazy on this node"));
         }
         let below = self.parent_chain(parent)?;
-        let (manifest, target) = self.decisions.target(&*self.backend, identity, below.as_ref()).await?;
+        let ready = |status: &ImageStatus| self.ready(status);
+        let target = self.decisions.target(&*self.backend, identity, below.as_ref(), &ready);
+        let (manifest, target) = target.await?;
         if parent.is_empty() && ChainId::bottom(target.diff_id) != chain {
             return Err(Decline::new(
                 DeclineReason::Mismatch,
@@ -60,6 +65,18 @@ impl<B: LazyLayers> Adopter<B> {
             self.decisions.decline(manifest, decline.clone());
         }
         adopted
+    }
+
+    /// An image is decided to be lazy: its layers are presented from now on, all at once, before containerd asks for each.
+    fn ready(&self, status: &ImageStatus) {
+        self.backend.prepared(status);
+        let layers: Vec<BlobDigest> = status.layers.iter().map(|l| l.digest).collect();
+        let pins = self.pins.clone();
+        // What no snapshot came to need by then goes with its only pin.
+        tokio::spawn(async move {
+            tokio::time::sleep(AHEAD_MAX).await;
+            layers.iter().for_each(|layer| drop(pins.pin(layer)));
+        });
     }
 
     /// The parent's chain ID, if it has a parent and that tells.

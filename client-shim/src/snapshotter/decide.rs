@@ -8,7 +8,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use headstart_layer_format::{BlobDigest, ChainId, api::ChainStatus};
+use headstart_layer_format::{
+    BlobDigest, ChainId,
+    api::{ChainStatus, ImageStatus},
+};
 use moka::sync::Cache;
 use tokio::sync::OnceCell;
 
@@ -29,6 +32,9 @@ const UNKNOWN_RETRIES: u32 = 5;
 /// A pull prepares its bottom layer once. So when one is asked for this long after a decline, it is for a new pull, and
 /// the server may know better by now; concurrent pulls of one image are closer together.
 const NEW_PULL: Duration = Duration::from_secs(1);
+
+/// Told of an image when it is decided to be lazy.
+pub type Ready<'a> = dyn Fn(&ImageStatus) + Send + Sync + 'a;
 
 type Verdict = Result<Arc<LazyImage>, Decline>;
 
@@ -78,12 +84,13 @@ impl Decisions {
         backend: &B,
         identity: &LayerIdentity,
         parent: Option<&ChainId>,
+        ready: &Ready<'_>,
     ) -> Result<(BlobDigest, Target), Decline> {
         let manifest = match identity.manifest.or_else(|| self.known_image(&identity.chain_id)) {
             Some(manifest) => manifest,
-            None => self.image_of_chain(backend, &identity.chain_id, parent).await?,
+            None => self.image_of_chain(backend, &identity.chain_id, parent, ready).await?,
         };
-        let image = self.image(backend, &manifest, parent.is_none()).await?;
+        let image = self.image(backend, &manifest, parent.is_none(), ready).await?;
         let target = image.target(&identity.chain_id, identity.layer.as_ref(), parent)?;
         Ok((manifest, target))
     }
@@ -102,7 +109,13 @@ impl Decisions {
         found.map(|(manifest, _)| *manifest)
     }
 
-    async fn image<B: LazyLayers>(&self, backend: &B, manifest: &BlobDigest, bottom: bool) -> Verdict {
+    async fn image<B: LazyLayers>(
+        &self,
+        backend: &B,
+        manifest: &BlobDigest,
+        bottom: bool,
+        ready: &Ready<'_>,
+    ) -> Verdict {
         let stale = |cell: &ImageCell| match cell.get() {
             Some(Dated { value: Err(d), at }) => self.is_over(d, *at, bottom),
             _ => false,
@@ -112,19 +125,24 @@ impl Decisions {
         }
         let cell = self.images.get_with(*manifest, ImageCell::default);
         let verdict = cell.get_or_init(|| async {
-            let verdict = self.ask_image(backend, manifest).await;
+            let verdict = self.ask_image(backend, manifest, ready).await;
             Dated::now(verdict.map(Arc::new))
         });
         verdict.await.value.clone()
     }
 
-    async fn ask_image<B: LazyLayers>(&self, backend: &B, manifest: &BlobDigest) -> Result<LazyImage, Decline> {
+    async fn ask_image<B: LazyLayers>(
+        &self,
+        backend: &B,
+        manifest: &BlobDigest,
+        ready: &Ready<'_>,
+    ) -> Result<LazyImage, Decline> {
         let status = retry_unknown(|| backend.image(manifest, self.wait_ms)).await;
         let status = status.map_err(|e| Decline::new(DeclineReason::NoServer, e))?;
         let unknown = || Decline::new(DeclineReason::UnknownImage, "no server has served this manifest");
         let status = status.ok_or_else(unknown)?;
         let image = LazyImage::from_status(manifest, &status)?;
-        backend.prepared(&status);
+        ready(&status);
         Ok(image)
     }
 
@@ -133,6 +151,7 @@ impl Decisions {
         backend: &B,
         chain: &ChainId,
         parent: Option<&ChainId>,
+        ready: &Ready<'_>,
     ) -> Result<BlobDigest, Decline> {
         let answer = match [Some(chain), parent]
             .into_iter()
@@ -142,9 +161,25 @@ impl Decisions {
             Some(decline) => Err(decline),
             None => ask_chain(backend, chain).await,
         };
+        let answer = answer.map(|(manifest, status)| {
+            self.settled(&manifest, status, ready);
+            manifest
+        });
         answer.inspect_err(|decline| {
             self.chains.insert(*chain, Arc::new(Dated::now(decline.clone())));
         })
+    }
+
+    /// Spares the question about an image that the answer about a chain has told of, if all of it is ready.
+    fn settled(&self, manifest: &BlobDigest, status: Option<ImageStatus>, ready: &Ready<'_>) {
+        let Some(status) = status.filter(|_| !self.images.contains_key(manifest)) else {
+            return;
+        };
+        if let Ok(image) = LazyImage::from_status(manifest, &status) {
+            let cell = OnceCell::new_with(Some(Dated::now(Ok(Arc::new(image)))));
+            self.images.insert(*manifest, Arc::new(cell));
+            ready(&status);
+        }
     }
 
     fn declined(&self, chain: &ChainId, bottom: bool) -> Option<Decline> {
@@ -163,12 +198,13 @@ impl Decisions {
     }
 }
 
-async fn ask_chain<B: LazyLayers>(backend: &B, chain: &ChainId) -> Result<BlobDigest, Decline> {
+/// The image to ask about, or to ask no more about.
+async fn ask_chain<B: LazyLayers>(backend: &B, chain: &ChainId) -> Result<(BlobDigest, Option<ImageStatus>), Decline> {
     let status = retry_unknown(|| backend.chain(chain)).await;
     let status: Option<ChainStatus> = status.map_err(|e| Decline::new(DeclineReason::NoServer, e))?;
     let status = status.filter(|s| s.chain_id == *chain);
     // Latest first: most likely the one whose manifest containerd has just fetched.
-    let image = status.and_then(|s| s.images.first().copied());
+    let image = status.and_then(|s| Some((*s.images.first()?, s.image)));
     image.ok_or_else(|| {
         Decline::new(
             DeclineReason::UnknownImage,

@@ -180,6 +180,9 @@ impl LazyLayers for NodeLazy {
     }
 
     fn prepared(&self, image: &ImageStatus) {
+        if let Some(layers) = &self.layers {
+            layers.present_ahead(image.layers.iter().map(|l| l.digest).collect());
+        }
         if let Some(starts) = &self.starts {
             starts.prepared(image);
         }

@@ -16,6 +16,7 @@ mod learn;
 mod measure;
 mod mount;
 mod near;
+mod one_call;
 mod original;
 mod overlay;
 mod posix;

@@ -1,5 +1,6 @@
 //! A profile's chunks as one stream, from servers that are honest, slow, mistaken or hostile.
 
+use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -116,7 +117,7 @@ fn all_of_it_comes_in_one_request_before_anybody_reads() {
     let layer = layer(2);
     let lab = Lab::prepare(
         &server,
-        &[layer.clone()],
+        slice::from_ref(&layer),
         Script::honest(0, &layer),
         &PrefetchConfig::default(),
     );
@@ -136,7 +137,7 @@ fn a_second_build_costs_what_is_new() {
     let old = layer(2);
     let lab = Lab::prepare(
         &server,
-        &[old.clone()],
+        slice::from_ref(&old),
         Script::honest(0, &old),
         &PrefetchConfig::default(),
     );
@@ -145,7 +146,7 @@ fn a_second_build_costs_what_is_new() {
 
     let new = layer(3);
     let second = BlobDigest::of(b"second");
-    server.serve_image(second, &[new.clone()]);
+    server.serve_image(second, slice::from_ref(&new));
     server.profile(second, Script::honest(0, &new));
     let servers = Servers::new(&[server.url()], &fetch_config()).unwrap();
     let status = lab.node.block_on(servers.image(&second, 0)).unwrap().unwrap();
@@ -169,7 +170,7 @@ fn demand_overtakes_a_stream_and_what_comes_late_is_not_written_again() {
     let script = Script::honest(0, &layer).shut();
     let gate = script.gate.clone();
     let config = PrefetchConfig::default();
-    let lab = Lab::prepare(&server, &[layer.clone()], script, &config);
+    let lab = Lab::prepare(&server, slice::from_ref(&layer), script, &config);
     lab.begun(&server);
     // Nothing of the stream has come, and nobody waits for it.
     assert!(lab.read(&layer, "b") == noise(2, 4 * CHUNK));
@@ -189,7 +190,7 @@ fn a_stream_ends_with_its_image() {
     let layer = layer(2);
     let lab = Lab::prepare(
         &server,
-        &[layer.clone()],
+        slice::from_ref(&layer),
         Script::honest(0, &layer).shut(),
         &PrefetchConfig::default(),
     );
@@ -212,7 +213,7 @@ fn a_stream_that_breaks_is_begun_again_for_the_rest() {
     script.parts.truncate(6);
     let (_, last) = script.parts.last_mut().unwrap();
     last.truncate(100);
-    let lab = Lab::prepare(&server, &[layer.clone()], script, &PrefetchConfig::default());
+    let lab = Lab::prepare(&server, slice::from_ref(&layer), script, &PrefetchConfig::default());
     let ended = lab.ended();
     assert_eq!(ended.progress, Progress::Failed);
     assert_eq!(ended.received_chunks, 5);
@@ -247,7 +248,7 @@ fn a_profile_costs_no_more_than_the_nodes_bounds() {
         bytes_max: bound,
         ..PrefetchConfig::default()
     };
-    let lab = Lab::prepare(&server, &[layer.clone()], script, &config);
+    let lab = Lab::prepare(&server, slice::from_ref(&layer), script, &config);
     let done = lab.ended();
     assert_eq!(done.progress, Progress::Done);
     assert!((1..=bound).contains(&done.received_bytes), "{done:?}");
@@ -281,7 +282,7 @@ fn a_hostile_server_gets_little_and_readers_get_right_bytes() {
         let mut script = Script::honest(0, &layer);
         script.parts = parts.into_iter().map(|part| (None, part)).collect();
         script.gate = Arc::new(Semaphore::new(1000));
-        let lab = Lab::prepare(&server, &[layer.clone()], script, &PrefetchConfig::default());
+        let lab = Lab::prepare(&server, slice::from_ref(&layer), script, &PrefetchConfig::default());
         let ended = lab.ended();
         assert_eq!(ended.progress, Progress::Failed, "{what}");
         assert!(ended.received_bytes <= received_max, "{what}: {ended:?}");
@@ -302,7 +303,7 @@ fn a_profile_of_other_tocs_is_not_followed() {
     let layer = layer(2);
     let lab = Lab::prepare(
         &server,
-        &[layer.clone()],
+        slice::from_ref(&layer),
         Script::honest(0, &layer).shut(),
         &PrefetchConfig::default(),
     );
@@ -324,7 +325,13 @@ fn a_full_disk_is_not_filled_by_what_nobody_reads() {
         ..lazy_config()
     };
     let config = PrefetchConfig::default();
-    let lab = Lab::prepare_with(&server, &[layer.clone()], Script::honest(0, &layer), &config, lazy);
+    let lab = Lab::prepare_with(
+        &server,
+        slice::from_ref(&layer),
+        Script::honest(0, &layer),
+        &config,
+        lazy,
+    );
     let ended = lab.ended();
     assert_eq!((ended.progress, ended.received_bytes), (Progress::NoRoom, 0));
 }
@@ -334,7 +341,12 @@ fn a_server_that_knows_no_profiles_is_asked_by_digests() {
     let server = FakeServer::start();
     let layer = layer(2);
     let script = Script::honest(0, &layer);
-    let lab = Lab::prepare(&server, &[layer.clone()], script.clone(), &PrefetchConfig::default());
+    let lab = Lab::prepare(
+        &server,
+        slice::from_ref(&layer),
+        script.clone(),
+        &PrefetchConfig::default(),
+    );
     assert_eq!(lab.ended().progress, Progress::Done);
     lab.starts.gone(&layer.digest);
     lab.node.release(&layer.digest);

@@ -170,6 +170,7 @@ impl LazyLayers for FakeNode {
                 layer_digest: image.layers[at].digest,
                 diff_id: diff_ids[at],
                 images: vec![image.manifest_digest],
+                image: None,
             })
         });
         Ok(found)

@@ -90,6 +90,8 @@ pub(super) struct Details {
     repository: Option<String>,
     class: Option<String>,
     profile: Option<String>,
+    /// Of a chain: the status of its latest image too.
+    image: bool,
 }
 
 impl Details {
@@ -129,17 +131,31 @@ async fn image(
     })?;
     let known = details.profile.as_deref().map(digest::<ProfileDigest>).transpose()?;
     details.enter(&app, &client, Named::Manifest(manifest)).await?;
-    let status = image_status(&app.store, &app.layers, &manifest, details.wait()).await;
-    let status = status.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
+    let status = readable_status(&app, &client, &details, &manifest, details.wait()).await?;
     let mut status = status.ok_or_else(|| {
         ApiError::new(
             OciCode::ManifestUnknown,
             format!("no image manifest {manifest} was served here"),
         )
     })?;
-    refuse_unreadable(&app, &client, &details, &mut status).await;
     status.profile = profile::profile_of(&app, &status, class, known).await;
     Ok(json(StatusCode::OK, &status))
+}
+
+/// As far as this client may know it.
+async fn readable_status(
+    app: &App,
+    client: &Client,
+    details: &Details,
+    manifest: &BlobDigest,
+    wait: Duration,
+) -> Result<Option<ImageStatus>, ApiError> {
+    let status = image_status(&app.store, &app.layers, manifest, wait).await;
+    let mut status = status.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
+    if let Some(status) = &mut status {
+        refuse_unreadable(app, client, details, status).await;
+    }
+    Ok(status)
 }
 
 /// A manifest may name what is somebody else's: of such layers nothing is told. They are refused, so that a node does
@@ -201,11 +217,19 @@ async fn chain(
             images.push(manifest);
         }
     }
+    let mut image = None;
+    if let Some(latest) = images.first().filter(|_| details.image) {
+        image = readable_status(&app, &client, &details, latest, Duration::ZERO).await?;
+    }
+    if let Some(status) = &mut image {
+        status.profile = profile::profile_of(&app, status, Default::default(), None).await;
+    }
     let status = ChainStatus {
         chain_id: fact.chain_id,
         layer_digest: fact.layer,
         diff_id: fact.diff_id,
         images,
+        image,
     };
     Ok(json(StatusCode::OK, &status))
 }

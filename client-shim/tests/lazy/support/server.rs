@@ -9,17 +9,18 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream;
-use headstart_layer_format::api::{ChunksRequest, ImageStatus, LayerState, LayerStatus, TocSummary};
+use headstart_layer_format::api::{ChainStatus, ChunksRequest, ImageStatus, LayerState, LayerStatus, TocSummary};
 use headstart_layer_format::chunk_stream::{ChunkHeader, ChunkStatus};
 use headstart_layer_format::profile::{Class, Origin, Profile, ProfileRequest, Run};
-use headstart_layer_format::{BlobDigest, ProfileDigest, Toc, routes};
+use headstart_layer_format::{BlobDigest, ChainId, ProfileDigest, Toc, routes};
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
+use tokio::sync::{Barrier, Semaphore};
 
 use super::TestLayer;
 
@@ -100,6 +101,10 @@ struct Shared {
     profiles: Mutex<HashMap<BlobDigest, Script>>,
     streams: Mutex<Vec<ProfileRequest>>,
     streamed_bytes: AtomicUsize,
+    /// Method and path of every request.
+    log: Mutex<Vec<String>>,
+    /// Answers about TOCs wait until so many are asked for at once.
+    toc_barrier: Mutex<Option<Arc<Barrier>>>,
     layers: Mutex<HashMap<BlobDigest, Arc<TestLayer>>>,
     images: Mutex<HashMap<BlobDigest, Vec<BlobDigest>>>,
     states: Mutex<HashMap<BlobDigest, Vec<LayerState>>>,
@@ -125,6 +130,8 @@ impl FakeServer {
             profiles: Mutex::default(),
             streams: Mutex::default(),
             streamed_bytes: AtomicUsize::new(0),
+            log: Mutex::default(),
+            toc_barrier: Mutex::default(),
             layers: Mutex::default(),
             images: Mutex::default(),
             states: Mutex::default(),
@@ -159,6 +166,8 @@ impl FakeServer {
             .route(routes::LAYER_DATA_TEMPLATE, get(data))
             .route(routes::CHUNKS, post(chunks))
             .route(routes::IMAGE_TEMPLATE, get(image))
+            .route(routes::CHAIN_TEMPLATE, get(chain))
+            .layer(middleware::from_fn_with_state(Arc::clone(&self.shared), log))
             .with_state(Arc::clone(&self.shared));
         runtime.spawn(async move { axum::serve(listener, app).await });
         self.runtime = Some(runtime);
@@ -196,6 +205,18 @@ impl FakeServer {
     /// Requests for a profile's chunks.
     pub fn streams(&self) -> Vec<ProfileRequest> {
         self.shared.streams.lock().unwrap().clone()
+    }
+
+    /// Method and path of every request so far, without our prefix.
+    #[allow(dead_code, reason = "tests of whole nodes use it")]
+    pub fn log(&self) -> Vec<String> {
+        self.shared.log.lock().unwrap().clone()
+    }
+
+    /// From now on TOCs are answered in groups of so many requests.
+    #[allow(dead_code, reason = "tests of whole nodes use it")]
+    pub fn group_tocs(&self, size: usize) {
+        *self.shared.toc_barrier.lock().unwrap() = Some(Arc::new(Barrier::new(size)));
     }
 
     pub fn streamed_bytes(&self) -> usize {
@@ -256,8 +277,39 @@ impl Shared {
     }
 }
 
+async fn log(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let path = request.uri().path_and_query().unwrap().as_str();
+    let line = format!("{} {}", request.method(), path.trim_start_matches(routes::PREFIX));
+    shared.log.lock().unwrap().push(line);
+    next.run(request).await
+}
+
+async fn chain(State(shared): State<Arc<Shared>>, Path(chain): Path<String>) -> Response {
+    let chain_id: ChainId = chain.parse().unwrap();
+    let images = shared.images.lock().unwrap().clone();
+    for (manifest, layers) in images {
+        let layers: Vec<_> = layers.iter().map(|l| shared.layer(&l.to_string()).unwrap()).collect();
+        let diff_ids: Vec<_> = layers.iter().map(|l| *l.toc.diff_id()).collect();
+        if let Some(at) = ChainId::chain(&diff_ids).iter().position(|c| *c == chain_id) {
+            return axum::Json(ChainStatus {
+                chain_id,
+                layer_digest: layers[at].digest,
+                diff_id: diff_ids[at],
+                images: vec![manifest],
+                image: image_status(&shared, manifest),
+            })
+            .into_response();
+        }
+    }
+    StatusCode::NOT_FOUND.into_response()
+}
+
 async fn toc(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Response {
     shared.toc_requests.fetch_add(1, Ordering::SeqCst);
+    let barrier = shared.toc_barrier.lock().unwrap().clone();
+    if let Some(barrier) = barrier {
+        barrier.wait().await;
+    }
     let Some(layer) = shared.layer(&digest) else {
         return StatusCode::NOT_FOUND.into_response();
     };
@@ -295,10 +347,14 @@ async fn toc(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> R
 }
 
 async fn image(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Response {
-    let manifest_digest: BlobDigest = digest.parse().unwrap();
-    let Some(layers) = shared.images.lock().unwrap().get(&manifest_digest).cloned() else {
-        return StatusCode::NOT_FOUND.into_response();
-    };
+    match image_status(&shared, digest.parse().unwrap()) {
+        Some(status) => axum::Json(status).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+fn image_status(shared: &Shared, manifest_digest: BlobDigest) -> Option<ImageStatus> {
+    let layers = shared.images.lock().unwrap().get(&manifest_digest).cloned()?;
     let layers = layers.iter().map(|digest| LayerStatus {
         digest: *digest,
         state: LayerState::Ready,
@@ -319,7 +375,7 @@ async fn image(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) ->
     });
     let script = shared.profiles.lock().unwrap().get(&manifest_digest).cloned();
     let profile = script.map(|script| Profile {
-        digest: digest_of(&shared, &manifest_digest, &script),
+        digest: digest_of(shared, &manifest_digest, &script),
         origin: Origin::Learned,
         class: Class::default(),
         starts: 1,
@@ -327,13 +383,12 @@ async fn image(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) ->
         bytes: script.runs.iter().fold(0u64, |n, r| n.saturating_add(r.bytes)),
         runs: script.runs,
     });
-    axum::Json(ImageStatus {
+    Some(ImageStatus {
         manifest_digest,
         config_digest: BlobDigest::of(b"config"),
         layers: layers.collect(),
         profile,
     })
-    .into_response()
 }
 
 async fn profile_chunks(shared: Arc<Shared>, ask: ProfileRequest) -> Response {
