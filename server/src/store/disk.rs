@@ -7,6 +7,7 @@
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ pub enum Op<'a> {
     Open(&'a Path),
     Read(&'a Path, u64, usize),
     Write(&'a Path, u64, &'a [u8]),
+    /// A hint, from where and how much: it promises nothing.
+    StartWriting(&'a Path, u64, u64),
     SetLen(&'a Path, u64),
     Sync(&'a Path),
     SyncDir(&'a Path),
@@ -86,6 +89,20 @@ impl Disk {
     pub fn write_all_at(&self, file: &File, path: &Path, bytes: &[u8], at: u64) -> io::Result<()> {
         self.tell(Op::Write(path, at, bytes))?;
         file.write_all_at(bytes, at)
+    }
+
+    /// Has the disk begin with what was written there, so that a later sync has less to wait for. Nothing is durable before
+    /// that sync, which also tells what failed here.
+    pub fn start_writing(&self, file: &File, path: &Path, at: u64, len: u64) {
+        if self.tell(Op::StartWriting(path, at, len)).is_err() {
+            return;
+        }
+        let (Ok(at), Ok(len)) = (at.try_into(), len.try_into()) else {
+            return;
+        };
+        // SAFETY: plain numbers, and a descriptor that is open while `file` is.
+        // Not every file system can: then nothing is begun.
+        let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), at, len, libc::SYNC_FILE_RANGE_WRITE) };
     }
 
     pub fn set_len(&self, file: &File, path: &Path, len: u64) -> io::Result<()> {

@@ -123,6 +123,12 @@ impl Pack {
         self.disk.sync(&self.file, &self.path)
     }
 
+    /// See [`Disk::start_writing`].
+    pub fn start_writing(&self, from: u64, to: u64) {
+        let len = to.saturating_sub(from);
+        self.disk.start_writing(&self.file, &self.path, from, len);
+    }
+
     /// Cuts a torn tail.
     pub fn truncate(&self, len: u64) -> io::Result<()> {
         self.disk.set_len(&self.file, &self.path, len)?;

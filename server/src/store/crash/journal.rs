@@ -161,7 +161,7 @@ impl Witness for Journal {
         let mut log = self.log();
         let own = |path: &Path| path.to_owned();
         let done = match op {
-            Op::Open(_) | Op::Read(..) => return Ok(()),
+            Op::Open(_) | Op::Read(..) | Op::StartWriting(..) => return Ok(()),
             Op::Create(path) => Done::Create(own(path)),
             Op::Write(path, at, bytes) => Done::Write(own(path), at, bytes.to_vec()),
             Op::SetLen(path, len) => Done::SetLen(own(path), len),
