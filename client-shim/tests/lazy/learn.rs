@@ -10,7 +10,7 @@ use headstart_shim::fetch::Servers;
 use headstart_shim::profile::state::{ImagePrefetch, Progress, Telling};
 use headstart_shim::profile::{PrefetchConfig, Starts};
 
-use crate::support::node::{fetch_config, lazy_config};
+use crate::support::node::{lazy_config, patient_fetch};
 use crate::support::{Converted, Node, noise};
 
 const SMALL: usize = 20_000;
@@ -101,7 +101,7 @@ impl Starter {
 }
 
 fn status(node: &Node, url: &str, image: &SyntheticImage) -> ImageStatus {
-    let servers = Servers::new(&[url.to_owned()], &fetch_config()).unwrap();
+    let servers = Servers::new(&[url.to_owned()], &patient_fetch()).unwrap();
     let status = node.block_on(servers.image(&image.manifest_digest, 25_000));
     status.unwrap().unwrap()
 }

@@ -10,7 +10,7 @@ use headstart_shim::profile::PrefetchConfig;
 use headstart_shim::snapshotter::engine::{Engine, Prepared};
 use headstart_shim::snapshotter::lazy::NodeLazy;
 
-use crate::support::node::fetch_config;
+use crate::support::node::{lazy_config, patient_fetch};
 use crate::support::{FakeServer, Item, LayerBuilder, Node, TestLayer, noise};
 
 const LAYERS: usize = 5;
@@ -56,13 +56,15 @@ fn a_ready_image_costs_one_question_and_its_tocs_at_once_and_a_known_one_nothing
         // Whoever asks for one TOC after the other waits for ever here.
         server.group_tocs(LAYERS);
         let root = tempfile::tempdir().unwrap();
-        let node = Node::open(root.path(), &[&server]);
-        let servers = Servers::new(&[server.url()], &fetch_config()).unwrap();
+        let node = Node::open_as(root.path(), &[server.url()], lazy_config(), &patient_fetch()).unwrap();
+        let servers = Servers::new(&[server.url()], &patient_fetch()).unwrap();
         node.block_on(async {
             let lazy = NodeLazy::new(servers, Some(node.layers.clone()), true, &PrefetchConfig::default());
-            let engine = Engine::open(root.path(), &SnapshotterConfig::default(), lazy)
-                .await
-                .unwrap();
+            let config = SnapshotterConfig {
+                present_timeout_ms: 60_000,
+                ..SnapshotterConfig::default()
+            };
+            let engine = Engine::open(root.path(), &config, lazy).await.unwrap();
             pull(&engine, &layers, labelled.then_some(manifest)).await;
             let log = server.log();
             let first = match labelled {

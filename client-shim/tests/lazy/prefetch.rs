@@ -13,7 +13,7 @@ use headstart_shim::profile::state::{ImagePrefetch, Progress};
 use headstart_shim::profile::{PrefetchConfig, Starts};
 use tokio::sync::Semaphore;
 
-use crate::support::node::{fetch_config, lazy_config};
+use crate::support::node::{lazy_config, patient_fetch};
 use crate::support::{FakeServer, Item, LayerBuilder, Node, Script, TestLayer, noise, part};
 
 const CHUNK: usize = 16 << 10;
@@ -103,7 +103,7 @@ impl Lab {
 }
 
 fn status(node: &Node, server: &FakeServer) -> ImageStatus {
-    let servers = Servers::new(&[server.url()], &fetch_config()).unwrap();
+    let servers = Servers::new(&[server.url()], &patient_fetch()).unwrap();
     node.block_on(servers.image(&manifest(), 0)).unwrap().unwrap()
 }
 
@@ -148,7 +148,7 @@ fn a_second_build_costs_what_is_new() {
     let second = BlobDigest::of(b"second");
     server.serve_image(second, slice::from_ref(&new));
     server.profile(second, Script::honest(0, &new));
-    let servers = Servers::new(&[server.url()], &fetch_config()).unwrap();
+    let servers = Servers::new(&[server.url()], &patient_fetch()).unwrap();
     let status = lab.node.block_on(servers.image(&second, 0)).unwrap().unwrap();
     lab.starts.prepared(&status);
     lab.node.present(&new.digest).unwrap();

@@ -42,6 +42,15 @@ pub fn fetch_config() -> FetchConfig {
     }
 }
 
+/// For tests whose servers are silent on purpose, and that no slow machine may upset.
+pub fn patient_fetch() -> FetchConfig {
+    FetchConfig {
+        response_timeout_ms: 60_000,
+        idle_timeout_ms: 60_000,
+        ..FetchConfig::default()
+    }
+}
+
 impl Node {
     pub fn open(root: &Path, servers: &[&FakeServer]) -> Self {
         let urls: Vec<String> = servers.iter().map(|s| s.url()).collect();
@@ -105,7 +114,7 @@ impl Node {
 
     /// What follows profiles and teaches them, on this node.
     pub fn starts(&self, urls: &[String], config: &PrefetchConfig) -> Starts {
-        let servers = Servers::new(urls, &fetch_config()).unwrap();
+        let servers = Servers::new(urls, &patient_fetch()).unwrap();
         self.runtime
             .block_on(async { Starts::new(config, servers, self.layers.clone()) })
     }
