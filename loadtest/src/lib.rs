@@ -11,6 +11,7 @@ pub mod check;
 pub mod coldstart;
 pub mod corpus;
 pub mod cri;
+pub mod fuzzing;
 pub mod origin;
 pub mod playground;
 pub mod relay;

@@ -5,13 +5,9 @@
 #![cfg(test)]
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use super::names::{ROWS, Type};
 use super::{Seen, text};
-
-const BEGIN: &str = "<!-- table: written by a test, see the end -->\n";
-const END: &str = "<!-- end of table -->\n";
 
 fn table() -> String {
     let mut out = String::from("| name | type | unit | label | meaning |\n|---|---|---|---|---|\n");
@@ -38,19 +34,7 @@ fn table() -> String {
 
 #[test]
 fn the_document_has_every_metric() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("METRICS.md");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let (head, rest) = text.split_once(BEGIN).unwrap();
-    let (found, tail) = rest.split_once(END).unwrap();
-    let expected = table();
-    if std::env::var_os("HEADSTART_WRITE").is_some() {
-        std::fs::write(&path, format!("{head}{BEGIN}{expected}{END}{tail}")).unwrap();
-        return;
-    }
-    assert_eq!(
-        found, expected,
-        "METRICS.md is behind names.rs: HEADSTART_WRITE=1 cargo test --workspace --lib metrics"
-    );
+    headstart_loadtest::check::assert_document(env!("CARGO_MANIFEST_DIR"), "METRICS.md", &table());
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub use image::{
 };
 pub use layer::{LayerBuilder, SyntheticLayer};
 pub use oracle::{Meta, Oracle, OracleEntry, OracleKind};
-pub use rng::{Rng, big_blob};
+pub use rng::{Rng, big_blob, noise};
 pub use tar_writer::{BLOCK, Dialect, Header, SparseForm, TarWriter, pax_record};
 pub use wild::wild_tar;
 pub use zoo::{CAPABILITY, ZooSpec};

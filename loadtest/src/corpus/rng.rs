@@ -58,3 +58,17 @@ impl Rng {
 pub fn big_blob(seed: u64, size: u64) -> Bytes {
     Rng::new(seed).bytes(size as usize).into()
 }
+
+/// Bytes that do not repeat, so that a shifted or doubled piece shows.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}

@@ -34,6 +34,7 @@ pub mod ready;
 pub mod recipe;
 pub mod registry;
 pub mod report;
+pub mod runtime;
 pub mod shim;
 pub mod site;
 pub mod tools;

@@ -23,6 +23,7 @@ use headstart_loadtest::{
         debian_tree::{DebianTree, Suite},
         mounts,
         proxy::Proxy,
+        runtime,
         shim::Shim,
         site::Site,
         tools,
@@ -51,12 +52,7 @@ pub struct Bench {
 }
 
 pub fn with_bench<F: Future<Output = ()>>(test: impl FnOnce(Bench) -> F) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(3)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    runtime::block_on(async {
         let _turn = ONE_AT_A_TIME.lock().await;
         tools::require_root().unwrap();
         let site = Site::of_this_executable().unwrap();

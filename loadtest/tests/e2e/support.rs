@@ -9,6 +9,7 @@ use headstart_loadtest::playground::{
     lab::{Lab, RelayedProxy},
     node::Node,
     progress::Progress,
+    runtime,
     site::Site,
 };
 use tokio::sync::{Mutex, MutexGuard};
@@ -25,12 +26,7 @@ pub struct Turn {
 /// Opens a lab and runs the test in it.
 pub fn with_lab<F: Future<Output = ()>>(test: impl FnOnce(Turn) -> F) {
     // Several threads: `Drop` of a process waits on one while relays go on on another.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(3)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    runtime::block_on(async {
         let turn = ONE_AT_A_TIME.lock().await;
         let site = Site::of_this_executable().unwrap();
         let lab = match Lab::open(&site, &Progress::silent()).await {

@@ -9,7 +9,7 @@ use std::io::Write;
 use flate2::{Compression, GzBuilder, write::GzEncoder};
 use headstart_loadtest::corpus::Rng;
 
-use crate::mutate::{self, below, pick};
+use headstart_loadtest::fuzzing::mutate::{self, below, pick};
 
 /// Kinds of [`compress`].
 pub const KINDS: u64 = 12;

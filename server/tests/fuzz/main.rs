@@ -1,23 +1,23 @@
 //! Mutated inputs at every entry point that reads bytes of strangers: the stable driver of `headstart_server::fuzz`.
 //!
-//! In: the seeds, and random numbers from a seed. Out: every property held; else the input, made small, is in a file
-//! whose name is printed with seed and round, to be kept in `fuzz/found` with the mend.
-//! Invariant: deterministic, some seconds. `HEADSTART_FUZZ_ROUNDS` (for each entry point) and `HEADSTART_FUZZ_SEED` make it
-//! longer and other.
-//! Not here: the properties (`server/src/fuzz.rs`), coverage (`fuzz/`, for a nightly toolchain).
+//! In: the seeds, and mutations that know what they mutate. Out: see `headstart_loadtest::fuzzing`.
+//! Invariant: some seconds.
+//! Not here: the driver (`loadtest/src/fuzzing`), the properties (`server/src/fuzz.rs`), coverage (`fuzz/`, for a nightly
+//! toolchain).
 
 mod layers;
-mod mutate;
 mod seeds;
 mod tars;
-mod watch;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use headstart_loadtest::corpus::Rng;
+use headstart_loadtest::fuzzing::mutate::{self, pick};
+use headstart_loadtest::fuzzing::{self, Counting, Kept, Subject};
 use headstart_server::fuzz::{TARGETS, Target};
-use mutate::{LEN_MAX, pick};
-use watch::{Watchdog, call};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 const RANGE_WORDS: [&str; 14] = [
     "bytes=",
@@ -61,15 +61,9 @@ const JSON_WORDS: [&str; 22] = [
     "\"platform\":{\"os\":\"linux\",\"architecture\":\"amd64\"}",
 ];
 
-fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
-}
-
 /// Where the inputs of an entry point are. What is a tar to one is a tar to the other.
-fn kept(folder: &str, target: &str) -> PathBuf {
-    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
-    fuzz.join(folder).join(if target == "layer" { "tar" } else { target })
+fn folder(target: &'static str) -> &'static str {
+    if target == "layer" { "tar" } else { target }
 }
 
 /// What mutations of an entry point begin with.
@@ -121,84 +115,20 @@ fn mutant(target: &str, rng: &mut Rng, pool: &[Vec<u8>], seeds: usize) -> Vec<u8
     input
 }
 
-/// Leaves out what the failure does not need.
-fn smaller(one: fn(&[u8]) -> bool, mut input: Vec<u8>) -> Vec<u8> {
-    let mut step = input.len().div_ceil(2);
-    let mut tries = 400;
-    while step > 0 && tries > 0 {
-        let mut at = 0;
-        while at < input.len() && tries > 0 {
-            let mut without = input.clone();
-            drop(without.drain(at..(at + step).min(input.len())));
-            tries -= 1;
-            match call(one, &without) {
-                Err(_) => input = without,
-                Ok(_) => at += step,
-            }
-        }
-        step /= 2;
-    }
-    input
-}
-
-fn fuzz((name, one): Target, usual_rounds: u64) {
-    let seed = number("HEADSTART_FUZZ_SEED").unwrap_or(1);
-    let rounds = number("HEADSTART_FUZZ_ROUNDS").unwrap_or(usual_rounds);
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{name}-{seed}"));
-    let watchdog = Watchdog::over(file.with_extension("hang"));
-    let mut pool = pool(name);
-    let seeds = pool.len();
-    let mut rng = Rng::new(seed ^ name.bytes().fold(0, |n, b| n << 7 ^ u64::from(b)));
-    let mut accepted = 0;
-    for round in 0..rounds {
-        let input = mutant(name, &mut rng, &pool, seeds);
-        watchdog.next(&input);
-        match call(one, &input) {
-            Ok(true) => {
-                accepted += 1;
-                // Oddities gather: what was accepted is mutated further.
-                if input.len() < LEN_MAX / 2 && name != "inflate" {
-                    let at = seeds + accepted % 64;
-                    pool.resize(pool.len().max(at + 1), input.clone());
-                    pool[at] = input;
-                }
-            }
-            Ok(false) => {}
-            Err(how) => {
-                let file = file.with_extension("input");
-                std::fs::write(&file, smaller(one, input)).expect("write the input");
-                panic!(
-                    "{name}, seed {seed}, round {round}: {how}; the input: {}",
-                    file.display()
-                );
-            }
-        }
-    }
-    println!("{name}: {accepted} of {rounds} accepted");
-    // A harness whose inputs all fail at the first check would find nothing.
-    if rounds >= usual_rounds {
-        assert!(
-            (rounds / 50..rounds).contains(&(accepted as u64)),
-            "{name}: {accepted} of {rounds}"
-        );
-    }
-}
-
-macro_rules! fuzzed {
-    ($($target:ident $rounds:literal,)*) => {
-        $(#[test]
-        fn $target() {
-            fuzz((stringify!($target), headstart_server::fuzz::$target), $rounds);
-        })*
-
-        #[test]
-        fn no_entry_point_is_left_out() {
-            assert_eq!(TARGETS.map(|(name, _)| name), [$(stringify!($target)),*]);
-        }
+fn fuzz(target: Target, usual_rounds: u64) {
+    let (name, _) = target;
+    let subject = Subject {
+        target,
+        usual_rounds,
+        seeds: pool(name),
+        grows: name != "inflate",
+        dir: Path::new(env!("CARGO_TARGET_TMPDIR")),
     };
+    fuzzing::run(subject, |rng, pool, seeds| mutant(name, rng, pool, seeds));
 }
 
-fuzzed! {
+headstart_loadtest::fuzzed! {
+    fuzz, headstart_server::fuzz,
     inflate 400,
     tar 800,
     layer 300,
@@ -214,35 +144,12 @@ fuzzed! {
 /// The seed corpus, and every input that failed once.
 #[test]
 fn every_kept_input_holds() {
-    for (name, one) in TARGETS {
-        let mut accepted = 0;
-        for folder in ["seeds", "found"] {
-            // Of most entry points nothing was ever found.
-            let Ok(files) = std::fs::read_dir(kept(folder, name)) else {
-                continue;
-            };
-            for file in files {
-                let path = file.unwrap().path();
-                let input = std::fs::read(&path).unwrap();
-                assert!(input.len() <= 64 << 10, "{}: small files only", path.display());
-                let held = call(one, &input).unwrap_or_else(|how| panic!("{}: {how}", path.display()));
-                accepted += u32::from(held);
-            }
-        }
-        assert!(accepted > 0, "no kept input of {name} is accepted");
-    }
+    Kept::beside(env!("CARGO_MANIFEST_DIR"), folder).all_hold(&TARGETS);
 }
 
-/// Writes `fuzz/seeds` anew: `cargo test -p headstart-server --test fuzz -- --ignored write_the_seeds`
+/// Writes `fuzz/seeds` anew: `cargo test --workspace --test fuzz -- --ignored write_the_seeds`
 #[test]
 #[ignore = "it changes the repository"]
 fn write_the_seeds() {
-    for (name, _) in TARGETS {
-        let folder = kept("seeds", name);
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        for (seed, bytes) in seeds::of(name) {
-            std::fs::write(folder.join(seed), bytes).unwrap();
-        }
-    }
+    Kept::beside(env!("CARGO_MANIFEST_DIR"), folder).write_seeds(&TARGETS, seeds::of);
 }

@@ -6,7 +6,7 @@
 
 use headstart_loadtest::corpus::{BLOCK, Dialect, Rng, TarWriter, pax_record};
 
-use crate::mutate::{LEN_MAX, below, edge, pick};
+use headstart_loadtest::fuzzing::mutate::{LEN_MAX, below, edge, pick};
 
 /// Offset and length of numbers in a header: mode, owners, size, time, device, GNU's sparse map and real size.
 const NUMBERS: [(usize, usize); 11] = [

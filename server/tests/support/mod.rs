@@ -13,6 +13,8 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
+#[allow(unused_imports, reason = "each test binary uses its part")]
+pub use headstart_loadtest::corpus::noise;
 use headstart_loadtest::origin::Origin;
 use headstart_server::{
     app::{self, App},
@@ -138,18 +140,4 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("{what} does not come true");
-}
-
-/// Bytes that do not repeat, so that a shifted or doubled piece shows.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut out = Vec::with_capacity(len + 8);
-    while out.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend_from_slice(&state.to_le_bytes());
-    }
-    out.truncate(len);
-    out
 }

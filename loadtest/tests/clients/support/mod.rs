@@ -16,6 +16,7 @@ use headstart_loadtest::playground::{
     command,
     debian_tree::{DebianTree, Suite},
     proxy::Proxy,
+    runtime,
     site::Site,
     tools,
     workdir::WorkDir,
@@ -29,14 +30,9 @@ pub struct Bench {
     pub work: WorkDir,
 }
 
-/// Runs the test with a bench, on threads enough for `Drop` of a process to wait on one.
+/// Runs the test with a bench.
 pub fn with_bench<F: Future<Output = ()>>(test: impl FnOnce(Bench) -> F) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(3)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    runtime::block_on(async {
         let bench = match Bench::open() {
             Ok(bench) => bench,
             Err(error) => panic!("failed to {error}"),

@@ -1,9 +1,9 @@
 //! Mutations of any bytes, and of text.
 //!
 //! In: an input, another one, random numbers. Out: an input that differs in one to six ways.
-//! Invariant: results stay below [`LEN_MAX`]. Not here: what knows about tars (`tars.rs`) or layers (`layers.rs`).
+//! Invariant: results stay below [`LEN_MAX`]. Not here: what knows about tars or layers (`server/tests/fuzz`).
 
-use headstart_loadtest::corpus::Rng;
+use crate::corpus::Rng;
 
 /// Longest input that a mutation makes.
 pub const LEN_MAX: usize = 192 << 10;

@@ -2,7 +2,7 @@
 //!
 //! In: an entry point and an input. Out: whether the input was accepted, or what went wrong.
 //! Invariant: the bounds catch what has no bound (a hang, memory that a number in the input asks for), not what is slow.
-//! Not here: what happens to an input that fails (`main.rs`).
+//! Not here: what happens to an input that fails (`driver.rs`).
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -27,8 +27,10 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Counts what this thread has, as entry points start no threads.
-struct Counting;
+/// The allocator of a program that fuzzes (`#[global_allocator]`): counts what each thread has, as entry points start no
+/// threads.
+#[derive(Debug)]
+pub struct Counting;
 
 fn count(change: isize) {
     let _ = LIVE.try_with(|live| {
@@ -60,9 +62,6 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 fn thread_cpu() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid timespec for the duration of the call.
@@ -71,6 +70,14 @@ fn thread_cpu() -> Duration {
         0
     );
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// Without the allocator, memory would have no bound, and nobody would see it.
+fn counted() {
+    let before = LIVE.get();
+    let held = std::hint::black_box(Box::new(0_u8));
+    assert!(LIVE.get() > before, "the program's allocator is not `Counting`");
+    drop(held);
 }
 
 /// Calls `one`. `Err` says in what way it failed.
@@ -84,6 +91,7 @@ pub fn call(one: fn(&[u8]) -> bool, input: &[u8]) -> Result<bool, String> {
             }
         }));
     });
+    counted();
     QUIET.set(true);
     let before = LIVE.get();
     PEAK.set(before);
@@ -106,6 +114,7 @@ pub fn call(one: fn(&[u8]) -> bool, input: &[u8]) -> Result<bool, String> {
 }
 
 /// Ends the process when a call does not come back, after its input was written to `path`.
+#[derive(Debug)]
 pub struct Watchdog {
     current: Arc<Mutex<Vec<u8>>>,
     alive: Option<SyncSender<()>>,
