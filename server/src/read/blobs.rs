@@ -136,6 +136,12 @@ impl Blobs {
             if let Some(error) = self.0.setbacks.refusal(source, caller, digest) {
                 return self.or_from_disk(skips, errand, source, error).await;
             }
+            // Parts of what was wrong as a whole are not given out one by one: the end waits for the verdict.
+            let wants = if self.has_lied(&errand, source) {
+                &Wants::Whole
+            } else {
+                wants
+            };
             let slot = self.join(&errand, source, wants)?;
             let mine = slot.source == *source && slot.caller == *caller;
             let error = match slot.wait().await {

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tracing::{Instrument as _, field::Empty};
 
 use super::{
+    claims::Failed,
     error::ReadError,
     fetch::Fetch,
     flight::{State, View},
@@ -43,14 +44,7 @@ impl Fetch {
         let mut awaited = None;
         loop {
             let changed = self.flight.changed();
-            if !withheld
-                && let Some(error) = awaited.take().and_then(|f: super::claims::Failed| f.get().cloned())
-                && !self.flight.is_whole()
-            {
-                // A run that was stopped did not fail by itself.
-                return Err(self.flight.grounded().unwrap_or(error));
-            }
-            match self.look(range, withheld) {
+            match self.look(range, withheld, awaited.take()) {
                 View::Upto(end) => return Ok(end),
                 View::Failed(error) => return Err(error),
                 View::Awaited(failed) => awaited = failed,
@@ -76,10 +70,19 @@ impl Fetch {
     }
 
     /// What a reader finds. Unless it is withheld from him, what he will need next is claimed before he looks, and
-    /// brought after: a claim that fails at once has been seen by whoever made it, and is not made again.
-    fn look(self: &Arc<Self>, range: &Range<u64>, withheld: bool) -> View {
+    /// brought after: a claim that fails at once has been seen by whoever made it. `awaited`: a claim he waited for; if
+    /// it has failed, that is his answer, and it is not made again. Claims are given back under the same lock, so none fails
+    /// between the two looks.
+    fn look(self: &Arc<Self>, range: &Range<u64>, withheld: bool, awaited: Option<Failed>) -> View {
         let (claims, view) = {
             let mut state = self.flight.state();
+            if !withheld
+                && state.whole.is_none()
+                && let Some(error) = awaited.and_then(|failed| failed.get().cloned())
+            {
+                // A run that was stopped did not fail by itself.
+                return View::Failed(state.grounded().unwrap_or(error));
+            }
             let claims = match withheld {
                 true => Vec::new(),
                 false => self.reserve(&mut state, range),

@@ -203,7 +203,7 @@ impl Flight {
     }
 
     pub fn grounded(&self) -> Option<ReadError> {
-        self.state().grounded.clone()
+        self.state().grounded()
     }
 
     /// Waits until nobody writes.
@@ -349,6 +349,11 @@ impl State {
         let gaps = self.landed.gaps(&(0..self.size));
         let missing: u64 = gaps.iter().map(|gap| gap.end - gap.start).sum();
         missing <= CLOSING && (self.whole.is_some() || self.taken().covers(&(0..self.size)))
+    }
+
+    /// Why no further byte will be written.
+    pub fn grounded(&self) -> Option<ReadError> {
+        self.grounded.clone()
     }
 
     /// Whether no claim may be made any more.

@@ -125,7 +125,7 @@ impl Fetch {
         let mut lanes = self.lanes(&self.flight.state());
         let run = |claim, body, patient| {
             let fetch = self.clone();
-            async move { (claim, fetch.bring_claim(claim, body, patient).await) }
+            async move { (claim, patient, fetch.bring_claim(claim, body, patient).await) }
         };
         let mut runs = FuturesUnordered::new();
         runs.extend(first.map(|(claim, body)| run(claim, Some(body), lanes == 1)));
@@ -151,7 +151,7 @@ impl Fetch {
                 }
                 continue;
             }
-            let (claim, brought) = tokio::select! {
+            let (claim, patient, brought) = tokio::select! {
                 Some(ended) = runs.next() => ended,
                 () = changed, if runs.len() < lanes => continue,
             };
@@ -167,11 +167,12 @@ impl Fetch {
                     }
                     runs.push(run(claim, Some(body), true));
                 }
-                // Both may mean that so many connections are too many.
+                // Both may mean that so many connections are too many. The last of them asks again, and waits: also when
+                // others have given up since this one began.
                 Err(ReadError::Upstream(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout))
-                    if lanes > 1 =>
+                    if !patient =>
                 {
-                    lanes = lanes.saturating_sub(1).min(runs.len().max(1));
+                    lanes = lanes.saturating_sub(1).min(runs.len()).max(1);
                     self.flight.release(claim, None);
                 }
                 Err(error) => {

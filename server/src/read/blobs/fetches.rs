@@ -121,6 +121,18 @@ impl Blobs {
         }
     }
 
+    /// Whether the upstream's bytes were not the blob's a moment ago. The fetch that found it out may be on its way out.
+    pub(super) fn has_lied(&self, errand: &Errand, source: &Source) -> bool {
+        let is_lie = |error: &ReadError| matches!(error, ReadError::DigestMismatch);
+        let last = self.setback(source, &errand.caller, &errand.digest);
+        last.as_ref().is_some_and(is_lie) || {
+            let key = (errand.digest, source.upstream.clone());
+            let fetches = self.fetches();
+            let outcome = fetches.get(&key).and_then(Slot::outcome);
+            outcome.is_some_and(|outcome| outcome.as_ref().is_err_and(is_lie))
+        }
+    }
+
     /// Takes a fetch that has ended off the list, unless another has taken its place there: a flight that has failed
     /// is replaced at once, while its own fetch is still on its way out.
     pub(super) fn leave(&self, key: &Key, ended: &watch::Sender<Started>) {
@@ -202,6 +214,13 @@ impl Slot {
             Some(Ok(fetch)) => fetch.flight.has_failed(),
             Some(Err(_)) => true,
             None => self.ready.has_changed().is_err(),
+        }
+    }
+
+    fn outcome(&self) -> Option<Result<(), ReadError>> {
+        match &*self.ready.borrow() {
+            Some(Ok(fetch)) => fetch.flight.outcome(),
+            _ => None,
         }
     }
 
