@@ -9,7 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::response::IntoResponse as _;
 use headstart_layer_format::api::LayerState;
@@ -147,7 +147,15 @@ async fn numbers_are_also_on_an_address_and_names_are_not() {
     client.names(&[]).await;
     let get = |path: &'static str| {
         tokio::task::spawn_blocking(move || {
-            let mut stream = std::net::TcpStream::connect(port).unwrap();
+            // It listens a moment after the socket does.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let mut stream = loop {
+                match std::net::TcpStream::connect(port) {
+                    Ok(stream) => break stream,
+                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            };
             stream
                 .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
                 .unwrap();

@@ -20,6 +20,8 @@ use tokio::{
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
+/// Bytes of an answer that nobody reads: more than both sockets' buffers take (32 MiB and 4 on newer kernels).
+const UNREAD: usize = 64 << 20;
 /// Far more than any time below.
 const NEVER: Duration = Duration::from_secs(30);
 
@@ -198,7 +200,7 @@ async fn a_stop_lets_answers_out_and_nobody_in() {
         http.drain_timeout_ms = 60_000;
     })
     .await;
-    let content = noise(24 << 20, 3);
+    let content = noise(UNREAD, 3);
     let blob = setup.origin.add_blob(REPOSITORY, content.clone());
     let address = setup.server.address;
     let url = setup.server.blob_url(&blob);
@@ -233,7 +235,7 @@ async fn a_stop_lets_answers_out_and_nobody_in() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_has_a_deadline() {
     let setup = setup(|http| http.drain_timeout_ms = 500).await;
-    let blob = setup.origin.add_blob(REPOSITORY, noise(32 << 20, 4));
+    let blob = setup.origin.add_blob(REPOSITORY, noise(UNREAD, 4));
     let url = setup.server.blob_url(&blob);
     assert_eq!(setup.server.fetch(&url).await.0, 200);
     let held = setup.server.get(&url).await;
