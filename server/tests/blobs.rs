@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, future::join_all};
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
-use support::{REPOSITORY, Server, UPSTREAM, config, noise};
+use support::{REPOSITORY, Server, UPSTREAM, config, is_cut, noise};
 
 const MIB: usize = 1 << 20;
 
@@ -82,7 +82,7 @@ async fn wrong_bytes_are_a_broken_answer_and_leave_nothing_behind() {
         match size {
             // Nothing of it goes out before the verdict, so there is one before the head, and containerd's next host is asked.
             1000 => assert_eq!(status, 502),
-            _ => assert!(status == 200 && body.is_err(), "the answer is not complete"),
+            _ => assert!(is_cut(status, &body), "the answer is not complete"),
         }
         assert!(server.app.originals.get(&digest).unwrap().is_none());
         assert!(!server.app.originals.partial_path(&digest, UPSTREAM).exists());
@@ -112,8 +112,8 @@ async fn a_range_in_the_middle_of_a_small_wrong_blob_is_not_completed_either() {
         .get(server.blob_url(&digest))
         .header("range", "bytes=50-500000");
     let response = soon(request.send()).await.unwrap();
-    assert_eq!(response.status(), 206);
-    assert!(soon(response.bytes()).await.is_err());
+    let status = response.status().as_u16();
+    assert!(is_cut(status, &soon(response.bytes()).await));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,8 +189,8 @@ async fn a_partial_that_is_wrong_costs_one_try() {
         units.for_each(|unit| partial.mark(unit).unwrap());
     };
     left(&digest, &noise(MIB, 8), 0..1);
-    let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
-    assert!(body.is_err());
+    let (status, body) = soon(server.fetch(&server.blob_url(&digest))).await;
+    assert!(is_cut(status, &body));
     let (_, body) = soon(server.fetch(&server.blob_url(&digest))).await;
     assert!(body.unwrap() == content);
     // A whole one that was not renamed yet needs no byte of the upstream.
@@ -387,12 +387,8 @@ async fn wrong_bytes_are_a_broken_answer_over_http_2_too() {
     let server = Server::start(&origin, dir.path()).await;
     let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge();
     let client = client.build().unwrap();
-    for (range, status) in [
-        (None, 200),
-        (Some("bytes=0-"), 206),
-        (Some("bytes=1-2000000,2000002-"), 206),
-    ] {
-        let content = noise(3 * MIB, 40 + status + range.map_or(0, str::len) as u64);
+    for range in [None, Some("bytes=0-"), Some("bytes=1-2000000,2000002-")] {
+        let content = noise(3 * MIB, 40 + range.map_or(0, str::len) as u64);
         let digest = origin.add_blob(REPOSITORY, content.clone());
         origin.once(Target::Digest(digest), Fault::WrongByte { at: 7 });
         let ask = || {
@@ -403,11 +399,9 @@ async fn wrong_bytes_are_a_broken_answer_over_http_2_too() {
             }
         };
         let answer = soon(ask().send()).await.unwrap();
-        assert_eq!(
-            (answer.version(), u64::from(answer.status().as_u16())),
-            (http::Version::HTTP_2, status)
-        );
-        assert!(soon(answer.bytes()).await.is_err(), "{range:?} is complete");
+        assert_eq!(answer.version(), http::Version::HTTP_2);
+        let status = answer.status().as_u16();
+        assert!(is_cut(status, &soon(answer.bytes()).await), "{range:?} is complete");
         let body = soon(soon(ask().send()).await.unwrap().bytes()).await.unwrap();
         assert!(body.windows(100).any(|w| w == &content[3 * MIB - 100..]));
     }

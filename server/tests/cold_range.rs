@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, future::join_all};
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
-use support::{REPOSITORY, Server, UPSTREAM, config, error_of, noise};
+use support::{REPOSITORY, Server, UPSTREAM, config, error_of, is_cut, noise};
 
 const MIB: usize = 1 << 20;
 const UNIT: u64 = headstart_server::store::units::UNIT;
@@ -256,7 +256,7 @@ async fn who_fetches_parts_of_a_wrong_blob_does_not_get_its_end() {
             answers.push(mirror.range(&digest, range).await);
         }
         let (status, _, end) = answers.last().unwrap();
-        assert!(end.is_err() || *status >= 400, "wrong at {wrong}: {status}");
+        assert!(is_cut(*status, end), "wrong at {wrong}: {status}");
         mirror.origin.clear_faults();
     }
     // Of a right one everybody gets everything, and so does who wants its end alone.
@@ -284,11 +284,13 @@ async fn a_wrong_part_spoils_all_of_them_and_the_whole_is_a_broken_answer() {
     assert!(body.is_ok());
     for range in ["bytes=0-", "bytes=0-4194303", "bytes=5-4194300"] {
         let (status, _, body) = mirror.range(&digest, range).await;
-        assert_eq!(status, 206);
         match range {
-            "bytes=0-" => assert!(body.is_err(), "the answer is not complete"),
+            "bytes=0-" => assert!(is_cut(status, &body), "the answer is not complete"),
             // All was thrown away, so this is right again.
-            _ => assert!(content.windows(16).any(|w| w == &body.as_ref().unwrap()[..16])),
+            _ => {
+                assert_eq!(status, 206);
+                assert!(content.windows(16).any(|w| w == &body.as_ref().unwrap()[..16]));
+            }
         }
     }
     assert!(mirror.whole(&digest).await.1.unwrap() == content);
@@ -383,8 +385,7 @@ async fn switched_off_a_range_follows_the_whole_and_is_verified() {
     let mirror = Mirror { origin, server, dir };
     mirror.origin.once(Target::Digest(digest), Fault::WrongByte { at: 100 });
     let (status, _, body) = mirror.range(&digest, "bytes=50-500000").await;
-    assert_eq!(status, 206);
-    assert!(body.is_err());
+    assert!(is_cut(status, &body));
     let (_, _, body) = mirror.range(&digest, "bytes=50-500000").await;
     assert!(body.unwrap() == content[50..500_001]);
     assert_eq!(mirror.origin.bytes_sent(&digest), 2 * content.len() as u64);

@@ -121,6 +121,12 @@ impl Server {
     }
 }
 
+/// Whether an answer is none, or breaks off: what wrong bytes come to. Which of the two depends on whether the verdict or the
+/// reader comes first.
+pub fn is_cut<T>(status: u16, body: &Result<T, reqwest::Error>) -> bool {
+    status >= 500 || body.is_err()
+}
+
 /// Status and the code of the OCI error.
 pub async fn error_of(response: reqwest::Response) -> (u16, String) {
     let status = response.status().as_u16();
