@@ -11,7 +11,7 @@ if [ "$(id -u)" -ne 0 ]; then
     exit 1
 fi
 ./scripts/install-packages.sh
-cargo build --release --locked -p headstart-server -p headstart-shim -p headstart-loadtest
+cargo build --release --locked --workspace --bins
 
 target=$(cargo metadata --format-version 1 --no-deps --offline | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
 exec "$target/release/headstart-loadtest" playground "$@"

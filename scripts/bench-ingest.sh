@@ -15,7 +15,7 @@ images=("$@")
 [ ${#images[@]} -gt 0 ] || images=(python-v1 node-v1)
 
 ./scripts/install-packages.sh
-cargo build --release --locked -p headstart-server -p headstart-loadtest
+cargo build --release --locked --workspace --bins
 target=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)
 server=${HEADSTART_BENCH_BINARY:-$target/release/headstart-server}
 loadtest=${HEADSTART_BENCH_LOADTEST:-$target/release/headstart-loadtest}

@@ -7,5 +7,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ./scripts/install-packages.sh
-cargo build --release --locked -p headstart-server -p headstart-loadtest
+cargo build --release --locked --workspace --bins
 exec "${CARGO_TARGET_DIR:-target}/release/headstart-loadtest" bench-mirror "$@"

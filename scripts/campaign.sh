@@ -36,10 +36,10 @@ HEADSTART_GROWTH_LAYERS=$((count * 1000)) tests --test growth
 
 echo "== random tars against containerd's unpacker, $((count * 400)), seed $fuzz_seed; hostile layers at the default budget"
 HEADSTART_UNPACK_SEED=$fuzz_seed HEADSTART_UNPACK_ROUNDS=$((count * 400)) \
-    cargo test --locked --quiet -p headstart-server --test unpack
-HEADSTART_HOSTILE_FULL=1 cargo test --locked --quiet -p headstart-server --test hostile
+    tests --test unpack
+HEADSTART_HOSTILE_FULL=1 tests --test hostile
 # HEADSTART_IMAGES, if set, names directories with more images (OCI layouts): each layer is compared and rebuilt.
-cargo test --locked --quiet -p headstart-server --test rebuild
+tests --test rebuild
 # And as nodes show them, under both presentations.
 tests --test e2e -- images
 

@@ -8,11 +8,11 @@ cd "$(dirname "$0")/.."
 {
     ./scripts/install-packages.sh
     ./scripts/debian-root.sh forky >/dev/null
-    cargo build --locked --quiet -p headstart-server -p headstart-shim --bins
+    cargo build --workspace --bins --locked --quiet
 } >&2
 status=0
 # The test prints the table too, also when a cell is wrong; here it goes to standard output alone.
-output=$(cargo test --locked --quiet -p headstart-loadtest --test clients matrix -- --nocapture 2>&1) || status=$?
+output=$(cargo test --locked --quiet --workspace --test clients matrix -- --nocapture 2>&1) || status=$?
 grep '^|' <<<"$output" || true
 [ "$status" -eq 0 ] || grep -v '^|' <<<"$output" >&2
 exit "$status"

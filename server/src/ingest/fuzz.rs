@@ -285,10 +285,7 @@ impl Chunks for Kept<'_> {
 }
 
 fn assemble(tar: &[u8], piece: usize, data: &mut Vec<u8>) -> Result<Toc, ConvertError> {
-    let config = IngestConfig {
-        entries_max: 20_000,
-        ..IngestConfig::default()
-    };
+    let config = IngestConfig::default();
     let kept = Kept {
         data: Some(data),
         ..Kept::default()
