@@ -1,5 +1,5 @@
-//! The survival test: readers of files that were not fetched yet, while shim, server or both are killed at random, and while
-//! the network between them is cut.
+//! The survival test: readers of files that were not fetched yet, while shim, server or both are killed at random, the shim is
+//! stopped as an upgrade does, and the network between them is cut.
 //!
 //! `HEADSTART_SURVIVAL_ROUNDS` says how often for each of the forms (without it: twice); then it also prints what it saw.
 
@@ -17,6 +17,8 @@ const LIFE_MAX: Duration = Duration::from_millis(120);
 #[derive(Clone, Copy, Debug)]
 enum Victim {
     Shim,
+    /// Nobody: the shim is stopped, in the middle of whatever it does.
+    Stopped,
     /// The server, while the shim lives on, then the shim too.
     ServerThenShim,
     /// The server, and the next shim starts without one.
@@ -61,6 +63,7 @@ fn survive(kind: Kind, victims: &[Victim]) {
         pause();
         match victim {
             Victim::Shim => node.kill(),
+            Victim::Stopped => node.stop(),
             Victim::ServerThenShim => {
                 node.server.down();
                 pause();
@@ -102,7 +105,7 @@ fn survive(kind: Kind, victims: &[Victim]) {
         node.spawn();
         // It must not need the server to be there again.
         match victim {
-            Victim::Shim | Victim::ServerThenShim | Victim::NetworkThenShim => {}
+            Victim::Shim | Victim::Stopped | Victim::ServerThenShim | Victim::NetworkThenShim => {}
             Victim::Both => {
                 node.until_up();
                 pause();
@@ -138,7 +141,7 @@ fn survive(kind: Kind, victims: &[Victim]) {
     );
     if rounds().is_some() {
         println!(
-            "survival: {kind:?} {victims:?}: {count} kills, {reads} reads right, all readers on {} ms after the successor \
+            "survival: {kind:?} {victims:?}: {count} ends, {reads} reads right, all readers on {} ms after the successor \
              was up ({} ms after it was started), chunk requests {}",
             from_up.as_millis(),
             from_start.as_millis(),
@@ -151,9 +154,11 @@ fn survive(kind: Kind, victims: &[Victim]) {
     assert!(!node.has_holder());
 }
 
+const SHIM: [Victim; 3] = [Victim::Shim, Victim::Shim, Victim::Stopped];
+
 #[test]
 fn erofs_from_the_table() {
-    survive(Kind::EROFS, &[Victim::Shim]);
+    survive(Kind::EROFS, &SHIM);
 }
 
 #[test]
@@ -162,17 +167,17 @@ fn erofs_resent() {
         resend: true,
         ..Kind::EROFS
     };
-    survive(kind, &[Victim::Shim]);
+    survive(kind, &SHIM);
 }
 
 #[test]
 fn fuse_tree_from_the_table() {
-    survive(Kind::FUSE, &[Victim::Shim]);
+    survive(Kind::FUSE, &SHIM);
 }
 
 #[test]
 fn fuse_tree_resent() {
-    survive(Kind::RESEND, &[Victim::Shim]);
+    survive(Kind::RESEND, &SHIM);
 }
 
 #[test]

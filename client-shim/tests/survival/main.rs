@@ -7,6 +7,9 @@
 #[allow(dead_code, reason = "shared with the tests of the lazy half, which use more of it")]
 #[path = "../lazy/support/layer.rs"]
 mod layer;
+#[allow(dead_code, reason = "the tests receive, and send by other means")]
+#[path = "../../src/survival/message.rs"]
+mod message;
 #[allow(dead_code, reason = "the same")]
 #[path = "../lazy/support/server.rs"]
 mod server;

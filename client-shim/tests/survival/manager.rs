@@ -1,17 +1,14 @@
 //! A service manager as far as a service sees it: sd_notify(3), and a store of descriptors that outlives the service.
 
 use std::fs;
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, bind,
-    recvmsg, socket_with,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
+
+use crate::message;
 
 /// A tenth of a second, so that tests see it fed.
 const WATCHDOG: Duration = Duration::from_millis(200);
@@ -70,25 +67,10 @@ impl Manager {
 }
 
 fn listen(socket: &OwnedFd, state: &Mutex<State>) {
-    let mut text = [0; 4096];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut slices = [IoSliceMut::new(&mut text)];
-    let Ok(received) = recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) else {
+    let Ok(Some((text, fds))) = message::receive(socket) else {
         return;
     };
-    let fds: Vec<OwnedFd> = ancillary
-        .drain()
-        .filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    let lines: Vec<String> = String::from_utf8_lossy(&text[..received.bytes])
-        .lines()
-        .map(str::to_owned)
-        .collect();
+    let lines: Vec<String> = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
     let mut state = state.lock().unwrap();
     if lines.iter().any(|l| l == "FDNAME=headstart") {
         if lines.iter().any(|l| l == "FDSTOREREMOVE=1") {

@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 use tonic::Code;
 
 use crate::layer::{Item, LayerBuilder, TestLayer};
+use crate::message;
 use crate::network::Network;
 use crate::server::FakeServer;
 use crate::support::{Client, code};
@@ -290,20 +291,19 @@ impl Node {
     pub fn prepare_container(&self, chain: &str) {
         let client = self.client();
         let mounts = self.runtime.block_on(client.prepare("container", chain, &[])).unwrap();
-        self.mount(&mounts[0].options);
+        mount_overlay(&self.container, &mounts[0].options);
+    }
+
+    /// How the container's snapshot, which there is already, is to be mounted.
+    pub fn container_options(&self) -> Vec<String> {
+        let client = self.client();
+        let mut mounts = self.runtime.block_on(client.mounts("container")).unwrap();
+        mounts.remove(0).options
     }
 
     /// Mounts the container's snapshot, which there is already.
     pub fn mount_container(&self) {
-        let client = self.client();
-        let mounts = self.runtime.block_on(client.mounts("container")).unwrap();
-        self.mount(&mounts[0].options);
-    }
-
-    fn mount(&self, options: &[String]) {
-        let options = CString::new(options.join(",")).unwrap();
-        let none = MountFlags::empty();
-        mount("overlay", &self.container, "overlay", none, Some(options.as_c_str())).unwrap();
+        mount_overlay(&self.container, &self.container_options());
     }
 
     pub fn unmount_container(&self) {
@@ -372,6 +372,13 @@ impl Node {
     pub fn has_holder(&self) -> bool {
         ask_holder(&self.root(), b"what?").is_some()
     }
+
+    /// The `/dev/fuse` that the holder keeps.
+    pub fn kept_device(&self) -> OwnedFd {
+        let (text, mut descriptors) = converse(&self.root(), b"take").unwrap();
+        assert_eq!(text, b"ok");
+        descriptors.remove(0)
+    }
 }
 
 impl Drop for Node {
@@ -395,16 +402,24 @@ impl Drop for Node {
     }
 }
 
+/// As containerd does.
+pub fn mount_overlay(at: &Path, options: &[String]) {
+    let options = CString::new(options.join(",")).unwrap();
+    mount("overlay", at, "overlay", MountFlags::empty(), Some(options.as_c_str())).unwrap();
+}
+
 /// As another version of the shim might: any word.
 pub fn ask_holder(root: &Path, word: &[u8]) -> Option<Vec<u8>> {
+    converse(root, word).map(|(text, _)| text)
+}
+
+fn converse(root: &Path, word: &[u8]) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
     use rustix::net::*;
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     let address = SocketAddrUnix::new(root.join("holder.sock")).unwrap();
     connect(&socket, &address).ok()?;
     send(&socket, word, SendFlags::NOSIGNAL).ok()?;
-    let mut answer = [0; 64];
-    let (len, _) = recv(&socket, &mut answer, RecvFlags::empty()).ok()?;
-    Some(answer[..len].to_vec())
+    message::receive(&socket).ok()?
 }
 
 /// Descriptors from 3 on, as a service manager gives them.

@@ -1,10 +1,14 @@
 //! What survives what: holder, service manager, clean stops, upgrades, reboots, orphans.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::manager::Manager;
-use crate::node::{Kind, LONG, Node, ask_holder};
+use crate::node::{Kind, LONG, Node, ask_holder, mount_overlay};
 use crate::readers::Readers;
 
 fn eventually(what: &str, mut done: impl FnMut() -> bool) {
@@ -24,7 +28,7 @@ fn read_all(node: &Node) {
 /// SIGTERM, then another process: with readers in between, who wait.
 #[test]
 fn an_upgrade_in_place_is_not_noticed() {
-    for kind in [Kind::EROFS, Kind::FUSE] {
+    for kind in [Kind::EROFS, Kind::FUSE, Kind::RESEND] {
         let mut node = Node::new(kind);
         node.server.latency(Duration::from_millis(3));
         node.start();
@@ -43,6 +47,59 @@ fn an_upgrade_in_place_is_not_noticed() {
         assert!(!node.has_holder(), "it leaves when no container is left");
         assert_eq!(node.mounts_below(), Vec::<String>::new());
     }
+}
+
+/// A container's snapshot whose mount is gone may be mounted again at any moment, without a word to us: until containerd has
+/// removed it, a stop leaves everything to the next start, and whoever asks meanwhile waits for that. The first stop after ends
+/// it all.
+#[test]
+fn a_stop_leaves_the_mounts_until_containerd_has_removed_the_last_container() {
+    for kind in [Kind::EROFS, Kind::FUSE, Kind::RESEND] {
+        let mut node = Node::new(kind);
+        node.start();
+        node.run_container();
+        let options = node.container_options();
+        // Of the last file nothing was asked for: it is not here.
+        let mut files = node.files();
+        let (path, expected) = files.pop().unwrap();
+        for (path, expected) in files {
+            assert!(fs::read(path).unwrap() == *expected);
+        }
+        node.unmount_container();
+        // A layer that is whole is mounted anew, for a moment beside the old one.
+        let points = |node: &Node| BTreeSet::from_iter(node.mounts_below());
+        let before = points(&node);
+        node.stop();
+        assert!(node.has_holder());
+        assert_eq!(points(&node), before);
+        // As containerd may, with what it was told before. Already the mount waits under the FUSE tree, for a look at its
+        // lower directories.
+        let container = node.container.clone();
+        let reading = std::thread::spawn(move || {
+            mount_overlay(&container, &options);
+            fs::read(path).unwrap() == *expected
+        });
+        let device = node.kept_device();
+        eventually("a request that nobody reads", || has_requests(&device));
+        drop(device);
+        assert!(!reading.is_finished());
+        node.start();
+        eventually("the answer", || reading.is_finished());
+        assert!(reading.join().unwrap());
+        assert!(node.log().contains("mount-taken-over"));
+        read_all(&node);
+        node.end_container();
+        node.stop();
+        assert!(!node.has_holder());
+        assert_eq!(node.mounts_below(), Vec::<String>::new());
+    }
+}
+
+/// Whether the kernel has requests for whoever reads this `/dev/fuse`.
+fn has_requests(device: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(device, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default())).unwrap();
+    polled[0].revents().contains(PollFlags::IN)
 }
 
 #[test]
