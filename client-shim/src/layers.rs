@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{CacheDir, CacheError, Layer, LayerFile, Room};
-pub use crate::cache::{LazyConfig, PresentationChoice};
+pub use crate::cache::{LazyConfig, PresentationChoice, WholeLayers};
 use crate::counters::Counters;
 use crate::fetch::FetchError;
 use crate::fetch::original::BlobSource;

@@ -20,12 +20,29 @@ pub enum PresentationChoice {
     Fuse,
 }
 
+/// Who reads a layer of which every byte is here, where layers are shown as EROFS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WholeLayers {
+    /// The kernel by itself, as `direct`, if its release is known to do that rightly; else as `asked`.
+    #[default]
+    Auto,
+    /// The kernel, past the page cache of the filesystem below where a trial at the start finds that it works, else as `cached`.
+    Direct,
+    /// The kernel, through the page cache of the filesystem below.
+    Cached,
+    /// The kernel asks us, as for any other layer.
+    Asked,
+}
+
 /// Bounds and habits of lazy layers.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LazyConfig {
     /// How layers are shown.
     pub presentation: PresentationChoice,
+    /// Who reads whole layers.
+    pub whole_layers: WholeLayers,
     /// How long a reader waits for bytes that are not here before it gets an I/O error. The kernel asks a second time when
     /// its read-ahead failed, so a process may see the error after up to twice this.
     pub demand_timeout_ms: u64,
@@ -60,6 +77,7 @@ impl Default for LazyConfig {
     fn default() -> Self {
         Self {
             presentation: PresentationChoice::default(),
+            whole_layers: WholeLayers::default(),
             demand_timeout_ms: 10_000,
             small_file_bytes_max: 1 << 20,
             readahead_bytes: 8 << 20,

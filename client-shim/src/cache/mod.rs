@@ -37,7 +37,7 @@ mod sources;
 mod toc_file;
 mod transit;
 
-pub use config::{LazyConfig, PresentationChoice};
+pub use config::{LazyConfig, PresentationChoice, WholeLayers};
 pub use dir::{CacheDir, CacheError};
 pub use layer::Layer;
 pub use layer_file::LayerFile;

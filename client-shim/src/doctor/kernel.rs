@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::Report;
-use crate::cache::{LazyConfig, PresentationChoice};
+use crate::cache::{LazyConfig, PresentationChoice, WholeLayers};
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::observe::status::Status;
@@ -104,6 +104,16 @@ fn try_presentation(
             format!("layers cannot be shown as EROFS: failed to {error}"),
             "layers are shown by FUSE instead, which works and is slower; a kernel from 6.12 on with EROFS does better",
         ),
+    }
+    let by_itself = config.lazy.whole_layers != WholeLayers::Auto || presentation::kernel_is_trusted();
+    if erofs.is_ok() && !by_itself {
+        report.warn(
+            "kernel.whole_layers",
+            "this kernel may read files below EROFS wrongly (CVE-2026-23224, and zeros where a reader was killed), so layers \
+             that are whole are read through the shim",
+            "a kernel from 6.12.80, 6.18.21, 6.19.11 or 7.0 on reads them by itself; if your distribution's has both mends, \
+             set whole_layers = \"direct\" in [lazy] of shim.toml",
+        );
     }
     let wanted = match (&erofs, config.lazy.presentation) {
         (_, PresentationChoice::Fuse) | (Err(_), _) => PresentationChoice::Fuse,

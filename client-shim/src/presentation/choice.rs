@@ -4,7 +4,8 @@
 //! to work; what a predecessor mounted is taken over, or gone, whichever presentation it had.
 //! Not here: the probe itself (`probe.rs`).
 
-use super::probe::probe;
+use super::probe::{probe, try_direct};
+use super::whole::{Whole, release};
 use super::{ErofsTree, FuseTree, Presentation, PresentationError, Surroundings};
 use crate::cache::PresentationChoice;
 use crate::survival::Kept;
@@ -38,7 +39,7 @@ fn take_over(s: &Surroundings<'_>, kept: Kept) -> Result<Box<dyn Presentation>, 
     let presentation = if erofs { "erofs" } else { "fuse" };
     tracing::info!(presentation, resend = s.resend, "mount-taken-over");
     if erofs {
-        let tree = ErofsTree::new(fuse, &images, s.config.kernel_readahead_kib);
+        let tree = ErofsTree::new(fuse, &images, s.config.kernel_readahead_kib, whole(s));
         tree.take_over(s.layers)?;
         return Ok(Box::new(tree));
     }
@@ -61,7 +62,8 @@ fn mount(s: &Surroundings<'_>) -> Result<Box<dyn Presentation>, PresentationErro
     match probe(&s.root.join(PROBE), &fuse) {
         Ok(()) => {
             tracing::info!(presentation = "erofs", "presentation-chosen");
-            Ok(Box::new(ErofsTree::new(fuse, &images, s.config.kernel_readahead_kib)))
+            let readahead = s.config.kernel_readahead_kib;
+            Ok(Box::new(ErofsTree::new(fuse, &images, readahead, whole(s))))
         }
         Err(error) if s.config.presentation == PresentationChoice::Erofs => {
             fuse.close();
@@ -76,4 +78,11 @@ fn mount(s: &Surroundings<'_>) -> Result<Box<dyn Presentation>, PresentationErro
             Ok(Box::new(FuseTree::mount(s, &at, false)?))
         }
     }
+}
+
+fn whole(s: &Surroundings<'_>) -> Whole {
+    let trial = || try_direct(&s.root.join(PROBE), s.store);
+    let whole = Whole::choose(s.config.whole_layers, &release(), trial);
+    tracing::info!(?whole, "whole-layers");
+    whole
 }

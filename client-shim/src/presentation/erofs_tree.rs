@@ -17,15 +17,17 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use headstart_layer_format::Toc;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use super::device::Device;
 use super::readahead::raised;
 use super::replace::replace_image;
+use super::whole::Whole;
 use super::{FuseTree, Presentation, PresentationError};
 use crate::cache::Layer;
 use crate::erofs::{self, ErofsError};
 use crate::fuse::mount_table::mounts;
 
 /// One read of the kernel must be one FUSE request, which is at most 1 MiB: of two, a killed reader leaves one undone, and
-/// kernels before 7.0 take the short read for the end of the file and cache zeros.
+/// kernels before 7.0 take the short read for the end of the file and cache zeros (`whole.rs` has the releases).
 const READAHEAD_KIB_MAX: u32 = 1024;
 
 #[derive(Debug)]
@@ -33,6 +35,7 @@ pub struct ErofsTree {
     fuse: FuseTree,
     mounts: PathBuf,
     readahead_kib: u32,
+    whole: Whole,
     /// By slot.
     shown: Mutex<HashMap<u32, Shown>>,
 }
@@ -56,11 +59,12 @@ enum Data {
 }
 
 impl ErofsTree {
-    pub fn new(fuse: FuseTree, mounts: &Path, readahead_kib: u32) -> Self {
+    pub(super) fn new(fuse: FuseTree, mounts: &Path, readahead_kib: u32, whole: Whole) -> Self {
         Self {
             fuse,
             mounts: mounts.to_owned(),
             readahead_kib: readahead_kib.min(READAHEAD_KIB_MAX),
+            whole,
             shown: Mutex::default(),
         }
     }
@@ -117,12 +121,10 @@ impl ErofsTree {
         let image = layer.file().image();
         write_image(layer.toc(), &image)?;
         let slot = layer.slot().to_string();
-        let whole = layer.file().whole();
-        let data = match whole {
-            Some(_) => Data::Settled,
-            None => Data::Asked,
+        let (data, device) = match self.local(layer) {
+            Some(device) => (Data::Settled, device),
+            None => (Data::Asked, Device::asked(self.fuse.device(&slot))),
         };
-        let device = whole.unwrap_or_else(|| self.fuse.device(&slot));
         let at = self.mounts.join(slot);
         std::fs::create_dir_all(&at)?;
         if let Err(error) = mount_image(&image, &device, &at, self.readahead_kib) {
@@ -131,6 +133,16 @@ impl ErofsTree {
             return Err(error.into());
         }
         Ok(Shown { at, data })
+    }
+
+    /// The layer's own file, if it is whole and the kernel may read it.
+    fn local(&self, layer: &Layer) -> Option<Device> {
+        let direct = match self.whole {
+            Whole::Direct => true,
+            Whole::Cached => false,
+            Whole::Asked => return None,
+        };
+        Some(Device::local(layer.file().whole()?, direct))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Shown>> {
@@ -163,7 +175,7 @@ impl Presentation for ErofsTree {
         let Some(shown) = all.get_mut(&layer.slot()).filter(|s| s.data == Data::Asked) else {
             return;
         };
-        let Some(device) = layer.file().whole() else {
+        let Some(device) = self.local(layer) else {
             return;
         };
         // Once: what was refused now would be the next time. The next start mounts the file at once.
@@ -218,8 +230,9 @@ pub(super) fn write_image(toc: &Toc, path: &Path) -> Result<(), ErofsError> {
 }
 
 /// Mounts an image. By the system call: mount(8) would put a loop device between.
-pub(super) fn mount_image(image: &Path, device: &Path, at: &Path, readahead_kib: u32) -> io::Result<()> {
-    let option = [b"device=", device.as_os_str().as_bytes()].concat();
+pub(super) fn mount_image(image: &Path, device: &Device, at: &Path, readahead_kib: u32) -> io::Result<()> {
+    let more: &[u8] = if device.direct { b",directio" } else { b"" };
+    let option = [b"device=", device.path.as_os_str().as_bytes(), more].concat();
     let option = CString::new(option).map_err(io::Error::other)?;
     // Set-id programs and devices work as they would unpacked.
     raised(readahead_kib, || {

@@ -8,12 +8,14 @@
 //! [`ErofsTree`] gives the kernel an image of the tree, and answers for the data space alone.
 
 mod choice;
+mod device;
 pub mod erofs_tree;
 pub mod fuse_tree;
 pub mod implied;
 mod probe;
 mod readahead;
 mod replace;
+mod whole;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +30,7 @@ pub use choice::{MOUNT, open};
 pub use erofs_tree::ErofsTree;
 pub use fuse_tree::FuseTree;
 pub use probe::ProbeError;
+pub use whole::kernel_is_trusted;
 
 /// Each text completes "failed to ...".
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! Whether this kernel shows layers as EROFS rightly: tried, not concluded from its version.
 //!
-//! In: the FUSE mount, with its file of known bytes. Out: nothing, or what went wrong. Invariant: what is mounted here is
-//! unmounted here; a kernel that hangs costs [`PATIENCE`], not the start.
+//! In: the FUSE mount with its file of known bytes, or a local file of the same. Out: nothing, or what went wrong. Invariant: what
+//! is mounted here is unmounted here; a kernel that hangs costs [`PATIENCE`], not the start.
 //! Not here: what is done about it (`choice.rs`).
 
 use std::ffi::CString;
@@ -18,6 +18,7 @@ use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, LayerRange};
 use rustix::mount::{MountFlags, mount};
 
 use super::FuseTree;
+use super::device::Device;
 use super::erofs_tree::{mount_image, undo, write_image};
 use crate::erofs::ErofsError;
 use crate::fuse::probe_file::{self, PROBE_NAME, PROBE_SIZE};
@@ -27,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Where the data space of the probe is cut in two files.
 const FIRST: u64 = PROBE_SIZE / 2 + 4096;
 const READAHEAD_KIB: u32 = 512;
+/// No layer's directory: the store takes no notice of it.
+const FILE_NAME: &str = "probe";
 
 /// Each text completes "failed to ...".
 #[derive(Debug, thiserror::Error)]
@@ -45,12 +48,29 @@ pub enum ProbeError {
 
 /// Mounts a small image over the FUSE mount's probe file, below `dir`, looks, and puts overlayfs on top, and on that again.
 pub(super) fn probe(dir: &Path, fuse: &FuseTree) -> Result<(), ProbeError> {
-    let (dir, device) = (dir.to_owned(), fuse.device(PROBE_NAME));
+    let device = Device::asked(fuse.device(PROBE_NAME));
+    patiently(dir, move |dir| run(dir, &device))
+}
+
+/// Mounts the same image over a local file in `store`, to be read past the page cache, and looks.
+pub(super) fn try_direct(dir: &Path, store: &Path) -> Result<(), ProbeError> {
+    let file = store.join(FILE_NAME);
+    let result = patiently(dir, {
+        let file = file.clone();
+        move |dir| run_direct(dir, file)
+    });
+    // One that is left over is written anew.
+    let _ = std::fs::remove_file(file);
+    result
+}
+
+fn patiently(dir: &Path, run: impl FnOnce(&Path) -> Result<(), ProbeError> + Send + 'static) -> Result<(), ProbeError> {
+    let dir = dir.to_owned();
     let (done, outcome) = mpsc::sync_channel(1);
     std::thread::Builder::new()
         .name("erofs-probe".into())
         .spawn(move || {
-            let result = run(&dir, &device);
+            let result = run(&dir);
             // Left over only if it is still mounted; the next start clears it.
             let _ = std::fs::remove_dir_all(&dir);
             // Nobody listens any more if it was late.
@@ -60,7 +80,7 @@ pub(super) fn probe(dir: &Path, fuse: &FuseTree) -> Result<(), ProbeError> {
     outcome.recv_timeout(PATIENCE).unwrap_or(Err(ProbeError::Late))
 }
 
-fn run(dir: &Path, device: &Path) -> Result<(), ProbeError> {
+fn run(dir: &Path, device: &Device) -> Result<(), ProbeError> {
     let step = |what| move |e| ProbeError::Step(what, e);
     let at = |name: &str| dir.join(name);
     for name in ["img", "below/opaque", "merged", "again"] {
@@ -84,6 +104,18 @@ fn run(dir: &Path, device: &Path) -> Result<(), ProbeError> {
     overlay(&[&at("merged"), &at("below")], &at("again")).map_err(step("mount overlayfs twice on an image"))?;
     let _again = Mounted(at("again"));
     look(&at("again"), "overlayfs twice on an image")
+}
+
+fn run_direct(dir: &Path, file: PathBuf) -> Result<(), ProbeError> {
+    let step = |what| move |e| ProbeError::Step(what, e);
+    let at = dir.join("img");
+    std::fs::create_dir_all(&at).map_err(step("make a directory"))?;
+    std::fs::write(&file, probe_file::bytes(0, PROBE_SIZE)).map_err(step("write a file"))?;
+    write_image(&layer()?, &dir.join("image"))?;
+    let device = Device::local(file, true);
+    mount_image(&dir.join("image"), &device, &at, READAHEAD_KIB).map_err(step("mount an image on a local file"))?;
+    let _image = Mounted(at.clone());
+    look(&at, "an image on a local file")
 }
 
 fn look(dir: &Path, place: &'static str) -> Result<(), ProbeError> {

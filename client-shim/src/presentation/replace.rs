@@ -13,13 +13,17 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
+use super::device::Device;
 use super::readahead::raised;
 
 /// Mounts beneath the old one and takes that away. A kernel that mounts no beneath (before 6.5) refuses, and nothing has changed.
-pub(super) fn replace_image(image: &Path, device: &Path, at: &Path, readahead_kib: u32) -> io::Result<()> {
+pub(super) fn replace_image(image: &Path, device: &Device, at: &Path, readahead_kib: u32) -> io::Result<()> {
     let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", image)?;
-    fsconfig_set_string(&context, "device", device)?;
+    fsconfig_set_string(&context, "device", &device.path)?;
+    if device.direct {
+        fsconfig_set_flag(&context, "directio")?;
+    }
     fsconfig_set_flag(&context, "ro")?;
     raised(readahead_kib, || Ok(fsconfig_create(&context)?))?;
     let new = fsmount(

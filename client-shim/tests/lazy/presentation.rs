@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use headstart_shim::layers::{LayersError, LazyConfig, PresentationChoice};
+use headstart_shim::layers::{LayersError, LazyConfig, PresentationChoice, WholeLayers};
 use headstart_shim::presentation::PresentationError;
 
 use crate::mount::{compare, ragged, rich};
@@ -16,6 +16,22 @@ use crate::support::{FakeServer, Item, LayerBuilder, Node, noise};
 
 /// `EROFS_SUPER_MAGIC_V1` of linux/magic.h.
 const EROFS: i64 = 0xe0f5_e1e2;
+
+/// Whether the mount at `dir` passes the page cache of the filesystem below.
+fn reads_directly(dir: &Path) -> bool {
+    let dir = dir.canonicalize().unwrap();
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table
+        .lines()
+        .rev()
+        .find(|l| l.split(' ').nth(4).map(Path::new) == Some(&dir));
+    line.unwrap()
+        .split(' ')
+        .next_back()
+        .unwrap()
+        .split(',')
+        .any(|o| o == "directio")
+}
 
 fn is_erofs(path: &Path) -> bool {
     rustix::fs::statfs(path).unwrap().f_type as i64 == EROFS
@@ -80,9 +96,46 @@ fn a_layer_that_is_whole_needs_nobody() {
     assert!(asked(&node) > 0, "the first time, through the daemon");
     node.until(&layer.digest, "all of it is here, and right", |l| l.verified);
     node.stop();
-    let node = Node::open(root.path(), &[&server]);
+    for direct in [false, true] {
+        let config = with_whole(if direct {
+            WholeLayers::Direct
+        } else {
+            WholeLayers::Cached
+        });
+        let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
+        let dir = node.show(&layer);
+        compare(&layer, &dir);
+        assert_eq!((asked(&node), reads_directly(&dir)), (0, direct));
+        assert!(!root.path().join("cache/probe").exists());
+        node.stop();
+    }
+    // A kernel that is not to be trusted with it.
+    let node = Node::open_with(root.path(), &[server.url()], with_whole(WholeLayers::Asked)).unwrap();
     compare(&layer, &node.show(&layer));
-    assert_eq!(asked(&node), 0);
+    assert!(asked(&node) > 0);
+}
+
+/// What was tried and is not possible is not done: no file can be written here.
+#[test]
+fn a_layer_that_is_whole_is_read_through_the_page_cache_where_the_trial_fails() {
+    let server = FakeServer::start();
+    let layer = rich().build(64 << 10);
+    server.serve(&layer);
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("cache")).unwrap();
+    std::os::unix::fs::symlink("/nowhere/file", root.path().join("cache/probe")).unwrap();
+    let config = LazyConfig {
+        whole_layers: WholeLayers::Direct,
+        ..quick_flush()
+    };
+    let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
+    let dir = node.show(&layer);
+    let device = || fs::metadata(&dir).unwrap().dev();
+    let first = device();
+    compare(&layer, &dir);
+    wait_until("the layer to be mounted anew", || device() != first);
+    assert!(!reads_directly(&dir));
+    compare(&layer, &dir);
 }
 
 /// A layer of which one chunk is missing is not whole: its file has a hole there.
@@ -168,17 +221,24 @@ fn a_layer_that_becomes_whole_is_read_without_us_by_whoever_mounts_it_then() {
     server.serve(&layer);
     server.serve(&other);
     let root = tempfile::tempdir().unwrap();
-    let node = Node::open_with(root.path(), &[server.url()], quick_flush()).unwrap();
+    let config = LazyConfig {
+        whole_layers: WholeLayers::Direct,
+        ..quick_flush()
+    };
+    let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
     let (dir, other_dir) = (node.show(&layer), node.show(&other));
     let scratch = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let before = Overlay::new(scratch[0].path(), std::slice::from_ref(&dir));
     let device = |dir: &Path| fs::metadata(dir).unwrap().dev();
     let (first, other_first) = (device(&dir), device(&other_dir));
+    assert!(!reads_directly(&dir), "what we answer is not read directly");
     fs::read(other_dir.join("a")).unwrap();
     fs::read(dir.join("sparse")).unwrap();
     compare(&layer, &dir);
     wait_until("the layer to be mounted anew", || device(&dir) != first);
     assert_eq!(device(&other_dir), other_first, "of this one a part is missing");
+    assert!(!reads_directly(&other_dir));
+    assert!(reads_directly(&dir));
     assert_eq!(
         mounts(&root.path().join("img")).len(),
         2,
@@ -260,6 +320,13 @@ fn read_ahead_of_an_image_is_what_the_configuration_says() {
     assert!(fs::read(path).unwrap() == noise(4, LEN));
     let asked = node.counters().kernel_requests.get() - asked;
     assert!(asked < LEN as u64 / (256 << 10), "{asked} requests");
+}
+
+fn with_whole(whole_layers: WholeLayers) -> LazyConfig {
+    LazyConfig {
+        whole_layers,
+        ..with(PresentationChoice::Erofs)
+    }
 }
 
 fn quick_flush() -> LazyConfig {
