@@ -39,35 +39,42 @@ fn reads(path: &Path, seed: u64) -> io::Result<bool> {
     Ok(fs::read(path)? == noise(seed, 50_000))
 }
 
+/// All at once: what takes long is waiting for the reader's time to be up.
 #[test]
 fn no_fault_gives_a_reader_wrong_bytes_and_each_heals() {
+    std::thread::scope(|threads| {
+        for fault in [
+            Fault::WrongBytes,
+            Fault::Truncate,
+            Fault::Stall,
+            Fault::Silence,
+            Fault::Status(500),
+            Fault::Status(403),
+            Fault::Missing,
+        ] {
+            threads.spawn(move || harmless(fault));
+        }
+    });
+}
+
+fn harmless(fault: Fault) {
     let server = FakeServer::start();
     let layer = two_files();
     server.serve(&layer);
-    for fault in [
-        Fault::WrongBytes,
-        Fault::Truncate,
-        Fault::Stall,
-        Fault::Silence,
-        Fault::Status(500),
-        Fault::Status(403),
-        Fault::Missing,
-    ] {
-        let root = tempfile::tempdir().unwrap();
-        let node = Node::open(root.path(), &[&server]);
-        let dir = node.show(&layer);
-        server.fault(fault);
-        eio(&dir.join("a"));
-        assert!(node.counters().read_errors.get() > 0, "{fault:?}");
-        if fault == Fault::WrongBytes {
-            assert!(node.counters().corrupt_chunks.get() > 0);
-        }
-        server.fault(Fault::None);
-        assert!(
-            reads(&dir.join("a"), 1).unwrap(),
-            "{fault:?}: the next read tries again"
-        );
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let dir = node.show(&layer);
+    server.fault(fault);
+    eio(&dir.join("a"));
+    assert!(node.counters().read_errors.get() > 0, "{fault:?}");
+    if fault == Fault::WrongBytes {
+        assert!(node.counters().corrupt_chunks.get() > 0);
     }
+    server.fault(Fault::None);
+    assert!(
+        reads(&dir.join("a"), 1).unwrap(),
+        "{fault:?}: the next read tries again"
+    );
 }
 
 /// A kernel that takes the short read of a killed reader for the end of the file would cache zeros.
