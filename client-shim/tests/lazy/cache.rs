@@ -75,7 +75,7 @@ fn no_damage_to_any_file_makes_wrong_bytes() {
     ];
     let server = FakeServer::start();
     let layer = LayerBuilder::new()
-        .add("f", Item::file(noise(1, 200_000)))
+        .add("f", Item::file(noise(200_000, 1)))
         .build(16 << 10);
     server.serve(&layer);
     let files = ["data", "bitmap", "toc", "layer", "../next_slot"];
@@ -88,13 +88,13 @@ fn no_damage_to_any_file_makes_wrong_bytes() {
             let root = tempfile::tempdir().unwrap();
             let node = Node::open(root.path(), &[&server]);
             let slot = node.present(&layer.digest).unwrap().slot;
-            assert!(fs::read(node.show(&layer).join("f")).unwrap() == noise(1, 200_000));
+            assert!(fs::read(node.show(&layer).join("f")).unwrap() == noise(200_000, 1));
             node.stop();
             damage(&layer_dir(root.path(), &layer).join(file));
             let node = Node::open(root.path(), &[&server]);
             let presented = node.present(&layer.digest).unwrap();
             assert!(
-                fs::read(presented.lowerdir.join("f")).unwrap() == noise(1, 200_000),
+                fs::read(presented.lowerdir.join("f")).unwrap() == noise(200_000, 1),
                 "{what} {file}"
             );
             let lost_layer = matches!(file, "toc" | "layer");
@@ -114,7 +114,7 @@ fn no_damage_to_any_file_makes_wrong_bytes() {
 #[test]
 fn chunks_that_could_not_be_made_durable_are_fetched_again() {
     let layer = LayerBuilder::new()
-        .add("f", Item::file(noise(1, 30_000)))
+        .add("f", Item::file(noise(30_000, 1)))
         .build(16 << 10);
     let dir = tempfile::tempdir().unwrap();
     let toc_digest = Toc::digest(&layer.encoded);
@@ -151,7 +151,7 @@ fn a_released_layer_leaves_nothing_and_comes_back_in_another_slot() {
     let layers: Vec<Arc<TestLayer>> = (0..2)
         .map(|i| {
             LayerBuilder::new()
-                .add("f", Item::file(noise(i, 30_000)))
+                .add("f", Item::file(noise(30_000, i)))
                 .build(16 << 10)
         })
         .collect();
@@ -162,7 +162,7 @@ fn a_released_layer_leaves_nothing_and_comes_back_in_another_slot() {
     let first = node.present(&layers[0].digest).unwrap();
     slots.insert(first.slot);
     slots.insert(node.present(&layers[1].digest).unwrap().slot);
-    assert!(fs::read(first.lowerdir.join("f")).unwrap() == noise(0, 30_000));
+    assert!(fs::read(first.lowerdir.join("f")).unwrap() == noise(30_000, 0));
     let open = fs::File::open(first.lowerdir.join("f")).unwrap();
     node.release(&layers[0].digest);
     assert!(!first.lowerdir.exists());
@@ -173,7 +173,7 @@ fn a_released_layer_leaves_nothing_and_comes_back_in_another_slot() {
     drop(open);
     node.release(&layers[0].digest);
     slots.insert(node.present(&layers[0].digest).unwrap().slot);
-    assert!(fs::read(node.show(&layers[0]).join("f")).unwrap() == noise(0, 30_000));
+    assert!(fs::read(node.show(&layers[0]).join("f")).unwrap() == noise(30_000, 0));
     node.release(&layers[0].digest);
     node.stop();
     // The highest slot was given back before the restart; it is still not given out again.

@@ -21,9 +21,9 @@ const GRACE: Duration = Duration::from_secs(20);
 
 fn two_files() -> Arc<TestLayer> {
     LayerBuilder::new()
-        .add("a", Item::file(noise(1, 50_000)))
-        .add("b", Item::file(noise(2, 50_000)))
-        .add("c", Item::file(noise(3, 50_000)))
+        .add("a", Item::file(noise(50_000, 1)))
+        .add("b", Item::file(noise(50_000, 2)))
+        .add("c", Item::file(noise(50_000, 3)))
         .add("s", Item::new(crate::support::What::Symlink(b"a".to_vec())))
         .build(16 << 10)
 }
@@ -36,7 +36,7 @@ fn eio(path: &Path) {
 }
 
 fn reads(path: &Path, seed: u64) -> io::Result<bool> {
-    Ok(fs::read(path)? == noise(seed, 50_000))
+    Ok(fs::read(path)? == noise(50_000, seed))
 }
 
 /// All at once: what takes long is waiting for the reader's time to be up.
@@ -84,7 +84,7 @@ fn a_reader_killed_while_it_waits_leaves_no_wrong_byte_behind() {
     // Each reader is killed somewhere else, in a file of its own.
     let moments = [10, 40, 80, 120, 160, 200, 240, 280];
     let builder = moments.iter().fold(LayerBuilder::new(), |b, m| {
-        b.add(format!("{m}"), Item::file(noise(*m, 3_000_000)))
+        b.add(format!("{m}"), Item::file(noise(3_000_000, *m)))
     });
     let layer = builder.build(64 << 10);
     server.serve(&layer);
@@ -107,7 +107,7 @@ fn a_reader_killed_while_it_waits_leaves_no_wrong_byte_behind() {
     server.latency(Duration::ZERO);
     for moment in moments {
         assert!(
-            fs::read(dir.join(moment.to_string())).unwrap() == noise(moment, 3_000_000),
+            fs::read(dir.join(moment.to_string())).unwrap() == noise(3_000_000, moment),
             "{moment}"
         );
     }

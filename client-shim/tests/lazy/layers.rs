@@ -13,7 +13,7 @@ use crate::support::node::{fetch_config, lazy_config};
 use crate::support::{FakeServer, Item, LayerBuilder, Node, TestLayer, What, noise};
 
 fn small(seed: u64) -> Arc<TestLayer> {
-    LayerBuilder::new().add("f", Item::file(noise(seed, 5_000))).build(8192)
+    LayerBuilder::new().add("f", Item::file(noise(5_000, seed))).build(8192)
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn a_conversion_is_waited_for_and_a_definite_no_is_not() {
         &[LayerState::Queued, LayerState::Converting, LayerState::Failed],
     );
     let presented = node.present(&layer.digest).unwrap();
-    assert!(fs::read(presented.lowerdir.join("f")).unwrap() == noise(1, 5_000));
+    assert!(fs::read(presented.lowerdir.join("f")).unwrap() == noise(5_000, 1));
     assert_eq!(presented.entry_count, 2);
     assert_eq!(presented.data_size, 8192);
 
@@ -123,7 +123,7 @@ fn a_server_that_never_answers_does_not_hide_the_next() {
     let node = Node::open_with(root.path(), &urls, lazy_config()).unwrap();
     // One answer may take 1 s here.
     let presented = node.present_within(&layer.digest, Duration::from_secs(8)).unwrap();
-    assert!(fs::read(presented.lowerdir.join("f")).unwrap() == noise(1, 5_000));
+    assert!(fs::read(presented.lowerdir.join("f")).unwrap() == noise(5_000, 1));
 }
 
 /// The same at the first question of a pull, which held it up for the wait for conversions on top (23 s by default) before

@@ -21,12 +21,12 @@ fn image() -> SyntheticImage {
     let mut base = LayerBuilder::new(Dialect::Pax);
     base.dir("lib", Meta::mode(0o755));
     for i in 0..60 {
-        base.file(format!("lib/{i:02}"), Meta::mode(0o644), noise(i, SMALL));
+        base.file(format!("lib/{i:02}"), Meta::mode(0o644), noise(SMALL, i));
     }
-    base.file("lib/large", Meta::mode(0o644), noise(100, LARGE));
+    base.file("lib/large", Meta::mode(0o644), noise(LARGE, 100));
     let mut app = LayerBuilder::new(Dialect::Pax);
     app.dir("app", Meta::mode(0o755));
-    app.file("app/main", Meta::mode(0o644), noise(200, SMALL));
+    app.file("app/main", Meta::mode(0o644), noise(SMALL, 200));
     SyntheticImage::new(
         Flavor::Oci,
         vec![base.finish(Compression::Gzip), app.finish(Compression::Gzip)],
@@ -71,13 +71,13 @@ impl Starter {
         use std::os::unix::fs::FileExt;
         for i in [3u64, 40] {
             let bytes = std::fs::read(self.dirs[0].join(format!("lib/{i:02}"))).unwrap();
-            assert!(bytes == noise(i, SMALL));
+            assert!(bytes == noise(SMALL, i));
         }
         let large = std::fs::File::open(self.dirs[0].join("lib/large")).unwrap();
         let mut part = vec![0; 4096];
         large.read_exact_at(&mut part, 2 << 20).unwrap();
-        assert!(part == noise(100, LARGE)[2 << 20..][..4096]);
-        assert!(std::fs::read(self.dirs[1].join("app/main")).unwrap() == noise(200, SMALL));
+        assert!(part == noise(LARGE, 100)[2 << 20..][..4096]);
+        assert!(std::fs::read(self.dirs[1].join("app/main")).unwrap() == noise(SMALL, 200));
     }
 
     fn until(&self, what: &str, done: impl Fn(&ImagePrefetch) -> bool) -> ImagePrefetch {
@@ -168,7 +168,7 @@ fn reads_that_the_page_cache_may_hide_are_presumed_or_nothing_is_told() {
     let node = Starter::prepare(&server.url, &image, &patient());
     node.until("nobody knows anything", |p| p.progress == Progress::NoProfile);
     // Somebody read a file before: which of the start's reads that hides, nobody knows.
-    assert!(std::fs::read(node.dirs[0].join("lib/03")).unwrap() == noise(3, SMALL));
+    assert!(std::fs::read(node.dirs[0].join("lib/03")).unwrap() == noise(SMALL, 3));
     node.run("c1");
     assert_eq!(node.told("c1").trace, Telling::NothingToTell);
     assert!(status(&node.node, &server.url, &image).profile.is_none());
@@ -184,7 +184,7 @@ fn reads_that_the_page_cache_may_hide_are_presumed_or_nothing_is_told() {
         cold.run(container);
         // One read that is new, or there would be nothing to tell.
         let name = format!("lib/{}", 57 + i);
-        assert!(std::fs::read(cold.dirs[0].join(name)).unwrap() == noise(57 + i, SMALL));
+        assert!(std::fs::read(cold.dirs[0].join(name)).unwrap() == noise(SMALL, 57 + i));
         cold.starts.over(container);
         cold.until("it is told", |p| p.trace == Telling::Posted);
     }

@@ -44,11 +44,11 @@ fn quantiles(what: &str, mut times: Vec<Duration>) {
 #[ignore = "prints figures"]
 fn cold_and_warm_reads() {
     // Half noise, half zeros in every 4 KiB: compresses 2:1, as binaries do.
-    let mut bytes = noise(1, SIZE);
+    let mut bytes = noise(SIZE, 1);
     bytes.chunks_mut(4096).for_each(|page| page[2048..].fill(0));
     let mut builder = LayerBuilder::new().add("big", Item::file(bytes.clone()));
     for i in 0..SMALL {
-        builder = builder.add(format!("small/{i:04}"), Item::file(noise(i as u64, 20_000)));
+        builder = builder.add(format!("small/{i:04}"), Item::file(noise(20_000, i as u64)));
     }
     let layer = builder.build(512 << 10);
     let server = FakeServer::start();

@@ -18,7 +18,7 @@ use crate::support::{Body, FakeServer, Item, LayerBuilder, Node, TestLayer, What
 pub fn rich() -> LayerBuilder {
     let sparse = Body {
         size: 300_000,
-        pieces: vec![(8_192, noise(3, 5_000)), (200_704, noise(4, 70_000))],
+        pieces: vec![(8_192, noise(5_000, 3)), (200_704, noise(70_000, 4))],
     };
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     LayerBuilder::new()
@@ -45,7 +45,7 @@ pub fn rich() -> LayerBuilder {
             "etc/steered",
             Item::file("s").xattr("trusted.overlay.redirect", b"/etc/shadow"),
         )
-        .add("big", Item::file(noise(1, 3_000_000)).mode(0o600))
+        .add("big", Item::file(noise(3_000_000, 1)).mode(0o600))
         .add("big2", Item::new(What::Link(b"big".to_vec())))
         .add("d/big3", Item::new(What::Link(b"big".to_vec())))
         .add("sparse", Item::new(What::File(sparse)))
@@ -74,7 +74,7 @@ pub fn rich() -> LayerBuilder {
 
 /// The same, and a file whose pieces begin anywhere.
 pub fn ragged() -> LayerBuilder {
-    let pieces = vec![(10_000, noise(5, 5_000)), (200_000, noise(6, 70_000))];
+    let pieces = vec![(10_000, noise(5_000, 5)), (200_000, noise(70_000, 6))];
     rich().add("ragged", Item::new(What::File(Body { size: 300_000, pieces })))
 }
 
@@ -237,7 +237,7 @@ fn the_mount_is_read_only_and_says_how_full_the_disk_is() {
 #[test]
 fn any_part_of_a_file_can_be_read_in_any_order() {
     let server = FakeServer::start();
-    let bytes = noise(9, 5_000_000);
+    let bytes = noise(5_000_000, 9);
     let layer = LayerBuilder::new().add("f", Item::file(bytes.clone())).build(64 << 10);
     server.serve(&layer);
     let root = tempfile::tempdir().unwrap();
@@ -261,7 +261,7 @@ fn any_part_of_a_file_can_be_read_in_any_order() {
 #[test]
 fn many_readers_of_a_cold_chunk_cause_one_fetch() {
     let server = FakeServer::start();
-    let bytes = noise(5, 60_000);
+    let bytes = noise(60_000, 5);
     let layer = LayerBuilder::new().add("f", Item::file(bytes.clone())).build(64 << 10);
     server.serve(&layer);
     let root = tempfile::tempdir().unwrap();
@@ -291,8 +291,8 @@ fn many_readers_of_a_cold_chunk_cause_one_fetch() {
 fn a_small_file_is_one_request_and_a_large_one_few() {
     let server = FakeServer::start();
     let layer = LayerBuilder::new()
-        .add("a", Item::file(noise(1, 700_000)))
-        .add("b", Item::file(noise(2, 8_000_000)))
+        .add("a", Item::file(noise(700_000, 1)))
+        .add("b", Item::file(noise(8_000_000, 2)))
         .build(64 << 10);
     server.serve(&layer);
     let root = tempfile::tempdir().unwrap();
@@ -301,9 +301,9 @@ fn a_small_file_is_one_request_and_a_large_one_few() {
     let mut first = [0; 100];
     fs::File::open(dir.join("a")).unwrap().read_exact(&mut first).unwrap();
     assert_eq!(server.ranges().len(), 1, "all chunks of a small file in one Range");
-    assert!(fs::read(dir.join("a")).unwrap() == noise(1, 700_000));
+    assert!(fs::read(dir.join("a")).unwrap() == noise(700_000, 1));
     assert_eq!(server.ranges().len(), 1);
-    assert!(fs::read(dir.join("b")).unwrap() == noise(2, 8_000_000));
+    assert!(fs::read(dir.join("b")).unwrap() == noise(8_000_000, 2));
     let requests = server.ranges().len() - 1;
     let chunks = 8_000_000 / (64 << 10);
     assert!(

@@ -15,16 +15,16 @@ const SHARED: usize = 20 * CHUNK;
 fn layers() -> Vec<Arc<TestLayer>> {
     let layer = |i: u64| {
         LayerBuilder::new()
-            .add("a", Item::file(noise(1, SHARED)))
-            .add("b", Item::file(noise(100 + i, 3 * CHUNK)))
+            .add("a", Item::file(noise(SHARED, 1)))
+            .add("b", Item::file(noise(3 * CHUNK, 100 + i)))
             .build(CHUNK)
     };
     (0..3).map(layer).collect()
 }
 
 fn check(dir: &Path, i: usize) {
-    assert!(fs::read(dir.join("a")).unwrap() == noise(1, SHARED));
-    assert!(fs::read(dir.join("b")).unwrap() == noise(100 + i as u64, 3 * CHUNK));
+    assert!(fs::read(dir.join("a")).unwrap() == noise(SHARED, 1));
+    assert!(fs::read(dir.join("b")).unwrap() == noise(3 * CHUNK, 100 + i as u64));
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_chunk_that_rotted_there_is_fetched_and_not_shown_there_again() {
     let node = Node::open(root.path(), &[&server]);
     // Without "b" it is not whole, and not verified of its own accord.
     let dir = node.show(&layers[0]);
-    assert!(fs::read(dir.join("a")).unwrap() == noise(1, SHARED));
+    assert!(fs::read(dir.join("a")).unwrap() == noise(SHARED, 1));
     let data = root.path().join("cache").join(layers[0].digest.hex()).join("data");
     let file = fs::File::options().write(true).open(&data).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"rot", 3 * CHUNK as u64 + 9).unwrap();

@@ -17,7 +17,7 @@ const LAYERS: usize = 5;
 
 fn layers(seed: u64) -> Vec<Arc<TestLayer>> {
     let layer = |i: usize| {
-        let content = noise(seed + i as u64, 10_000);
+        let content = noise(10_000, seed + i as u64);
         LayerBuilder::new()
             .add(format!("file-{i}"), Item::file(content))
             .build(1 << 16)

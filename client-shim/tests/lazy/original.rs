@@ -190,12 +190,12 @@ fn first_file(node: &Node, image: &SyntheticImage) -> (std::path::PathBuf, Vec<u
 #[test]
 fn a_registry_with_another_blob_is_an_error_and_never_its_bytes() {
     let layer = LayerBuilder::new()
-        .add("f", Item::file(noise(1, 100_000)))
+        .add("f", Item::file(noise(100_000, 1)))
         .build(16 << 10);
     let mut server = crate::support::FakeServer::start();
     server.serve(&layer);
     let origin = Origin::start(Auth::Anonymous);
-    origin.add_blob_as("team/app", layer.digest, noise(2, 200_000));
+    origin.add_blob_as("team/app", layer.digest, noise(200_000, 2));
     let root = tempfile::tempdir().unwrap();
     let node = open_impatient(root.path(), &server.url());
     let dir = node.show(&layer);

@@ -49,7 +49,7 @@ fn a_container_sees_the_stack_and_can_change_everything() {
         .add("etc/b", Item::file("bottom b").mode(0o640).owner(5, 6))
         .add("var/x", Item::file("bottom x"))
         .add("var/y", Item::file("bottom y"))
-        .add("usr/bin/tool", Item::file(noise(1, 400_000)).mode(0o4755))
+        .add("usr/bin/tool", Item::file(noise(400_000, 1)).mode(0o4755))
         .add("usr/bin/same", Item::new(What::Link(b"usr/bin/tool".to_vec())))
         .add(
             "usr/bin/ping",
@@ -94,7 +94,7 @@ fn a_container_sees_the_stack_and_can_change_everything() {
     let tool = fs::metadata(at("usr/bin/tool")).unwrap();
     assert_eq!(tool.mode() & 0o7777, 0o4755);
     assert_eq!(tool.nlink(), 2);
-    assert!(fs::read(at("usr/bin/same")).unwrap() == noise(1, 400_000));
+    assert!(fs::read(at("usr/bin/same")).unwrap() == noise(400_000, 1));
     assert_eq!(
         xattr::get(at("usr/bin/ping"), "security.capability").unwrap().unwrap(),
         capability

@@ -25,14 +25,14 @@ const FAR: u64 = (4 << 30) + (300 << 20);
 fn layer() -> LayerBuilder {
     let huge = Body {
         size: HUGE,
-        pieces: vec![(FAR, noise(1, 20_000))],
+        pieces: vec![(FAR, noise(20_000, 1))],
     };
     let mut layer = LayerBuilder::new()
         .add("open", Item::dir().mode(0o755))
         .add("open/mine", Item::file("mine").mode(0o600).owner(USER, 0))
         .add("open/theirs", Item::file("theirs").mode(0o600))
         .add("open/group", Item::file("group").mode(0o640).owner(0, GROUP))
-        .add("open/all", Item::file(noise(2, 300_001)).mode(0o644))
+        .add("open/all", Item::file(noise(300_001, 2)).mode(0o644))
         .add("shut", Item::dir().mode(0o700))
         .add("shut/f", Item::file("f"))
         .add("through", Item::dir().mode(0o711))
@@ -184,7 +184,7 @@ fn names_that_cannot_be_had_say_why() {
         assert_eq!(open("loop", 0), libc::ELOOP, "{place}");
         assert_eq!(code(fs::read_link(at("open/all"))), libc::EINVAL, "{place}");
         assert_eq!(code(fs::read(at("open"))), libc::EISDIR, "{place}");
-        assert_eq!(fs::read(at("link")).unwrap(), noise(2, 300_001), "{place}");
+        assert_eq!(fs::read(at("link")).unwrap(), noise(300_001, 2), "{place}");
         assert_eq!(fs::symlink_metadata(at("link")).unwrap().len(), 8, "{place}");
         // A pipe is the kernel's: a reader without a writer, who does not wait.
         assert_eq!(open("pipe", libc::O_NONBLOCK), 0, "{place}");
@@ -336,7 +336,7 @@ fn a_listing_has_each_name_once_and_goes_on_from_any_position_that_it_told() {
 #[test]
 fn every_way_of_reading_gives_the_same_bytes() {
     let shown = Shown::new(layer());
-    let expected = noise(2, 300_001);
+    let expected = noise(300_001, 2);
     shown.both(|place, dir| {
         let path = dir.join("open/all");
         let file = File::open(&path).unwrap();
@@ -404,7 +404,7 @@ fn a_file_may_be_longer_than_four_gibibytes() {
         let mut bytes = vec![1; 30_000];
         file.read_exact_at(&mut bytes, FAR - 5_000).unwrap();
         let mut expected = vec![0; 30_000];
-        expected[5_000..25_000].copy_from_slice(&noise(1, 20_000));
+        expected[5_000..25_000].copy_from_slice(&noise(20_000, 1));
         assert!(bytes == expected, "{place}");
         for hole in [0, (4 << 30) - 2_048, HUGE - 30_000] {
             file.read_exact_at(&mut bytes, hole).unwrap();
@@ -460,10 +460,10 @@ fn what_is_run_from_a_layer_is_mapped_and_has_its_capabilities_and_its_owner() {
 
 #[test]
 fn a_container_may_stack_what_it_sees_once_more() {
-    let shown = Shown::new(LayerBuilder::new().add("f", Item::file(noise(3, 100_000))));
+    let shown = Shown::new(LayerBuilder::new().add("f", Item::file(noise(100_000, 3))));
     let inner = tempfile::tempdir().unwrap();
     let inner = Overlay::new(inner.path(), &[shown.overlay.at("")]);
-    assert!(fs::read(inner.at("f")).unwrap() == noise(3, 100_000));
+    assert!(fs::read(inner.at("f")).unwrap() == noise(100_000, 3));
     fs::write(inner.at("f"), "copied up").unwrap();
-    assert!(fs::read(shown.overlay.at("f")).unwrap() == noise(3, 100_000));
+    assert!(fs::read(shown.overlay.at("f")).unwrap() == noise(100_000, 3));
 }

@@ -36,7 +36,7 @@ fn check(layer: &TestLayer, file: &LayerFile, bytes: &[u8]) -> u32 {
 
 #[test]
 fn no_chunk_is_claimed_that_power_loss_took() {
-    let bytes = noise(1, CHUNKS as usize * CHUNK);
+    let bytes = noise(CHUNKS as usize * CHUNK, 1);
     let layer = LayerBuilder::new().add("f", Item::file(bytes.clone())).build(CHUNK);
     let dir = tempfile::tempdir().unwrap();
     let disk = Disk::make(dir.path(), 32 << 20);

@@ -27,8 +27,8 @@ fn manifest() -> BlobDigest {
 /// `a` has 8 chunks of its own, `b` those of `seed`.
 fn layer(seed: u64) -> Arc<TestLayer> {
     LayerBuilder::new()
-        .add("a", Item::file(noise(1, 8 * CHUNK)))
-        .add("b", Item::file(noise(seed, 4 * CHUNK)))
+        .add("a", Item::file(noise(8 * CHUNK, 1)))
+        .add("b", Item::file(noise(4 * CHUNK, seed)))
         .build(CHUNK)
 }
 
@@ -124,8 +124,8 @@ fn all_of_it_comes_in_one_request_before_anybody_reads() {
     let done = lab.ended();
     assert_eq!((done.progress, done.received_chunks), (Progress::Done, 12));
     assert_eq!(done.received_bytes, layer.blob.len() as u64);
-    assert!(lab.read(&layer, "a") == noise(1, 8 * CHUNK));
-    assert!(lab.read(&layer, "b") == noise(2, 4 * CHUNK));
+    assert!(lab.read(&layer, "a") == noise(8 * CHUNK, 1));
+    assert!(lab.read(&layer, "b") == noise(4 * CHUNK, 2));
     assert_eq!(lab.node.counters().read_misses.get(), 0);
     assert_eq!((server.chunk_requests(), server.streams().len()), (0, 1));
     assert!(server.streams()[0].have.is_empty());
@@ -158,8 +158,8 @@ fn a_second_build_costs_what_is_new() {
     let own: usize = (8..12).map(|i| frame_len(&new, i)).sum();
     assert_eq!(lab.node.counters().fetched_bytes.get() - before, own as u64);
     assert_eq!(server.streams()[1].have.to_string(), "ff");
-    assert!(lab.read(&new, "a") == noise(1, 8 * CHUNK));
-    assert!(lab.read(&new, "b") == noise(3, 4 * CHUNK));
+    assert!(lab.read(&new, "a") == noise(8 * CHUNK, 1));
+    assert!(lab.read(&new, "b") == noise(4 * CHUNK, 3));
     assert_eq!(lab.node.counters().read_misses.get(), 0);
 }
 
@@ -173,7 +173,7 @@ fn demand_overtakes_a_stream_and_what_comes_late_is_not_written_again() {
     let lab = Lab::prepare(&server, slice::from_ref(&layer), script, &config);
     lab.begun(&server);
     // Nothing of the stream has come, and nobody waits for it.
-    assert!(lab.read(&layer, "b") == noise(2, 4 * CHUNK));
+    assert!(lab.read(&layer, "b") == noise(4 * CHUNK, 2));
     assert!(server.chunk_requests() > 0);
     gate.add_permits(100);
     let done = lab.ended();
@@ -181,7 +181,7 @@ fn demand_overtakes_a_stream_and_what_comes_late_is_not_written_again() {
     assert_eq!(done.received_bytes, layer.blob.len() as u64);
     let own: usize = (8..12).map(|i| frame_len(&layer, i)).sum();
     assert_eq!(done.late_bytes, own as u64);
-    assert!(lab.read(&layer, "a") == noise(1, 8 * CHUNK));
+    assert!(lab.read(&layer, "a") == noise(8 * CHUNK, 1));
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn a_stream_that_breaks_is_begun_again_for_the_rest() {
     let asked: Vec<String> = server.streams().iter().map(|s| s.have.to_string()).collect();
     assert_eq!(asked, ["", "1f", "1f"]);
     assert!(
-        lab.read(&layer, "a") == noise(1, 8 * CHUNK),
+        lab.read(&layer, "a") == noise(8 * CHUNK, 1),
         "readers fetch for themselves"
     );
     assert_eq!(lab.node.counters().read_errors.get(), 0);
@@ -254,7 +254,7 @@ fn a_profile_costs_no_more_than_the_nodes_bounds() {
     assert!((1..=bound).contains(&done.received_bytes), "{done:?}");
     assert!(lab.node.counters().fetched_bytes.get() <= bound);
     assert_eq!(done.received_chunks, done.asked_chunks);
-    assert!(lab.read(&layer, "a") == noise(1, 8 * CHUNK));
+    assert!(lab.read(&layer, "a") == noise(8 * CHUNK, 1));
 }
 
 /// Sends other than was asked for, wrong bytes, or more than there is.
@@ -288,13 +288,13 @@ fn a_hostile_server_gets_little_and_readers_get_right_bytes() {
         assert!(ended.received_bytes <= received_max, "{what}: {ended:?}");
         // What is wrong is wrong the second time too: it is not asked again.
         assert_eq!(server.streams().len(), 1, "{what}");
-        assert!(lab.read(&layer, "a") == noise(1, 8 * CHUNK), "{what}");
-        assert!(lab.read(&layer, "b") == noise(2, 4 * CHUNK), "{what}");
+        assert!(lab.read(&layer, "a") == noise(8 * CHUNK, 1), "{what}");
+        assert!(lab.read(&layer, "b") == noise(4 * CHUNK, 2), "{what}");
     }
 }
 
 fn layer_of_others() -> Arc<TestLayer> {
-    LayerBuilder::new().add("x", Item::file(noise(99, CHUNK))).build(CHUNK)
+    LayerBuilder::new().add("x", Item::file(noise(CHUNK, 99))).build(CHUNK)
 }
 
 #[test]

@@ -143,25 +143,25 @@ fn a_layer_that_is_whole_is_read_through_the_page_cache_where_the_trial_fails() 
 fn a_layer_that_is_almost_whole_is_not_read_without_us() {
     let server = FakeServer::start();
     let layer = LayerBuilder::new()
-        .add("a", Item::file(noise(1, 30_000)))
-        .add("b", Item::file(noise(2, 30_000)))
+        .add("a", Item::file(noise(30_000, 1)))
+        .add("b", Item::file(noise(30_000, 2)))
         .build(32 << 10);
     server.serve(&layer);
     let root = tempfile::tempdir().unwrap();
     let node = Node::open(root.path(), &[&server]);
-    assert!(fs::read(node.show(&layer).join("a")).unwrap() == noise(1, 30_000));
+    assert!(fs::read(node.show(&layer).join("a")).unwrap() == noise(30_000, 1));
     node.stop();
     let node = Node::open(root.path(), &[&server]);
     let dir = node.show(&layer);
-    assert!(fs::read(dir.join("b")).unwrap() == noise(2, 30_000));
-    assert!(fs::read(dir.join("a")).unwrap() == noise(1, 30_000));
+    assert!(fs::read(dir.join("b")).unwrap() == noise(30_000, 2));
+    assert!(fs::read(dir.join("a")).unwrap() == noise(30_000, 1));
 }
 
 #[test]
 fn what_a_killed_shim_mounted_is_gone_under_any_presentation() {
     let server = FakeServer::start();
     let layer = LayerBuilder::new()
-        .add("a", Item::file(noise(1, 30_000)))
+        .add("a", Item::file(noise(30_000, 1)))
         .build(32 << 10);
     server.serve(&layer);
     for next in [PresentationChoice::Erofs, PresentationChoice::Fuse] {
@@ -172,7 +172,7 @@ fn what_a_killed_shim_mounted_is_gone_under_any_presentation() {
         let node = Node::open_with(root.path(), &[server.url()], with(next)).unwrap();
         let dir = node.show(&layer);
         assert_eq!(is_erofs(&dir), next == PresentationChoice::Erofs);
-        assert!(fs::read(dir.join("a")).unwrap() == noise(1, 30_000));
+        assert!(fs::read(dir.join("a")).unwrap() == noise(30_000, 1));
         let expected = 1 + usize::from(next == PresentationChoice::Erofs);
         assert_eq!(
             mounts(root.path()).len(),
@@ -214,8 +214,8 @@ fn a_layer_that_becomes_whole_is_read_without_us_by_whoever_mounts_it_then() {
     let (layer, other) = (
         rich().build(64 << 10),
         LayerBuilder::new()
-            .add("a", Item::file(noise(1, 30_000)))
-            .add("b", Item::file(noise(2, 30_000)))
+            .add("a", Item::file(noise(30_000, 1)))
+            .add("b", Item::file(noise(30_000, 2)))
             .build(32 << 10),
     );
     server.serve(&layer);
@@ -248,9 +248,9 @@ fn a_layer_that_becomes_whole_is_read_without_us_by_whoever_mounts_it_then() {
     let asked = node.counters().kernel_requests.get();
     let after = Overlay::new(scratch[1].path(), std::slice::from_ref(&dir));
     compare(&layer, &dir);
-    assert!(fs::read(after.at("big")).unwrap() == noise(1, 3_000_000));
+    assert!(fs::read(after.at("big")).unwrap() == noise(3_000_000, 1));
     assert_eq!(node.counters().kernel_requests.get(), asked, "nobody asks us");
-    assert!(fs::read(before.at("big")).unwrap() == noise(1, 3_000_000));
+    assert!(fs::read(before.at("big")).unwrap() == noise(3_000_000, 1));
     drop((before, after));
     node.release(&layer.digest);
     node.release(&other.digest);
@@ -265,7 +265,7 @@ fn walks_and_stats_and_misses_ask_nobody() {
     let server = FakeServer::start();
     let mut builder = rich();
     for at in 0..500 {
-        builder = builder.add(format!("many/{}/{at}", at % 7), Item::file(noise(at, 100)));
+        builder = builder.add(format!("many/{}/{at}", at % 7), Item::file(noise(100, at)));
     }
     let layer = builder.build(64 << 10);
     server.serve(&layer);
@@ -307,7 +307,7 @@ fn walks_and_stats_and_misses_ask_nobody() {
 fn read_ahead_of_an_image_is_what_the_configuration_says() {
     const LEN: usize = 8 << 20;
     let server = FakeServer::start();
-    let layer = LayerBuilder::new().add("f", Item::file(noise(4, LEN))).build(1 << 20);
+    let layer = LayerBuilder::new().add("f", Item::file(noise(LEN, 4))).build(1 << 20);
     server.serve(&layer);
     let root = tempfile::tempdir().unwrap();
     let config = LazyConfig {
@@ -317,7 +317,7 @@ fn read_ahead_of_an_image_is_what_the_configuration_says() {
     let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
     let path = node.show(&layer).join("f");
     let asked = node.counters().kernel_requests.get();
-    assert!(fs::read(path).unwrap() == noise(4, LEN));
+    assert!(fs::read(path).unwrap() == noise(LEN, 4));
     let asked = node.counters().kernel_requests.get() - asked;
     assert!(asked < LEN as u64 / (256 << 10), "{asked} requests");
 }

@@ -26,7 +26,7 @@ fn victim() {
     config.flush_interval_ms = 50;
     let node = Node::open_with(Path::new(&root), &[server], config).unwrap();
     let dir = node.present(&layer.parse().unwrap()).unwrap().lowerdir;
-    assert!(fs::read(dir.join("a")).unwrap() == noise(1, 30_000));
+    assert!(fs::read(dir.join("a")).unwrap() == noise(30_000, 1));
     println!("victim: ready");
     // The parent kills this process; should the parent die first, it still ends.
     std::thread::sleep(Duration::from_secs(60));
@@ -88,8 +88,8 @@ fn after_kill_nine_the_next_start_clears_the_mount_and_keeps_the_cache() {
     let mut server = FakeServer::start();
     // One chunk for each file.
     let layer = LayerBuilder::new()
-        .add("a", Item::file(noise(1, 30_000)))
-        .add("b", Item::file(noise(2, 30_000)))
+        .add("a", Item::file(noise(30_000, 1)))
+        .add("b", Item::file(noise(30_000, 2)))
         .build(32 << 10);
     server.serve(&layer);
     let root = tempfile::tempdir().unwrap();
@@ -103,12 +103,12 @@ fn after_kill_nine_the_next_start_clears_the_mount_and_keeps_the_cache() {
     let node = Node::open(root.path(), &[&server]);
     let dir = node.layers.present_known(&layer.digest).unwrap().lowerdir;
     assert!(
-        fs::read(dir.join("a")).unwrap() == noise(1, 30_000),
+        fs::read(dir.join("a")).unwrap() == noise(30_000, 1),
         "durable before the kill"
     );
     assert_eq!(fs::read(dir.join("b")).unwrap_err().raw_os_error(), Some(libc::EIO));
     server.up();
-    assert!(fs::read(dir.join("b")).unwrap() == noise(2, 30_000));
+    assert!(fs::read(dir.join("b")).unwrap() == noise(30_000, 2));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let ours = format!(" {} ", root.path().canonicalize().unwrap().join("mnt").display());
     assert_eq!(mounts.matches(&ours).count(), 1, "the dead mount is gone, not covered");

@@ -35,7 +35,7 @@ fn open(root: &Path, server: &FakeServer, config: LazyConfig) -> Node {
 }
 
 fn one_file(seed: u64, len: usize) -> LayerBuilder {
-    LayerBuilder::new().add("f", Item::file(noise(seed, len)))
+    LayerBuilder::new().add("f", Item::file(noise(len, seed)))
 }
 
 /// From our cache, not only the kernel's.
@@ -91,7 +91,7 @@ fn a_layer_that_lies_is_quarantined() {
     let node = open(root.path(), &server, lazy_config());
     let path = node.show(&layer).join("f");
     assert!(
-        fs::read(&path).unwrap() == noise(1, 100_000),
+        fs::read(&path).unwrap() == noise(100_000, 1),
         "nothing is known against it yet"
     );
     node.until(&layer.digest, "quarantined", |l| l.quarantined);
@@ -214,7 +214,7 @@ fn the_cache_stays_below_its_cap_and_layers_in_use_go_last() {
     let paths: Vec<_> = layers.iter().map(|l| node.show(l).join("f")).collect();
     let total = |node: &Node| node.layers.status().layers.iter().map(|l| l.disk_bytes).sum::<u64>();
     for (i, path) in paths.iter().enumerate() {
-        assert!(fs::read(path).unwrap() == noise(i as u64, LEN));
+        assert!(fs::read(path).unwrap() == noise(LEN, i as u64));
         assert!(total(&node) <= bound, "{} of {cap}", total(&node));
     }
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -230,7 +230,7 @@ fn the_cache_stays_below_its_cap_and_layers_in_use_go_last() {
     assert!(full(&node, 0), "the only one in use, and the oldest");
     for round in 0..4 {
         for (i, path) in paths.iter().enumerate() {
-            assert!(read_anew(path).unwrap() == noise(i as u64, LEN), "round {round}");
+            assert!(read_anew(path).unwrap() == noise(LEN, i as u64), "round {round}");
             assert!(total(&node) <= bound);
         }
     }
@@ -239,7 +239,7 @@ fn the_cache_stays_below_its_cap_and_layers_in_use_go_last() {
     for (i, layer) in layers.iter().enumerate() {
         let dir = node.layers.present_known(&layer.digest).unwrap().lowerdir;
         assert!(
-            fs::read(dir.join("f")).unwrap() == noise(i as u64, LEN),
+            fs::read(dir.join("f")).unwrap() == noise(LEN, i as u64),
             "after a restart"
         );
     }
@@ -263,8 +263,8 @@ fn a_full_disk_costs_fetches_and_no_reads() {
         };
         let node = open(&disk.at.join(format!("{floor}")), &server, config);
         let path = node.show(&layer).join("f");
-        assert!(fs::read(&path).unwrap() == noise(1, LEN), "floor {floor}");
-        assert!(read_anew(&path).unwrap() == noise(1, LEN));
+        assert!(fs::read(&path).unwrap() == noise(LEN, 1), "floor {floor}");
+        assert!(read_anew(&path).unwrap() == noise(LEN, 1));
         let progress = node.layers.status().layers[0].clone();
         let counters = node.counters();
         let (unkept, errors) = (counters.unkept_chunks.get(), counters.read_errors.get());
@@ -294,7 +294,7 @@ fn eviction_and_readers_do_not_meet() {
         .map(|seed| {
             let (file, stop, hits) = (Arc::clone(&file), Arc::clone(&stop), Arc::clone(&hits));
             std::thread::spawn(move || {
-                let (whole, mut out, mut at) = (noise(1, LEN), vec![0; 3 * CHUNK], seed);
+                let (whole, mut out, mut at) = (noise(LEN, 1), vec![0; 3 * CHUNK], seed);
                 while !stop.load(Ordering::Relaxed) {
                     at = (at * 31 + 4097) % (LEN - out.len());
                     let range = LayerRange {
@@ -332,7 +332,7 @@ fn eviction_and_readers_do_not_meet() {
     };
     (0..chunks).for_each(|i| put(&file, &layer, i));
     let mut out = vec![0; LEN];
-    assert!(file.read(whole, &mut out).unwrap() && out == noise(1, LEN));
+    assert!(file.read(whole, &mut out).unwrap() && out == noise(LEN, 1));
     readers.into_iter().for_each(|r| r.join().unwrap());
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use headstart_layer_format::{BlobDigest, ChainId};
+use headstart_loadtest::corpus::noise;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Runtime;
@@ -70,23 +71,10 @@ pub struct Node {
     pub descriptors: Vec<OwnedFd>,
 }
 
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut out = Vec::with_capacity(len + 8);
-    while out.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend_from_slice(&state.to_le_bytes());
-    }
-    out.truncate(len);
-    out
-}
-
 /// Files `<name>0` to `<name>7` of 512 KiB, in chunks of 32 KiB.
 fn layer(name: &str, seed: u64) -> Arc<TestLayer> {
     let files = (0..8).fold(LayerBuilder::new(), |layer, i| {
-        layer.add(format!("{name}{i}"), Item::file(noise(seed * 100 + i, 512 << 10)))
+        layer.add(format!("{name}{i}"), Item::file(noise(512 << 10, seed * 100 + i)))
     });
     files.build(32 << 10)
 }

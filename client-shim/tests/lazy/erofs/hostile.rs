@@ -29,7 +29,7 @@ fn made_up(rng: &mut Rng) -> (Toc, Vec<u8>, Vec<Content>) {
         skeleton.literal(&[0; 512]).unwrap();
         let len = 1 + rng.below(20_000);
         let range = skeleton.body(len);
-        data.extend(noise(range.start.0 + 1, len as usize));
+        data.extend(noise(len as usize, range.start.0 + 1));
         data.resize(range.end().align_up().0 as usize, 0);
     }
     let contents: Vec<Content> = (0..1 + rng.below(4)).map(|_| content(rng, data.len() as u64)).collect();
@@ -130,7 +130,7 @@ fn attributes(rng: &mut Rng) -> Vec<Xattr> {
         .into_iter()
         .map(|name| Xattr {
             name,
-            value: noise(1, rng.below(70) as usize).into(),
+            value: noise(rng.below(70) as usize, 1).into(),
         })
         .collect()
 }

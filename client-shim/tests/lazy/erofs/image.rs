@@ -16,7 +16,7 @@ use crate::support::{Body, FakeServer, Item, LayerBuilder, Node, What, noise};
 use crate::tree;
 
 fn sparse(size: u64, pieces: &[(u64, usize)]) -> Item {
-    let pieces = pieces.iter().map(|&(at, len)| (at, noise(at + 1, len))).collect();
+    let pieces = pieces.iter().map(|&(at, len)| (at, noise(len, at + 1))).collect();
     Item::new(What::File(Body { size, pieces }))
 }
 
@@ -46,7 +46,7 @@ fn a_mounted_image_is_the_toc_and_the_fuse_tree() {
                 .xattr("security.selinux", b"label")
                 .xattr("user.a", b"2"),
         )
-        .add("large", Item::file("v").xattr("user.large", &noise(8, 60_000)))
+        .add("large", Item::file("v").xattr("user.large", &noise(60_000, 8)))
         .build(128 << 10);
     let (image, dir) = mounted(&layer);
     compare(&layer, &dir);
@@ -137,7 +137,7 @@ fn a_file_of_more_than_four_gibibytes_is_read_where_it_has_bytes() {
             part
         };
         for &(at, len) in pieces {
-            let mut expected = noise(at + 1, len);
+            let mut expected = noise(len, at + 1);
             let mut got = read(at);
             expected.resize(got.len().max(len), 0);
             got.truncate(expected.len());
