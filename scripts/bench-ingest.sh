@@ -5,9 +5,11 @@
 # new after its v1. A peer that cannot be had is left out with a line that says so. Needs root the first time.
 #
 # Peers: `soci create` (an index beside the blob; it converts nothing) and `ctr-remote images optimize --no-optimize` (eStargz), both
-# from Debian forky and talking to a private containerd, whose own share of the work is not counted; nydus-image, if one is
-# in the PATH, over unpacked layers, which it needs. $HEADSTART_BENCH_BINARY measures another headstart-server.
+# from Debian forky and talking to a private containerd, whose own share of the work is not counted; `nydus-image create` over
+# unpacked layers, which it needs: Debian does not have it, so it is the one in the PATH, or compiled from its crate, once.
+# $HEADSTART_BENCH_BINARY measures another headstart-server; with $HEADSTART_BENCH_LOADTEST nothing of ours is built.
 set -euo pipefail
+readonly NYDUS=2.2.0 # the latest that has the program and is in the registry
 cd "$(dirname "$0")/.."
 rounds=3
 [[ ${1:-} =~ ^[1-9][0-9]?$ ]] && { rounds=$1; shift; }
@@ -15,7 +17,8 @@ images=("$@")
 [ ${#images[@]} -gt 0 ] || images=(python-v1 node-v1)
 
 ./scripts/install-packages.sh
-cargo build --release --locked --workspace --bins
+[ -n "${HEADSTART_BENCH_BINARY:-}" ] && [ -n "${HEADSTART_BENCH_LOADTEST:-}" ] || cargo build --release --locked --workspace --bins
+mkdir -p "${CARGO_TARGET_DIR:-target}"
 target=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)
 server=${HEADSTART_BENCH_BINARY:-$target/release/headstart-server}
 loadtest=${HEADSTART_BENCH_LOADTEST:-$target/release/headstart-loadtest}
@@ -23,6 +26,17 @@ home=$(./scripts/bench-images.sh)
 # A tree of its own: the tests' would be made anew each time.
 tree=$(HEADSTART_DEBIAN_ROOTS=${HEADSTART_BENCH_ROOTS:-$target/peers} ./scripts/debian-root.sh forky \
     containerd runc soci-snapshotter nydus-snapshotter stargz-snapshotter dash coreutils mount)
+
+# Some minutes, the first time. The program for its service (nydusd) is in the same crate, and not needed.
+nydus=$(command -v nydus-image || echo "$target/peers/bin/nydus-image")
+mkdir -p "$target/peers"
+if [ ! -x "$nydus" ]; then
+    echo "bench-ingest: compiling nydus-image $NYDUS" >&2
+    CARGO_TARGET_DIR=$target/peers/build cargo install nydus-rs --version "$NYDUS" --locked --bin nydus-image \
+        --root "$target/peers" >"$target/peers/nydus.log" 2>&1 ||
+        { echo "bench-ingest: failed to compile nydus-image:" >&2; tail -n 5 "$target/peers/nydus.log" >&2; }
+    rm -rf "$target/peers/build"
+fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/headstart-ingest.XXXXXX")
 daemon=
@@ -66,11 +80,7 @@ done
 # A command beside it. Its own entering is a few milliseconds.
 inside="nsenter --mount --root --wd -t $daemon env CONTAINERD_ADDRESS=$work/containerd.sock"
 
-have() {
-    local missing=$1
-    shift
-    if [ "$missing" = inside ]; then [ -S "$work/containerd.sock" ] && [ -x "$tree/usr/bin/$1" ]; else command -v "$1" >/dev/null; fi
-}
+have() { [ -S "$work/containerd.sock" ] && [ -x "$tree/usr/bin/$1" ]; }
 
 for image in "${images[@]}"; do
     [ -e "$home/$image.layers" ] || { echo "bench-ingest: there is no image $image in $home" >&2; exit 2; }
@@ -78,20 +88,20 @@ for image in "${images[@]}"; do
     echo "== $image"
     peers=()
     left_out=()
-    if have inside ctr; then
+    if have ctr; then
         tar -C "$home/$image" -cf "$work/image.tar" .
         name=localhost/bench:$image
         $inside ctr images import --no-unpack --base-name localhost/bench "$work/image.tar" >"$work/import.log" 2>&1 ||
             { echo "bench-ingest: containerd does not take $image:" >&2; tail -n 5 "$work/import.log" >&2; }
         rm "$work/image.tar"
     fi
-    if have inside soci; then
+    if have soci; then
         # What an earlier run made would be found; what this one made is its output.
         peers+=(--peer "soci create=rm -rf $work/soci/*; $inside soci create --min-layer-size 0 $name >&2; cp -r $work/soci/. \"\$OUT\"")
     else
         left_out+=("soci: no soci-snapshotter in this Debian")
     fi
-    if have inside ctr-remote; then
+    if have ctr-remote; then
         # What an earlier round made goes first; what this one made is in the content store, and its size is put in $OUT.
         content=$work/root/io.containerd.content.v1.content
         peers+=(--peer "ctr-remote (eStargz)=$inside ctr images rm --sync $name-esgz >&2 || true
@@ -101,13 +111,12 @@ for image in "${images[@]}"; do
     else
         left_out+=("ctr-remote: no stargz-snapshotter in this Debian")
     fi
-    if have outside nydus-image; then
-        # shellcheck disable=SC2016 # expanded by the peer's shell
-        peers+=(--peer 'gzip -dc, nydus-image create=i=0; for layer; do i=$((i + 1)); gzip -dc <"$layer" >"$OUT/tar"
-            nydus-image create --type tar-rafs --fs-version 6 --compressor zstd --blob-dir "$OUT" --bootstrap "$OUT/$i.boot" "$OUT/tar" >&2
-            rm "$OUT/tar"; done')
+    if [ -x "$nydus" ]; then
+        peers+=(--peer "gzip -dc, nydus-image create=i=0; for layer; do i=\$((i + 1)); gzip -dc <\"\$layer\" >\"\$OUT/tar\"
+            $nydus create --type tar-rafs --fs-version 6 --compressor zstd --blob-dir \"\$OUT\" --bootstrap \"\$OUT/\$i.boot\" \"\$OUT/tar\" >&2
+            rm \"\$OUT/tar\"; done")
     else
-        left_out+=("nydus-image: Debian does not have it, and there is none in the PATH (the crate nydus-rs has one: cargo install --bin nydus-image)")
+        left_out+=("nydus-image: none in the PATH, and it could not be compiled")
     fi
     "$loadtest" bench-ingest --rounds "$rounds" --headstart "$server" "${peers[@]}" "${layers[@]}"
     for line in "${left_out[@]}"; do
