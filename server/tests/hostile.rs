@@ -206,6 +206,9 @@ async fn a_conversion_that_takes_too_long_fails_and_the_blob_is_served() {
     let status: ImageStatus = status.json().await.unwrap();
     assert_eq!(status.layers[0].state, LayerState::Failed);
     assert!(status.layers[0].reason.as_ref().unwrap().contains("time limit"));
+    let metrics = anybody.own("/metrics").await.text().await.unwrap();
+    let timed_out = "headstart_ingest_layers_total{outcome=\"timed_out\"}";
+    assert!(metrics.contains(timed_out), "{metrics}");
     server.stop().await;
 }
 

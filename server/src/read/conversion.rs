@@ -341,7 +341,7 @@ impl Shared {
             let mut state = self.state();
             match outcome {
                 Outcome::NoMemory(reason) => state.wait_for_memory(job, reason),
-                Outcome::Failed(reason) => {
+                Outcome::Failed(reason) | Outcome::TimedOut(reason) => {
                     state.known.remove(&layer);
                     self.remember_failure(&mut state, layer, reason);
                     state.give_a_turn();
@@ -421,6 +421,7 @@ impl Shared {
                 }
             }
             Err(ConvertError::Failed(failure @ Failure::NoMemory)) => Outcome::NoMemory(failure.to_string()),
+            Err(ConvertError::Failed(failure @ Failure::TimedOut)) => Outcome::TimedOut(failure.to_string()),
             Err(ConvertError::Failed(failure)) => {
                 if matches!(failure, Failure::DigestMismatch) {
                     // It was read from a disk that lies; the next try fetches it again.
@@ -476,6 +477,7 @@ impl Shared {
             Outcome::Ready => ("ready", ""),
             Outcome::Refused(reason) => ("refused", reason.as_str()),
             Outcome::Failed(reason) => ("failed", reason.as_str()),
+            Outcome::TimedOut(reason) => ("timed_out", reason.as_str()),
             Outcome::NoMemory(reason) => ("postponed", reason.as_str()),
         };
         let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
@@ -514,6 +516,8 @@ enum Outcome {
     Ready,
     Refused(String),
     Failed(String),
+    /// A failure like any other, and the one that the layer's maker can cause.
+    TimedOut(String),
     /// Others have it.
     NoMemory(String),
 }
