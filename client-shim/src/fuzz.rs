@@ -1,7 +1,7 @@
 //! Everything here that reads what others wrote, as functions of bytes: the table of entry points for fuzzers.
 //!
 //! In: bytes. Out: whether they were accepted; a panic if what must hold for any input does not. Two drivers call the same
-//! functions: the mutation harness of the tests (`client-shim/tests/fuzz_node`) and `cargo fuzz` (`fuzz/`).
+//! functions: the mutation harness of the tests (`client-shim/tests/fuzz_node`) and libFuzzer (`fuzz/`).
 //! Invariant: bounded in time and memory by the input's length; nothing is written but below a directory of their own.
 //! Not here: making inputs; decoding TOCs and chunk streams (`layer-format`), which the server's table has.
 

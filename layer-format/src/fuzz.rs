@@ -9,8 +9,9 @@ use std::sync::OnceLock;
 
 use crate::chunk_stream::{ChunkHeader, ChunkStatus, HEADER_LEN};
 use crate::digest::ChunkDigest;
-use crate::limits::FRAME_SIZE_MAX;
+use crate::limits::{FRAME_SIZE_MAX, PROFILE_CHUNKS_MAX};
 use crate::offset::{LayerOffset, LayerRange};
+use crate::profile::{Have, Profile, ProfileRequest, Run};
 use crate::toc::{EntryId, Kind, Piece, TOC_MAGIC, TOC_VERSION, Toc};
 
 /// A frame of some kilobytes may hold all the metadata that the format allows. That bound is the format's own
@@ -81,6 +82,38 @@ fn anything_encodes(head: &[u8; HEADER_LEN]) {
         let header = ChunkHeader { digest, status };
         assert_eq!(ChunkHeader::decode(&header.encode()), Ok(header));
     }
+}
+
+/// JSON taken for what nodes and servers say of a profile: a profile, or a request for what a node lacks of one.
+pub fn profile(data: &[u8]) -> bool {
+    if let Ok(request) = serde_json::from_slice::<ProfileRequest>(data) {
+        let written = serde_json::to_vec(&request).expect("a request can be written");
+        assert_eq!(serde_json::from_slice(&written).ok(), Some(request.clone()));
+        let had = (0..PROFILE_CHUNKS_MAX).filter(|at| request.have.has(*at));
+        let again = Have::of(had);
+        assert!((0..2 * PROFILE_CHUNKS_MAX).all(|at| again.has(at) == request.have.has(at)));
+        return true;
+    }
+    let Ok(profile) = serde_json::from_slice::<Profile>(data) else {
+        return false;
+    };
+    let written = serde_json::to_vec(&profile).expect("a profile can be written");
+    assert_eq!(serde_json::from_slice(&written).ok(), Some(profile.clone()));
+    let positions: Vec<_> = profile.positions().collect();
+    // The last index of all is one that no table has.
+    let indices = |run: &Run| {
+        (u64::from(run.first)..u64::from(run.first) + u64::from(run.count)).take_while(|i| *i < u64::from(u32::MAX))
+    };
+    let each = profile
+        .runs
+        .iter()
+        .flat_map(|run| indices(run).map(|index| (run.layer, index)));
+    let counted = positions.iter().map(|(layer, index)| (*layer, u64::from(*index)));
+    assert!(
+        counted.eq(each.take(PROFILE_CHUNKS_MAX)),
+        "runs are counted in two ways"
+    );
+    !positions.is_empty()
 }
 
 fn compressed(bytes: &[u8]) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! Everything that reads bytes of strangers, as functions of bytes: the table of entry points for fuzzers.
 //!
 //! In: bytes. Out: whether they were accepted; a panic if what must hold for any input does not. Two drivers call the
-//! same functions: the mutation harness of the tests (`server/tests/fuzz`) and `cargo fuzz` (`fuzz/`).
+//! same functions: the mutation harness of the tests (`server/tests/fuzz`) and libFuzzer (`fuzz/`).
 //! Invariant: pure functions of their input, bounded in time and memory by its length.
 //! Not here: making inputs; the properties of tars (`ingest/fuzz.rs`), packs (`store/fuzz.rs`) and TOCs (`layer-format`).
 
@@ -15,14 +15,15 @@ use crate::read::document::{self, MANIFEST_TYPES};
 use crate::store::units::UNIT;
 
 pub use crate::ingest::fuzz::{TAR_MAX, converted, inflate, layer, tar, toc_of};
+pub use crate::profile::fuzz::{profile_file, profile_file_of, sample_chunks, trace};
 pub use crate::store::fuzz::{pack, pack_damage, pack_of};
-pub use headstart_layer_format::fuzz::{chunk_stream, toc, toc_metadata};
+pub use headstart_layer_format::fuzz::{chunk_stream, profile, toc, toc_metadata};
 
 /// An entry point, and the name that its inputs are kept under.
 pub type Target = (&'static str, fn(&[u8]) -> bool);
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 13] = [
     ("inflate", inflate),
     ("tar", tar),
     ("layer", layer),
@@ -33,6 +34,9 @@ pub const TARGETS: [Target; 10] = [
     ("pack_damage", pack_damage),
     ("range", range),
     ("manifest", manifest),
+    ("trace", trace),
+    ("profile", profile),
+    ("profile_file", profile_file),
 ];
 
 /// A size (eight bytes, little-endian, shifted right by the ninth) and the value of a `Range` header.

@@ -6,7 +6,7 @@
 //! Not here: which chunks matter.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use headstart_layer_format::{
     BlobDigest, ChunkDigest, LayerOffset, LayerRange, Toc, TocDigest,
@@ -17,7 +17,7 @@ use headstart_layer_format::{
 
 use super::learned::{SPANS_A_CHUNK, Span};
 use crate::{
-    read::seekable::{Opened, Seekable},
+    read::seekable::{LayerData, Opened, Seekable},
     store::{Store, StoreError},
 };
 
@@ -33,9 +33,11 @@ pub struct Place {
 
 #[derive(Debug)]
 pub struct Image<'s> {
-    store: &'s Store,
+    /// None: every TOC is here.
+    store: Option<&'s Store>,
     pub config: BlobDigest,
-    layers: Vec<Opened>,
+    layers: Vec<Arc<LayerData>>,
+    _held: Vec<Opened>,
     /// Decoded when somebody asks.
     tocs: Vec<OnceLock<Option<Toc>>>,
 }
@@ -62,11 +64,24 @@ impl<'s> Image<'s> {
             }
         }
         Ok(Some(Self {
-            store,
+            store: Some(store),
             config: status.config_digest,
             tocs: layers.iter().map(|_| OnceLock::new()).collect(),
-            layers,
+            layers: layers.iter().map(Opened::data).collect(),
+            _held: layers,
         }))
+    }
+
+    /// Of layers that are in no store.
+    pub fn of(config: BlobDigest, layers: Vec<(LayerData, Toc)>) -> Self {
+        let (layers, tocs): (Vec<_>, Vec<_>) = layers.into_iter().unzip();
+        Self {
+            store: None,
+            config,
+            layers: layers.into_iter().map(Arc::new).collect(),
+            tocs: tocs.into_iter().map(|toc| OnceLock::from(Some(toc))).collect(),
+            _held: Vec::new(),
+        }
     }
 
     pub fn digests(&self) -> Vec<BlobDigest> {
@@ -114,7 +129,7 @@ impl<'s> Image<'s> {
     /// A layer's tree; `None` when its TOC is gone, or does not decode.
     pub fn tree(&self, layer: u32) -> Option<&Tree> {
         let toc = self.tocs.get(layer as usize)?.get_or_init(|| {
-            let read = self.store.toc(&self.layers[layer as usize].layer()).ok().flatten();
+            let read = self.store?.toc(&self.layers[layer as usize].layer()).ok().flatten();
             read.and_then(|(_, encoded)| Toc::decode(&encoded).ok())
         });
         toc.as_ref().map(Toc::tree)
@@ -199,8 +214,14 @@ impl<'s> Image<'s> {
                     let Some(chunk) = data.table().chunk(index) else {
                         continue;
                     };
-                    if let Some((offset, len)) = within(extent.range, extent.offset.0, chunk.range) {
-                        found.entry(index).or_default().push((id, offset, len));
+                    let Some((offset, len)) = within(extent.range, extent.offset.0, chunk.range) else {
+                        continue;
+                    };
+                    let files = found.entry(index).or_default();
+                    match files.last_mut() {
+                        // A sparse file may have thousands of pieces in a chunk. From the first to the last is one.
+                        Some((last, from, of)) if *last == id => *of = (offset + len).max(*from + *of) - *from,
+                        _ => files.push((id, offset, len)),
                     }
                 }
             }
@@ -237,7 +258,10 @@ pub fn within(extent: LayerRange, file_offset: u64, range: LayerRange) -> Option
 /// Ranges of the data space that hold `len` bytes of a file from `offset`.
 pub fn ranges(content: &Content, offset: u64, len: u64) -> impl Iterator<Item = LayerRange> + '_ {
     let end = offset.saturating_add(len);
-    content.extents().iter().filter_map(move |extent| {
+    // A sparse file may have millions of pieces, and be asked for thousands of times.
+    let extents = content.extents();
+    let first = extents.partition_point(|extent| extent.offset.0 + extent.range.len <= offset);
+    extents[first..].iter().map_while(move |extent| {
         let from = offset.max(extent.offset.0);
         let to = end.min(extent.offset.0 + extent.range.len);
         (from < to).then(|| LayerRange {

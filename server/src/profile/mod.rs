@@ -10,6 +10,7 @@
 pub mod answer;
 mod catalog;
 pub mod export;
+pub mod fuzz;
 mod image;
 mod learned;
 mod merge;

@@ -2,7 +2,8 @@
 //!
 //! In: a [`Trace`] from a node. Out: [`Checked`], with what the chunks hold of files.
 //! Invariant: every chunk is in the table of the layer that the trace names, every file is in that layer: a trace that
-//! says anything else is refused whole, so a node can teach nothing but an order of the image's own chunks.
+//! says anything else is refused whole, so a node can teach nothing but an order of the image's own chunks. Memory and time
+//! are those of the trace and of the image's trees, however often the one names the same of the other.
 //! Not here: what is done with it ([`super::learned`]).
 
 use std::collections::{HashMap, HashSet};
@@ -11,7 +12,7 @@ use headstart_layer_format::{
     ChunkDigest,
     limits::TRACE_READS_MAX,
     profile::{Trace, TraceRead},
-    toc::{Content, Kind},
+    toc::{Content, InodeId, Kind},
 };
 
 use super::{
@@ -62,7 +63,8 @@ pub fn check(
 ) -> Result<Checked, TraceError> {
     check_shape(trace)?;
     let places = places(trace, image);
-    let mut needed: Vec<(Place, Vec<Span>, u32)> = Vec::new();
+    let mut needed = Needed::default();
+    let mut whole: HashSet<(u32, InodeId)> = HashSet::new();
     for (number, read) in trace.reads.iter().enumerate() {
         let strange = TraceError::Strange(number);
         let chunk = match read.chunk {
@@ -70,19 +72,25 @@ pub fn check(
             None => None,
         };
         match (chunk, file(read, image).ok_or(strange)?) {
-            (Some(place), None) => needed.push((place, Vec::new(), read.ms)),
-            (Some(place), Some((path, content))) => {
-                let spans = spans(image, place, path, content);
-                if spans.is_empty() {
+            (Some(place), None) => needed.add(image, place, None, read.ms),
+            (Some(place), Some(file)) => {
+                if spans(image, place, &file).next().is_none() {
                     return Err(TraceError::Strange(number));
                 }
-                needed.push((place, spans, read.ms));
+                needed.add(image, place, Some(&file), read.ms);
             }
-            (None, Some((path, content))) => {
-                let ranges = content.extents().iter().map(|extent| extent.range);
-                let covering = ranges.flat_map(|range| image.covering(read.layer, range));
+            (None, Some(file)) => {
+                // Any further time, under any name, it is no first need.
+                if !whole.insert((read.layer, file.inode)) {
+                    continue;
+                }
+                let ranges = file.content.extents().iter().map(|extent| extent.range);
+                let mut last = None;
+                let covering = ranges
+                    .flat_map(|range| image.covering(read.layer, range))
+                    .filter(|place| last.replace(*place) != Some(*place));
                 for place in covering.take(FILE_CHUNKS_MAX) {
-                    needed.push((place, spans(image, place, path, content), read.ms));
+                    needed.add(image, place, Some(&file), read.ms);
                 }
             }
             // Refused by its shape.
@@ -93,8 +101,15 @@ pub fn check(
         id: trace.start,
         node,
         unix_ms,
-        reads: described(image, needed, known),
+        reads: needed.described(image, known),
     })
+}
+
+/// A regular file that a read names.
+struct Named<'i> {
+    path: &'i str,
+    inode: InodeId,
+    content: &'i Content,
 }
 
 /// Where the chunks are that the trace names.
@@ -115,73 +130,95 @@ fn places(trace: &Trace, image: &Image<'_>) -> HashMap<(u32, ChunkDigest), Place
 
 /// The file that a read names, if it names one; `None` when there is no such file.
 #[expect(clippy::option_option, reason = "named or not, there or not")]
-fn file<'i>(read: &'i TraceRead, image: &'i Image<'_>) -> Option<Option<(&'i str, &'i Content)>> {
+fn file<'i>(read: &'i TraceRead, image: &'i Image<'_>) -> Option<Option<Named<'i>>> {
     let Some(path) = &read.file else { return Some(None) };
     let tree = image.tree(read.layer)?;
     let entry = tree.entry(tree.find(path.as_bytes())?)?;
     match &tree.inode(entry.inode)?.kind {
-        Kind::Regular(content) => Some(Some((path, content))),
+        Kind::Regular(content) => Some(Some(Named {
+            path,
+            inode: entry.inode,
+            content,
+        })),
         _ => None,
     }
 }
 
-/// What a chunk has of a file.
-fn spans(image: &Image<'_>, place: Place, path: &str, content: &Content) -> Vec<Span> {
-    let Some(chunk) = image.chunk(place) else {
-        return Vec::new();
-    };
-    let pieces = content
-        .extents()
+/// What a chunk has of a file: offset and length of each piece.
+fn spans(image: &Image<'_>, place: Place, file: &Named<'_>) -> impl Iterator<Item = (u64, u64)> {
+    let range = image.chunk(place).map(|chunk| chunk.range);
+    // Pieces of a file follow each other in the layer as they do in the file.
+    let extents = file.content.extents();
+    let first = range.map_or(extents.len(), |range| {
+        extents.partition_point(|extent| extent.range.end() <= range.start)
+    });
+    extents[first..]
         .iter()
-        .filter_map(|extent| within(extent.range, extent.offset.0, chunk.range));
-    pieces.map(|(offset, len)| (path.to_owned(), offset, len)).collect()
+        .map_while(move |extent| within(extent.range, extent.offset.0, range?))
 }
 
-/// Each chunk once, in the order of first need, with what is known of it.
-fn described(image: &Image<'_>, needed: Vec<(Place, Vec<Span>, u32)>, known: Option<&Learned>) -> Vec<(Known, u32)> {
-    let old: HashSet<ChunkDigest> = known.iter().flat_map(|k| &k.chunks).map(|chunk| chunk.digest).collect();
-    let mut at: HashMap<ChunkDigest, usize> = HashMap::new();
-    let mut reads: Vec<(Known, u32, Place)> = Vec::new();
-    for (place, spans, ms) in needed {
-        let Some(chunk) = image.chunk(place) else { continue };
-        match at.get(&chunk.digest) {
-            Some(at) => {
-                let first = &mut reads[*at].0;
-                first.told |= !spans.is_empty();
-                first.spans.extend(spans);
-            }
+/// Each chunk once, in the order of first need.
+#[derive(Default)]
+struct Needed {
+    at: HashMap<ChunkDigest, usize>,
+    reads: Vec<(Known, u32, Place)>,
+}
+
+impl Needed {
+    fn add(&mut self, image: &Image<'_>, place: Place, file: Option<&Named<'_>>, ms: u32) {
+        let Some(chunk) = image.chunk(place) else { return };
+        let at = match self.at.get(&chunk.digest) {
+            Some(at) => *at,
+            None if self.reads.len() >= TRACE_READS_MAX => return,
             None => {
-                at.insert(chunk.digest, reads.len());
                 let known = Known {
                     digest: chunk.digest,
                     layer: place.layer,
                     frame: u32::try_from(chunk.frame.len).unwrap_or(u32::MAX),
-                    told: !spans.is_empty(),
-                    spans,
+                    told: false,
+                    spans: Vec::new(),
                 };
-                reads.push((known, ms, place));
+                self.reads.push((known, ms, place));
+                self.at.insert(chunk.digest, self.reads.len() - 1);
+                self.reads.len() - 1
+            }
+        };
+        let (Some(file), Some((known, ..))) = (file, self.reads.get_mut(at)) else {
+            return;
+        };
+        known.told = true;
+        let room = SPANS_A_CHUNK.saturating_sub(known.spans.len());
+        for (offset, len) in spans(image, place, file).take(room) {
+            let span: Span = (file.path.to_owned(), offset, len);
+            if !known.spans.contains(&span) {
+                known.spans.push(span);
             }
         }
     }
-    reads.truncate(TRACE_READS_MAX);
-    let mut unknown: HashMap<u32, HashSet<u32>> = HashMap::new();
-    for (read, _, place) in &reads {
-        if !read.told && !old.contains(&read.digest) {
-            unknown.entry(place.layer).or_default().insert(place.index);
+
+    /// With what is known of each.
+    fn described(self, image: &Image<'_>, known: Option<&Learned>) -> Vec<(Known, u32)> {
+        let old: HashSet<ChunkDigest> = known.iter().flat_map(|k| &k.chunks).map(|chunk| chunk.digest).collect();
+        let mut reads = self.reads;
+        let mut unknown: HashMap<u32, HashSet<u32>> = HashMap::new();
+        for (read, _, place) in &reads {
+            if !read.told && !old.contains(&read.digest) {
+                unknown.entry(place.layer).or_default().insert(place.index);
+            }
         }
-    }
-    for (layer, places) in unknown {
-        let mut spans = image.spans(layer, &places);
-        for (read, _, place) in reads
-            .iter_mut()
-            .filter(|(read, _, place)| place.layer == layer && !read.told)
-        {
-            read.spans = spans.remove(&place.index).unwrap_or_default();
+        for (layer, places) in unknown {
+            let mut spans = image.spans(layer, &places);
+            for (read, _, place) in reads
+                .iter_mut()
+                .filter(|(read, _, place)| place.layer == layer && !read.told)
+            {
+                read.spans = spans.remove(&place.index).unwrap_or_default();
+            }
         }
+        for (read, ..) in &mut reads {
+            read.spans.dedup();
+            read.spans.truncate(SPANS_A_CHUNK);
+        }
+        reads.into_iter().map(|(known, ms, _)| (known, ms)).collect()
     }
-    for (read, ..) in &mut reads {
-        read.spans.dedup();
-        read.spans.truncate(SPANS_A_CHUNK);
-    }
-    reads.into_iter().map(|(known, ms, _)| (known, ms)).collect()
 }

@@ -206,7 +206,23 @@ impl Seekable {
     }
 }
 
+impl Opened {
+    /// What is known of the layer, without the promise that it stays.
+    pub fn data(&self) -> Arc<LayerData> {
+        self.data.clone()
+    }
+}
+
 impl LayerData {
+    /// Of a layer that is in no store.
+    pub fn of(toc: &Toc, summary: TocSummary) -> Self {
+        Self {
+            layer: *toc.layer_digest(),
+            summary,
+            table: toc.chunks().clone(),
+        }
+    }
+
     pub fn layer(&self) -> BlobDigest {
         self.layer
     }

@@ -5,16 +5,19 @@
 //! Not here: the driver (`loadtest/src/fuzzing`), the properties (`server/src/fuzz.rs`), coverage (`fuzz/`, for a nightly
 //! toolchain).
 
+mod json;
 mod layers;
 mod seeds;
 mod tars;
 
 use std::path::Path;
 
+use headstart_layer_format::ChunkDigest;
 use headstart_loadtest::corpus::Rng;
 use headstart_loadtest::fuzzing::mutate::{self, pick};
 use headstart_loadtest::fuzzing::{self, Counting, Kept, Subject};
-use headstart_server::fuzz::{TARGETS, Target};
+use headstart_server::fuzz::{TARGETS, Target, sample_chunks};
+use serde_json::{Value, json};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -60,6 +63,41 @@ const JSON_WORDS: [&str; 22] = [
     "\\ud800",
     "\"platform\":{\"os\":\"linux\",\"architecture\":\"amd64\"}",
 ];
+
+/// What traces and profiles are made of, beside digests of the sample's chunks.
+fn profile_values(chunk: &ChunkDigest) -> Vec<Value> {
+    let files = [
+        "bin/tool",
+        "bin/tool2",
+        "bin/round",
+        "data/holes",
+        "data/wide",
+        "up",
+        "etc",
+        "../x",
+        "",
+    ];
+    let mut values: Vec<Value> = files.into_iter().map(Value::from).collect();
+    for file in ["data/holes", "data/wide", "bin/more"] {
+        values.push(json!({ "layer": 0, "file": file, "ms": 0 }));
+        values.push(json!({ "layer": 0, "chunk": chunk, "file": file, "ms": 0 }));
+        values.push(json!([file, 0, u64::MAX]));
+        values.push(json!([file, 5000, 10_000]));
+    }
+    values.extend([
+        json!({ "layer": 1, "chunk": chunk, "ms": u32::MAX }),
+        json!({ "chunk": chunk, "layer": 0, "bytes": 1, "files": [["data/wide", 0, 409_600]] }),
+        json!([0, 0, u32::MAX, 1]),
+        json!([1, u32::MAX, u32::MAX, u64::MAX]),
+        json!(chunk),
+        json!("ff00"),
+        json!(0),
+        json!(1),
+        json!([]),
+        Value::Null,
+    ]);
+    values
+}
 
 /// Where the inputs of an entry point are. What is a tar to one is a tar to the other.
 fn folder(target: &'static str) -> &'static str {
@@ -109,6 +147,12 @@ fn mutant(target: &str, rng: &mut Rng, pool: &[Vec<u8>], seeds: usize) -> Vec<u8
             };
             input.extend(text);
         }
+        "trace" | "profile" | "profile_file" if rng.below(8) > 0 => {
+            let chunks = sample_chunks();
+            let layer = pick(rng, &chunks);
+            let values = profile_values(pick(rng, layer));
+            json::mutate(rng, &mut input, &other, &values);
+        }
         "pack_damage" if rng.below(2) == 0 => input = rng.bytes(16 + rng.clone().below(120) as usize),
         _ => mutate::bytes(rng, &mut input, &other),
     }
@@ -139,6 +183,9 @@ headstart_loadtest::fuzzed! {
     pack_damage 1500,
     range 6000,
     manifest 3000,
+    trace 300,
+    profile 800,
+    profile_file 300,
 }
 
 /// The seed corpus, and every input that failed once.

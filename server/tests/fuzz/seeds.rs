@@ -4,12 +4,13 @@
 //! Not here: inputs that failed once (`fuzz/found`).
 
 use headstart_layer_format::chunk_stream::{ChunkHeader, ChunkStatus};
+use headstart_layer_format::profile::{Class, Have, Origin, Profile, ProfileRequest, Run, StartId, Trace, TraceRead};
 use headstart_layer_format::{BlobDigest, ChunkDigest};
 use headstart_loadtest::corpus::{
     BLOCK, CAPABILITY, Compression, Dialect, Header, LayerBuilder, Meta, Rng, SparseForm, SyntheticImage, TarWriter,
     ZooSpec, pax_record, wild_tar,
 };
-use headstart_server::fuzz::{pack_of, toc_of};
+use headstart_server::fuzz::{pack_of, profile_file_of, sample_chunks, toc_of};
 use serde_json::json;
 
 use crate::layers;
@@ -41,6 +42,15 @@ pub fn of(target: &str) -> Vec<Seed> {
         "pack_damage" => scripts(),
         "range" => ranges(),
         "manifest" => manifests(),
+        "trace" => traces()
+            .into_iter()
+            .map(|(name, trace)| (name.to_owned(), json(&trace)))
+            .collect(),
+        "profile" => profiles(),
+        "profile_file" => traces()
+            .into_iter()
+            .filter_map(|(name, trace)| Some((name.to_owned(), profile_file_of(&trace)?)))
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -286,4 +296,71 @@ fn manifests() -> Vec<Seed> {
     cases
         .map(|(kind, name, value)| (name.to_owned(), [&[kind], value.to_string().as_bytes()].concat()))
         .collect()
+}
+
+fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap()
+}
+
+/// Of the sample image in `server/src/profile/fuzz.rs`.
+fn traces() -> Vec<(&'static str, Trace)> {
+    let chunks = sample_chunks();
+    let read = |layer: u32, chunk: Option<usize>, file: Option<&str>, ms| TraceRead {
+        layer,
+        chunk: chunk.map(|at| chunks[layer as usize][at]),
+        file: file.map(str::to_owned),
+        ms,
+    };
+    let trace = |class: &str, reads| Trace {
+        start: StartId([7; 16]),
+        class: class.parse::<Class>().unwrap(),
+        reads,
+    };
+    let of_chunks = vec![
+        read(0, Some(3), None, 0),
+        read(1, Some(1), None, 5),
+        read(0, Some(70), None, 5),
+    ];
+    let of_files = vec![
+        read(0, None, Some("bin/tool2"), 1),
+        read(0, None, Some("data/wide"), 2),
+        read(1, None, Some("bin/more"), 2),
+    ];
+    let last = chunks[0].len() - 1;
+    let of_both = vec![
+        read(0, Some(last), Some("data/holes"), 0),
+        read(0, Some(60), Some("data/wide"), 1),
+        read(0, Some(60), Some("data/wide"), 1),
+        read(1, Some(0), Some("bin/more"), u32::MAX),
+    ];
+    vec![
+        ("chunks", trace("", of_chunks)),
+        ("files", trace("ab01", of_files)),
+        ("both", trace("", of_both)),
+    ]
+}
+
+fn profiles() -> Vec<Seed> {
+    let run = |layer, first, count| Run {
+        layer,
+        first,
+        count,
+        bytes: u64::from(count) * 100,
+    };
+    let runs = vec![run(0, 7, 3), run(2, 0, 1), run(0, u32::MAX - 2, 9)];
+    let profile = Profile {
+        digest: Profile::digest_of(&[], &runs),
+        origin: Origin::Derived,
+        class: "00ff".parse().unwrap(),
+        starts: 3,
+        chunk_count: 13,
+        bytes: 1300,
+        runs,
+    };
+    let request = ProfileRequest {
+        image: BlobDigest::of(b"m"),
+        profile: profile.digest,
+        have: Have::of([0, 3, 4, 100]),
+    };
+    vec![("profile".into(), json(&profile)), ("request".into(), json(&request))]
 }
