@@ -24,6 +24,7 @@ use crate::counters::Counters;
 use crate::fetch::FetchError;
 use crate::fetch::original::BlobSource;
 use crate::fetch::servers::{Servers, TocAnswer};
+use crate::memory;
 use crate::presentation::{self, Presentation, PresentationError, Surroundings, implied};
 use crate::profile::ImagePrefetch;
 use crate::survival::Keeper;
@@ -229,7 +230,7 @@ impl NodeLayers {
             // The lock goes with the work, which goes on when the caller's time is up.
             tokio::task::spawn_blocking(move || {
                 let _changing = changing;
-                inner.admit(toc, &bytes)
+                inner.admit(&toc, &bytes)
             })
             .await
             .map_err(|_| LayersError::Interrupted)?
@@ -267,8 +268,16 @@ impl NodeLayers {
     /// see [`crate::presentation::implied`]. `None` also for layers not presented.
     pub fn implied_conflict(&self, stack: &[BlobDigest], over_unpacked: bool) -> Option<String> {
         let known: Vec<Known> = stack.iter().filter_map(|l| self.0.known(l)).collect();
-        let tocs: Vec<&Toc> = known.iter().map(|k| k.layer.toc()).collect();
-        implied::conflict(&tocs, over_unpacked).map(|path| String::from_utf8_lossy(&path).into_owned())
+        let last = known.iter().rposition(|k| k.layer.contents().has_implied())?;
+        let tocs: Result<Vec<_>, _> = known[..=last].iter().map(|k| k.layer.contents().toc()).collect();
+        match tocs {
+            Ok(tocs) => {
+                let tocs: Vec<&Toc> = tocs.iter().map(Arc::as_ref).collect();
+                implied::conflict(&tocs, over_unpacked).map(|path| String::from_utf8_lossy(&path).into_owned())
+            }
+            // Not known, so the careful answer.
+            Err(error) => Some(error.to_string()),
+        }
     }
 
     /// Remembers, also over restarts, in which repository a presented layer's original is. Idempotent, cheap when known.
@@ -311,7 +320,7 @@ impl NodeLayers {
     /// Bytes it takes on this node's disk, and inodes it shows.
     pub fn usage(&self, layer: &BlobDigest) -> Option<(u64, u64)> {
         let known = self.0.known(layer)?;
-        let inodes = known.layer.toc().tree().inodes().len() as u64;
+        let inodes = known.layer.contents().inodes();
         Some((known.layer.file().disk_bytes(), inodes))
     }
 
@@ -437,7 +446,7 @@ impl Inner {
     }
 
     /// Stores and shows a new layer. Blocks.
-    fn admit(&self, toc: Arc<Toc>, encoded: &[u8]) -> Result<Presented, LayersError> {
+    fn admit(&self, toc: &Arc<Toc>, encoded: &[u8]) -> Result<Presented, LayersError> {
         let cache = self.cache.read().unwrap_or_else(|p| p.into_inner());
         let cache = cache.as_ref().ok_or(LayersError::Interrupted)?;
         let stored = cache.admit(toc, encoded)?;
@@ -505,10 +514,10 @@ impl Known {
         Presented {
             lowerdir: self.lowerdir.clone(),
             digest: *self.layer.digest(),
-            diff_id: *self.layer.toc().diff_id(),
+            diff_id: *self.layer.contents().diff_id(),
             slot: self.layer.slot(),
-            data_size: self.layer.toc().chunks().data_size(),
-            entry_count: self.layer.toc().tree().entries().len() as u64,
+            data_size: self.layer.contents().chunks().data_size(),
+            entry_count: self.layer.contents().entries(),
         }
     }
 }
@@ -518,7 +527,7 @@ fn progress(layer: &Layer) -> LayerProgress {
         digest: *layer.digest(),
         slot: layer.slot(),
         chunks_present: layer.file().chunk_count(),
-        chunks: layer.toc().chunks().len(),
+        chunks: layer.contents().chunks().len(),
         disk_bytes: layer.file().disk_bytes(),
         verified: layer.file().is_verified(),
         quarantined: layer.file().is_quarantined(),
@@ -552,6 +561,7 @@ async fn flush_periodically(layers: Weak<Inner>, stop: CancellationToken) {
         let _ = tokio::task::spawn_blocking(move || {
             inner.flush();
             inner.settle();
+            memory::trim();
         })
         .await;
     }

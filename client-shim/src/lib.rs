@@ -2,14 +2,16 @@
 //!
 //! In: a configuration. Out: a gRPC service for containerd on a unix socket, one FUSE mount, and an EROFS mount
 //! a layer where the kernel can.
-//! Invariant: follow a read: `snapshotter -> layers -> presentation -> fuse -> cache -> fetch`; each uses only what is
+//! Invariant: follow a read: `snapshotter -> layers -> presentation -> fuse -> cache -> fetch -> contents`; each uses only what is
 //! to its right (`erofs`, beside `presentation`, writes images; `survival` keeps mounts over restarts). Lazy is an optimisation: whatever goes wrong before a mount ends in an ordinary pull.
 //! Not here: the formats (`headstart-layer-format`) and conversion (the server).
 
 pub mod app;
+mod atomic_file;
 pub mod cache;
 pub mod cli;
 pub mod config;
+pub mod contents;
 pub mod counters;
 pub mod doctor;
 pub mod erofs;
@@ -17,6 +19,7 @@ pub mod fetch;
 pub mod fuse;
 pub mod fuzz;
 pub mod layers;
+pub mod memory;
 pub mod metrics;
 pub mod observe;
 pub mod presentation;

@@ -30,7 +30,8 @@ impl LayerFile {
     /// Reads everything. Blocks for as long as the disk takes.
     pub fn verify(&self) -> io::Result<Verdict> {
         let before = self.evictions.load(Ordering::Acquire);
-        let mut is_right = self.diff_id()? == *self.toc().diff_id();
+        let contents = self.contents();
+        let mut is_right = self.diff_id()? == *contents.diff_id();
         if !is_right {
             let rotten = self.rotten()?;
             if !rotten.is_empty() {
@@ -40,14 +41,14 @@ impl LayerFile {
                 return Ok(Verdict::Rotten(rotten.len() as u32));
             }
             // The verdict costs a layer, so it is come to twice.
-            is_right = self.diff_id()? == *self.toc().diff_id();
+            is_right = self.diff_id()? == *contents.diff_id();
         }
         if self.evictions.load(Ordering::Acquire) != before || !self.is_full() {
             // Something went meanwhile, so what was read may have been a hole.
             return Ok(Verdict::Rotten(0));
         }
         if is_right {
-            Mark::Verified.set(&self.dir, &self.toc_digest)?;
+            Mark::Verified.set(&self.dir, contents.toc_digest())?;
             self.verified.store(true, Ordering::Release);
             self.room.counters.layers_verified.add(1);
             return Ok(Verdict::Right);
@@ -55,27 +56,30 @@ impl LayerFile {
         self.quarantined.store(true, Ordering::Release);
         self.room.counters.layers_quarantined.add(1);
         tracing::error!(
-            layer = %self.toc().layer_digest(),
-            diff_id = %self.toc().diff_id(),
+            layer = %contents.layer(),
+            diff_id = %contents.diff_id(),
             "LAYER QUARANTINED: its server's TOC describes other bytes than its image names"
         );
-        Mark::Quarantined.set(&self.dir, &self.toc_digest)?;
+        Mark::Quarantined.set(&self.dir, contents.toc_digest())?;
         Ok(Verdict::Lies)
     }
 
     fn diff_id(&self) -> io::Result<DiffId> {
         let mut hash = Hash(Sha256::new());
         let mut buffer = vec![0; BUFFER];
-        self.toc().skeleton().write_tar(&mut hash, |range: LayerRange, out| {
-            let mut at = range.start.0;
-            while at < range.end().0 {
-                let len = usize::try_from(range.end().0 - at).unwrap_or(BUFFER).min(BUFFER);
-                self.data.read_exact_at(&mut buffer[..len], at)?;
-                out.write_all(&buffer[..len])?;
-                at += len as u64;
-            }
-            Ok(())
-        })?;
+        self.contents()
+            .toc()?
+            .skeleton()
+            .write_tar(&mut hash, |range: LayerRange, out| {
+                let mut at = range.start.0;
+                while at < range.end().0 {
+                    let len = usize::try_from(range.end().0 - at).unwrap_or(BUFFER).min(BUFFER);
+                    self.data.read_exact_at(&mut buffer[..len], at)?;
+                    out.write_all(&buffer[..len])?;
+                    at += len as u64;
+                }
+                Ok(())
+            })?;
         Ok(DiffId::from_bytes(hash.0.finalize().into()))
     }
 

@@ -10,14 +10,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use headstart_layer_format::{BlobDigest, Toc, TocDigest};
+use headstart_layer_format::{BlobDigest, Toc};
 
 use super::layer_file::LayerFile;
 use super::meta::Meta;
 use super::room::Room;
 use super::slots::Slots;
-use super::{atomic_file, sources, toc_file};
+use super::sources;
+use crate::atomic_file;
 use crate::cache::LazyConfig;
+use crate::contents::Contents;
 use crate::counters::Counters;
 use crate::fetch::original::{BlobSource, Sources};
 
@@ -38,8 +40,7 @@ pub enum CacheError {
 pub struct StoredLayer {
     pub digest: BlobDigest,
     pub slot: u32,
-    pub toc: Arc<Toc>,
-    pub toc_digest: TocDigest,
+    pub contents: Arc<Contents>,
     pub file: Arc<LayerFile>,
     /// Where its original may be had.
     pub sources: Arc<Sources>,
@@ -103,24 +104,23 @@ impl CacheDir {
     }
 
     /// Admits a layer: TOC, empty data file, slot. Replaces a layer of the same digest (the caller retired it).
-    pub fn admit(&self, toc: Arc<Toc>, encoded: &[u8]) -> Result<StoredLayer, CacheError> {
+    pub fn admit(&self, toc: &Arc<Toc>, encoded: &[u8]) -> Result<StoredLayer, CacheError> {
         let digest = *toc.layer_digest();
         let dir = self.layer_dir(&digest);
         self.make(&dir, digest, toc, encoded)
             .map_err(|source| CacheError::Io { path: dir, source })
     }
 
-    fn make(&self, dir: &Path, digest: BlobDigest, toc: Arc<Toc>, encoded: &[u8]) -> io::Result<StoredLayer> {
+    fn make(&self, dir: &Path, digest: BlobDigest, toc: &Arc<Toc>, encoded: &[u8]) -> io::Result<StoredLayer> {
         self.discard(dir)?;
         let slot = self.slots.take()?;
         std::fs::create_dir(dir)?;
-        let toc_digest = Toc::digest(encoded);
-        toc_file::save(dir, encoded)?;
-        let file = LayerFile::open_in(dir, Arc::clone(&toc), toc_digest, Arc::clone(&self.room))?;
+        let contents = Contents::store(dir, toc, encoded)?;
+        let file = LayerFile::open_in(dir, Arc::clone(&contents), Arc::clone(&self.room))?;
         let meta = Meta {
             version: Meta::VERSION,
             layer: digest,
-            toc: toc_digest,
+            toc: *contents.toc_digest(),
             slot,
         };
         meta.save(dir)?;
@@ -128,8 +128,7 @@ impl CacheDir {
         Ok(StoredLayer {
             digest,
             slot,
-            toc,
-            toc_digest,
+            contents,
             file: Arc::new(file),
             sources: Arc::default(),
         })
@@ -177,8 +176,8 @@ fn load(dir: &Path, room: &Arc<Room>) -> Option<StoredLayer> {
     if dir.file_name()?.to_str()? != meta.layer.hex() {
         return None;
     }
-    let toc = toc_file::load(dir, &meta.toc, &meta.layer)?;
-    let file = match LayerFile::open_in(dir, Arc::clone(&toc), meta.toc, Arc::clone(room)) {
+    let contents = Contents::load(dir, &meta.toc, &meta.layer)?;
+    let file = match LayerFile::open_in(dir, Arc::clone(&contents), Arc::clone(room)) {
         Ok(file) => file,
         Err(e) => {
             tracing::warn!(dir = %dir.display(), error = %e, "cache-layer-unreadable");
@@ -188,8 +187,7 @@ fn load(dir: &Path, room: &Arc<Room>) -> Option<StoredLayer> {
     Some(StoredLayer {
         digest: meta.layer,
         slot: meta.slot,
-        toc,
-        toc_digest: meta.toc,
+        contents,
         file: Arc::new(file),
         sources: sources::load(dir),
     })

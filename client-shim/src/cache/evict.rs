@@ -15,9 +15,9 @@ use headstart_layer_format::BlobDigest;
 use headstart_layer_format::limits::BODY_ALIGN;
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::atomic_file;
 use super::layer::Layer;
 use super::layer_file::{BITMAP, LayerFile};
+use crate::atomic_file;
 
 /// Looks at what all layers take, and makes room. Blocks. Returns the bytes that went.
 pub fn make_room(layers: &[Arc<Layer>], in_use: &HashSet<BlobDigest>) -> u64 {
@@ -128,7 +128,7 @@ impl LayerFile {
         // Of what was claimed before, what is still here. What came since then is claimed by the next flush, after a sync.
         let claim = self.durable();
         claim.keep_only(&self.bitmap);
-        let done = atomic_file::replace(&self.dir, BITMAP, &claim.encode(&self.toc_digest));
+        let done = atomic_file::replace(&self.dir, BITMAP, &claim.encode(self.contents().toc_digest()));
         if done.is_err() {
             *self.stable.write().unwrap_or_else(|p| p.into_inner()) = 0..0;
         }

@@ -58,7 +58,7 @@ pub async fn fill(layer: &Layer, config: &LazyConfig) -> Filled {
 
 /// The next missing chunks that are neighbours, and their bytes.
 fn run_from(layer: &Layer, next: &mut u32) -> Option<(Vec<u32>, u64)> {
-    let (file, chunks) = (layer.file(), layer.toc().chunks());
+    let (file, chunks) = (layer.file(), layer.contents().chunks());
     let (mut run, mut frames, mut bytes) = (Vec::new(), 0, 0);
     while let Some(chunk) = chunks.chunk(*next) {
         let is_here = file.is_kept(chunk.index);

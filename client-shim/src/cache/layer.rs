@@ -5,15 +5,15 @@
 
 use std::sync::Arc;
 
-use headstart_layer_format::{BlobDigest, Toc};
+use headstart_layer_format::BlobDigest;
 use tokio::runtime::Handle;
 
 use super::config::LazyConfig;
 use super::dir::StoredLayer;
 use super::layer_file::LayerFile;
 use super::reader::LayerReader;
+use crate::contents::Contents;
 use crate::counters::Counters;
-use crate::fetch::single_flight::LayerKey;
 use crate::fetch::{Flights, Servers};
 use crate::profile::Recorder;
 
@@ -32,22 +32,17 @@ impl Layer {
         counters: &Arc<Counters>,
         runtime: &Handle,
     ) -> Self {
-        let key = LayerKey {
-            layer: stored.digest,
-            toc: stored.toc_digest,
-        };
         let sink: Arc<LayerFile> = Arc::clone(&stored.file);
         let flights = Flights::new(
             servers.clone(),
-            key,
-            Arc::clone(&stored.toc),
+            Arc::clone(&stored.contents),
             sink,
             Arc::clone(&stored.sources),
             Arc::clone(counters),
             runtime.clone(),
         );
         let reader = LayerReader::new(Arc::clone(&stored.file), flights, config, Arc::clone(counters));
-        let recorder = Recorder::new(stored.toc.chunks().len(), false);
+        let recorder = Recorder::new(stored.contents.chunks().len(), false);
         Self {
             stored,
             reader,
@@ -57,7 +52,7 @@ impl Layer {
 
     /// As one that another process may have shown before.
     pub fn shown_before(mut self) -> Self {
-        self.recorder = Recorder::new(self.stored.toc.chunks().len(), true);
+        self.recorder = Recorder::new(self.stored.contents.chunks().len(), true);
         self
     }
 
@@ -70,8 +65,8 @@ impl Layer {
         self.stored.slot
     }
 
-    pub fn toc(&self) -> &Toc {
-        &self.stored.toc
+    pub fn contents(&self) -> &Contents {
+        &self.stored.contents
     }
 
     pub fn file(&self) -> &LayerFile {

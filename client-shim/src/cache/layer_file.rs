@@ -16,13 +16,14 @@ use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use headstart_layer_format::toc::{Chunk, ChunkTable};
-use headstart_layer_format::{LayerRange, Toc, TocDigest};
+use headstart_layer_format::{LayerRange, TocDigest};
 
-use super::atomic_file;
 use super::bitmap::{self, ChunkBitmap};
 use super::config::LazyConfig;
 use super::marks::{self, Mark};
 use super::room::Room;
+use crate::atomic_file;
+use crate::contents::Contents;
 use crate::fetch::{ChunkSink, VerifiedChunk};
 
 const DATA: &str = "data";
@@ -37,8 +38,7 @@ pub struct LayerFile {
     pub(super) id: u32,
     pub(super) dir: PathBuf,
     pub(super) data: File,
-    toc: Arc<Toc>,
-    pub(super) toc_digest: TocDigest,
+    contents: Arc<Contents>,
     pub(super) bitmap: ChunkBitmap,
     /// Chunks were put since the last flush.
     dirty: AtomicBool,
@@ -65,23 +65,23 @@ pub struct LayerFile {
 
 impl LayerFile {
     /// A file alone on its node, as tests have it.
-    pub fn open(dir: &Path, toc: Arc<Toc>, toc_digest: TocDigest) -> io::Result<Self> {
+    pub fn open(dir: &Path, contents: Arc<Contents>) -> io::Result<Self> {
         let config = LazyConfig {
             free_bytes_min: 0,
             ..LazyConfig::default()
         };
         let room = Room::new(dir, &config, Arc::default());
-        Self::open_in(dir, toc, toc_digest, room)
+        Self::open_in(dir, contents, room)
     }
 
     /// Opens what is there, or starts empty. Anything damaged is started over: a miss, not an error.
-    pub fn open_in(dir: &Path, toc: Arc<Toc>, toc_digest: TocDigest, room: Arc<Room>) -> io::Result<Self> {
-        let data_size = toc.chunks().data_size();
+    pub fn open_in(dir: &Path, contents: Arc<Contents>, room: Arc<Room>) -> io::Result<Self> {
+        let (chunks, toc_digest) = (contents.chunks(), contents.toc_digest());
+        let (data_size, len) = (chunks.data_size(), chunks.len());
         let mut data = open_data(dir)?;
-        let len = toc.chunks().len();
         // A file of another length is not the one the bitmap speaks of.
         let intact = data.metadata()?.len() == data_size;
-        let bitmap = match durable(dir, &toc_digest, len) {
+        let bitmap = match durable(dir, toc_digest, len) {
             Some(bitmap) if intact => bitmap,
             _ => {
                 // First the claim goes, then the bytes: a crash in between must not leave a claim on holes.
@@ -101,19 +101,18 @@ impl LayerFile {
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             data,
-            toc,
             bitmap,
             dirty: AtomicBool::new(false),
             stable: RwLock::new(0..0),
             retired: Mutex::new(false),
-            verified: AtomicBool::new(Mark::Verified.is_set(dir, &toc_digest)),
-            quarantined: AtomicBool::new(Mark::Quarantined.is_set(dir, &toc_digest)),
+            verified: AtomicBool::new(Mark::Verified.is_set(dir, toc_digest)),
+            quarantined: AtomicBool::new(Mark::Quarantined.is_set(dir, toc_digest)),
             lent: AtomicBool::new(marks::is_lent(dir)),
             evictions: AtomicU64::new(0),
             hand: AtomicU32::new(0),
             used: AtomicU64::new(grew),
             dir: dir.to_owned(),
-            toc_digest,
+            contents,
             room,
         })
     }
@@ -127,8 +126,8 @@ impl LayerFile {
         }
     }
 
-    pub fn toc(&self) -> &Toc {
-        &self.toc
+    pub fn contents(&self) -> &Arc<Contents> {
+        &self.contents
     }
 
     pub fn room(&self) -> &Arc<Room> {
@@ -137,7 +136,7 @@ impl LayerFile {
 
     /// Where the data space is cut.
     pub fn chunks(&self) -> &ChunkTable {
-        self.toc.chunks()
+        self.contents.chunks()
     }
 
     /// Fills `out` from `range`, or says false when a chunk is missing.
@@ -258,7 +257,7 @@ impl LayerFile {
             return Ok(());
         }
         // The claim is taken before the sync: every bit in it was set after its bytes were written.
-        let claim = self.bitmap.encode(&self.toc_digest);
+        let claim = self.bitmap.encode(self.contents.toc_digest());
         if let Err(error) = self.data.sync_data() {
             self.distrust();
             return Err(error);
@@ -354,7 +353,7 @@ impl LayerFile {
     /// What the disk claims; nothing when there is no claim, or a damaged one.
     pub(super) fn durable(&self) -> ChunkBitmap {
         let len = self.chunks().len();
-        durable(&self.dir, &self.toc_digest, len).unwrap_or_else(|| ChunkBitmap::new(len))
+        durable(&self.dir, self.contents.toc_digest(), len).unwrap_or_else(|| ChunkBitmap::new(len))
     }
 }
 

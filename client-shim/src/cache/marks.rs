@@ -9,9 +9,8 @@
 use std::io;
 use std::path::Path;
 
+use crate::atomic_file;
 use headstart_layer_format::TocDigest;
-
-use super::atomic_file;
 
 /// A TOC digest or a boot's id, in text.
 const FILE_SIZE_MAX: u64 = 100;

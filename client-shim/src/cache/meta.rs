@@ -6,10 +6,9 @@
 use std::io;
 use std::path::Path;
 
+use crate::atomic_file;
 use headstart_layer_format::{BlobDigest, TocDigest};
 use serde::{Deserialize, Serialize};
-
-use super::atomic_file;
 
 const FILE: &str = "layer";
 /// Two digests and a number take about 300 bytes.

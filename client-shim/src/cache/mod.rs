@@ -16,7 +16,6 @@
 //! <root_dir>/cache/<hex>/layer     digests and slot; written last, so a directory with it is complete
 //! ```
 
-mod atomic_file;
 pub mod bitmap;
 mod borrow;
 mod chunk_index;
@@ -34,7 +33,6 @@ pub mod reader;
 pub mod room;
 mod slots;
 mod sources;
-mod toc_file;
 mod transit;
 
 pub use config::{LazyConfig, PresentationChoice, WholeLayers};

@@ -4,11 +4,10 @@
 //! given out, so neither a crash nor a restart repeats one (the kernel caches names of the mount without an end).
 //! Not here: which layer has which slot (`cache/meta.rs`).
 
+use crate::atomic_file;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-
-use super::atomic_file;
 
 const FILE: &str = "next_slot";
 /// A u32 in decimal and a newline.

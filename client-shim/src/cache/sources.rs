@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::atomic_file;
+use crate::atomic_file;
 use crate::fetch::original::{BlobSource, Sources};
 
 const FILE: &str = "sources";

@@ -68,7 +68,7 @@ impl Claim {
     }
 
     fn chunks(&self) -> Vec<Chunk> {
-        let table = self.inner.toc.chunks();
+        let table = self.inner.contents.chunks();
         self.lock().keys().filter_map(|&i| table.chunk(i)).collect()
     }
 

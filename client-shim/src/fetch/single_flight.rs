@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use headstart_layer_format::Toc;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout_at;
@@ -23,6 +22,7 @@ use super::original::rebuild::{Rebuilds, Watch, Work};
 use super::run::{self, Claim, Why};
 use super::servers::Servers;
 use super::verify::ChunkSink;
+use crate::contents::Contents;
 use crate::counters::Counters;
 
 /// A run ends at its time by itself and says why; who waits for it looks a little later.
@@ -44,7 +44,7 @@ pub struct Flights(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) servers: Servers,
     pub(super) key: LayerKey,
-    pub(super) toc: Arc<Toc>,
+    pub(super) contents: Arc<Contents>,
     pub(super) sink: Arc<dyn ChunkSink>,
     pub(super) counters: Arc<Counters>,
     pub(super) rebuilds: Arc<Rebuilds>,
@@ -66,8 +66,7 @@ impl Flights {
     /// `runtime` drives the runs: they outlive the readers that started them.
     pub fn new(
         servers: Servers,
-        key: LayerKey,
-        toc: Arc<Toc>,
+        contents: Arc<Contents>,
         sink: Arc<dyn ChunkSink>,
         sources: Arc<Sources>,
         counters: Arc<Counters>,
@@ -76,8 +75,11 @@ impl Flights {
         Self(Arc::new(Inner {
             rebuilds: Rebuilds::new(Arc::clone(servers.originals()), sources),
             servers,
-            key,
-            toc,
+            key: LayerKey {
+                layer: *contents.layer(),
+                toc: *contents.toc_digest(),
+            },
+            contents,
             sink,
             counters,
             runtime,
@@ -133,7 +135,7 @@ impl Flights {
 
     /// For a chunk whose frame is about to arrive by itself; `None`: it is here, or on its way to a reader.
     pub(crate) fn arriving(&self, index: u32) -> Option<Arrival> {
-        let chunk = self.0.toc.chunks().chunk(index)?;
+        let chunk = self.0.contents.chunks().chunk(index)?;
         let mut running = self.lock();
         if self.missing(&running, &[index]).is_empty() {
             return None;
@@ -214,7 +216,7 @@ impl Flights {
         let mut runs: Vec<Vec<u32>> = Vec::new();
         let mut bytes = 0;
         for index in sorted {
-            let frame_len = self.0.toc.chunks().chunk(index).map_or(0, |c| c.frame.len);
+            let frame_len = self.0.contents.chunks().chunk(index).map_or(0, |c| c.frame.len);
             match runs.last_mut() {
                 Some(run) if run.last().is_some_and(|l| l + 1 == index) && bytes + frame_len <= bytes_max => {
                     run.push(index);
@@ -231,7 +233,7 @@ impl Flights {
 
     /// Memory a run may take: its frames, and what they decompress to.
     fn cost(&self, chunks: &[u32]) -> u64 {
-        let chunk = |i: &u32| self.0.toc.chunks().chunk(*i);
+        let chunk = |i: &u32| self.0.contents.chunks().chunk(*i);
         chunks.iter().filter_map(chunk).map(|c| c.frame.len + c.range.len).sum()
     }
 
@@ -264,7 +266,7 @@ impl Inner {
     pub(super) fn rebuild(&self) -> Option<Watch> {
         self.rebuilds.start(Work {
             layer: self.key.layer,
-            toc: Arc::clone(&self.toc),
+            contents: Arc::clone(&self.contents),
             sink: Arc::clone(&self.sink),
             counters: Arc::clone(&self.counters),
         })

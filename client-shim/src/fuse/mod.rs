@@ -8,7 +8,6 @@
 //! `kernel.rs` speaks the protocol and knows nothing of layers; `tree_fs.rs` knows layers and nothing of the protocol.
 
 pub mod attr;
-mod bodies;
 pub(crate) mod directories;
 pub mod kernel;
 pub mod mount_table;

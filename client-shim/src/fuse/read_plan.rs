@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use headstart_layer_format::toc::{Content, InodeId, Kind};
-use headstart_layer_format::{LayerOffset, LayerRange};
+use headstart_layer_format::{LayerOffset, LayerRange, Toc};
 
 use crate::cache::Layer;
 use crate::fetch::FetchError;
@@ -32,7 +32,7 @@ pub struct ReadPlan {
 /// What is read.
 #[derive(Debug)]
 enum Of {
-    File(InodeId),
+    File(Arc<Toc>, InodeId),
     /// The data space itself; the bodies that the read touches.
     Device(Vec<LayerRange>),
 }
@@ -49,7 +49,14 @@ pub enum ReadError {
 }
 
 impl ReadPlan {
-    pub(super) fn new(layer: Arc<Layer>, inode: InodeId, content: &Content, offset: u64, size: u32) -> Self {
+    pub(super) fn new(
+        layer: Arc<Layer>,
+        toc: Arc<Toc>,
+        inode: InodeId,
+        content: &Content,
+        offset: u64,
+        size: u32,
+    ) -> Self {
         let size = u64::from(size.min(READ_SIZE_MAX));
         let end = content.size().min(offset.saturating_add(size));
         let len = end.saturating_sub(offset);
@@ -70,29 +77,25 @@ impl ReadPlan {
         }
         Self {
             layer,
-            of: Of::File(inode),
+            of: Of::File(toc, inode),
             len: len as usize,
             places,
             ranges,
         }
     }
 
-    /// A read of the data space as one file. `touched`: the bodies of a range.
-    pub(super) fn of_device(
-        layer: Arc<Layer>,
-        touched: impl Fn(LayerRange) -> Vec<LayerRange>,
-        offset: u64,
-        size: u32,
-    ) -> Self {
-        let end = layer.toc().chunks().data_size();
+    /// A read of the data space as one file.
+    pub(super) fn of_device(layer: Arc<Layer>, offset: u64, size: u32) -> Self {
+        let end = layer.contents().chunks().data_size();
         let start = offset.min(end);
         let range = LayerRange {
             start: LayerOffset(start),
             len: u64::from(size.min(READ_SIZE_MAX)).min(end - start),
         };
+        let touched = layer.contents().bodies().touched(range);
         Self {
             layer,
-            of: Of::Device(touched(range)),
+            of: Of::Device(touched),
             len: range.len as usize,
             places: vec![0; usize::from(range.len > 0)],
             ranges: if range.len > 0 { vec![range] } else { Vec::new() },
@@ -136,7 +139,7 @@ impl ReadPlan {
 
     /// Tells whoever records a start.
     pub fn note(&self) {
-        let (recorder, table) = (self.layer.recorder(), self.layer.toc().chunks());
+        let (recorder, table) = (self.layer.recorder(), self.layer.contents().chunks());
         recorder.touch(table, &self.ranges);
         if recorder.is_listening() {
             recorder.note(table, &self.bodies(), &self.ranges);
@@ -151,7 +154,7 @@ impl ReadPlan {
     fn bodies(&self) -> Vec<LayerRange> {
         match &self.of {
             Of::Device(bodies) => bodies.clone(),
-            Of::File(inode) => match self.layer.toc().tree().inode(*inode).map(|i| &i.kind) {
+            Of::File(toc, inode) => match toc.tree().inode(*inode).map(|i| &i.kind) {
                 Some(Kind::Regular(content)) => content.extents().iter().map(|e| e.range).collect(),
                 _ => Vec::new(),
             },

@@ -1,14 +1,16 @@
 //! A layer's tree with what the kernel asks for that the TOC does not store.
 //!
 //! In: a layer. Out: its tree, its directories, and the attributes that are shown. Invariant: derived once from an
-//! immutable tree. Not here: answers in the terms of requests (`fuse/tree_fs.rs`).
+//! immutable tree, when somebody first asks: most layers are shown as images, and nobody does. Then it stays in memory.
+//! Not here: answers in the terms of requests (`fuse/tree_fs.rs`).
 
 use std::sync::{Arc, OnceLock};
 
+use headstart_layer_format::Toc;
 use headstart_layer_format::toc::{EntryId, Inode, InodeId, Kind, Tree, Xattr};
 
-use super::bodies::Bodies;
 use super::directories::Directories;
+use super::tree_fs::FsError;
 use crate::cache::Layer;
 
 /// Marks a directory that hides all below it in lower layers (Linux, Documentation/filesystems/overlayfs.rst).
@@ -20,27 +22,41 @@ const HIDDEN_PREFIX: &[u8] = b"trusted.";
 #[derive(Debug)]
 pub(super) struct Shown {
     pub(super) layer: Arc<Layer>,
+    whole: OnceLock<Whole>,
+}
+
+/// What is needed to answer for names.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) toc: Arc<Toc>,
     directories: Directories,
-    /// Made by the first read of the data space as a file.
-    bodies: OnceLock<Bodies>,
 }
 
 impl Shown {
     pub(super) fn new(layer: Arc<Layer>) -> Self {
-        let directories = Directories::of(layer.toc().tree());
         Self {
             layer,
-            directories,
-            bodies: OnceLock::new(),
+            whole: OnceLock::new(),
         }
     }
 
-    pub(super) fn bodies(&self) -> &Bodies {
-        self.bodies.get_or_init(|| Bodies::of(self.layer.toc().skeleton()))
+    /// Reads a file the first time. Two who come first together have the same TOC.
+    pub(super) fn whole(&self) -> Result<&Whole, FsError> {
+        if let Some(whole) = self.whole.get() {
+            return Ok(whole);
+        }
+        let toc = self.layer.contents().toc().map_err(|error| {
+            tracing::error!(layer = %self.layer.digest(), %error, "layer-tree-unreadable");
+            FsError::Io
+        })?;
+        let directories = Directories::of(toc.tree());
+        Ok(self.whole.get_or_init(|| Whole { toc, directories }))
     }
+}
 
+impl Whole {
     pub(super) fn tree(&self) -> &Tree {
-        self.layer.toc().tree()
+        self.toc.tree()
     }
 
     pub(super) fn inode(&self, id: InodeId) -> Option<&Inode> {

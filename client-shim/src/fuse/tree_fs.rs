@@ -15,7 +15,7 @@ use super::attr::{Attr, FileKind};
 use super::node_id::Node;
 use super::probe_file::{PROBE_NAME, PROBE_SIZE};
 use super::read_plan::ReadPlan;
-use super::shown::{OPAQUE_NAME, OPAQUE_VALUE, Shown, is_opaque, plain_xattrs};
+use super::shown::{OPAQUE_NAME, OPAQUE_VALUE, Shown, Whole, is_opaque, plain_xattrs};
 use crate::cache::Layer;
 
 /// Name of the directory of layers in the mount.
@@ -93,6 +93,14 @@ impl TreeFs {
         layers.insert(slot, shown).is_none()
     }
 
+    /// Has a layer's tree in memory from now on. Blocks, unless somebody has it.
+    pub fn hold(&self, slot: u32) {
+        // Said by whoever asks for it, too.
+        if let Ok(shown) = self.shown(slot) {
+            let _ = shown.whole();
+        }
+    }
+
     /// False when it was not shown.
     pub fn remove(&self, slot: u32) -> bool {
         let mut layers = self.layers.write().unwrap_or_else(|p| p.into_inner());
@@ -126,11 +134,12 @@ impl TreeFs {
             },
             Node::File { slot, inode } => {
                 let shown = self.shown(slot)?;
-                let dir = shown.directory(inode).ok_or(FsError::NotADirectory)?;
-                let Some(entry) = shown.tree().lookup(dir, name).and_then(|e| shown.tree().entry(e)) else {
+                let whole = shown.whole()?;
+                let dir = whole.directory(inode).ok_or(FsError::NotADirectory)?;
+                let Some(entry) = whole.tree().lookup(dir, name).and_then(|e| whole.tree().entry(e)) else {
                     return Ok(Lookup::Absent);
                 };
-                attr_of(&shown, slot, entry.inode).map(Lookup::Found)
+                attr_of(whole, slot, entry.inode).map(Lookup::Found)
             }
         }
     }
@@ -145,17 +154,17 @@ impl TreeFs {
             Node::Devices => Ok(Attr::own_directory(node, 2)),
             Node::Probe => Ok(Attr::device(node, PROBE_SIZE)),
             Node::Device { slot } => {
-                let size = self.shown(slot)?.layer.toc().chunks().data_size();
+                let size = self.shown(slot)?.layer.contents().chunks().data_size();
                 Ok(Attr::device(node, size))
             }
-            Node::File { slot, inode } => attr_of(&*self.shown(slot)?, slot, inode),
+            Node::File { slot, inode } => attr_of(self.shown(slot)?.whole()?, slot, inode),
         }
     }
 
     /// Target of a symbolic link.
     pub fn readlink(&self, node: Node) -> Result<Vec<u8>, FsError> {
         let (shown, inode) = self.file(node).map_err(|_| FsError::Invalid)?;
-        match &shown.inode(inode).ok_or(FsError::Stale)?.kind {
+        match &shown.whole()?.inode(inode).ok_or(FsError::Stale)?.kind {
             Kind::Symlink { target } => Ok(target.to_vec()),
             _ => Err(FsError::Invalid),
         }
@@ -191,7 +200,7 @@ impl TreeFs {
             // Neither names of devices nor their directory are for anybody to find.
             Node::Root | Node::Devices | Node::Probe | Node::Device { .. } => Ok(()),
             Node::Layers => self.read_layers_dir(from, visit),
-            Node::File { slot, inode } => read_layer_dir(&*self.shown(slot)?, slot, inode, from, visit),
+            Node::File { slot, inode } => read_layer_dir(self.shown(slot)?.whole()?, slot, inode, from, visit),
         }
     }
 
@@ -203,7 +212,7 @@ impl TreeFs {
             let item = DirItem {
                 next: u64::from(slot) + 3,
                 name: name.as_bytes(),
-                attr: attr_of(shown, slot, InodeId::ROOT)?,
+                attr: attr_of(shown.whole()?, slot, InodeId::ROOT)?,
             };
             if !visit(item) {
                 break;
@@ -215,7 +224,7 @@ impl TreeFs {
     /// Value of an extended attribute.
     pub fn xattr(&self, node: Node, name: &[u8]) -> Result<Vec<u8>, FsError> {
         let (shown, inode) = self.file(node).map_err(|_| FsError::NoAttribute)?;
-        let inode = shown.inode(inode).ok_or(FsError::Stale)?;
+        let inode = shown.whole()?.inode(inode).ok_or(FsError::Stale)?;
         if name == OPAQUE_NAME && is_opaque(inode) {
             return Ok(OPAQUE_VALUE.to_vec());
         }
@@ -230,7 +239,7 @@ impl TreeFs {
         let Ok((shown, inode)) = self.file(node) else {
             return Ok(Vec::new());
         };
-        let inode = shown.inode(inode).ok_or(FsError::Stale)?;
+        let inode = shown.whole()?.inode(inode).ok_or(FsError::Stale)?;
         let mut names = Vec::new();
         let opaque = is_opaque(inode).then_some(OPAQUE_NAME);
         for name in plain_xattrs(inode).map(|x| &*x.name).chain(opaque) {
@@ -245,11 +254,22 @@ impl TreeFs {
         if let Node::Device { slot } = node {
             let shown = self.shown(slot)?;
             let layer = Arc::clone(&shown.layer);
-            return Ok(ReadPlan::of_device(layer, |r| shown.bodies().touched(r), offset, size));
+            return Ok(ReadPlan::of_device(layer, offset, size));
         }
         let (shown, inode) = self.file(node).map_err(|_| FsError::IsADirectory)?;
-        match &shown.inode(inode).ok_or(FsError::Stale)?.kind {
-            Kind::Regular(content) => Ok(ReadPlan::new(Arc::clone(&shown.layer), inode, content, offset, size)),
+        let whole = shown.whole()?;
+        match &whole.inode(inode).ok_or(FsError::Stale)?.kind {
+            Kind::Regular(content) => {
+                let toc = Arc::clone(&whole.toc);
+                Ok(ReadPlan::new(
+                    Arc::clone(&shown.layer),
+                    toc,
+                    inode,
+                    content,
+                    offset,
+                    size,
+                ))
+            }
             Kind::Directory { .. } => Err(FsError::IsADirectory),
             _ => Err(FsError::Invalid),
         }
@@ -258,11 +278,7 @@ impl TreeFs {
     /// Room where the chunks are kept, and how many inodes are shown.
     pub fn space(&self) -> Result<Space, FsError> {
         let fs = rustix::fs::statvfs(&self.store).map_err(|_| FsError::Io)?;
-        let files = self
-            .read_layers()
-            .values()
-            .map(|s| s.tree().inodes().len() as u64)
-            .sum();
+        let files = self.read_layers().values().map(|s| s.layer.contents().inodes()).sum();
         Ok(Space {
             blocks: fs.f_blocks,
             free: fs.f_bfree,
@@ -280,7 +296,7 @@ impl TreeFs {
                 inode: InodeId::ROOT, ..
             } => Ok(Node::Layers),
             Node::File { slot, inode } => {
-                let parent = self.shown(slot)?.parent(inode).ok_or(FsError::NotADirectory)?;
+                let parent = self.shown(slot)?.whole()?.parent(inode).ok_or(FsError::NotADirectory)?;
                 Ok(Node::File { slot, inode: parent })
             }
         }
@@ -303,13 +319,13 @@ impl TreeFs {
     }
 }
 
-fn attr_of(shown: &Shown, slot: u32, id: InodeId) -> Result<Attr, FsError> {
+fn attr_of(shown: &Whole, slot: u32, id: InodeId) -> Result<Attr, FsError> {
     let inode = shown.inode(id).ok_or(FsError::Stale)?;
     Ok(Attr::of(Node::File { slot, inode: id }, inode, shown.nlink(id)))
 }
 
 fn read_layer_dir(
-    shown: &Shown,
+    shown: &Whole,
     slot: u32,
     dir: InodeId,
     from: u64,

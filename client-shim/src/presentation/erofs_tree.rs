@@ -119,7 +119,7 @@ impl ErofsTree {
 
     fn show(&self, layer: &Layer) -> Result<Shown, ErofsError> {
         let image = layer.file().image();
-        write_image(layer.toc(), &image)?;
+        write_image(&*layer.contents().toc()?, &image)?;
         let slot = layer.slot().to_string();
         let (data, device) = match self.local(layer) {
             Some(device) => (Data::Settled, device),
@@ -156,9 +156,10 @@ impl Presentation for ErofsTree {
             return Ok(shown.at.clone());
         }
         // The device is there from now on; and the tree, for layers that cannot be otherwise.
-        let tree = self.fuse.present(Arc::clone(&layer))?;
+        let tree = self.fuse.offer(Arc::clone(&layer));
         let shown = self.show(&layer).unwrap_or_else(|error| {
             tracing::warn!(layer = %layer.digest(), %error, "layer-shown-by-fuse");
+            self.fuse.hold(layer.slot());
             Shown {
                 at: tree,
                 data: Data::Tree,

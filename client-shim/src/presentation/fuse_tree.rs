@@ -89,12 +89,27 @@ impl FuseTree {
     }
 }
 
-impl Presentation for FuseTree {
-    fn present(&self, layer: Arc<Layer>) -> Result<PathBuf, PresentationError> {
+impl FuseTree {
+    /// Has a layer's device and, for whoever asks, its tree.
+    pub fn offer(&self, layer: Arc<Layer>) -> PathBuf {
         let path = self.layers.join(layer.slot().to_string());
         if self.tree.add(layer) {
             self.mount.layers_changed();
         }
+        path
+    }
+
+    /// Somebody will ask for the tree.
+    pub fn hold(&self, slot: u32) {
+        self.tree.hold(slot);
+    }
+}
+
+impl Presentation for FuseTree {
+    fn present(&self, layer: Arc<Layer>) -> Result<PathBuf, PresentationError> {
+        let slot = layer.slot();
+        let path = self.offer(layer);
+        self.hold(slot);
         Ok(path)
     }
 

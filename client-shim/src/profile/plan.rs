@@ -46,17 +46,17 @@ impl Plan {
         layers: &[Arc<Layer>],
         config: &PrefetchConfig,
     ) -> Option<Self> {
-        let is_ours = |(layer, toc): (&Arc<Layer>, &Option<TocDigest>)| *toc == Some(layer.stored().toc_digest);
+        let is_ours = |(layer, toc): (&Arc<Layer>, &Option<TocDigest>)| *toc == Some(*layer.contents().toc_digest());
         if layers.len() != tocs.len() || !layers.iter().zip(tocs).all(is_ours) {
             return None;
         }
-        let image_bytes = layers.iter().map(|l| l.toc().chunks().blob_size()).sum();
+        let image_bytes = layers.iter().map(|l| l.contents().chunks().blob_size()).sum();
         let allowance = config.allowance(image_bytes);
         let mut plan = Self::default();
         let mut not_asked = Vec::new();
         for (at, (position, index)) in profile.positions().enumerate() {
             let layer = layers.get(position as usize);
-            let found = layer.and_then(|l| Some((l, l.toc().chunks().chunk(index)?)));
+            let found = layer.and_then(|l| Some((l, l.contents().chunks().chunk(index)?)));
             let Some((layer, chunk)) = found else {
                 not_asked.push(at);
                 continue;

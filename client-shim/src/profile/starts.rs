@@ -217,7 +217,8 @@ impl Starts {
             doing.told = Some(Instant::now());
         }
         // Reads of a layer that the kernel reads by itself, or that an earlier process showed, are not all seen.
-        let unseen = |l: &Arc<Layer>| !l.toc().chunks().is_empty() && (l.recorder().is_blind() || l.file().is_lent());
+        let unseen =
+            |l: &Arc<Layer>| !l.contents().chunks().is_empty() && (l.recorder().is_blind() || l.file().is_lent());
         if layers.iter().any(unseen) {
             return self.told(&image, Telling::NothingToTell);
         }

@@ -40,7 +40,7 @@ pub fn make(layers: &[Arc<Layer>], presumed: &[(u32, u32)], notes: &[Note]) -> O
     let mut reads = Vec::new();
     for note in presumed.chain(notes.iter().copied()).take(TRACE_READS_MAX) {
         let layer = layers.get(note.position as usize);
-        let chunk = layer.and_then(|l| l.toc().chunks().chunk(note.chunk));
+        let chunk = layer.and_then(|l| l.contents().chunks().chunk(note.chunk));
         let Some(chunk) = chunk else { continue };
         let of = names.get(note.position as usize);
         let file = note.body.and_then(|body| of?.get(&body).cloned());
@@ -67,7 +67,15 @@ pub fn make(layers: &[Arc<Layer>], presumed: &[(u32, u32)], notes: &[Note]) -> O
 fn names(layer: &Layer, position: u32, notes: &[Note]) -> HashMap<u64, String> {
     let wanted = notes.iter().filter(|n| n.position == position).filter_map(|n| n.body);
     let mut found: HashMap<u64, Option<String>> = wanted.map(|body| (body, None)).collect();
-    let tree = layer.toc().tree();
+    // Without names a trace still tells of chunks.
+    let toc = match found.is_empty() {
+        true => return HashMap::new(),
+        false => layer.contents().toc(),
+    };
+    let Ok(toc) = toc else {
+        return HashMap::new();
+    };
+    let tree = toc.tree();
     for (number, entry) in (0u32..).zip(tree.entries()) {
         let Some(Kind::Regular(content)) = tree.inode(entry.inode).map(|i| &i.kind) else {
             continue;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use headstart_layer_format::Toc;
 use headstart_shim::cache::{CacheError, LayerFile};
+use headstart_shim::contents::Contents;
 use headstart_shim::fetch::{ChunkSink, VerifiedChunk};
 use headstart_shim::layers::LayersError;
 
@@ -118,7 +119,7 @@ fn chunks_that_could_not_be_made_durable_are_fetched_again() {
         .build(16 << 10);
     let dir = tempfile::tempdir().unwrap();
     let toc_digest = Toc::digest(&layer.encoded);
-    let open = || LayerFile::open(dir.path(), Arc::clone(&layer.toc), toc_digest).unwrap();
+    let open = || LayerFile::open(dir.path(), Contents::of(dir.path(), &layer.toc, toc_digest)).unwrap();
     let file = open();
     let put = |index| {
         let chunk = layer.toc.chunks().chunk(index).unwrap();

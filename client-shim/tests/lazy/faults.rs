@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use headstart_layer_format::Toc;
-use headstart_shim::fetch::single_flight::LayerKey;
+use headstart_shim::contents::Contents;
 use headstart_shim::fetch::{ChunkSink, Flights, Servers, VerifiedChunk};
 
 use crate::support::node::{DEMAND_TIMEOUT, fetch_config};
@@ -202,14 +202,10 @@ fn a_fetch_during_the_stop_hangs_nobody() {
     let layer = two_files();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let servers = Servers::new(&["http://127.0.0.1:1".into()], &fetch_config()).unwrap();
-    let key = LayerKey {
-        layer: layer.digest,
-        toc: Toc::digest(&layer.encoded),
-    };
+    let contents = Contents::of(Path::new("/nowhere"), &layer.toc, Toc::digest(&layer.encoded));
     let flights = Flights::new(
         servers,
-        key,
-        Arc::clone(&layer.toc),
+        contents,
         Arc::new(Nothing),
         Arc::default(),
         Arc::default(),

@@ -106,7 +106,7 @@ struct Shown {
 fn shown(runtime: &tokio::runtime::Runtime, layer: &TestLayer) -> Shown {
     let dir = tempfile::tempdir().unwrap();
     let (cache, _) = CacheDir::open(dir.path(), &LazyConfig::default(), &Arc::default()).unwrap();
-    let stored = cache.admit(Arc::clone(&layer.toc), &layer.encoded).unwrap();
+    let stored = cache.admit(&layer.toc, &layer.encoded).unwrap();
     for chunk in layer.toc.chunks().iter() {
         let verified = VerifiedChunk::open(chunk, &layer.frames[&chunk.digest].0).unwrap();
         stored.file.put(verified).unwrap();

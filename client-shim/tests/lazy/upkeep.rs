@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use headstart_layer_format::{LayerOffset, LayerRange, Toc};
 use headstart_shim::cache::diff_id::Verdict;
 use headstart_shim::cache::{LayerFile, LazyConfig};
+use headstart_shim::contents::Contents;
 use headstart_shim::counters::Counters;
-use headstart_shim::fetch::single_flight::LayerKey;
 use headstart_shim::fetch::{ChunkSink, FetchConfig, Flights, Servers, VerifiedChunk};
 use headstart_shim::layers::LayersError;
 
@@ -46,7 +46,7 @@ fn read_anew(path: &Path) -> io::Result<Vec<u8>> {
 
 pub fn file_in(dir: &Path, layer: &TestLayer) -> Arc<LayerFile> {
     let digest = Toc::digest(&layer.encoded);
-    Arc::new(LayerFile::open(dir, Arc::clone(&layer.toc), digest).unwrap())
+    Arc::new(LayerFile::open(dir, Contents::of(dir, &layer.toc, digest)).unwrap())
 }
 
 pub fn put(file: &LayerFile, layer: &TestLayer, index: u32) {
@@ -153,15 +153,12 @@ fn the_fill_gives_way_to_readers() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let flights = |layer: &Arc<TestLayer>, dir: &Path| {
         let file = file_in(dir, layer);
-        let key = LayerKey {
-            layer: layer.digest,
-            toc: Toc::digest(&layer.encoded),
-        };
+        let contents = Arc::clone(file.contents());
         let sink: Arc<dyn ChunkSink> = Arc::clone(&file) as _;
-        let (toc, counters) = (Arc::clone(&layer.toc), Arc::clone(&counters));
+        let counters = Arc::clone(&counters);
         let runtime = runtime.handle().clone();
         (
-            Flights::new(servers.clone(), key, toc, sink, Arc::default(), counters, runtime),
+            Flights::new(servers.clone(), contents, sink, Arc::default(), counters, runtime),
             file,
         )
     };

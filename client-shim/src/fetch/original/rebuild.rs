@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use headstart_layer_format::{BlobDigest, Toc};
+use headstart_layer_format::BlobDigest;
 use reqwest::Response;
 use tokio::sync::{Semaphore, watch};
 
@@ -20,6 +20,7 @@ use super::inflate::inflate;
 use super::refill::{RefillError, refill};
 use super::registry::Registry;
 use super::source::BlobSource;
+use crate::contents::Contents;
 use crate::counters::Counters;
 use crate::fetch::config::FetchConfig;
 use crate::fetch::verify::ChunkSink;
@@ -104,7 +105,7 @@ struct State {
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
     pub(crate) layer: BlobDigest,
-    pub(crate) toc: Arc<Toc>,
+    pub(crate) contents: Arc<Contents>,
     pub(crate) sink: Arc<dyn ChunkSink>,
     pub(crate) counters: Arc<Counters>,
 }
@@ -207,7 +208,8 @@ impl Rebuilds {
         let (work, progress) = (work.clone(), progress.clone());
         let refilled = tokio::task::spawn_blocking(move || {
             let tar = inflate(&mut download).map_err(RefillError::Read)?;
-            refill(&work.toc, tar, &*work.sink, || progress.send_modify(|n| *n += 1))
+            let toc = work.contents.toc().map_err(RefillError::Toc)?;
+            refill(&toc, tar, &*work.sink, || progress.send_modify(|n| *n += 1))
         });
         // The feed ends with the download, which the other side drops.
         let (refilled, ()) = tokio::join!(refilled, feed);
@@ -236,7 +238,7 @@ impl Rebuilds {
 }
 
 fn is_whole(work: &Work) -> bool {
-    (0..work.toc.chunks().len()).all(|i| work.sink.has(i))
+    (0..work.contents.chunks().len()).all(|i| work.sink.has(i))
 }
 
 fn is_open(watch: &Watch) -> bool {

@@ -18,6 +18,8 @@ const BUFFER: usize = 256 << 10;
 /// Why a tar does not give the layer's chunks. Each text completes "failed to ...".
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RefillError {
+    #[error("read what the layer contains: {0}")]
+    Toc(io::Error),
     #[error("read the layer's original: {0}")]
     Read(io::Error),
     #[error("find a chunk in the layer's original: {0}")]

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use serde::Deserialize;
 
-use crate::playground::{Result, lab::Lab, measure, progress::Progress, site::Site};
+use crate::playground::{Result, lab::Lab, measure, progress::Progress, proxy::Proxy, site::Site};
 use content::Content;
 use report::{Report, Sample};
 use rows::{Row, Tree};
@@ -28,6 +28,7 @@ use watch::{Watch, load};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NodeBenchConfig {
+    /// Of reads; 0: memory alone.
     pub rounds: usize,
     /// Small files of the image.
     pub files: usize,
@@ -64,8 +65,24 @@ pub async fn run(config: &NodeBenchConfig, progress: &Progress) -> Result<Report
     let proxy = ways::proxy(&lab, &content, progress).await?;
     let mut report = Report::new(config);
 
+    if config.rounds > 0 {
+        read(&lab, &proxy, &content, config, progress, &mut report).await?;
+    }
+    progress.step("memory, by mounts");
+    report.memory = memory::measure(&lab, &proxy, &content, config, progress).await?;
+    Ok(report)
+}
+
+async fn read(
+    lab: &Lab,
+    proxy: &Proxy,
+    content: &Content,
+    config: &NodeBenchConfig,
+    progress: &Progress,
+    report: &mut Report,
+) -> Result<()> {
     progress.step("pulling, and reading everything once");
-    let ways = ways::open(&lab, &proxy, &content, config, progress).await?;
+    let ways = ways::open(lab, proxy, content, config, progress).await?;
     let tree = {
         let (path, files) = (ways[0].path.clone(), config.files);
         rows::blocking(move || Tree::of(&path, files)).await?
@@ -91,8 +108,5 @@ pub async fn run(config: &NodeBenchConfig, progress: &Progress) -> Result<Report
         }
         report.load.push(load());
     }
-    drop(ways);
-    progress.step("memory, by mounts");
-    report.memory = memory::measure(&lab, &proxy, &content, config, progress).await?;
-    Ok(report)
+    Ok(())
 }

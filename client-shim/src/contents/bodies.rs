@@ -11,7 +11,7 @@ use headstart_layer_format::{LayerOffset, LayerRange};
 const TOUCHED_MAX: usize = 16;
 
 #[derive(Debug)]
-pub(super) struct Bodies {
+pub struct Bodies {
     /// First block of each body, and the end of the last.
     edges: Box<[u32]>,
 }
@@ -30,7 +30,7 @@ impl Bodies {
     }
 
     /// The bodies from the first to the last that `range` touches, with the zeros behind them.
-    pub(super) fn touched(&self, range: LayerRange) -> Vec<LayerRange> {
+    pub fn touched(&self, range: LayerRange) -> Vec<LayerRange> {
         let last = block(range.end().0.saturating_sub(1) / BODY_ALIGN);
         let first = self.edges.partition_point(|e| *e <= block(range.start.0 / BODY_ALIGN));
         let end = self.edges.partition_point(|e| *e <= last);

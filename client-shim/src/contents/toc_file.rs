@@ -10,7 +10,7 @@ use std::sync::Arc;
 use headstart_layer_format::limits::TOC_SIZE_MAX;
 use headstart_layer_format::{BlobDigest, Toc, TocDigest};
 
-use super::atomic_file;
+use crate::atomic_file;
 
 const FILE: &str = "toc";
 
