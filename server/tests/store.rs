@@ -123,6 +123,27 @@ fn everything_survives_reopening_and_the_loss_of_the_index() {
     assert_eq!(store.toc(&layer).unwrap(), toc);
 }
 
+/// On a busy machine a thread of sled's outlived the index that it was of, with the lock on its file, and the next opening
+/// took that for damage.
+#[test]
+fn an_index_that_is_locked_for_a_moment_is_not_rebuilt() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (fact, diff_ids) = record_everything(&store);
+    drop(store);
+    let file = std::fs::File::open(dir.path().join("index/db")).unwrap();
+    file.lock().unwrap();
+    std::thread::scope(|scope| {
+        let opened = scope.spawn(|| open(dir.path()));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!opened.is_finished(), "it waits for the lock");
+        drop(file);
+        let store = opened.join().unwrap();
+        assert!(!store.open_report().index_rebuilt);
+        assert_everything(&store, &fact, &diff_ids);
+    });
+}
+
 #[test]
 fn a_broken_index_is_moved_aside_and_rebuilt() {
     let dir = tempfile::tempdir().unwrap();

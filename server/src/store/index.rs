@@ -13,6 +13,7 @@ use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 use super::keys;
 pub use batch::Batch;
@@ -23,6 +24,10 @@ pub(super) use rows::{is_chain, layer_row};
 const INDEX_VERSION: u32 = 3;
 /// sled's page cache: rows are tens of bytes, so this holds the hot part of a million chunks.
 const CACHE_BYTES_MAX: u64 = 64 << 20;
+/// The store's own lock says that nobody else has the index. What still has sled's is a thread of sled's that has not ended
+/// yet since this process closed it, or a child of this process on its way to exec(2); it is no reason to rebuild.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
+const LOCK_LOOK: Duration = Duration::from_millis(10);
 /// Rows that are counted before somebody else may take the index's place, or stop it.
 const COUNTED_AT_ONCE: usize = 4096;
 /// Exists when an operation failed: the next opening rebuilds.
@@ -137,7 +142,14 @@ impl Index {
             .cache_capacity(CACHE_BYTES_MAX)
             .mode(sled::Mode::HighThroughput);
         let what = "open the index";
-        match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        let until = Instant::now() + LOCK_WAIT;
+        let opened = loop {
+            match catch_unwind(AssertUnwindSafe(|| config.open())) {
+                Ok(Err(error)) if is_locked(&error) && Instant::now() < until => std::thread::sleep(LOCK_LOOK),
+                opened => break opened,
+            }
+        };
+        match opened {
             Ok(Ok(db)) => Ok(Self {
                 live: RwLock::new(Live { db, dir }),
                 parent: parent.to_owned(),
@@ -370,6 +382,11 @@ impl Index {
         })?;
         rows.ok_or_else(|| self.bad_row(what))
     }
+}
+
+/// sled has no kind of its own for it.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
 }
 
 fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
