@@ -2,8 +2,7 @@
 //!
 //! In: the seeds, and mutations that know what they mutate. Out: see `headstart_loadtest::fuzzing`.
 //! Invariant: some seconds.
-//! Not here: the driver (`loadtest/src/fuzzing`), the properties (`server/src/fuzz.rs`), coverage (`fuzz/`, for a nightly
-//! toolchain).
+//! Not here: the driver (`loadtest/src/fuzzing`), the properties (`server/src/fuzz.rs`), coverage (`scripts/fuzz.sh`).
 
 mod json;
 mod layers;
