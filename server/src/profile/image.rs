@@ -12,7 +12,7 @@ use headstart_layer_format::{
     BlobDigest, ChunkDigest, LayerOffset, LayerRange, Toc, TocDigest,
     api::ImageStatus,
     profile::Run,
-    toc::{Content, EntryId, Kind, Tree},
+    toc::{Content, EntryId, Extent, Kind, Tree},
 };
 
 use super::learned::{SPANS_A_CHUNK, Span};
@@ -23,6 +23,9 @@ use crate::{
 
 /// Symbolic links that are followed for one path.
 const LINKS_MAX: usize = 8;
+
+/// Places of one chunk in a layer that are told apart: files there more than once.
+pub const SAME_MAX: usize = 16;
 
 /// A chunk's place: position of the layer, index in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,18 +108,37 @@ impl<'s> Image<'s> {
         self.layers.get(place.layer as usize)?.table().chunk(place.index)
     }
 
-    /// Where chunks are in one layer. The first place counts.
-    pub fn places_in(&self, layer: u32, wanted: &HashSet<ChunkDigest>) -> HashMap<ChunkDigest, Place> {
-        let mut found = HashMap::new();
+    /// Where chunks are in one layer: the first [`SAME_MAX`] places of each, one at the least.
+    pub fn places_in(&self, layer: u32, wanted: &HashSet<ChunkDigest>) -> HashMap<ChunkDigest, Vec<Place>> {
+        let mut found: HashMap<ChunkDigest, Vec<Place>> = HashMap::new();
         let Some(data) = self.layers.get(layer as usize) else {
             return found;
         };
         for (index, entry) in (0..).zip(data.table().entries()) {
             if wanted.contains(&entry.digest) {
-                found.entry(entry.digest).or_insert(Place { layer, index });
+                let places = found.entry(entry.digest).or_default();
+                if places.len() < SAME_MAX {
+                    places.push(Place { layer, index });
+                }
             }
         }
         found
+    }
+
+    /// Whether a chunk has bytes of a file of its layer.
+    pub fn holds(&self, place: Place, path: &str) -> bool {
+        let content = || {
+            let tree = self.tree(place.layer)?;
+            match &tree.inode(tree.entry(tree.find(path.as_bytes())?)?.inode)?.kind {
+                Kind::Regular(content) => Some(content),
+                _ => None,
+            }
+        };
+        let (Some(content), Some(chunk)) = (content(), self.chunk(place)) else {
+            return false;
+        };
+        let of = |extent: &Extent| within(extent.range, extent.offset.0, chunk.range);
+        content.extents().iter().any(|extent| of(extent).is_some())
     }
 
     /// The chunks that hold a range of a layer's data.

@@ -39,13 +39,24 @@ pub fn pieces<'i>(
         .take(FILE_CHUNKS_MAX)
 }
 
+/// Of the places that have a chunk's bytes the one that was read: in its layer, and of a file that it is known for.
+fn best(image: &Image<'_>, known: &Known, places: &[Place]) -> Option<Place> {
+    let own = || places.iter().filter(|place| place.layer == known.layer);
+    let is_known_for = |place: &&Place| known.spans.iter().any(|(path, ..)| image.holds(**place, path));
+    let read = match own().count() {
+        0 | 1 => None,
+        _ => own().find(is_known_for),
+    };
+    read.or_else(|| own().next()).or(places.first()).copied()
+}
+
 /// `by_path`: chunks that the image does not have are looked up by what they held.
 pub fn place(image: &Image<'_>, chunks: &[&Known], by_path: bool) -> Placed {
     let wanted: HashSet<ChunkDigest> = chunks.iter().map(|known| known.digest).collect();
     let mut by_digest: HashMap<ChunkDigest, Vec<Place>> = HashMap::new();
     for layer in 0..image.layer_count() as u32 {
-        for (digest, place) in image.places_in(layer, &wanted) {
-            by_digest.entry(digest).or_default().push(place);
+        for (digest, places) in image.places_in(layer, &wanted) {
+            by_digest.entry(digest).or_default().extend(places);
         }
     }
     let mut placed = Placed::default();
@@ -61,9 +72,8 @@ pub fn place(image: &Image<'_>, chunks: &[&Known], by_path: bool) -> Placed {
     for known in chunks {
         match by_digest.get(&known.digest) {
             Some(places) => {
-                let own = places.iter().find(|place| place.layer == known.layer);
-                if let Some(place) = own.or(places.first()) {
-                    take(*place);
+                if let Some(place) = best(image, known, places) {
+                    take(place);
                 }
                 placed.found += 1;
             }

@@ -16,7 +16,7 @@ use headstart_layer_format::{
 };
 
 use super::{
-    image::{Image, Place, within},
+    image::{Image, Place, SAME_MAX, within},
     learned::{Checked, Known, Learned, SPANS_A_CHUNK, Span},
     place::FILE_CHUNKS_MAX,
 };
@@ -68,16 +68,24 @@ pub fn check(
     for (number, read) in trace.reads.iter().enumerate() {
         let strange = TraceError::Strange(number);
         let chunk = match read.chunk {
-            Some(digest) => Some(*places.get(&(read.layer, digest)).ok_or(TraceError::Strange(number))?),
+            Some(digest) => Some(places.get(&(read.layer, digest)).ok_or(TraceError::Strange(number))?),
             None => None,
         };
         match (chunk, file(read, image).ok_or(strange)?) {
-            (Some(place), None) => needed.add(image, place, None, read.ms),
-            (Some(place), Some(file)) => {
-                if spans(image, place, &file).next().is_none() {
-                    return Err(TraceError::Strange(number));
+            (Some(places), None) => {
+                if let Some(place) = places.first() {
+                    needed.add(image, *place, None, read.ms);
                 }
-                needed.add(image, place, Some(&file), read.ms);
+            }
+            (Some(places), Some(file)) => {
+                // The same bytes may be at several places of a layer, and one of them is the file's.
+                let is_own = |place: &&Place| spans(image, **place, &file).next().is_some();
+                match (places.iter().find(is_own), places.first()) {
+                    (Some(own), _) => needed.add(image, *own, Some(&file), read.ms),
+                    // It may be one that is not told apart any more.
+                    (None, Some(first)) if places.len() >= SAME_MAX => needed.add(image, *first, None, read.ms),
+                    _ => return Err(TraceError::Strange(number)),
+                }
             }
             (None, Some(file)) => {
                 // Any further time, under any name, it is no first need.
@@ -113,7 +121,7 @@ struct Named<'i> {
 }
 
 /// Where the chunks are that the trace names.
-fn places(trace: &Trace, image: &Image<'_>) -> HashMap<(u32, ChunkDigest), Place> {
+fn places(trace: &Trace, image: &Image<'_>) -> HashMap<(u32, ChunkDigest), Vec<Place>> {
     let mut wanted: HashMap<u32, HashSet<ChunkDigest>> = HashMap::new();
     for read in &trace.reads {
         if let Some(digest) = read.chunk {
@@ -123,7 +131,7 @@ fn places(trace: &Trace, image: &Image<'_>) -> HashMap<(u32, ChunkDigest), Place
     let mut found = HashMap::new();
     for (layer, digests) in wanted {
         let places = image.places_in(layer, &digests);
-        found.extend(places.into_iter().map(|(digest, place)| ((layer, digest), place)));
+        found.extend(places.into_iter().map(|(digest, places)| ((layer, digest), places)));
     }
     found
 }

@@ -165,23 +165,28 @@ impl Fleet {
 /// The chunks of files, in that order; most have one or two.
 pub fn chunks_of(tocs: &[Toc], files: &[&File]) -> Vec<(u32, ChunkDigest)> {
     let mut chunks = Vec::new();
-    for File(layer, path, _) in files {
-        let toc = &tocs[*layer];
-        let entry = toc.tree().find(path.as_bytes()).expect("a file");
-        let inode = toc.tree().entry(entry).unwrap().inode;
-        let headstart_layer_format::toc::Kind::Regular(content) = &toc.tree().inode(inode).unwrap().kind else {
-            panic!("{path} is no file");
-        };
-        for extent in content.extents() {
-            for index in toc.chunks().covering(extent.range) {
-                let chunk = (*layer as u32, toc.chunks().chunk(index).unwrap().digest);
-                if !chunks.contains(&chunk) {
-                    chunks.push(chunk);
-                }
+    for file in files {
+        for (layer, index) in indices_of(tocs, file) {
+            let chunk = (layer, tocs[layer as usize].chunks().chunk(index).unwrap().digest);
+            if !chunks.contains(&chunk) {
+                chunks.push(chunk);
             }
         }
     }
     chunks
+}
+
+/// Where in their layer's table they are.
+pub fn indices_of(tocs: &[Toc], File(layer, path, _): &File) -> Vec<(u32, u32)> {
+    let toc = &tocs[*layer];
+    let entry = toc.tree().find(path.as_bytes()).expect("a file");
+    let inode = toc.tree().entry(entry).unwrap().inode;
+    let headstart_layer_format::toc::Kind::Regular(content) = &toc.tree().inode(inode).unwrap().kind else {
+        panic!("{path} is no file");
+    };
+    let extents = content.extents().iter();
+    let indices = extents.flat_map(|extent| toc.chunks().covering(extent.range));
+    indices.map(|index| (*layer as u32, index)).collect()
 }
 
 /// The chunks that a status's profile names, in its order.

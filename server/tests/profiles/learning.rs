@@ -2,7 +2,7 @@
 
 use headstart_layer_format::profile::{Origin as From, Trace, TraceRead};
 
-use crate::fleet::{File, Fleet, chunks_of, files, image_of, named, origin_of, start_id, trace_of};
+use crate::fleet::{File, Fleet, chunks_of, files, image_of, indices_of, named, origin_of, start_id, trace_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_node_is_told_what_the_first_needed() {
@@ -48,6 +48,34 @@ async fn the_second_node_is_told_what_the_first_needed() {
     let status = fleet.status(&image, "").await;
     assert_eq!(named(&status, &tocs), slow);
     assert_ne!(status.profile.unwrap().digest, profile.digest);
+    fleet.server.stop().await;
+}
+
+/// As of a program that is there under two names, each with its own bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_files_that_are_the_same_the_one_that_was_read_is_meant() {
+    let mut all = files(4);
+    all[3].2 = all[1].2;
+    let image = image_of(&all);
+    let origin = origin_of(&[&image]);
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = Fleet::start(&origin, dir.path()).await;
+    let tocs = fleet.pull(&image).await;
+    let trace = |file: &File| {
+        let mut trace = trace_of(1, &chunks_of(&tocs, &[&all[3]]));
+        trace.reads.iter_mut().for_each(|read| read.file = Some(file.1.clone()));
+        trace
+    };
+    assert_eq!(
+        fleet.teach(1, &image, &trace(&all[0])).await,
+        422,
+        "it has none of these"
+    );
+    assert_eq!(fleet.teach(1, &image, &trace(&all[3])).await, 204);
+    let profile = fleet.status(&image, "").await.profile.unwrap();
+    let (first, second) = (indices_of(&tocs, &all[1]), indices_of(&tocs, &all[3]));
+    assert_ne!(first, second);
+    assert_eq!(profile.positions().collect::<Vec<_>>(), second);
     fleet.server.stop().await;
 }
 
