@@ -1,7 +1,8 @@
 //! Replacing a small file as one step.
 //!
 //! In: a directory, a name, bytes. Out: the file has either its old or its new bytes, whatever happens when.
-//! Invariant: new bytes are durable before the name points at them; the name is durable when `replace` returns.
+//! Invariant: new bytes are durable before the name points at them; the name is durable when `replace` returns. What is
+//! `put` is whole for every process that looks, but power loss may take it, or tear it.
 //! Not here: locking; callers have one writer a file.
 
 use std::fs::File;
@@ -15,6 +16,18 @@ pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&temporary, dir.join(name))?;
     sync_dir(dir)
+}
+
+/// As [`replace`], for files whose damage is noticed and costs little. Waits for no disk.
+pub(crate) fn put(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.new"));
+    std::fs::write(&temporary, bytes)?;
+    std::fs::rename(&temporary, dir.join(name))
+}
+
+/// Makes a file that was put durable.
+pub(crate) fn settle(dir: &Path, name: &str) -> io::Result<()> {
+    File::open(dir.join(name))?.sync_all()
 }
 
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {

@@ -53,8 +53,11 @@ async fn half_made_and_damaged_snapshots_do_not_come_back() {
     let snapshots = h.snapshots_dir();
     let stopped = h.stop().await;
 
-    // Killed while making one; killed between the new record and its rename; a record cut short.
+    // Killed while making one; power lost before one was told of; killed between the new record and its rename; a record cut
+    // short.
     fs::create_dir_all(snapshots.join("new-99/fs")).unwrap();
+    fs::create_dir_all(snapshots.join("76/fs")).unwrap();
+    fs::write(snapshots.join("76/snapshot.json"), b"").unwrap();
     fs::create_dir_all(snapshots.join("77/fs")).unwrap();
     for dir in fs::read_dir(&snapshots).unwrap() {
         let dir = dir.unwrap().path();

@@ -2,7 +2,8 @@
 //!
 //! In: TOCs of new layers. Out: [`StoredLayer`]s, also after a restart, without a network.
 //! Invariant: one process at a time (a lock); a layer is there completely or not at all; damaged or half-made layers are
-//! removed when the directory is opened, and fetched again when somebody wants them.
+//! removed when the directory is opened, and fetched again when somebody wants them. A new layer is durable after its first
+//! flush: a pull does not wait for the disk, and power loss before that costs a layer that has next to nothing yet.
 //! Not here: who uses a layer (`layers.rs`), and how it is shown (`presentation`).
 
 use std::fs::{File, TryLockError};
@@ -17,7 +18,6 @@ use super::meta::Meta;
 use super::room::Room;
 use super::slots::Slots;
 use super::sources;
-use crate::atomic_file;
 use crate::cache::LazyConfig;
 use crate::contents::Contents;
 use crate::counters::Counters;
@@ -116,7 +116,7 @@ impl CacheDir {
         let slot = self.slots.take()?;
         std::fs::create_dir(dir)?;
         let contents = Contents::store(dir, toc, encoded)?;
-        let file = LayerFile::open_in(dir, Arc::clone(&contents), Arc::clone(&self.room))?;
+        let file = LayerFile::create_in(dir, Arc::clone(&contents), Arc::clone(&self.room))?;
         let meta = Meta {
             version: Meta::VERSION,
             layer: digest,
@@ -124,7 +124,6 @@ impl CacheDir {
             slot,
         };
         meta.save(dir)?;
-        atomic_file::sync_dir(&self.path)?;
         Ok(StoredLayer {
             digest,
             slot,

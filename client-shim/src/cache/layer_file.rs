@@ -21,6 +21,7 @@ use headstart_layer_format::{LayerRange, TocDigest};
 use super::bitmap::{self, ChunkBitmap};
 use super::config::LazyConfig;
 use super::marks::{self, Mark};
+use super::meta;
 use super::room::Room;
 use crate::atomic_file;
 use crate::contents::Contents;
@@ -42,6 +43,8 @@ pub struct LayerFile {
     pub(super) bitmap: ChunkBitmap,
     /// Chunks were put since the last flush.
     dirty: AtomicBool,
+    /// The directory is new, and not durable yet.
+    fresh: AtomicBool,
     /// Read-locked from a look at the bitmap until the bytes it speaks of were read, and from a chunk's write until its bit
     /// is set; write-locked where bits are cleared. Inside: chunks whose bytes are about to be punched out.
     pub(super) stable: RwLock<Range<u32>>,
@@ -74,6 +77,16 @@ impl LayerFile {
         Self::open_in(dir, contents, room)
     }
 
+    /// In a directory that was made just now. The directory is made durable by the first flush.
+    pub(super) fn create_in(dir: &Path, contents: Arc<Contents>, room: Arc<Room>) -> io::Result<Self> {
+        let data = open_data(dir)?;
+        data.set_len(contents.chunks().data_size())?;
+        let bitmap = ChunkBitmap::new(contents.chunks().len());
+        let new = Self::with(dir, contents, room, data, bitmap);
+        new.fresh.store(true, Ordering::Release);
+        Ok(new)
+    }
+
     /// Opens what is there, or starts empty. Anything damaged is started over: a miss, not an error.
     pub fn open_in(dir: &Path, contents: Arc<Contents>, room: Arc<Room>) -> io::Result<Self> {
         let (chunks, toc_digest) = (contents.chunks(), contents.toc_digest());
@@ -96,13 +109,19 @@ impl LayerFile {
                 ChunkBitmap::new(len)
             }
         };
+        Ok(Self::with(dir, contents, room, data, bitmap))
+    }
+
+    fn with(dir: &Path, contents: Arc<Contents>, room: Arc<Room>, data: File, bitmap: ChunkBitmap) -> Self {
+        let toc_digest = contents.toc_digest();
         // Its last use is not kept; when it last grew is about when.
         let grew = std::fs::metadata(dir.join(BITMAP)).map_or(0, |m| m.mtime().max(0).cast_unsigned());
-        Ok(Self {
+        Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             data,
             bitmap,
             dirty: AtomicBool::new(false),
+            fresh: AtomicBool::new(false),
             stable: RwLock::new(0..0),
             retired: Mutex::new(false),
             verified: AtomicBool::new(Mark::Verified.is_set(dir, toc_digest)),
@@ -114,7 +133,7 @@ impl LayerFile {
             dir: dir.to_owned(),
             contents,
             room,
-        })
+        }
     }
 
     /// Others may find chunks here.
@@ -250,10 +269,29 @@ impl LayerFile {
         self.dir.join(IMAGE)
     }
 
+    /// Makes what says what this file is durable, once. The claim comes after it: it would be of no layer.
+    fn settle(&self) -> io::Result<()> {
+        if !self.fresh.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.contents.settle()?;
+        atomic_file::settle(&self.dir, meta::FILE)?;
+        atomic_file::sync_dir(&self.dir)?;
+        if let Some(parent) = self.dir.parent() {
+            atomic_file::sync_dir(parent)?;
+        }
+        self.fresh.store(false, Ordering::Release);
+        Ok(())
+    }
+
     /// Makes everything put so far durable, then claims it. Cheap when nothing was put.
     pub fn flush(&self) -> io::Result<()> {
         let retired = self.retired.lock().unwrap_or_else(|p| p.into_inner());
-        if *retired || !self.dirty.swap(false, Ordering::AcqRel) {
+        if *retired {
+            return Ok(());
+        }
+        self.settle()?;
+        if !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         // The claim is taken before the sync: every bit in it was set after its bytes were written.

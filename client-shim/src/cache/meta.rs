@@ -1,7 +1,7 @@
 //! The `layer` file: which layer a cache directory is, and its slot.
 //!
 //! In/out: JSON, atomically replaced. Invariant: written last when a layer is admitted, so a directory that has an intact
-//! one is complete. Not here: the TOC and the bytes it names.
+//! one is complete (after power loss it may not be: the TOC is checked against its digest here). Not here: the TOC and the bytes it names.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::atomic_file;
 use headstart_layer_format::{BlobDigest, TocDigest};
 use serde::{Deserialize, Serialize};
 
-const FILE: &str = "layer";
+pub(super) const FILE: &str = "layer";
 /// Two digests and a number take about 300 bytes.
 const FILE_SIZE_MAX: u64 = 4096;
 
@@ -26,9 +26,10 @@ pub(super) struct Meta {
 impl Meta {
     pub(super) const VERSION: u32 = 1;
 
+    /// Durable only when it is settled.
     pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
         let json = serde_json::to_vec(self).map_err(io::Error::other)?;
-        atomic_file::replace(dir, FILE, &json)
+        atomic_file::put(dir, FILE, &json)
     }
 
     /// `None` when the directory is not a complete layer.

@@ -21,5 +21,5 @@ pub(super) fn load(dir: &Path) -> Arc<Sources> {
 
 pub(super) fn save(dir: &Path, sources: &[BlobSource]) -> io::Result<()> {
     let json = serde_json::to_vec(sources).map_err(io::Error::other)?;
-    atomic_file::replace(dir, FILE, &json)
+    atomic_file::put(dir, FILE, &json)
 }

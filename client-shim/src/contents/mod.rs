@@ -36,7 +36,7 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Keeps a TOC in a directory, encoded.
+    /// Keeps a TOC in a directory, encoded. Durable only when it is settled.
     pub(crate) fn store(dir: &Path, toc: &Arc<Toc>, encoded: &[u8]) -> io::Result<Arc<Self>> {
         toc_file::save(dir, encoded)?;
         Ok(Self::of(dir, toc, Toc::digest(encoded)))
@@ -67,6 +67,11 @@ impl Contents {
             has_implied,
             whole: Mutex::new(Arc::downgrade(toc)),
         })
+    }
+
+    /// Makes what was stored durable.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        toc_file::settle(&self.dir)
     }
 
     /// Digest of the original blob.

@@ -14,8 +14,13 @@ use crate::atomic_file;
 
 const FILE: &str = "toc";
 
+/// Durable only when it is settled.
 pub(super) fn save(dir: &Path, encoded: &[u8]) -> io::Result<()> {
-    atomic_file::replace(dir, FILE, encoded)
+    atomic_file::put(dir, FILE, encoded)
+}
+
+pub(super) fn settle(dir: &Path) -> io::Result<()> {
+    atomic_file::settle(dir, FILE)
 }
 
 /// `None` when it is missing or damaged: the caller starts the layer over.

@@ -102,6 +102,9 @@ fn only_tail(block: &[u8], out: &mut Counted<'_>) -> io::Result<()> {
     }
 }
 
+/// Not made anew for each inode.
+static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
+
 struct Counted<'a> {
     out: &'a mut dyn Write,
     at: u64,
@@ -114,9 +117,8 @@ impl Counted<'_> {
 
     /// Zeros up to `offset`: less than a block.
     fn pad_to(&mut self, offset: u64) -> io::Result<()> {
-        let zeros = [0; BLOCK as usize];
         let len = offset.saturating_sub(self.at).min(BLOCK);
-        self.write_all(&zeros[..len as usize])
+        self.write_all(&ZEROS[..len as usize])
     }
 }
 

@@ -30,6 +30,9 @@ use crate::fuse::mount_table::mounts;
 /// kernels before 7.0 take the short read for the end of the file and cache zeros (`whole.rs` has the releases).
 const READAHEAD_KIB_MAX: u32 = 1024;
 
+/// A few writes for the image of an ordinary layer: a pull waits for it.
+const IMAGE_BUFFER: usize = 256 << 10;
+
 #[derive(Debug)]
 pub struct ErofsTree {
     fuse: FuseTree,
@@ -223,7 +226,7 @@ impl Drop for ErofsTree {
 /// writes its own.
 pub(super) fn write_image(toc: &Toc, path: &Path) -> Result<(), ErofsError> {
     let new = path.with_extension("new");
-    let mut out = BufWriter::new(File::create(&new)?);
+    let mut out = BufWriter::with_capacity(IMAGE_BUFFER, File::create(&new)?);
     erofs::write(toc, &mut out)?;
     out.flush()?;
     drop(out);

@@ -7,8 +7,8 @@
 //! <root>/trash/<n>                      being deleted ([`super::trash`])
 //! <root>/damaged/<id>                   a record that cannot be read, set aside for a person to look at
 //! ```
-//! In: records. Out: directories. Invariant: a directory `snapshots/<id>` holds a whole, fsynced record at every
-//! moment; nothing else is looked at when the shim starts, and no network is needed.
+//! In: records. Out: directories. Invariant: a directory `snapshots/<id>` holds a whole record at every moment, and an
+//! fsynced one when whoever made it was told so (after power loss before that: an empty file, which is swept); nothing else is looked at when the shim starts, and no network is needed.
 //! Not here: which records may exist together ([`super::index`]).
 
 use std::fs::{self, DirBuilder, File};
@@ -95,8 +95,12 @@ impl Disk {
     /// the upper directory's attributes are what a container sees on `/`.
     pub fn create(&self, record: &Record, like: Option<&Path>) -> std::io::Result<()> {
         let new = self.snapshots().join(format!("{NEW_PREFIX}{}", record.id.0));
-        let made = self.fill(&new, record, like).and_then(|()| {
-            fs::rename(&new, self.dir(record.id))?;
+        let made = self.fill(&new, record, like).and_then(|file| {
+            let dir = self.dir(record.id);
+            fs::rename(&new, &dir)?;
+            // All three after the last change, so that a journal has one thing to commit: a pull waits for this once a layer.
+            file.sync_all()?;
+            sync_dir(&dir)?;
             sync_dir(&self.snapshots())
         });
         if made.is_err() {
@@ -107,7 +111,7 @@ impl Disk {
         made
     }
 
-    fn fill(&self, new: &Path, record: &Record, like: Option<&Path>) -> std::io::Result<()> {
+    fn fill(&self, new: &Path, record: &Record, like: Option<&Path>) -> std::io::Result<File> {
         let make = |path: &Path, mode| DirBuilder::new().mode(mode).create(path);
         make(new, 0o700)?;
         if record.lazy.is_none() {
@@ -135,7 +139,10 @@ impl Disk {
                 make(&new.join("work"), 0o711)?;
             }
         }
-        write_record(new, record)
+        // Nobody looks in here before it has its name, so the file can have its own at once.
+        let mut file = File::create(new.join(RECORD_NAME))?;
+        file.write_all(&serde_json::to_vec(record).map_err(std::io::Error::other)?)?;
+        Ok(file)
     }
 
     /// Replaces a snapshot's record.
@@ -194,6 +201,10 @@ impl Disk {
             let id = name.parse::<u64>().ok().map(SnapshotId);
             id_max = id_max.max(id.map_or(0, |id| id.0));
             match read_record(&path) {
+                // Power went before anybody was told of it.
+                Err(_) if is_unfinished(&path) => {
+                    fs::rename(&path, self.trash_slot())?;
+                }
                 Ok(record) if Some(record.id) == id => records.push(record),
                 Ok(_) => self.reject(&path, "the record is another snapshot's"),
                 Err(why) => self.reject(&path, &why),
@@ -210,6 +221,12 @@ impl Disk {
         tracing::error!(path = %path.display(), why, "damaged snapshot set aside");
         self.set_aside_dir(path);
     }
+}
+
+/// An empty record, and nothing in the snapshot.
+fn is_unfinished(dir: &Path) -> bool {
+    let is_empty = fs::metadata(dir.join(RECORD_NAME)).is_ok_and(|record| record.len() == 0);
+    is_empty && fs::read_dir(dir.join("fs")).map_or(true, |mut files| files.next().is_none())
 }
 
 fn read_record(dir: &Path) -> Result<Record, String> {

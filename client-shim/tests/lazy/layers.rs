@@ -149,6 +149,13 @@ fn a_layer_half_made_is_not_overtaken() {
     let server = FakeServer::start();
     let root = tempfile::tempdir().unwrap();
     let node = Node::open(root.path(), &[&server]);
+    // Numbers of slots are reserved so many at a time: the next one needs the disk.
+    for seed in 100..164 {
+        let other = small(seed);
+        server.serve(&other);
+        node.present(&other.digest).unwrap();
+        node.release(&other.digest);
+    }
     let layer = small(1);
     server.serve(&layer);
     let pipe = root.path().join("cache/next_slot.new");

@@ -3,9 +3,11 @@
 //! The cache lies on a disk in a file, which is copied, mounted and looked at as it is at a moment.
 
 use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 
 use headstart_layer_format::{LayerOffset, LayerRange};
-use headstart_shim::cache::LayerFile;
+use headstart_shim::cache::{CacheDir, LayerFile, LazyConfig};
 
 use crate::support::{Disk, Item, LayerBuilder, TestLayer, noise};
 use crate::upkeep::{file_in, put};
@@ -72,4 +74,49 @@ fn no_chunk_is_claimed_that_power_loss_took() {
     assert_eq!(check(&layer, &file, &bytes), file.chunk_count());
     crash(file.chunk_count(), file.chunk_count());
     drop(file);
+}
+
+/// The layers that a node finds.
+fn known(root: &Path) -> Vec<String> {
+    let (_cache, layers) = CacheDir::open(root, &LazyConfig::default(), &Arc::default()).unwrap();
+    layers.iter().map(|l| l.digest.to_string()).collect()
+}
+
+#[test]
+fn a_new_layer_is_durable_with_its_first_flush_and_never_half_there() {
+    let layer = LayerBuilder::new().add("f", Item::file(noise(CHUNK, 2))).build(CHUNK);
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::make(dir.path(), 32 << 20);
+    let root = disk.at.join("cache");
+    let (cache, _) = CacheDir::open(&root, &LazyConfig::default(), &Arc::default()).unwrap();
+    let new = cache.admit(&layer.toc, &layer.encoded).unwrap();
+    // Before that it may be lost; what remains of it must not be in the way.
+    let after = disk.after_power_loss(dir.path(), 1);
+    assert!(known(&after.at.join("cache")).len() <= 1);
+    new.file.flush().unwrap();
+    let after = disk.after_power_loss(dir.path(), 2);
+    assert_eq!(known(&after.at.join("cache")), [layer.digest.to_string()]);
+    // A kill is no power loss.
+    drop((cache, new));
+    assert_eq!(known(&root), [layer.digest.to_string()]);
+}
+
+#[test]
+fn a_torn_layer_is_dropped() {
+    let layer = LayerBuilder::new().add("f", Item::file(noise(CHUNK, 3))).build(CHUNK);
+    let dir = tempfile::tempdir().unwrap();
+    for torn in ["toc", "layer"] {
+        let (cache, _) = CacheDir::open(dir.path(), &LazyConfig::default(), &Arc::default()).unwrap();
+        cache.admit(&layer.toc, &layer.encoded).unwrap();
+        drop(cache);
+        let file = dir.path().join(layer.digest.hex()).join(torn);
+        let half = fs::metadata(&file).unwrap().len() / 2;
+        fs::File::options()
+            .write(true)
+            .open(&file)
+            .unwrap()
+            .set_len(half)
+            .unwrap();
+        assert_eq!(known(dir.path()), Vec::<String>::new(), "{torn}");
+    }
 }
