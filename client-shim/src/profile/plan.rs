@@ -1,8 +1,9 @@
 //! What of a profile is fetched.
 //!
 //! In: a profile, the TOCs it speaks of, the layers of this node. Out: a [`Plan`]: what is here, what is near by, what to ask
-//! for. Invariant: a profile is followed only if this node's TOCs are the ones it counts in; what is asked for is within the
-//! node's own bounds, in the profile's order; whatever the profile says, it names chunks of the image or nothing.
+//! for. Invariant: a profile is followed only in layers whose TOC here is the one it counts in (a layer that was converted
+//! again has another); what is asked for is within the node's own bounds, in the profile's order; whatever the profile says,
+//! it names chunks of the image or nothing.
 //! Not here: asking (`profile/stream.rs`).
 
 use std::sync::Arc;
@@ -39,7 +40,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// `layers`: the image's, bottom first; `tocs`: of the answer that had the profile. `None`: it speaks of other TOCs.
+    /// `layers`: the image's, bottom first; `tocs`: of the answer that had the profile. `None`: it speaks of other
+    /// TOCs throughout.
     pub fn of(
         profile: &Profile,
         tocs: &[Option<TocDigest>],
@@ -47,7 +49,8 @@ impl Plan {
         config: &PrefetchConfig,
     ) -> Option<Self> {
         let is_ours = |(layer, toc): (&Arc<Layer>, &Option<TocDigest>)| *toc == Some(*layer.contents().toc_digest());
-        if layers.len() != tocs.len() || !layers.iter().zip(tocs).all(is_ours) {
+        let ours: Vec<bool> = layers.iter().zip(tocs).map(is_ours).collect();
+        if layers.len() != tocs.len() || !ours.contains(&true) {
             return None;
         }
         let image_bytes = layers.iter().map(|l| l.contents().chunks().blob_size()).sum();
@@ -55,7 +58,8 @@ impl Plan {
         let mut plan = Self::default();
         let mut not_asked = Vec::new();
         for (at, (position, index)) in profile.positions().enumerate() {
-            let layer = layers.get(position as usize);
+            let is_ours = ours.get(position as usize) == Some(&true);
+            let layer = layers.get(position as usize).filter(|_| is_ours);
             let found = layer.and_then(|l| Some((l, l.contents().chunks().chunk(index)?)));
             let Some((layer, chunk)) = found else {
                 not_asked.push(at);

@@ -317,6 +317,36 @@ fn a_profile_of_other_tocs_is_not_followed() {
 }
 
 #[test]
+fn of_a_profile_only_layers_that_were_converted_again_are_left_out() {
+    let server = FakeServer::start();
+    let layers = [layer(2), layer_of_others()];
+    let mut script = Script::honest(0, &layers[0]);
+    let (below, top) = (script.parts.len(), Script::honest(1, &layers[1]));
+    script.runs.extend(top.runs);
+    let moved = top.parts.into_iter().map(|(at, part)| (at.map(|at| at + below), part));
+    script.parts.extend(moved);
+    let script = script.shut();
+    let gate = Arc::clone(&script.gate);
+    let lab = Lab::prepare(&server, &layers, script, &PrefetchConfig::default());
+    lab.begun(&server);
+    lab.starts.gone(&layers[0].digest);
+    gate.add_permits(100);
+    let mut status = lab.status.clone();
+    status.layers[0].toc.as_mut().unwrap().digest = headstart_layer_format::Toc::digest(b"another");
+    lab.starts.prepared(&status);
+    let ended = lab.ended();
+    assert_eq!(
+        (ended.progress, ended.received_chunks),
+        (Progress::Done, 1),
+        "{ended:?}"
+    );
+    assert!(lab.read(&layers[1], "x") == noise(CHUNK, 99));
+    assert_eq!(lab.node.counters().read_misses.get(), 0);
+    let asked = server.streams().pop().unwrap();
+    assert!((0..below).all(|at| asked.have.has(at)), "{asked:?}");
+}
+
+#[test]
 fn a_full_disk_is_not_filled_by_what_nobody_reads() {
     let server = FakeServer::start();
     let layer = layer(2);
