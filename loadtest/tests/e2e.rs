@@ -19,6 +19,8 @@ mod images;
 mod lazy;
 #[path = "e2e/ordinary.rs"]
 mod ordinary;
+#[path = "e2e/prefetch.rs"]
+mod prefetch;
 #[path = "e2e/proxy_down.rs"]
 mod proxy_down;
 #[path = "e2e/shipped_hosts.rs"]

@@ -11,7 +11,7 @@ use clap::Args;
 use headstart_loadtest::coldstart::{
     self, ImageList, Plan, Rig, Way,
     crowd::{self, Wanted},
-    page, table,
+    page, rivals, table,
 };
 use headstart_loadtest::playground::{PlaygroundError, lab::Links, progress::Progress, site::Site};
 use headstart_loadtest::relay::LinkShape;
@@ -57,12 +57,15 @@ pub struct ColdstartArgs {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
     /// Only these: upstream, mirror-cold, mirror-warm, local, local-cold, lazy-first, lazy-second, lazy-cold. Default: all.
-    /// stargz, soci and nydus are known by name, and reported as not measured.
+    /// stargz and soci need what scripts/bench-peers.sh makes; nydus is reported as not measured.
     #[arg(long, value_delimiter = ',', value_name = "WAY,...")]
     ways: Vec<Way>,
     /// Also pull and then read every file of the image, ordinarily and lazily.
     #[arg(long)]
     full_read: bool,
+    /// Where scripts/bench-peers.sh put other snapshotters and their images.
+    #[arg(long, value_name = "DIR")]
+    peers: Option<PathBuf>,
     /// Write a page with plots to this file.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -79,8 +82,11 @@ pub struct CrowdArgs {
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=crowd::NODES_MAX as i64))]
     nodes: u16,
     /// What each node wants: a file with a chunk's digest a line. Default: a share of the image.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "profile")]
     chunks: Option<PathBuf>,
+    /// Or what a start of it needs: a real node starts it first, and the others ask for what the proxy has learnt.
+    #[arg(long)]
+    profile: bool,
     /// That share, 0 to 1.
     #[arg(long, default_value_t = 0.15)]
     fraction: f64,
@@ -129,6 +135,7 @@ pub async fn run(args: ColdstartArgs) -> Result<ExitCode, String> {
         },
         full_read: args.full_read,
         timelines: true,
+        peers: peers(args.peers)?,
     };
     let measuring = async {
         let rig = args.ground.rig(&progress).await?;
@@ -149,11 +156,20 @@ pub async fn run(args: ColdstartArgs) -> Result<ExitCode, String> {
     })
 }
 
+fn peers(given: Option<PathBuf>) -> Result<PathBuf, String> {
+    if let Some(dir) = given.or_else(|| std::env::var_os(rivals::DIR_VARIABLE).map(PathBuf::from)) {
+        return Ok(dir);
+    }
+    let site = Site::of_this_executable().map_err(|e| e.to_string())?;
+    Ok(site.cache_dir.with_file_name("bench-peers"))
+}
+
 pub async fn run_crowd(args: CrowdArgs) -> Result<ExitCode, String> {
     if !(0.0..=1.0).contains(&args.fraction) {
         return Err(format!("fraction is {}, not within 0 and 1", args.fraction));
     }
     let wanted = match &args.chunks {
+        None if args.profile => Wanted::Profile,
         None => Wanted::Share {
             fraction: args.fraction,
             seed: args.seed,

@@ -19,19 +19,21 @@ use headstart_layer_format::{
     api::{ChunksRequest, ImageStatus},
     chunk_stream::{ChunkHeader, ChunkStatus, HEADER_LEN},
     limits::{CHUNK_LAYERS_MAX, CHUNK_REQUEST_MAX, CHUNK_SIZE_MAX, TOC_SIZE_MAX},
+    profile::{Have, ProfileRequest},
     routes,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::{sync::Barrier, task::JoinSet};
 
-use super::{load, rig::Rig, table::megabytes};
+use super::{load, rig::Rig, rounds, table::megabytes};
 use crate::{
     corpus::Rng,
     playground::{
         PlaygroundError, Result,
         lab::{ImageFacts, RelayedProxy},
-        node::REGISTRY_NAME,
+        measure,
+        node::{Pulls, REGISTRY_NAME},
         progress::Progress,
     },
 };
@@ -52,6 +54,14 @@ pub enum Wanted {
     Share { fraction: f64, seed: u64 },
     /// These, in this order.
     List(Vec<ChunkDigest>),
+    /// What the proxy has learnt of the image's starts, as one stream. A real node starts it first.
+    Profile,
+}
+
+/// One request for chunks, and what its answer must be.
+struct Ask {
+    body: Vec<u8>,
+    expected: Vec<ChunkDigest>,
 }
 
 impl Wanted {
@@ -68,8 +78,10 @@ impl Wanted {
         Ok(Wanted::List(list))
     }
 
-    fn choose(&self, tocs: &[Toc]) -> Vec<ChunkDigest> {
-        match self {
+    /// The requests of one node that has read the image's state and TOCs.
+    fn asks(&self, image: &ImageFacts, status: &ImageStatus, tocs: &[Toc]) -> Result<Vec<Ask>> {
+        let wrong = |why: String| PlaygroundError::unexpected("ask for chunks", why);
+        let list: Vec<ChunkDigest> = match self {
             Wanted::List(list) => list.clone(),
             Wanted::Share { fraction, seed } => {
                 let mut rng = Rng::new(*seed);
@@ -79,7 +91,36 @@ impl Wanted {
                     .map(|c| c.digest)
                     .collect()
             }
-        }
+            Wanted::Profile => {
+                let profile = status
+                    .profile
+                    .as_ref()
+                    .ok_or_else(|| wrong("there is no profile".to_owned()))?;
+                let digest = |(layer, index): (u32, u32)| Some(tocs.get(layer as usize)?.chunks().chunk(index)?.digest);
+                let expected: Option<Vec<ChunkDigest>> = profile.positions().map(digest).collect();
+                let request = ProfileRequest {
+                    image: image.manifest,
+                    profile: profile.digest,
+                    have: Have::default(),
+                };
+                return Ok(vec![Ask {
+                    body: serde_json::to_vec(&request).map_err(|e| wrong(e.to_string()))?,
+                    expected: expected.ok_or_else(|| wrong("a profile names chunks that are not there".to_owned()))?,
+                }]);
+            }
+        };
+        let layers: Vec<BlobDigest> = image.layers.iter().map(|(l, _)| *l).take(CHUNK_LAYERS_MAX).collect();
+        let batches = list.chunks(CHUNK_REQUEST_MAX).map(|batch| {
+            let request = ChunksRequest {
+                chunks: batch.to_vec(),
+                layers: layers.clone(),
+            };
+            Ok(Ask {
+                body: serde_json::to_vec(&request).map_err(|e| wrong(e.to_string()))?,
+                expected: batch.to_vec(),
+            })
+        });
+        batches.collect()
     }
 }
 
@@ -133,7 +174,18 @@ pub async fn run(rig: &Rig, nodes: usize, wanted: &Wanted, progress: &Progress) 
         is_debug_build: cfg!(debug_assertions),
         phases: Vec::new(),
     };
-    for name in ["cold", "warm"] {
+    let phases: &[&'static str] = match wanted {
+        Wanted::Profile => {
+            progress.step(format!("one node starts {}", case.name));
+            rounds::converted(&rig.lab, &proxy, image).await?;
+            let node = rig.lab.node("first", Pulls::Lazy, Some(&proxy)).await?;
+            measure::start_of(&rig.lab, &node, Some(&proxy), &case.subject).await?;
+            rounds::profiled(&proxy, image).await;
+            &["warm"]
+        }
+        Wanted::Share { .. } | Wanted::List(_) => &["cold", "warm"],
+    };
+    for name in phases.iter().copied() {
         progress.step(format!("{nodes} nodes start {} at once, proxy {name}", case.name));
         let cpu = || proxy.proxy.cpu().unwrap_or_default().as_secs_f64();
         let wire = || proxy.mirror_link.traffic().down_bytes + proxy.shim_link.traffic().down_bytes;
@@ -198,9 +250,9 @@ async fn all_at_once(proxy: &RelayedProxy, image: &ImageFacts, nodes: usize, wan
                 .map_err(failed("make a client"))?;
             barrier.wait().await;
             let begun = Instant::now();
-            let tocs = announce_and_read_tocs(&http, &mirror, &shim, &image).await?;
-            let chunks = wanted.choose(&tocs);
-            let mut outcome = read_chunks(&http, &shim, &image, &chunks, number == 0).await?;
+            let (status, tocs) = announce_and_read_tocs(&http, &mirror, &shim, &image).await?;
+            let asks = wanted.asks(&image, &status, &tocs)?;
+            let mut outcome = read_chunks(&http, &shim, &asks, number == 0).await?;
             outcome.took = begun.elapsed();
             Ok::<_, PlaygroundError>((number, outcome))
         });
@@ -223,7 +275,7 @@ async fn announce_and_read_tocs(
     mirror: &str,
     shim: &str,
     image: &ImageFacts,
-) -> Result<Vec<Toc>> {
+) -> Result<(ImageStatus, Vec<Toc>)> {
     let url = format!(
         "{mirror}/v2/{}/manifests/{}?ns={REGISTRY_NAME}",
         image.repository, image.tag
@@ -232,7 +284,7 @@ async fn announce_and_read_tocs(
     let request = http.get(url).header(http::header::ACCEPT, accept);
     bytes(request, "read a manifest", 8 << 20).await?;
     let deadline = Instant::now() + READY_WAIT;
-    loop {
+    let status = loop {
         let url = format!(
             "{shim}{}?{}=10000",
             routes::image(&image.manifest),
@@ -242,7 +294,7 @@ async fn announce_and_read_tocs(
         let status: ImageStatus =
             serde_json::from_slice(&body).map_err(|e| PlaygroundError::unexpected("read an image's state", e))?;
         if status.is_ready() {
-            break;
+            break status;
         }
         if Instant::now() > deadline {
             return Err(PlaygroundError::unexpected(
@@ -250,14 +302,14 @@ async fn announce_and_read_tocs(
                 "it takes too long",
             ));
         }
-    }
+    };
     let tocs = image.layers.iter().map(|(layer, _)| async move {
         let url = format!("{shim}{}", routes::layer_toc(layer));
         let request = http.get(url).header(http::header::ACCEPT, routes::TOC_MEDIA_TYPE);
         let body = bytes(request, "read a TOC", TOC_SIZE_MAX as usize).await?;
         Toc::decode(&body).map_err(|e| PlaygroundError::unexpected("read a TOC", e))
     });
-    futures_util::future::try_join_all(tocs).await
+    Ok((status, futures_util::future::try_join_all(tocs).await?))
 }
 
 async fn bytes(request: reqwest::RequestBuilder, what: &'static str, max: usize) -> Result<Vec<u8>> {
@@ -278,27 +330,15 @@ async fn bytes(request: reqwest::RequestBuilder, what: &'static str, max: usize)
     Ok(out)
 }
 
-async fn read_chunks(
-    http: &reqwest::Client,
-    shim: &str,
-    image: &ImageFacts,
-    chunks: &[ChunkDigest],
-    keep: bool,
-) -> Result<Outcome> {
+async fn read_chunks(http: &reqwest::Client, shim: &str, asks: &[Ask], keep: bool) -> Result<Outcome> {
     const WHAT: &str = "read chunks";
     let wrong = |why: String| PlaygroundError::unexpected(WHAT, why);
-    let layers: Vec<BlobDigest> = image.layers.iter().map(|(l, _)| *l).take(CHUNK_LAYERS_MAX).collect();
     let (mut sum, mut frames, mut kept) = (Sha256::new(), Vec::new(), 0);
-    for batch in chunks.chunks(CHUNK_REQUEST_MAX) {
-        let request = ChunksRequest {
-            chunks: batch.to_vec(),
-            layers: layers.clone(),
-        };
-        let body = serde_json::to_vec(&request).map_err(|e| wrong(e.to_string()))?;
+    for ask in asks {
         let request = http
             .post(format!("{shim}{}", routes::CHUNKS))
             .header(http::header::CONTENT_TYPE, "application/json")
-            .body(body);
+            .body(ask.body.clone());
         let mut answer = request
             .send()
             .await
@@ -306,7 +346,7 @@ async fn read_chunks(
             .error_for_status()
             .map_err(failed(WHAT))?;
         let mut waiting: Vec<u8> = Vec::new();
-        let mut expected = batch.iter();
+        let mut expected = ask.expected.iter();
         while let Some(piece) = answer.chunk().await.map_err(failed(WHAT))? {
             sum.update(&piece);
             waiting.extend_from_slice(&piece);

@@ -8,7 +8,7 @@
 use serde::Serialize;
 
 use super::{load::Machine, timeline::Timeline, way::Way};
-use crate::playground::{lab::Links, report::median};
+use crate::playground::{lab::Links, measure::Start, report::median};
 
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -70,6 +70,28 @@ pub struct Sample {
     pub load_average: f64,
     pub cpu_busy: f64,
     pub timeline: Option<Timeline>,
+}
+
+impl Sample {
+    /// What a start tells of itself.
+    pub fn of(image: &str, way: Way, round: usize, start: &Start) -> Sample {
+        Sample {
+            image: image.to_owned(),
+            way,
+            round,
+            pull_ms: start.pull_ms,
+            ready_ms: start.ready_ms,
+            total_ms: start.total_ms,
+            second_ms: None,
+            node_bytes: start.node_bytes,
+            upstream_bytes: start.upstream_bytes,
+            full_read_ms: None,
+            declined: 0,
+            load_average: 0.0,
+            cpu_busy: 0.0,
+            timeline: None,
+        }
+    }
 }
 
 impl Report {

@@ -95,8 +95,8 @@ impl Rig {
         if let Ok(dir) = std::fs::File::open(&storage) {
             let _ = rustix::fs::syncfs(&dir);
         }
-        let first = wanted.first().map(|i| repository(i)).unwrap_or_default();
-        let lab = Lab::over(upstream, (&first, TAG), binaries, links, work).await?;
+        let (repository, tag) = wanted.first().map(|i| place(i)).unwrap_or_default();
+        let lab = Lab::over(upstream, (&repository, &tag), binaries, links, work).await?;
         let mut cases = Vec::new();
         for image in wanted {
             let before = match image.after.as_deref().and_then(|name| list.find(name)) {
@@ -113,15 +113,20 @@ impl Rig {
     }
 }
 
-const TAG: &str = "v1";
+pub const TAG: &str = "v1";
 
-fn repository(image: &Image) -> String {
-    format!("bench/{}", image.name)
+/// Repository and tag. A next build is in the repository of the one before it, as everywhere.
+fn place(image: &Image) -> (String, String) {
+    match &image.after {
+        None => (format!("bench/{}", image.name), TAG.to_owned()),
+        Some(before) => (format!("bench/{before}"), image.name.clone()),
+    }
 }
 
 async fn subject(lab: &Lab, image: &Image) -> Result<Subject> {
+    let (repository, tag) = place(image);
     Ok(Subject {
-        image: lab.facts(&repository(image), TAG).await?,
+        image: lab.facts(&repository, &tag).await?,
         args: image.command.clone(),
         env: image.env.clone(),
         ready: image.ready.clone(),
@@ -130,6 +135,7 @@ async fn subject(lab: &Lab, image: &Image) -> Result<Subject> {
 }
 
 async fn copy(image: &Image, images: &Path, upstream: &Registry, work: &WorkDir) -> Result<()> {
+    let (repository, tag) = place(image);
     let mut skopeo = Command::new(tools::find("skopeo").unwrap_or_else(|| "skopeo".into()));
     skopeo
         .args([
@@ -140,7 +146,7 @@ async fn copy(image: &Image, images: &Path, upstream: &Registry, work: &WorkDir)
             "--dest-tls-verify=false",
         ])
         .arg(image.source(images))
-        .arg(format!("docker://{}/{}:{TAG}", upstream.address, repository(image)));
+        .arg(format!("docker://{}/{repository}:{tag}", upstream.address));
     command::run(&format!("copy-{}", image.name), skopeo, work).await?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
     collections::HashSet,
     fs,
     io::{self, Read as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -20,14 +20,14 @@ use super::{
     load::{self, Clocks, Machine},
     report::{Failure, ImageFigures, Report, Sample},
     rig::{Case, Rig},
-    rivals,
+    rivals::{self, Rivals},
     timeline::{self, Watch},
     way::Way,
 };
 use crate::playground::{
     PlaygroundError, Result,
     lab::{ImageFacts, Lab, RelayedProxy},
-    measure,
+    measure, mounts,
     node::{Node, Pulls},
     progress::Progress,
     workdir,
@@ -46,6 +46,8 @@ pub struct Plan {
     pub full_read: bool,
     /// Record what happened when.
     pub timelines: bool,
+    /// What `scripts/bench-peers.sh` made, for the ways of others.
+    pub peers: PathBuf,
 }
 
 pub async fn run(rig: &Rig, plan: &Plan, progress: &Progress) -> Result<Report> {
@@ -57,12 +59,21 @@ pub async fn run(rig: &Rig, plan: &Plan, progress: &Progress) -> Result<Report> 
         images: rig.cases.iter().map(figures).collect(),
         ..Report::default()
     };
-    report.absent = rivals::absent(&plan.ways);
+    report.absent = rivals::absent(&plan.ways, &plan.peers);
+    let rivals = match Rivals::start(&rig.lab, &plan.ways, &plan.peers).await {
+        Ok(rivals) => rivals,
+        Err(error) => {
+            let asked = plan.ways.iter().filter(|w| Way::RIVALS.contains(w));
+            report.absent = asked.map(|way| (*way, error.to_string())).collect();
+            None
+        }
+    };
     for round in 1..=plan.rounds {
         for (number, case) in rig.cases.iter().enumerate() {
             let mut one = One {
                 lab: &rig.lab,
                 plan,
+                rivals: rivals.as_ref(),
                 case,
                 round,
                 tag: format!("{round}i{number}w"),
@@ -72,6 +83,7 @@ pub async fn run(rig: &Rig, plan: &Plan, progress: &Progress) -> Result<Report> 
             };
             one.ordinary().await;
             one.cold().await;
+            one.others().await;
             one.clear();
         }
     }
@@ -95,6 +107,7 @@ fn figures(case: &Case) -> ImageFigures {
 struct One<'a> {
     lab: &'a Lab,
     plan: &'a Plan,
+    rivals: Option<&'a Rivals>,
     case: &'a Case,
     round: usize,
     /// Of the names of its nodes and proxies, which become paths of sockets, so it is short.
@@ -132,8 +145,11 @@ impl One<'_> {
     fn clear(&mut self) {
         let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
         for name in made {
-            for dir in [name.clone(), format!("{name}-shim.root"), format!("{name}.data")] {
+            let of = |what: &str| format!("{name}{what}");
+            for dir in [of(""), of("-shim.root"), of("-rival"), of(".data")] {
                 let path = self.lab.work.path().join(dir);
+                // A shim's directory is shared with mount namespaces.
+                mounts::unshare(&path);
                 if path.is_dir()
                     && let Err(error) = workdir::remove(&path)
                 {
@@ -222,6 +238,45 @@ impl One<'_> {
         Ok(())
     }
 
+    /// Other lazy snapshotters; of images that need no other before them.
+    async fn others(&mut self) {
+        let Some(rivals) = self.rivals.filter(|_| self.case.before.is_none()) else {
+            return;
+        };
+        for way in Way::RIVALS {
+            let is_absent = self.report.absent.iter().any(|(absent, _)| *absent == way);
+            if self.wants(&[way]) && !is_absent {
+                let outcome = self.other(rivals, way).await;
+                self.note(way, outcome);
+            }
+        }
+    }
+
+    async fn other(&mut self, rivals: &Rivals, way: Way) -> Result<()> {
+        self.step(way);
+        let subject = rivals.subject(way, &self.case.name, &self.case.subject).await?;
+        let name = self.name(format!("node{}{}", self.tag, way as u8));
+        let node = rivals.node(self.lab, way, &name).await?;
+        let (registry, link) = rivals.source(way);
+        let watch = match self.plan.timelines {
+            true => Some(Watch::begin(&node, vec![(timeline::DIRECT, link.meter())])?),
+            false => None,
+        };
+        let (clocks, load_average) = (Clocks::now(), load::average());
+        let start = measure::start_from(self.lab, &node, None, (registry, link), &subject).await?;
+        let cpu_busy = Clocks::now().busy_since(&clocks);
+        let timeline = watched(watch, &start);
+        let second = subject.run(&node, "second").await?;
+        self.report.samples.push(Sample {
+            second_ms: Some(second.as_secs_f64() * 1000.0),
+            load_average,
+            cpu_busy,
+            timeline,
+            ..Sample::of(&self.case.name, way, self.round, &start)
+        });
+        Ok(())
+    }
+
     async fn cold(&mut self) {
         if !self.wants(&[Way::LazyCold]) {
             return;
@@ -255,25 +310,14 @@ impl One<'_> {
         let (clocks, load_average) = (Clocks::now(), load::average());
         let start = measure::start_of(self.lab, &node, proxy, subject).await?;
         let cpu_busy = Clocks::now().busy_since(&clocks);
-        let took = |ms: f64| Duration::from_secs_f64(ms / 1000.0);
-        let timeline = watch
-            .zip(start.begun)
-            .map(|(watch, begun)| watch.finish(begun, took(start.pull_ms), took(start.ready_ms)));
+        let timeline = watched(watch, &start);
         let second = subject.run(&node, "second").await?;
         let full_read_ms = match self.plan.full_read && matches!(way, Way::MirrorWarm | Way::LazyFirst) {
             true => Some(self.full_read(way, pulls, proxy).await?),
             false => None,
         };
         self.report.samples.push(Sample {
-            image: self.case.name.clone(),
-            way,
-            round: self.round,
-            pull_ms: start.pull_ms,
-            ready_ms: start.ready_ms,
-            total_ms: start.total_ms,
             second_ms: Some(second.as_secs_f64() * 1000.0),
-            node_bytes: start.node_bytes,
-            upstream_bytes: start.upstream_bytes,
             full_read_ms,
             declined: node
                 .shim
@@ -282,6 +326,7 @@ impl One<'_> {
             load_average,
             cpu_busy,
             timeline,
+            ..Sample::of(&self.case.name, way, self.round, &start)
         });
         Ok(node)
     }
@@ -360,6 +405,12 @@ impl One<'_> {
     }
 }
 
+fn watched(watch: Option<Watch>, start: &measure::Start) -> Option<timeline::Timeline> {
+    let took = |ms: f64| Duration::from_secs_f64(ms / 1000.0);
+    let (watch, begun) = watch.zip(start.begun)?;
+    Some(watch.finish(begun, took(start.pull_ms), took(start.ready_ms)))
+}
+
 fn read_all(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -395,7 +446,7 @@ pub async fn converted(lab: &Lab, proxy: &RelayedProxy, image: &ImageFacts) -> R
 }
 
 /// Waits, within bounds, until the server has a profile of the image; one that takes no traces is not waited for.
-async fn profiled(proxy: &RelayedProxy, image: &ImageFacts) {
+pub async fn profiled(proxy: &RelayedProxy, image: &ImageFacts) {
     let route = routes::image(&image.manifest);
     let get = async |path: &str| proxy.proxy.get(path, "application/json").await;
     // A route that is there, for POST alone.

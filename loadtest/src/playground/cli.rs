@@ -95,6 +95,7 @@ async fn work(args: PlaygroundArgs) -> Result<()> {
             ways: Way::ALL.into_iter().filter(|w| !Way::RIVALS.contains(w)).collect(),
             full_read: false,
             timelines: true,
+            peers: std::path::PathBuf::new(),
         };
         let report = coldstart::run(&rig, &plan, &progress).await?;
         progress.step("done");

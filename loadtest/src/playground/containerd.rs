@@ -30,6 +30,8 @@ pub enum Snapshotter {
         /// Whether CRI tells the snapshotter layer digests. Off is containerd's default; the shim then goes by chain ID.
         annotations: bool,
     },
+    /// Another lazy one, by this name and at this socket, told what CRI tells.
+    Other { name: &'static str, socket: PathBuf },
 }
 
 /// What a private containerd is started with.
@@ -48,6 +50,7 @@ impl Snapshotter {
         match self {
             Snapshotter::Overlayfs => "overlayfs",
             Snapshotter::Headstart { .. } => "headstart",
+            Snapshotter::Other { name, .. } => name,
         }
     }
 }

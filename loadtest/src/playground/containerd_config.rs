@@ -41,6 +41,13 @@ impl Config<'_> {
                 );
                 (plugin, *annotations)
             }
+            Snapshotter::Other { name, socket } => {
+                let plugin = format!(
+                    "[proxy_plugins.{name}]\n  type = \"snapshot\"\n  address = {}\n",
+                    quoted(socket)
+                );
+                (plugin, true)
+            }
         };
         format!(
             r#"version = 2
@@ -114,6 +121,13 @@ disabled_plugins = [
   snapshotter = "headstart"
 "#;
                 (plugin, unpack, *annotations)
+            }
+            Snapshotter::Other { name, socket } => {
+                let plugin = format!(
+                    "[proxy_plugins.{name}]\n  type = \"snapshot\"\n  address = {}\n",
+                    quoted(socket)
+                );
+                (plugin, "", true)
             }
         };
         format!(

@@ -39,6 +39,8 @@ pub struct Links {
 /// An image as the upstream has it.
 #[derive(Clone, Debug)]
 pub struct ImageFacts {
+    /// As it is called in references: only a name to those who have a hosts.toml.
+    pub registry: String,
     pub repository: String,
     pub tag: String,
     pub manifest: BlobDigest,
@@ -56,7 +58,7 @@ impl ImageFacts {
 
     /// By which nodes and proxies ask for it.
     pub fn reference(&self) -> String {
-        format!("{REGISTRY_NAME}/{}:{}", self.repository, self.tag)
+        format!("{}/{}:{}", self.registry, self.repository, self.tag)
     }
 
     /// Names the snapshot of the whole image; an image without layers does not get here.
@@ -183,7 +185,7 @@ impl Lab {
 }
 
 /// Reads the image's manifest and config from the upstream.
-async fn image_facts(upstream: &Registry, repository: &str, tag: &str) -> Result<ImageFacts> {
+pub async fn image_facts(upstream: &Registry, repository: &str, tag: &str) -> Result<ImageFacts> {
     #[derive(serde::Deserialize)]
     struct Descriptor {
         digest: BlobDigest,
@@ -214,6 +216,7 @@ async fn image_facts(upstream: &Registry, repository: &str, tag: &str) -> Result
         return Err(PlaygroundError::unexpected(format!("read {repository}:{tag}"), why));
     }
     Ok(ImageFacts {
+        registry: REGISTRY_NAME.to_owned(),
         repository: repository.to_owned(),
         tag: tag.to_owned(),
         manifest: BlobDigest::of(&body),

@@ -22,7 +22,9 @@ use super::{
     node::Node,
     ready::Ready,
     recipe,
+    registry::Registry,
 };
+use crate::relay::Relay;
 
 /// Longest the demo container may take; a busy two-core machine needs seconds.
 const DEMO_TIMEOUT: Duration = Duration::from_secs(120);
@@ -107,6 +109,10 @@ const WARMED_BYTES_MAX: u64 = 4 << 30;
 /// Drops the page cache and reads again what other machines would have in theirs (the upstream's blobs, the proxy's store),
 /// and the tools, which a node that runs containers has.
 pub fn only_the_node_is_cold(lab: &Lab, proxy: Option<&RelayedProxy>, image: &ImageFacts) -> bool {
+    only_cold(&lab.upstream, proxy, image)
+}
+
+fn only_cold(upstream: &Registry, proxy: Option<&RelayedProxy>, image: &ImageFacts) -> bool {
     if !drop_page_cache() {
         return false;
     }
@@ -115,7 +121,7 @@ pub fn only_the_node_is_cold(lab: &Lab, proxy: Option<&RelayedProxy>, image: &Im
         read_below(&tool, &mut left);
     }
     for (digest, _) in &image.layers {
-        read_below(&lab.upstream.blob(digest), &mut left);
+        read_below(&upstream.blob(digest), &mut left);
     }
     if let Some(p) = proxy {
         read_below(p.proxy.data_dir(), &mut left);
@@ -146,8 +152,8 @@ struct Wires {
     blobs: u64,
 }
 
-async fn wires(lab: &Lab, proxy: Option<&RelayedProxy>) -> Result<Wires> {
-    let direct = lab.direct_link.traffic().down_bytes;
+async fn wires(lab: &Lab, direct: &Relay, proxy: Option<&RelayedProxy>) -> Result<Wires> {
+    let direct = direct.traffic().down_bytes;
     let upstream = lab.proxy_link.traffic().down_bytes;
     let Some(p) = proxy else {
         return Ok(Wires {
@@ -174,18 +180,29 @@ pub async fn start(lab: &Lab, node: &Node, proxy: Option<&RelayedProxy>) -> Resu
 
 /// The same, of any image.
 pub async fn start_of(lab: &Lab, node: &Node, proxy: Option<&RelayedProxy>, subject: &Subject) -> Result<Start> {
-    let before = wires(lab, proxy).await?;
-    only_the_node_is_cold(lab, proxy, &subject.image);
+    start_from(lab, node, proxy, (&lab.upstream, &lab.direct_link), subject).await
+}
+
+/// The same, of an image in a registry that the node asks through a link of its own.
+pub async fn start_from(
+    lab: &Lab,
+    node: &Node,
+    proxy: Option<&RelayedProxy>,
+    (registry, direct_link): (&Registry, &Relay),
+    subject: &Subject,
+) -> Result<Start> {
+    let before = wires(lab, direct_link, proxy).await?;
+    only_cold(registry, proxy, &subject.image);
     let begun = Instant::now();
     node.pull_image(&subject.image.reference()).await?;
     let pull = begun.elapsed();
     let ready = subject.run(node, "first").await?;
     let total = pull + ready;
-    let at_node = wires(lab, proxy).await?;
+    let at_node = wires(lab, direct_link, proxy).await?;
     if let Some(p) = proxy {
         settle_image(p, &subject.image).await?;
     }
-    let after = wires(lab, proxy).await?;
+    let after = wires(lab, direct_link, proxy).await?;
 
     let direct = after.direct - before.direct;
     let layers = match proxy {

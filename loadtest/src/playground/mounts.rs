@@ -39,6 +39,12 @@ pub fn share(dir: &Path) -> std::io::Result<()> {
     Ok(mount_change(dir, MountPropagationFlags::SHARED)?)
 }
 
+/// Undoes [`share`], if that was done, and what is mounted below.
+pub fn unshare(dir: &Path) {
+    unmount_below(dir);
+    let _ = unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+}
+
 /// Mount points strictly below `dir`, in the order they were mounted.
 pub fn below(dir: &Path) -> Vec<PathBuf> {
     let info = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

@@ -15,6 +15,7 @@ use headstart_layer_format::ChainId;
 use super::{
     Result, command,
     containerd::{Containerd, Snapshotter},
+    process::Process,
     recipe,
     shim::Shim,
     workdir::WorkDir,
@@ -26,6 +27,19 @@ pub const REGISTRY_NAME: &str = "demo.test";
 
 /// Key of the snapshot behind a mounted view; one a node at a time.
 const VIEW_KEY: &str = "headstart-view";
+
+/// Another lazy snapshotter as a node has it.
+#[derive(Debug)]
+pub struct Rival {
+    pub name: &'static str,
+    pub daemon: Process,
+    /// Where it listens once it is ready.
+    pub socket: PathBuf,
+    /// A program that pulls instead of CRI, and the certificate that it believes: `PROGRAM image rpull REFERENCE`.
+    pub puller: Option<(PathBuf, PathBuf)>,
+}
+
+const RIVAL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How the node gets images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +61,8 @@ pub enum Pulls {
 pub struct Node {
     pub containerd: Containerd,
     pub shim: Option<Shim>,
+    /// Another lazy snapshotter.
+    rival: Option<Rival>,
     snapshotter: &'static str,
     work: WorkDir,
     name: String,
@@ -108,10 +124,44 @@ impl Node {
         Ok(Node {
             containerd,
             shim,
+            rival: None,
             snapshotter,
             work,
             name,
         })
+    }
+
+    /// With another lazy snapshotter.
+    pub async fn start_rival(work: &WorkDir, name: &str, mut rival: Rival, hosts_toml: &str) -> Result<Node> {
+        let (snapshotter, socket) = (rival.name, rival.socket.clone());
+        let listens = || {
+            let probe = socket.clone();
+            async move { tokio::net::UnixStream::connect(probe).await.is_ok() }
+        };
+        rival.daemon.until_ready(RIVAL_TIMEOUT, listens).await?;
+        let hosts_dir = work.dir(format!("{name}.certs.d/_default"))?;
+        work.write(format!("{name}.certs.d/_default/hosts.toml"), hosts_toml)?;
+        let hosts_dir = hosts_dir.parent().unwrap_or(&hosts_dir).to_owned();
+        let other = Snapshotter::Other {
+            name: snapshotter,
+            socket,
+        };
+        let containerd = Containerd::start(work, name, &other, &hosts_dir).await?;
+        Ok(Node {
+            containerd,
+            shim: None,
+            rival: Some(rival),
+            snapshotter,
+            work: work.clone(),
+            name: name.to_owned(),
+        })
+    }
+
+    /// What the rival's daemon has said.
+    pub fn rival_log(&self) -> String {
+        let log = self.rival.as_ref().map(|rival| rival.daemon.log());
+        log.and_then(|log| std::fs::read_to_string(log).ok())
+            .unwrap_or_default()
     }
 
     pub fn snapshotter(&self) -> &'static str {
@@ -142,6 +192,14 @@ impl Node {
     }
 
     pub async fn pull_image(&self, reference: &str) -> Result<String> {
+        if let Some((program, certificate)) = self.rival.as_ref().and_then(|rival| rival.puller.as_ref()) {
+            let mut puller = Command::new(program);
+            puller.arg("--address").arg(&self.containerd.socket);
+            puller.args(["--namespace", "k8s.io", "image", "rpull", reference]);
+            puller.env("SSL_CERT_FILE", certificate);
+            let output = command::run(&format!("{}-rpull", self.name), puller, &self.work).await?;
+            return Ok(String::from_utf8_lossy(&output).into_owned());
+        }
         Ok(self.containerd.cri.pull(reference).await?)
     }
 

@@ -28,15 +28,32 @@ pub struct Registry {
 
 impl Registry {
     pub async fn start(work: &WorkDir, name: &str, storage: &Path, read_only: bool) -> Result<Registry> {
+        Registry::start_with(work, name, storage, read_only, None).await
+    }
+
+    /// `tls`: certificate and key.
+    pub async fn start_with(
+        work: &WorkDir,
+        name: &str,
+        storage: &Path,
+        read_only: bool,
+        tls: Option<(&Path, &Path)>,
+    ) -> Result<Registry> {
         let address = ports::free()?;
+        // JSON strings are YAML strings.
+        let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy().into_owned());
+        let tls = tls.map(|(certificate, key)| {
+            let (certificate, key) = (quoted(certificate), quoted(key));
+            format!(", tls: {{certificate: {certificate}, key: {key}}}")
+        });
         let config = format!(
             "version: 0.1\n\
              log: {{level: warn, accesslog: {{disabled: true}}}}\n\
              storage:\n  filesystem: {{rootdirectory: {storage}}}\n  cache: {{blobdescriptor: inmemory}}\n  \
              maintenance: {{readonly: {{enabled: {read_only}}}, uploadpurging: {{enabled: false}}}}\n\
-             http: {{addr: '{address}'}}\n",
-            // JSON strings are YAML strings.
-            storage = serde_json::Value::from(storage.to_string_lossy().into_owned()),
+             http: {{addr: '{address}'{more}}}\n",
+            storage = quoted(storage),
+            more = tls.as_deref().unwrap_or_default(),
         );
         let config = work.write(format!("{name}.yml"), &config)?;
         let mut command = Command::new(tools::find("docker-registry").unwrap_or_else(|| "docker-registry".into()));
@@ -47,7 +64,12 @@ impl Registry {
         command.arg("serve").arg(config);
         let mut process = Process::spawn(name, command, work, false)?;
         process
-            .until_ready(START_TIMEOUT, || async { answers(address, "/v2/").await })
+            .until_ready(START_TIMEOUT, || async {
+                match tls {
+                    None => answers(address, "/v2/").await,
+                    Some(_) => tokio::net::TcpStream::connect(address).await.is_ok(),
+                }
+            })
             .await?;
         Ok(Registry {
             process,

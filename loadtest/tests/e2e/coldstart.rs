@@ -24,6 +24,7 @@ fn starts_are_compared_over_a_link_and_a_crowd_costs_the_upstream_one_pull() {
             ways: vec![Way::MirrorWarm, Way::Local, Way::LazySecond, Way::Nydus],
             full_read: false,
             timelines: true,
+            peers: std::path::PathBuf::new(),
         };
         let report = coldstart::run(&rig, &plan, &Progress::silent()).await.unwrap();
         assert!(report.errors.is_empty(), "{:#?}", report.errors);
