@@ -238,7 +238,7 @@ mod tests {
         assert!(why(Way::Stargz).contains("stargz-daemon not in"));
         std::fs::write(bin.join("stargz-daemon"), "").unwrap();
         assert_eq!(why(Way::Stargz), "");
-        assert!(why(Way::Soci).contains("soci-snapshotter-grpc not in"));
+        assert!(why(Way::Soci).contains("soci-snapshotter-grpc, soci not in"));
         assert_eq!(absent(&[Way::Local, Way::Nydus, Way::Stargz], dir.path()).len(), 1);
     }
 }
