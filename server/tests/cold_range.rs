@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, future::join_all};
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
-use support::{REPOSITORY, Server, UPSTREAM, config, error_of, is_cut, noise};
+use support::{REPOSITORY, Server, UPSTREAM, answer, config, error_of, is_cut, noise};
 
 const MIB: usize = 1 << 20;
 const UNIT: u64 = headstart_server::store::units::UNIT;
@@ -44,11 +44,11 @@ impl Mirror {
 
     /// Status, `Content-Range`, and the body or why it broke off.
     async fn range(&self, digest: &BlobDigest, range: &str) -> (u16, String, Result<Vec<u8>, reqwest::Error>) {
-        let response = self.ask(digest, range).await;
-        let content_range = response.headers().get("content-range");
+        let request = self.server.http.get(self.server.blob_url(digest));
+        let (status, head, body) = soon(answer(request.header("range", range))).await;
+        let content_range = head.get("content-range");
         let content_range = content_range.map_or("", |v| v.to_str().unwrap()).to_owned();
-        let status = response.status().as_u16();
-        (status, content_range, soon(response.bytes()).await.map(|b| b.to_vec()))
+        (status, content_range, body.map(|b| b.to_vec()))
     }
 
     async fn whole(&self, digest: &BlobDigest) -> (u16, Result<bytes::Bytes, reqwest::Error>) {

@@ -111,13 +111,27 @@ impl Server {
 
     /// Status, and the body or why it broke off.
     pub async fn fetch(&self, url: &str) -> (u16, Result<Bytes, reqwest::Error>) {
-        let response = self.get(url).await;
-        (response.status().as_u16(), response.bytes().await)
+        let (status, _, body) = answer(self.http.get(url)).await;
+        (status, body)
     }
 
     /// Status and the code of the OCI error.
     pub async fn error(&self, url: &str) -> (u16, String) {
         error_of(self.get(url).await).await
+    }
+}
+
+/// Status, head, and the body or why it broke off; status 0 when the connection did before the head was out.
+pub async fn answer(request: reqwest::RequestBuilder) -> (u16, http::HeaderMap, Result<Bytes, reqwest::Error>) {
+    match request.send().await {
+        Ok(response) => {
+            let (status, head) = (response.status().as_u16(), response.headers().clone());
+            (status, head, response.bytes().await)
+        }
+        Err(error) => {
+            assert!(!error.is_connect() && !error.is_timeout(), "{error:?}");
+            (0, http::HeaderMap::new(), Err(error))
+        }
     }
 }
 
