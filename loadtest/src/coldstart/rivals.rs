@@ -20,7 +20,7 @@ use crate::{
         lab::{self, Lab},
         measure::Subject,
         node::{Node, Rival},
-        process::Process,
+        process::{Process, without_proxies},
         registry::Registry,
     },
     relay::{Relay, Wire},
@@ -197,16 +197,7 @@ impl Rivals {
                 )
             }
         };
-        for variable in [
-            "http_proxy",
-            "HTTP_PROXY",
-            "https_proxy",
-            "HTTPS_PROXY",
-            "all_proxy",
-            "ALL_PROXY",
-        ] {
-            command.env_remove(variable);
-        }
+        without_proxies(&mut command);
         let daemon = Process::spawn(&format!("{name}-rival"), command, &lab.work, false)?;
         // CRI does not tell it how long layers are, and without that it tries for many seconds.
         let puller = (way == Way::Soci).then(|| {

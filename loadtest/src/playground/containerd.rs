@@ -12,8 +12,14 @@ use std::{
 };
 
 use super::{
-    Result, containerd_config::Config, debian_tree::DebianTree, gzip_tools::GzipTools, leftovers, process::Process,
-    tools, workdir::WorkDir,
+    Result,
+    containerd_config::Config,
+    debian_tree::DebianTree,
+    gzip_tools::GzipTools,
+    leftovers,
+    process::{Process, without_proxies},
+    tools,
+    workdir::WorkDir,
 };
 use crate::cri::Cri;
 
@@ -144,17 +150,7 @@ impl Containerd {
             Release::MachineWithPigz(tools) => command.env_remove("CONTAINERD_DISABLE_PIGZ").env("PATH", tools.path()),
             _ => command.env("CONTAINERD_DISABLE_PIGZ", "1"),
         };
-        // Registry traffic is loopback: an HTTP proxy of the machine must not see it.
-        for variable in [
-            "http_proxy",
-            "HTTP_PROXY",
-            "https_proxy",
-            "HTTPS_PROXY",
-            "all_proxy",
-            "ALL_PROXY",
-        ] {
-            command.env_remove(variable);
-        }
+        without_proxies(&mut command);
         let mut process = Process::spawn(name, command, work, false)?;
         let probe = socket.clone();
         process

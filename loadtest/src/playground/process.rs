@@ -185,3 +185,17 @@ pub fn tail(log: &Path) -> String {
     };
     read().unwrap_or_else(|e| format!("(no log: {e})"))
 }
+
+/// Registry traffic is loopback: an HTTP proxy of the machine must not see it.
+pub fn without_proxies(command: &mut Command) {
+    for variable in [
+        "http_proxy",
+        "HTTP_PROXY",
+        "https_proxy",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ] {
+        command.env_remove(variable);
+    }
+}
