@@ -51,7 +51,7 @@ pub struct CacheDir {
     path: PathBuf,
     slots: Slots,
     room: Arc<Room>,
-    _lock: File,
+    lock: File,
 }
 
 impl CacheDir {
@@ -93,7 +93,7 @@ impl CacheDir {
             path: path.to_owned(),
             slots: Slots::open(path, used_max),
             room,
-            _lock: lock,
+            lock,
         };
         Ok((cache, layers))
     }
@@ -170,6 +170,15 @@ impl CacheDir {
     }
 }
 
+/// A child on its way to exec(2) has this file open too, and would keep the lock for as long: closing alone is too little.
+impl Drop for CacheDir {
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "cache-still-locked");
+        }
+    }
+}
+
 fn load(dir: &Path, room: &Arc<Room>) -> Option<StoredLayer> {
     let meta = Meta::load(dir)?;
     if dir.file_name()?.to_str()? != meta.layer.hex() {
@@ -190,4 +199,27 @@ fn load(dir: &Path, room: &Arc<Room>) -> Option<StoredLayer> {
         file: Arc::new(file),
         sources: sources::load(dir),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_directory_is_free_whoever_still_has_its_lock_file_open() {
+        let root = tempfile::tempdir().unwrap();
+        let open = || CacheDir::open(root.path(), &LazyConfig::default(), &Arc::default()).map(|(cache, _)| cache);
+        let first = open().unwrap();
+        assert!(matches!(open(), Err(CacheError::InUse(_))));
+        // What fork(2) gives a child.
+        let inherited = first.lock.try_clone().unwrap();
+        drop(first);
+        let second = open().unwrap();
+        drop(inherited);
+        assert!(
+            matches!(open(), Err(CacheError::InUse(_))),
+            "the lock is the second's now"
+        );
+        drop(second);
+    }
 }
