@@ -12,6 +12,7 @@ packages=(
     nginx-light             # what the mirror is measured against (scripts/bench-mirror.sh)
     debootstrap             # the demo image's base layer
     fuse3 attr              # fusermount3 as a fallback; getfattr for people
+    systemd                 # as a service manager in namespaces of its own; it does not become the init of this machine
     erofs-utils             # a second opinion on the EROFS images that we write
     python3 python3-pip     # the demo image's application layer
     gcc libc6-dev make      # crates with C inside (zstd, TLS)

@@ -5,23 +5,24 @@
 //! without FUSE still gets an ordinary snapshotter.
 //! Not here: the process around it (`main.rs`): tests run this in-process.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::dir_lock::DirLock;
 use crate::fetch::servers::{FetchError, Servers};
 use crate::layers::NodeLayers;
 use crate::observe;
 use crate::presentation;
+use crate::process_id;
 use crate::proto::snapshots::snapshots_server::SnapshotsServer;
 use crate::snapshotter::engine::Engine;
 use crate::snapshotter::error::SnapshotError;
@@ -114,7 +115,7 @@ async fn serve_then<B: LazyLayers>(
     ready: impl FnOnce(),
 ) -> Result<InUse, AppError> {
     // First, so that whoever connects while snapshots are loaded waits instead of failing.
-    let listener = bind(&config.socket)?;
+    let listener = bind(&config.socket).await?;
     let engine = Arc::new(Engine::open(&config.root_dir, &config.snapshotter, backend).await?);
     observe::start(config, engine.clone(), stop.clone());
     tracing::info!(socket = %config.socket.display(), "ready");
@@ -142,23 +143,20 @@ async fn serve_then<B: LazyLayers>(
 }
 
 /// Two shims on one root would each lose what the other writes.
-fn lock_root(root: &Path) -> Result<File, AppError> {
+fn lock_root(root: &Path) -> Result<DirLock, AppError> {
     make_dir(root)?;
-    let path = root.join("lock");
-    let file = File::create(&path).map_err(failed("create", &path))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(AppError::InUse(root.to_owned())),
-        Err(errno) => Err(failed("lock", &path)(errno.into())),
-    }
+    let lock = DirLock::take(root).map_err(failed("lock", root))?;
+    lock.ok_or_else(|| AppError::InUse(root.to_owned()))
 }
 
 /// Listens on `socket`, in place of one that a killed shim left.
-fn bind(socket: &Path) -> Result<UnixListener, AppError> {
+async fn bind(socket: &Path) -> Result<UnixListener, AppError> {
     if let Some(dir) = socket.parent() {
         make_dir(dir)?;
     }
-    if UnixStream::connect(socket).is_ok() {
+    if let Ok(other) = UnixStream::connect(socket).await
+        && !listener_is_gone(&other)
+    {
         return Err(AppError::InUse(socket.to_owned()));
     }
     match fs::remove_file(socket) {
@@ -169,6 +167,13 @@ fn bind(socket: &Path) -> Result<UnixListener, AppError> {
     // Whoever may connect may mount: root alone.
     fs::set_permissions(socket, Permissions::from_mode(0o600)).map_err(failed("protect", socket))?;
     Ok(listener)
+}
+
+/// A killed shim whose last thread waits for us listens as long as that.
+fn listener_is_gone(connection: &UnixStream) -> bool {
+    let pid = connection.peer_cred().ok().and_then(|peer| peer.pid());
+    // Zero is a process that this PID namespace cannot see.
+    pid.is_some_and(|pid| pid > 0 && process_id::has_ended(pid.unsigned_abs()))
 }
 
 fn make_dir(dir: &Path) -> Result<(), AppError> {

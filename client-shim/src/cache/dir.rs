@@ -6,7 +6,6 @@
 //! flush: a pull does not wait for the disk, and power loss before that costs a layer that has next to nothing yet.
 //! Not here: who uses a layer (`layers.rs`), and how it is shown (`presentation`).
 
-use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use super::sources;
 use crate::cache::LazyConfig;
 use crate::contents::Contents;
 use crate::counters::Counters;
+use crate::dir_lock::DirLock;
 use crate::fetch::original::{BlobSource, Sources};
 
 /// Prefix of directories on their way out.
@@ -51,7 +51,7 @@ pub struct CacheDir {
     path: PathBuf,
     slots: Slots,
     room: Arc<Room>,
-    lock: File,
+    _lock: DirLock,
 }
 
 impl CacheDir {
@@ -66,12 +66,9 @@ impl CacheDir {
             source,
         };
         std::fs::create_dir_all(path).map_err(io)?;
-        let lock = File::create(path.join("lock")).map_err(io)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(CacheError::InUse(path.to_owned())),
-            Err(TryLockError::Error(e)) => return Err(io(e)),
-        }
+        let Some(lock) = DirLock::take(path).map_err(io)? else {
+            return Err(CacheError::InUse(path.to_owned()));
+        };
         let room = Room::new(path, config, Arc::clone(counters));
         let mut layers = Vec::new();
         for entry in std::fs::read_dir(path).map_err(io)? {
@@ -93,7 +90,7 @@ impl CacheDir {
             path: path.to_owned(),
             slots: Slots::open(path, used_max),
             room,
-            lock,
+            _lock: lock,
         };
         Ok((cache, layers))
     }
@@ -170,15 +167,6 @@ impl CacheDir {
     }
 }
 
-/// A child on its way to exec(2) has this file open too, and would keep the lock for as long: closing alone is too little.
-impl Drop for CacheDir {
-    fn drop(&mut self) {
-        if let Err(error) = self.lock.unlock() {
-            tracing::warn!(%error, "cache-still-locked");
-        }
-    }
-}
-
 fn load(dir: &Path, room: &Arc<Room>) -> Option<StoredLayer> {
     let meta = Meta::load(dir)?;
     if dir.file_name()?.to_str()? != meta.layer.hex() {
@@ -199,27 +187,4 @@ fn load(dir: &Path, room: &Arc<Room>) -> Option<StoredLayer> {
         file: Arc::new(file),
         sources: sources::load(dir),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_closed_directory_is_free_whoever_still_has_its_lock_file_open() {
-        let root = tempfile::tempdir().unwrap();
-        let open = || CacheDir::open(root.path(), &LazyConfig::default(), &Arc::default()).map(|(cache, _)| cache);
-        let first = open().unwrap();
-        assert!(matches!(open(), Err(CacheError::InUse(_))));
-        // What fork(2) gives a child.
-        let inherited = first.lock.try_clone().unwrap();
-        drop(first);
-        let second = open().unwrap();
-        drop(inherited);
-        assert!(
-            matches!(open(), Err(CacheError::InUse(_))),
-            "the lock is the second's now"
-        );
-        drop(second);
-    }
 }

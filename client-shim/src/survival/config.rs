@@ -8,7 +8,8 @@ use serde::Deserialize;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeepWith {
-    /// systemd if it started us (its unit must have a file descriptor store), else a holder process.
+    /// systemd if it started us and keeps descriptors while we are stopped, too (254 and later, with our unit), else a holder
+    /// process.
     #[default]
     Auto,
     Systemd,

@@ -19,7 +19,7 @@
 //! also ends when what it keeps serves no mount any more, or when it was given nothing in [`IDLE`], and nobody is connected.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -109,8 +109,27 @@ fn run(listener: &OwnedFd) -> io::Result<()> {
 
 /// The socket's mode says the same; this also holds if somebody gave it another.
 fn is_ours(connection: &OwnedFd) -> bool {
-    let peer = rustix::net::sockopt::socket_peercred(connection);
-    peer.is_ok_and(|peer| peer.uid == rustix::process::geteuid())
+    peer_uid(connection).is_ok_and(|uid| uid == rustix::process::geteuid().as_raw())
+}
+
+/// By hand: the number of a peer that this PID namespace cannot see is zero, which rustix's type has no room for.
+fn peer_uid(connection: &OwnedFd) -> io::Result<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of_val(&peer) as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the place has the length that is told.
+    let answer = unsafe {
+        libc::getsockopt(
+            connection.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &mut len,
+        )
+    };
+    match answer {
+        0 => Ok(peer.uid),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 enum Next {

@@ -32,6 +32,8 @@ pub struct Keeper(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     by: By,
+    /// Who would keep under other circumstances, and may have what a predecessor left: another setting, another systemd.
+    formerly: By,
     /// For a holder that must be given it anew.
     kept: Mutex<Option<Kept>>,
 }
@@ -43,25 +45,64 @@ enum By {
     Holder(Mutex<HolderClient>),
 }
 
+impl By {
+    fn take(&self) -> Option<Kept> {
+        match self {
+            Self::Nobody => None,
+            Self::ServiceManager(manager) => manager.take(),
+            Self::Holder(holder) => match lock(holder).take() {
+                Ok(kept) => kept,
+                Err(error) => {
+                    tracing::warn!(%error, "holder-not-asked");
+                    None
+                }
+            },
+        }
+    }
+
+    fn keep(&self, kept: &Kept) -> io::Result<()> {
+        match self {
+            Self::Nobody => Ok(()),
+            Self::ServiceManager(manager) => manager.keep(kept),
+            Self::Holder(holder) => lock(holder).keep(kept),
+        }
+    }
+
+    fn forget(&self) {
+        let done = match self {
+            Self::Nobody => Ok(()),
+            Self::ServiceManager(manager) => manager.forget(),
+            Self::Holder(holder) => lock(holder).quit(),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "keeper-not-told-to-forget");
+        }
+    }
+}
+
 impl Keeper {
     pub fn nobody() -> Self {
-        Self::by(By::Nobody)
+        Self::by(By::Nobody, By::Nobody)
     }
 
     /// `root`: the node's directory, whose lock the caller holds.
     pub fn new(with: KeepWith, root: &Path, manager: Option<&Arc<ServiceManager>>) -> Result<Self, KeepError> {
-        let holder = || By::Holder(Mutex::new(HolderClient::new(root)));
-        Ok(Self::by(match (with, manager) {
-            (KeepWith::Nobody, _) => By::Nobody,
-            (KeepWith::Systemd | KeepWith::Auto, Some(manager)) => By::ServiceManager(Arc::clone(manager)),
+        let holder = By::Holder(Mutex::new(HolderClient::new(root)));
+        let manager = manager.map(|m| (m.keeps_while_stopped(), By::ServiceManager(Arc::clone(m))));
+        let (by, formerly) = match (with, manager) {
+            (KeepWith::Nobody, _) => (By::Nobody, By::Nobody),
+            (KeepWith::Systemd, Some((_, manager))) | (KeepWith::Auto, Some((true, manager))) => (manager, holder),
             (KeepWith::Systemd, None) => return Err(KeepError::NoServiceManager),
-            (KeepWith::Holder, _) | (KeepWith::Auto, None) => holder(),
-        }))
+            (KeepWith::Holder | KeepWith::Auto, Some((_, manager))) => (holder, manager),
+            (KeepWith::Holder | KeepWith::Auto, None) => (holder, By::Nobody),
+        };
+        Ok(Self::by(by, formerly))
     }
 
-    fn by(by: By) -> Self {
+    fn by(by: By, formerly: By) -> Self {
         Self(Arc::new(Inner {
             by,
+            formerly,
             kept: Mutex::default(),
         }))
     }
@@ -73,17 +114,18 @@ impl Keeper {
 
     /// What a predecessor left.
     pub fn take(&self) -> Option<Kept> {
-        match &self.0.by {
-            By::Nobody => None,
-            By::ServiceManager(manager) => manager.take(),
-            By::Holder(holder) => match lock(holder).take() {
-                Ok(kept) => kept,
-                Err(error) => {
-                    tracing::warn!(%error, "holder-not-asked");
-                    None
-                }
-            },
+        if let Some(kept) = self.0.by.take() {
+            return Some(kept);
         }
+        let kept = self.0.formerly.take()?;
+        match self.0.by.keep(&kept) {
+            Ok(()) => {
+                tracing::info!("mount-kept-by-another-keeper");
+                self.0.formerly.forget();
+            }
+            Err(error) => tracing::error!(%error, "mount-not-kept: containers will not survive a restart"),
+        }
+        Some(kept)
     }
 
     /// A mount was taken over: the keeper has it already.
@@ -102,24 +144,15 @@ impl Keeper {
     }
 
     fn give(&self, kept: &Kept) -> io::Result<()> {
-        match &self.0.by {
-            By::Nobody => Ok(()),
-            By::ServiceManager(manager) => manager.keep(kept),
-            By::Holder(holder) => lock(holder).keep(kept),
-        }
+        self.0.by.keep(kept)
     }
 
     /// There is nothing to keep any more.
     pub fn forget(&self) {
         lock(&self.0.kept).take();
-        let done = match &self.0.by {
-            By::Nobody => Ok(()),
-            By::ServiceManager(manager) => manager.forget(),
-            By::Holder(holder) => lock(holder).quit(),
-        };
-        if let Err(error) = done {
-            tracing::warn!(%error, "keeper-not-told-to-forget");
-        }
+        self.0.by.forget();
+        // A predecessor may have been killed between giving to the one and taking from the other.
+        self.0.formerly.forget();
     }
 
     /// Notices the end of a holder, and starts another.

@@ -35,6 +35,9 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// Descriptors.
+    const COUNT: u64 = 2;
+
     /// Whichever order they come in: one is a device, the other a file. `None` for anything else.
     fn of(fds: Vec<OwnedFd>) -> Option<Self> {
         let (mut device, mut table) = (None, None);

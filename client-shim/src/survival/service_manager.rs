@@ -26,6 +26,7 @@ pub struct ServiceManager {
     socket: OwnedFd,
     address: SocketAddrUnix,
     watchdog: Option<Duration>,
+    keeps_while_stopped: bool,
     /// What it gave us at the start.
     given: Mutex<Vec<OwnedFd>>,
 }
@@ -55,8 +56,15 @@ impl ServiceManager {
             watchdog: number("WATCHDOG_USEC")
                 .filter(|_| std::env::var_os("WATCHDOG_PID").is_none() || is_for_us("WATCHDOG_PID"))
                 .map(Duration::from_micros),
+            // Said by systemd from 254 on, as is FileDescriptorStorePreserve=, which our unit has.
+            keeps_while_stopped: number("FDSTORE").is_some_and(|max| max >= Kept::COUNT),
             given: Mutex::new(given),
         })
+    }
+
+    /// Whether its store outlives a stop, and not only a restart.
+    pub(super) fn keeps_while_stopped(&self) -> bool {
+        self.keeps_while_stopped
     }
 
     /// Mounts are back, and calls are answered.

@@ -1,7 +1,7 @@
 //! The shim as a process that is killed, stopped, upgraded and cut off, with somebody reading all the while. Needs root,
 //! /dev/fuse and overlayfs.
 //!
-//! In: the program, a server that can go away, an emulated service manager. Out: every byte right, nobody left waiting.
+//! In: the program, a server that can go away, a service manager, emulated or systemd itself. Out: every byte right, nobody left waiting.
 //! Not here: real containers (`loadtest/tests/e2e/survival.rs`).
 
 #[allow(dead_code, reason = "shared with the tests of the lazy half, which use more of it")]
@@ -22,6 +22,8 @@ mod manager;
 mod network;
 mod node;
 mod readers;
+mod service;
+mod systemd;
 mod takeover;
 
 pub use layer::TestLayer;

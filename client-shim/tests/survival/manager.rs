@@ -44,6 +44,7 @@ impl Manager {
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         vec![
             ("NOTIFY_SOCKET", self.socket.display().to_string()),
+            ("FDSTORE", "8".to_owned()),
             ("WATCHDOG_USEC", WATCHDOG.as_micros().to_string()),
         ]
     }

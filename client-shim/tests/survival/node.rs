@@ -23,7 +23,7 @@ use crate::network::Network;
 use crate::server::FakeServer;
 use crate::support::{Client, code};
 
-const SHIM: &str = env!("CARGO_BIN_EXE_headstart-shim");
+pub const SHIM: &str = env!("CARGO_BIN_EXE_headstart-shim");
 /// No machine needs as long.
 pub const LONG: Duration = Duration::from_secs(120);
 
@@ -131,9 +131,8 @@ impl Node {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    /// Starts a shim; does not wait for it.
-    pub fn spawn(&mut self) {
-        assert!(self.shim.is_none());
+    /// Writes the shim's configuration.
+    pub fn configure(&self) -> PathBuf {
         let Kind {
             presentation,
             resend,
@@ -153,6 +152,13 @@ impl Node {
         );
         let path = self.dir.path().join("shim.toml");
         fs::write(&path, config).unwrap();
+        path
+    }
+
+    /// Starts a shim; does not wait for it.
+    pub fn spawn(&mut self) {
+        assert!(self.shim.is_none());
+        let path = self.configure();
         let log = fs::OpenOptions::new()
             .append(true)
             .create(true)
@@ -212,7 +218,8 @@ impl Node {
             if matches!(answer, Ok(Ok(_))) {
                 return;
             }
-            let ended = self.shim.as_mut().unwrap().try_wait().unwrap();
+            // Of a real service manager's it is not ours to know.
+            let ended = self.shim.as_mut().and_then(|shim| shim.try_wait().unwrap());
             assert!(ended.is_none(), "the shim ended: {}", self.log());
             assert!(Instant::now() < until, "not up: {}", self.log());
             std::thread::sleep(Duration::from_millis(5));
@@ -234,11 +241,15 @@ impl Node {
         shim.wait().unwrap();
     }
 
-    /// SIGTERM, and the end it leads to.
-    pub fn stop(&mut self) {
-        // Connections of clients that are gone end when the runtime runs; a stop would wait for them.
+    /// Connections of clients that are gone end when the runtime runs; a stop would wait for them.
+    pub fn hang_up(&self) {
         self.runtime
             .block_on(async { tokio::time::sleep(Duration::from_millis(20)).await });
+    }
+
+    /// SIGTERM, and the end it leads to.
+    pub fn stop(&mut self) {
+        self.hang_up();
         kill_process(self.pid(), Signal::TERM).unwrap();
         let mut shim = self.shim.take().unwrap();
         assert!(shim.wait().unwrap().success(), "{}", self.log());
@@ -346,7 +357,7 @@ impl Node {
     }
 
     pub fn mounts_below(&self) -> Vec<String> {
-        let root = self.root().canonicalize().unwrap();
+        let root = self.root().canonicalize().unwrap_or(self.root());
         let root = format!("{}/", root.display());
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let points = table.lines().filter_map(|l| l.split(' ').nth(4));

@@ -229,6 +229,55 @@ fn a_service_manager_keeps_mounts_and_is_told() {
     }
 }
 
+/// Another systemd, another setting: what the former keeper has goes to the new one, with somebody reading.
+#[test]
+fn the_keeper_may_be_another_at_each_start() {
+    let kind = Kind {
+        keep_with: "auto",
+        ..Kind::EROFS
+    };
+    let mut node = Node::new(kind);
+    let manager = Manager::start(node.dir.path());
+    // Its store ends with a stop, or it has none.
+    let old: Vec<_> = manager
+        .environment()
+        .into_iter()
+        .filter(|(name, _)| *name != "FDSTORE")
+        .collect();
+    node.environment = old.clone();
+    node.start();
+    node.run_container();
+    assert!(node.has_holder());
+    assert!(manager.stored().is_empty());
+    let readers = Readers::start(4, node.files());
+    readers.until_all_go_on();
+
+    node.kill();
+    node.environment = manager.environment();
+    node.start();
+    readers.until_all_go_on();
+    eventually("the manager has them", || manager.stored().len() == 2);
+    eventually("the holder is gone", || !node.has_holder());
+
+    node.kill();
+    node.environment = old;
+    node.descriptors = manager.stored();
+    node.start();
+    readers.until_all_go_on();
+    eventually("the manager has them no more", || manager.stored().is_empty());
+    assert!(node.has_holder());
+    node.descriptors.clear();
+
+    node.kill();
+    node.start();
+    readers.stop();
+    assert_eq!(node.log().matches("mount-taken-over").count(), 3);
+    node.end_container();
+    node.stop();
+    assert!(!node.has_holder());
+    assert_eq!(node.mounts_below(), Vec::<String>::new());
+}
+
 /// Ready means that mounts are back: a reader that waits has its answer before or soon after, without any call.
 #[test]
 fn a_hung_mount_is_not_reported_well() {
