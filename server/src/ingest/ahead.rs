@@ -1,18 +1,19 @@
 //! The tar, decompressed ahead on a thread of its own.
 //!
-//! In: the original. Out: its tar as a `Read`, while the next of it is fetched and decompressed. Invariant: at most
-//! [`FULL_MAX`] buffers wait; an error comes behind all bytes before it, and nothing comes behind an error; when the
+//! In: the original. Out: its tar as a `BufRead`, while the next of it is fetched and decompressed. Invariant: at most
+//! [`FULL_MAX`] buffers wait; it has a place ([`super::places`]) while it decompresses and not while it waits; an error comes behind all bytes before it, and nothing comes behind an error; when the
 //! reader goes away, the thread ends.
 //! Not here: decompression and digests ([`super::inflate`]).
 
-use std::io::{self, Read};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::io::{self, BufRead, Read};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use super::config::IngestConfig;
 use super::error::{ConvertError, Failure};
 use super::inflate::{Original, inflate};
 use super::memory::Memory;
+use super::places::{Seat, Turn};
 use super::progress::Progress;
 
 /// One buffer. Smaller than a core's own cache, which both sides then find it in.
@@ -34,6 +35,7 @@ impl<'scope> Ahead<'scope> {
     pub fn start<'env, 'o, R: Read + Send>(
         scope: &'scope Scope<'scope, 'env>,
         original: &'scope mut Original<'o, R>,
+        seat: &'scope Seat,
         config: &'scope IngestConfig,
         progress: &'scope Progress,
     ) -> io::Result<Self> {
@@ -41,7 +43,7 @@ impl<'scope> Ahead<'scope> {
         let (empty, returned) = channel();
         let thread = std::thread::Builder::new().name("inflate".into());
         let thread = thread.spawn_scoped(scope, move || {
-            progress.count_cpu(|| run(original, config, &sender, &returned))
+            progress.count_cpu(|| run(original, seat, config, &sender, &returned))
         })?;
         Ok(Self {
             full: Some(full),
@@ -81,11 +83,19 @@ impl<'scope> Ahead<'scope> {
 
 impl Read for Ahead<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let ready = self.fill()?;
-        let n = ready.len().min(out.len());
-        out[..n].copy_from_slice(&ready[..n]);
-        self.at += n;
+        let n = self.fill()?.read(out)?;
+        self.consume(n);
         Ok(n)
+    }
+}
+
+impl BufRead for Ahead<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.fill()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.at = self.buffer.len().min(self.at + amount);
     }
 }
 
@@ -101,6 +111,7 @@ impl Drop for Ahead<'_> {
 
 fn run<R: Read>(
     original: &mut Original<'_, R>,
+    seat: &Seat,
     config: &IngestConfig,
     full: &SyncSender<io::Result<Vec<u8>>>,
     empty: &Receiver<Vec<u8>>,
@@ -114,6 +125,7 @@ fn run<R: Read>(
             return;
         }
     };
+    let mut turn = seat.turn();
     loop {
         // Most are made new: those in the queue, and one on each side.
         let mut buffer = empty.try_recv().unwrap_or_default();
@@ -133,14 +145,26 @@ fn run<R: Read>(
         }
         let ended = filled < buffer.len();
         buffer.truncate(filled);
-        if filled > 0 && full.send(Ok(buffer)).is_err() {
+        if filled > 0 && !hand_on(full, buffer, &mut turn) {
             return;
         }
         if let Some(error) = failed {
-            let _ = full.send(Err(error));
+            turn.aside(|| {
+                let _ = full.send(Err(error));
+            });
         }
         if ended {
             return;
         }
+        turn.next();
+    }
+}
+
+/// Whether anybody is there to take it.
+fn hand_on(full: &SyncSender<io::Result<Vec<u8>>>, buffer: Vec<u8>, turn: &mut Turn<'_>) -> bool {
+    match full.try_send(Ok(buffer)) {
+        Ok(()) => true,
+        Err(TrySendError::Full(buffer)) => turn.aside(|| full.send(buffer).is_ok()),
+        Err(TrySendError::Disconnected(_)) => false,
     }
 }

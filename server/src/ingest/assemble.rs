@@ -78,16 +78,23 @@ impl<C: Chunks> Assembler<C> {
             (Ok(()), Some(chunk)) => memory.take(memory::CHUNK).and_then(|()| chunks.push(chunk)),
             _ => Ok(()),
         };
-        let chunks = chunks.finish();
         match scanned.and(last) {
             // A worker's own error says more than that it is gone.
             Err(ConvertError::Failed(Failure::WorkerGone)) => {
-                return Err(chunks.err().unwrap_or_else(|| Failure::WorkerGone.into()));
+                let chunks = chunks.finish();
+                Err(chunks.err().unwrap_or_else(|| Failure::WorkerGone.into()))
             }
-            Err(e) => return Err(e),
-            Ok(()) => {}
+            Err(e) => {
+                let _ = chunks.finish();
+                Err(e)
+            }
+            Ok(()) => {
+                // While the last chunks are compressed.
+                let (tree, skeleton) = (tree.finish(), skeleton.finish());
+                let chunks = chunks.finish();
+                Ok((tree?, chunks?, skeleton?, memory))
+            }
         }
-        Ok((tree.finish()?, chunks?, skeleton.finish()?, memory))
     }
 
     fn push(&mut self, chunk: Option<Vec<u8>>) -> Result<(), ConvertError> {

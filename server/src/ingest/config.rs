@@ -12,7 +12,8 @@ use super::memory::MemoryPool;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IngestConfig {
-    /// Layers converted at the same time. They share their threads, so more of them help only while upstreams are slow.
+    /// Layers converted at the same time. They share their threads, and half as many as there are cores are decompressed at a
+    /// time, so more of them help only while upstreams are slow.
     pub workers: usize,
     /// Threads that hash and compress chunks, for all layers together. 0: one a core, at most 16.
     pub compress_threads: usize,

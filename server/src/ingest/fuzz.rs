@@ -6,7 +6,7 @@
 //! Not here: making inputs (`server/tests/fuzz`, `fuzz/`), threads and the store.
 
 use std::collections::HashMap;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::time::Duration;
 
 use headstart_layer_format::toc::{ChunkEntry, ChunkTable, Kind, Piece, Toc};
@@ -15,7 +15,7 @@ use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId};
 use super::assemble::{Assembler, Chunks};
 use super::config::IngestConfig;
 use super::error::{ConvertError, Failure};
-use super::inflate::{Original, TarBudget, TarStream};
+use super::inflate::{BUFFER, Original, TarBudget, TarStream};
 use super::memory::Memory;
 use super::progress::Progress;
 use super::tar_header::BLOCK;
@@ -40,6 +40,10 @@ impl Read for Dribble<'_> {
         self.rest = &self.rest[n..];
         Ok(n)
     }
+}
+
+fn dribble(rest: &[u8], piece: usize) -> impl BufRead {
+    BufReader::with_capacity(BUFFER, Dribble { rest, piece })
 }
 
 fn progress() -> Progress {
@@ -91,7 +95,7 @@ fn inflated(data: &[u8], piece: usize, read: usize, budget: TarBudget) -> (Vec<u
         let progress = progress();
         let mut original = Original::new(Dribble { rest: data, piece }, expected, &progress);
         let decoded = super::inflate::inflate(&mut original, WINDOW_MAX).and_then(|inflated| {
-            let mut tar = TarStream::new(inflated.input, budget, &progress);
+            let mut tar = TarStream::new(inflated.buffered(read), budget, &progress);
             let mut buf = vec![0; read];
             loop {
                 match tar.read(&mut buf).map_err(ConvertError::from_io)? {
@@ -142,7 +146,7 @@ pub fn converted(blob: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
     let mut tar = Vec::new();
     super::inflate::inflate(&mut original, config.zstd_window_bytes_max)
         .and_then(|inflated| {
-            TarStream::new(inflated.input, TarBudget::of(&config), &progress)
+            TarStream::new(inflated.buffered(BUFFER), TarBudget::of(&config), &progress)
                 .read_to_end(&mut tar)
                 .map_err(ConvertError::from_io)
         })
@@ -190,7 +194,7 @@ fn scanned(data: &[u8]) -> bool {
 
 fn scan(data: &[u8], piece: usize) -> (Recorder, Result<(), String>) {
     let mut recorder = Recorder::default();
-    let result = tar_scan::scan(Dribble { rest: data, piece }, &mut recorder);
+    let result = tar_scan::scan(dribble(data, piece), &mut recorder);
     if result.is_ok() {
         assert_eq!(recorder.left, None, "the last body has no end");
     }
@@ -292,7 +296,7 @@ fn assemble(tar: &[u8], piece: usize, data: &mut Vec<u8>) -> Result<Toc, Convert
     };
     let memory = Memory::start(&config)?;
     let mut assembler = Assembler::new(&config, kept, memory)?;
-    let scanned = tar_scan::scan(Dribble { rest: tar, piece }, &mut assembler);
+    let scanned = tar_scan::scan(dribble(tar, piece), &mut assembler);
     let (tree, chunks, skeleton, _memory) = assembler.finish(scanned)?;
     let toc = Toc::new(
         BlobDigest::of(tar),

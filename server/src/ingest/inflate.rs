@@ -6,7 +6,7 @@
 //! stands only after [`Original::finish`] has seen the whole blob with the right digest.
 //! Not here: what is in the tar.
 
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::sync::atomic::Ordering;
 
 use headstart_layer_format::{BlobDigest, DiffId};
@@ -19,7 +19,7 @@ use super::progress::Progress;
 use crate::store::hasher::BlobHasher;
 
 /// zlib-rs does 625 MB/s with buffers of this size, and half of it with 32 KiB.
-const BUFFER: usize = 256 << 10;
+pub const BUFFER: usize = 256 << 10;
 
 /// The compressed blob, hashed as it is read.
 #[derive(Debug)]
@@ -86,6 +86,13 @@ pub struct Inflated<'a> {
     pub window: u64,
 }
 
+impl<'a> Inflated<'a> {
+    /// For a [`TarStream`], where nobody reads ahead.
+    pub fn buffered(self, bytes: usize) -> Box<dyn BufRead + 'a> {
+        Box::new(BufReader::with_capacity(bytes, self.input))
+    }
+}
+
 /// Decompresses by magic. Anything without a known magic is taken for a tar, and the tar's own checksums decide; no bytes at
 /// all are a layer without files, as they are to runtimes.
 pub fn inflate<'a, R: Read>(original: &'a mut Original<'_, R>, window_max: u64) -> Result<Inflated<'a>, ConvertError> {
@@ -131,9 +138,11 @@ impl TarBudget {
     }
 }
 
-/// The uncompressed tar, hashed as it is read.
+/// The uncompressed tar, hashed as it comes. What it comes in is handed on without a copy.
 pub struct TarStream<'a> {
-    input: Box<dyn Read + 'a>,
+    input: Box<dyn BufRead + 'a>,
+    /// Of the input's buffer: counted and hashed, not consumed.
+    ready: usize,
     hasher: Sha256,
     size: u64,
     budget: TarBudget,
@@ -148,9 +157,10 @@ impl std::fmt::Debug for TarStream<'_> {
 
 impl<'a> TarStream<'a> {
     /// `progress` counts what the decoder has consumed.
-    pub fn new(input: Box<dyn Read + 'a>, budget: TarBudget, progress: &'a Progress) -> Self {
+    pub fn new(input: Box<dyn BufRead + 'a>, budget: TarBudget, progress: &'a Progress) -> Self {
         Self {
             input,
+            ready: 0,
             hasher: Sha256::new(),
             size: 0,
             budget,
@@ -190,13 +200,37 @@ impl<'a> TarStream<'a> {
     }
 }
 
+impl BufRead for TarStream<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.ready == 0 {
+            go_on(self.progress)?;
+            let bytes = self.input.fill_buf()?;
+            self.hasher.update(bytes);
+            self.ready = bytes.len();
+            self.size += bytes.len() as u64;
+            if let Err(refusal) = self.check_budget() {
+                // Nobody gets to see them.
+                self.input.consume(std::mem::take(&mut self.ready));
+                return Err(ConvertError::from(refusal).into_io());
+            }
+        }
+        match self.ready {
+            0 => Ok(&[]),
+            _ => self.input.fill_buf(),
+        }
+    }
+
+    fn consume(&mut self, amount: usize) {
+        let amount = amount.min(self.ready);
+        self.ready -= amount;
+        self.input.consume(amount);
+    }
+}
+
 impl Read for TarStream<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        go_on(self.progress)?;
-        let n = self.input.read(buf)?;
-        self.hasher.update(&buf[..n]);
-        self.size += n as u64;
-        self.check_budget().map_err(|r| ConvertError::from(r).into_io())?;
+        let n = self.fill_buf()?.read(buf)?;
+        self.consume(n);
         Ok(n)
     }
 }

@@ -6,7 +6,7 @@
 //! image, not about the layer (a lying image must not spoil an honest one's layer), and is asked in `read/images.rs`.
 //! Not here: which layers are converted when (`read/layers.rs`). Nothing is ever extracted to the server's disk.
 //!
-//! The byte's way: [`inflate`] on a thread of its own ([`ahead`]) -> [`tar_scan`] ([`tar_header`], [`pax`], [`sparse`]) ->
+//! The byte's way: [`inflate`] on a thread of its own ([`ahead`]), a few layers at a time ([`places`]) -> [`tar_scan`] ([`tar_header`], [`pax`], [`sparse`]) ->
 //! [`assemble`] into [`tree`], the skeleton and [`cut`], on the caller's -> [`chunks`] (hash, compress as [`frame`], store), on
 //! the threads of the [`pool`] that all conversions share -> `Store::publish_layer`.
 
@@ -27,6 +27,7 @@ pub(crate) mod memory;
 mod nodes;
 mod path;
 mod pax;
+mod places;
 mod pool;
 mod progress;
 mod resolve;
@@ -53,6 +54,7 @@ pub use cut::CutSizes;
 pub use error::{ConvertError, Failure, Refusal};
 use inflate::{Original, TarBudget, TarStream};
 use memory::Memory;
+use places::{Aside, Places, Seat};
 use pool::Pool;
 pub use pool::Rank;
 pub use progress::Progress;
@@ -65,6 +67,7 @@ type Parts = (Tree, Vec<ChunkEntry>, Skeleton, DiffId, Memory);
 pub struct Ingest {
     config: IngestConfig,
     pool: Pool,
+    places: Places,
 }
 
 /// Converts and publishes one layer, on threads of its own. Blocks.
@@ -84,7 +87,8 @@ impl Ingest {
     pub fn start(config: &IngestConfig, prepare: fn(&IngestConfig)) -> std::io::Result<Self> {
         let pool = Pool::start(config, prepare)?;
         let config = config.clone();
-        Ok(Self { config, pool })
+        let places = Places::of_this_machine();
+        Ok(Self { config, pool, places })
     }
 
     /// Converts and publishes. Blocks; `progress` tells how far it is and can cancel it.
@@ -97,10 +101,12 @@ impl Ingest {
         progress: &Progress,
     ) -> Result<TocSummary, ConvertError> {
         progress.count_cpu(|| {
+            let seat = Arc::new(self.places.seat(rank));
+            let original = Aside::new(original, Arc::clone(&seat));
             let mut original = Original::new(original, *layer, progress);
             // What it is told is stored stays until the layer is published.
             let conversion = Arc::new(store.begin_conversion());
-            let parts = self.take_apart(&mut original, &conversion, rank, progress);
+            let parts = self.take_apart(&mut original, &seat, &conversion, rank, progress);
             let parts = match parts {
                 Err(e @ ConvertError::Failed(_)) => return Err(e),
                 // Before any verdict: are these the right bytes at all?
@@ -115,6 +121,7 @@ impl Ingest {
     fn take_apart<R: Read + Send>(
         &self,
         original: &mut Original<'_, R>,
+        seat: &Seat,
         store: &Arc<Conversion>,
         rank: Rank,
         progress: &Progress,
@@ -125,7 +132,7 @@ impl Ingest {
         };
         std::thread::scope(|scope| {
             let memory = Memory::start(&self.config)?;
-            let ahead = Ahead::start(scope, original, &self.config, progress).map_err(Failure::Threads)?;
+            let ahead = Ahead::start(scope, original, seat, &self.config, progress).map_err(Failure::Threads)?;
             let mut tar = TarStream::new(Box::new(ahead), TarBudget::of(&self.config), progress);
             let lane = self.pool.lane(rank, Arc::new(work));
             let mut assembler = Assembler::new(&self.config, lane, memory)?;
@@ -134,5 +141,73 @@ impl Ingest {
             let (tree, chunks, skeleton, memory) = assembler.finish(scanned)?;
             Ok((tree, chunks, skeleton, tar.diff_id(), memory))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::mpsc::{Receiver, channel};
+    use std::time::Duration;
+
+    use headstart_loadtest::corpus::{Compression, Dialect, LayerBuilder, Meta, Rng, SyntheticLayer};
+
+    use super::*;
+
+    const WAIT: Duration = Duration::from_secs(60);
+
+    fn layer(seed: u64) -> SyntheticLayer {
+        let mut layer = LayerBuilder::new(Dialect::Pax);
+        layer.file("noise", Meta::mode(0o644), Rng::new(seed).bytes(3 << 20));
+        layer.finish(Compression::Gzip)
+    }
+
+    /// Half of it, and the rest when that is said.
+    struct Slow<'a> {
+        half: &'a [u8],
+        rest: &'a [u8],
+        go_on: Receiver<()>,
+    }
+
+    impl Read for Slow<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            if self.half.is_empty() && !self.rest.is_empty() {
+                self.go_on.recv_timeout(WAIT).map_err(io::Error::other)?;
+                self.half = std::mem::take(&mut self.rest);
+            }
+            self.half.read(buf)
+        }
+    }
+
+    /// One place, however many cores there are.
+    #[test]
+    fn a_layer_whose_upstream_is_slow_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut ingest = Ingest::start(&IngestConfig::default(), |_| {}).unwrap();
+        ingest.places = Places::new(1);
+        let (slow, other) = (layer(1), layer(2));
+        let (arrives, go_on) = channel();
+        let convert = |original: &mut (dyn Read + Send), layer: &SyntheticLayer, image| {
+            let (rank, progress) = (Rank { image, size: 1 }, Progress::new(10 * WAIT));
+            ingest
+                .convert(original, &layer.digest, &store, rank, &progress)
+                .unwrap();
+        };
+        std::thread::scope(|scope| {
+            let (convert, slow) = (&convert, &slow);
+            scope.spawn(move || {
+                let (half, rest) = slow.blob.split_at(slow.blob.len() / 2);
+                convert(&mut Slow { half, rest, go_on }, slow, 1);
+            });
+            convert(&mut &other.blob[..], &other, 2);
+            arrives.send(()).unwrap();
+        });
+        for layer in [&slow, &other] {
+            assert!(matches!(
+                store.layer(&layer.digest),
+                Ok(Some(crate::store::LayerRecord::Ready { .. }))
+            ));
+        }
     }
 }

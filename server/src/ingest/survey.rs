@@ -17,7 +17,7 @@ use super::config::IngestConfig;
 use super::cut::{CutSizes, Cutter};
 use super::error::{ConvertError, Refusal};
 use super::gear::Gear;
-use super::inflate::{Original, TarBudget, TarStream, inflate};
+use super::inflate::{BUFFER, Original, TarBudget, TarStream, inflate};
 use super::progress::Progress;
 use super::tar_header::BLOCK;
 use super::tar_scan::{self, Member, Sink};
@@ -105,7 +105,7 @@ fn scan<R: Read>(
     takers: &mut Takers,
 ) -> Result<u64, ConvertError> {
     let mut tar = TarStream::new(
-        inflate(original, config.zstd_window_bytes_max)?.input,
+        inflate(original, config.zstd_window_bytes_max)?.buffered(BUFFER),
         TarBudget::of(config),
         progress,
     );

@@ -1,10 +1,10 @@
 //! Walking a tar: members for the tree, literals for the skeleton, bodies for the data space.
 //!
-//! In: an uncompressed tar as a `Read`. Out: calls of a [`Sink`]. Invariant: the literals and bodies handed out are, in
+//! In: an uncompressed tar as a `BufRead`. Out: calls of a [`Sink`]. Invariant: the literals and bodies handed out are, in
 //! order, exactly the bytes read, to the end of the stream; a tar that Go's reader would not accept is refused.
 //! Not here: what a name means ([`super::tree`]), bounds on sizes ([`super::inflate`], the sink).
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::BufRead;
 
 use headstart_layer_format::toc::Mtime;
 
@@ -15,8 +15,6 @@ use super::tar_header::{BLOCK, Block, Header, text};
 
 /// Data of `x`, `g`, `L` and `K` members is held in memory; Go's reader takes no more than this either.
 const SPECIAL_MAX: u64 = 1 << 20;
-/// Pieces in which bodies are handed on.
-const BUFFER: usize = 256 << 10;
 
 /// Takes a tar apart.
 pub trait Sink {
@@ -82,11 +80,9 @@ impl Pending {
     }
 }
 
-pub fn scan<S: Sink>(input: impl Read, sink: &mut S) -> Result<(), ConvertError> {
-    let mut scan = Scan {
-        input: BufReader::with_capacity(BUFFER, input),
-        sink,
-    };
+/// Bodies are handed on in the pieces in which `input` has them.
+pub fn scan<S: Sink>(input: impl BufRead, sink: &mut S) -> Result<(), ConvertError> {
+    let mut scan = Scan { input, sink };
     let mut pending = Pending::default();
     while let Some(block) = scan.next_header()? {
         let header = Header::parse(&block)?;
@@ -104,21 +100,27 @@ pub fn scan<S: Sink>(input: impl Read, sink: &mut S) -> Result<(), ConvertError>
 }
 
 struct Scan<'a, R, S> {
-    input: BufReader<R>,
+    input: R,
     sink: &'a mut S,
 }
 
-impl<R: Read, S: Sink> Scan<'_, R, S> {
+impl<R: BufRead, S: Sink> Scan<'_, R, S> {
     /// A block of the tar that is not body; `None` at the end of the stream.
     fn literal_block(&mut self) -> Result<Option<Block>, ConvertError> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
         while filled < BLOCK {
-            match self.input.read(&mut block[filled..]).map_err(ConvertError::from_io)? {
-                0 if filled == 0 => return Ok(None),
-                0 => return Err(Refusal::TarTruncated.into()),
-                n => filled += n,
+            let bytes = self.input.fill_buf().map_err(ConvertError::from_io)?;
+            if bytes.is_empty() {
+                return match filled {
+                    0 => Ok(None),
+                    _ => Err(Refusal::TarTruncated.into()),
+                };
             }
+            let n = bytes.len().min(BLOCK - filled);
+            block[filled..filled + n].copy_from_slice(&bytes[..n]);
+            self.input.consume(n);
+            filled += n;
         }
         self.sink.literal(&block)?;
         Ok(Some(block))

@@ -1,8 +1,10 @@
 //! Layers and chunks in the store: publishing, refusing, reading, and going back when something is damaged.
 //!
 //! In: chunk frames, encoded TOCs, refusals. Out: the same, verified. Invariant: a layer is `Ready` only after its
-//! chunks, then its TOC were synced and indexed; a damaged chunk or TOC is a miss, and the layer is unconverted again.
+//! chunks were synced and indexed, and its TOC with it; a damaged chunk or TOC is a miss, and the layer is unconverted again.
 //! Not here: making chunks and TOCs (`ingest`), the queue (`read/layers.rs`).
+
+use std::thread::ScopedJoinHandle;
 
 use bytes::Bytes;
 use headstart_layer_format::api::TocSummary;
@@ -131,7 +133,7 @@ impl Store {
         Ok(out)
     }
 
-    /// Publishes a converted layer: chunks synced and indexed, then the TOC, then `Ready`.
+    /// Publishes a converted layer: chunks synced and indexed, then the TOC and `Ready`, synced together and indexed at once.
     pub fn publish_layer(&self, layer: &BlobDigest, toc: &Toc) -> Result<TocSummary, StoreError> {
         self.publish(layer, toc, |_| {})
     }
@@ -143,8 +145,20 @@ impl Store {
         toc: &Toc,
         note: impl FnOnce(&TocDigest),
     ) -> Result<TocSummary, StoreError> {
-        let encoded = toc.encode().map_err(StoreError::Toc)?;
-        self.commit()?;
+        // The disk works meanwhile.
+        let (encoded, committed) = std::thread::scope(|scope| {
+            let name = std::thread::Builder::new().name("commit".into());
+            let committing = name.spawn_scoped(scope, || self.commit());
+            let encoded = toc.encode();
+            let committed = match committing.map(ScopedJoinHandle::join) {
+                Ok(Ok(committed)) => committed,
+                // No thread could be had, or it panicked: once more here.
+                Ok(Err(_)) | Err(_) => self.commit(),
+            };
+            (encoded, committed)
+        });
+        let encoded = encoded.map_err(StoreError::Toc)?;
+        committed?;
         for c in toc.chunks().entries() {
             if self.inner.index.chunk(&c.digest)?.map(|at| at.payload_len) != Some(c.frame_len) {
                 return Err(StoreError::MissingChunk(c.digest));
@@ -161,13 +175,13 @@ impl Store {
         note(&summary.digest);
         if self.inner.index.toc(&summary.digest)?.is_none() {
             self.inner.packs.append_toc(&summary.digest, &encoded)?;
-            self.commit()?;
         }
         let ready = LayerRecord::Ready {
             diff_id: *toc.diff_id(),
             toc: summary.clone(),
         };
         self.touch_layer(layer);
+        // Behind the TOC in the log, and committed with it: a replay believes it only if the TOC is whole.
         self.record_layer(layer, &ready)?;
         Ok(summary)
     }
