@@ -99,6 +99,8 @@ pub struct Counters {
     /// Bytes of frames that they brought (also in `fetched_bytes`), and of these, what demand had brought before.
     pub prefetch_bytes: Counter,
     pub prefetch_late_bytes: Counter,
+    /// Bytes of frames asked for because they lie near reads of a start of which nothing is known (also in `fetched_bytes`).
+    pub explored_bytes: Counter,
     /// Prefetches of images, by how they ended.
     pub prefetches_done: Counter,
     pub prefetches_stopped: Counter,

@@ -24,6 +24,7 @@ pub mod diff_id;
 pub mod dir;
 pub mod evict;
 pub mod fill;
+mod foreseen;
 pub mod layer;
 pub mod layer_file;
 mod marks;
@@ -37,6 +38,7 @@ mod transit;
 
 pub use config::{LazyConfig, PresentationChoice, WholeLayers};
 pub use dir::{CacheDir, CacheError};
+pub use foreseen::Foreseen;
 pub use layer::Layer;
 pub use layer_file::LayerFile;
 pub use reader::LayerReader;

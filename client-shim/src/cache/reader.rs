@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use headstart_layer_format::{LayerOffset, LayerRange};
 
 use super::config::LazyConfig;
+use super::foreseen::{Foreseen, Foresight};
 use super::layer_file::LayerFile;
 use super::pattern::Patterns;
 use super::transit::Wanted;
@@ -24,6 +25,7 @@ pub struct LayerReader {
     small_file_bytes_max: u64,
     counters: Arc<Counters>,
     patterns: Arc<Patterns>,
+    foresight: Foresight,
 }
 
 impl LayerReader {
@@ -35,6 +37,7 @@ impl LayerReader {
             small_file_bytes_max: config.small_file_bytes_max,
             counters,
             patterns: Arc::new(Patterns::new(config.readahead_bytes)),
+            foresight: Foresight::default(),
         }
     }
 
@@ -64,9 +67,15 @@ impl LayerReader {
         fetched
     }
 
+    /// Until the guard is dropped reads of what is here say nothing of what comes next: somebody knows, and fetched it.
+    pub fn foresee(&self) -> Foreseen {
+        self.foresight.begin()
+    }
+
     /// After a read that was all here: keeps a sequential reader's next stretch coming.
     pub fn read_ahead(&self, demand: &[LayerRange], bodies: &[LayerRange]) {
-        if total(bodies) <= self.small_file_bytes_max {
+        // Pages of a large program are read in order too, up to where it is not used. A miss asks for its next stretch still.
+        if self.foresight.is() || total(bodies) <= self.small_file_bytes_max {
             return;
         }
         let ahead = self.ahead(demand, bodies);

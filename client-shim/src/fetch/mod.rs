@@ -15,6 +15,7 @@ pub mod error;
 mod health;
 pub mod identity;
 pub mod original;
+mod pace;
 pub mod probe;
 mod profile_stream;
 mod run;

@@ -305,6 +305,7 @@ async fn attempt(claim: &Arc<Claim>, server: &Server, ask: Ask, chunks: Vec<Chun
         Ask::Range => inner.servers.range_frames(server, &inner.key, chunks).await?,
         Ask::Digests => inner.servers.listed_frames(server, &inner.key, chunks).await?,
     };
+    let (began, mut bytes) = (Instant::now(), 0);
     // Checking runs beside receiving: a chunk lands as soon as its own frame is complete.
     let mut checks = JoinSet::new();
     let mut failure = None;
@@ -314,6 +315,7 @@ async fn attempt(claim: &Arc<Claim>, server: &Server, ask: Ask, chunks: Vec<Chun
             Ok(None) => break Ok(()),
             Ok(Some((_, Frame::Missing))) => failure = Some(FetchError::Rejected { status: 404 }),
             Ok(Some((chunk, Frame::Found(frame)))) => {
+                bytes += frame.len() as u64;
                 inner.counters.fetched_bytes.add(frame.len() as u64);
                 if claim.why == Why::Fill {
                     inner.counters.fill_bytes.add(frame.len() as u64);
@@ -324,6 +326,9 @@ async fn attempt(claim: &Arc<Claim>, server: &Server, ask: Ask, chunks: Vec<Chun
             Err(e) => break Err(e),
         }
     };
+    if claim.why != Why::Fill {
+        inner.servers.pace().brought(bytes, began.elapsed());
+    }
     while let Some(check) = checks.join_next().await {
         match check {
             Ok(Ok(())) => {}

@@ -24,6 +24,7 @@ pub use super::error::FetchError;
 use super::health::Health;
 use super::identity::Identity;
 use super::original::Originals;
+use super::pace::Pace;
 
 /// Bytes of a status body: 500 layers of about 1 KiB each, with room for reasons.
 const STATUS_SIZE_MAX: u64 = 4 << 20;
@@ -44,6 +45,7 @@ struct Inner {
     budget: Budget,
     originals: Arc<Originals>,
     demand: Demand,
+    pace: Pace,
 }
 
 /// One server.
@@ -92,6 +94,7 @@ impl Servers {
             budget: Budget::new(config.inflight_bytes_max),
             originals: Arc::new(Originals::new(&config.original, config)),
             demand: Demand::new(),
+            pace: Pace::default(),
         })))
     }
 
@@ -226,12 +229,14 @@ impl Servers {
         wait: Duration,
     ) -> Result<Response, FetchError> {
         let request = self.authorized(request);
+        let asked = Instant::now();
         let answer = match timeout(self.0.config.response_timeout() + wait, request.send()).await {
             Err(_) => Err(FetchError::Unreachable("it did not answer in time".into())),
             Ok(Err(e)) => Err(body::unreachable(&e)),
             Ok(Ok(response)) => Ok(response),
         };
         if answer.as_ref().is_ok_and(|r| !r.status().is_server_error()) {
+            self.0.pace.answered(asked.elapsed());
             server.health.succeeded();
         }
         self.noting(server, answer)
@@ -274,6 +279,11 @@ impl Servers {
     /// Whether readers wait.
     pub fn demand(&self) -> &Demand {
         &self.0.demand
+    }
+
+    /// How far they are.
+    pub fn pace(&self) -> &Pace {
+        &self.0.pace
     }
 
     /// Where to turn when all of these fail.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 
 use super::arrival::Arrival;
 pub use super::data::LayerKey;
@@ -27,6 +27,13 @@ use crate::counters::Counters;
 
 /// A run ends at its time by itself and says why; who waits for it looks a little later.
 const RUN_GRACE: Duration = Duration::from_secs(1);
+
+/// How often memory is asked for again.
+const MEMORY_PAUSE: Duration = Duration::from_millis(5);
+
+/// All of it is taken now.
+#[derive(Debug)]
+struct NoMemory;
 
 /// How a flight stands.
 #[derive(Clone, Debug)]
@@ -145,22 +152,39 @@ impl Flights {
 
     /// Fetches what is missing of `wanted` in the background, giving way to readers. Says whether all of it is here.
     pub async fn fill(&self, wanted: &[u32], deadline: Instant) -> bool {
-        let claim = {
-            let mut running = self.lock();
-            let missing = self.missing(&running, wanted);
-            if missing.is_empty() {
-                None
-            } else {
-                match self.0.servers.budget().try_acquire(self.cost(&missing)) {
-                    Some(permit) => Some((self.claim(&mut running, &missing, Why::Fill), permit)),
-                    None => return false,
-                }
-            }
-        };
-        if let Some((claim, permit)) = claim {
-            run::drive(claim, Some(permit), deadline).await;
+        match self.claim_missing(wanted, Why::Fill) {
+            Ok(Some((claim, permit))) => run::drive(claim, Some(permit), deadline).await,
+            Ok(None) => {}
+            Err(NoMemory) => return false,
         }
         wanted.iter().all(|&i| self.0.sink.has(i))
+    }
+
+    /// The same beside readers, one of whom will want it soon; memory is waited for, behind them.
+    pub(crate) async fn ahead(&self, wanted: &[u32], deadline: Instant) {
+        while Instant::now() < deadline {
+            match self.claim_missing(wanted, Why::Ahead) {
+                Ok(Some((claim, permit))) => return run::drive(claim, Some(permit), deadline).await,
+                Ok(None) => return,
+                Err(NoMemory) => sleep(MEMORY_PAUSE).await,
+            }
+        }
+    }
+
+    /// With memory for it, or not at all.
+    fn claim_missing(&self, wanted: &[u32], why: Why) -> Result<Option<(Arc<Claim>, OwnedSemaphorePermit)>, NoMemory> {
+        let mut running = self.lock();
+        let missing = self.missing(&running, wanted);
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        let permit = self
+            .0
+            .servers
+            .budget()
+            .try_acquire(self.cost(&missing))
+            .ok_or(NoMemory)?;
+        Ok(Some((self.claim(&mut running, &missing, why), permit)))
     }
 
     /// Whether readers of this node wait.

@@ -136,6 +136,7 @@ pub const ROWS: &[Row] = &[
         .by("outcome", PREFETCHES),
     row("headstart_shim_prefetch_bytes_total", Counter, "bytes", "Bytes of chunks that prefetches received, compressed; also among the fetched", |s, out| out.plain(counter(s, |c| c.prefetch_bytes.get()))),
     row("headstart_shim_prefetch_late_bytes_total", Counter, "bytes", "Of these, of chunks that a reader's own fetch had brought before", |s, out| out.plain(counter(s, |c| c.prefetch_late_bytes.get()))),
+    row("headstart_shim_explored_bytes_total", Counter, "bytes", "Bytes of chunks asked for because they lie near reads of a start of which nothing is known, compressed; also among the fetched", |s, out| out.plain(counter(s, |c| c.explored_bytes.get()))),
     row("headstart_shim_traces_total", Counter, "starts", "Starts that servers were told of; failed: no server took it; unsure: not all reads were seen, or none was there", traces)
         .by("outcome", TRACES),
     row("headstart_shim_reads_total", Counter, "reads", "Reads of the kernel, by whether they had to wait for a fetch", reads)

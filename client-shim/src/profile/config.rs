@@ -22,6 +22,10 @@ pub struct PrefetchConfig {
     pub streams_max: usize,
     /// Time for one image.
     pub time_max_ms: u64,
+    /// Whether what lies near the reads of a start is fetched too if nothing is known of its image, and the round trip to the
+    /// servers from which on: nearer ones answer each miss sooner than its surroundings would come.
+    pub explore: bool,
+    pub explore_rtt_us_min: u64,
     /// Whether the servers are told what starts read.
     pub traces: bool,
     /// A start is over when so long nothing was needed for the first time,
@@ -41,6 +45,8 @@ impl Default for PrefetchConfig {
             bytes_floor: 16 << 20,
             streams_max: 8,
             time_max_ms: 60_000,
+            explore: true,
+            explore_rtt_us_min: 4_000,
             traces: true,
             trace_quiet_ms: 5_000,
             trace_max_ms: 30_000,
@@ -57,6 +63,10 @@ impl PrefetchConfig {
             .unwrap_or(u64::MAX)
             .max(self.bytes_floor)
             .min(self.bytes_max)
+    }
+
+    pub(super) fn explore_rtt_min(&self) -> Duration {
+        Duration::from_micros(self.explore_rtt_us_min)
     }
 
     pub(super) fn time_max(&self) -> Duration {

@@ -7,11 +7,13 @@
 //!
 //! ```text
 //! first Prepare of an image -> starts.rs -> stream.rs -> layers' caches
+//!   nothing known of it        -> explore.rs <- recorder.rs <- reads of the kernel
 //! Prepare of a container    -> starts.rs -> recording.rs <- recorder.rs <- reads of the kernel
 //!                                           after the start: trace.rs -> a server
 //! ```
 
 pub mod config;
+pub mod explore;
 pub mod plan;
 pub mod recorder;
 pub mod recording;
@@ -19,6 +21,7 @@ pub mod starts;
 pub mod state;
 pub mod stream;
 pub mod trace;
+mod vicinity;
 
 pub use config::PrefetchConfig;
 pub use recorder::Recorder;

@@ -1,17 +1,18 @@
 //! Which reads of a layer were first needs.
 //!
 //! In: every read of the kernel, hit or miss. Out: notes in the [`Recording`]s of the starts that go on. Invariant: a read
-//! with nobody recording costs two atomic looks; what was read since the layer was shown is known, one bit a chunk, since a
+//! with nobody recording costs three atomic looks; what was read since the layer was shown is known, one bit a chunk, since a
 //! later start's reads of it may be answered by the kernel's page cache and never come here.
 //! Not here: whose start it is (`profile/starts.rs`).
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 use headstart_layer_format::LayerRange;
 use headstart_layer_format::toc::ChunkTable;
 
+use super::explore::Explorer;
 use super::recording::Recording;
 use crate::cache::bitmap::ChunkBitmap;
 
@@ -23,6 +24,9 @@ pub struct Recorder {
     blind: bool,
     count: AtomicUsize,
     listening: RwLock<Vec<(Weak<Recording>, u32)>>,
+    /// Who fetches what lies near, and the position of this layer in that image.
+    explorer: RwLock<Option<(Weak<Explorer>, usize)>>,
+    is_explored: AtomicBool,
     /// Until then a start may begin that wants to see all reads.
     expected: Mutex<Option<Instant>>,
 }
@@ -35,6 +39,8 @@ impl Recorder {
             blind,
             count: AtomicUsize::new(0),
             listening: RwLock::default(),
+            explorer: RwLock::default(),
+            is_explored: AtomicBool::new(false),
             expected: Mutex::default(),
         }
     }
@@ -43,6 +49,38 @@ impl Recorder {
     pub fn touch(&self, table: &ChunkTable, ranges: &[LayerRange]) {
         for index in ranges.iter().flat_map(|range| table.covering(*range)) {
             self.touched.set(index);
+        }
+        if self.is_explored.load(Ordering::Acquire) {
+            self.tell_explorer(table, ranges);
+        }
+    }
+
+    fn tell_explorer(&self, table: &ChunkTable, ranges: &[LayerRange]) {
+        let explorer = self.explorer.read().unwrap_or_else(PoisonError::into_inner);
+        let explorer = explorer
+            .as_ref()
+            .and_then(|(e, position)| Some((e.upgrade()?, *position)));
+        let Some((explorer, position)) = explorer else { return };
+        for index in ranges.iter().flat_map(|range| table.covering(*range)) {
+            explorer.read(position, index);
+        }
+    }
+
+    /// Reads are told to `explorer` from now on, and to no other.
+    pub(super) fn explore(&self, explorer: &Arc<Explorer>, position: usize) {
+        let mut now = self.explorer.write().unwrap_or_else(PoisonError::into_inner);
+        *now = Some((Arc::downgrade(explorer), position));
+        self.is_explored.store(true, Ordering::Release);
+    }
+
+    pub(super) fn explored(&self, explorer: &Arc<Explorer>) {
+        let mut now = self.explorer.write().unwrap_or_else(PoisonError::into_inner);
+        if now
+            .as_ref()
+            .is_some_and(|(other, _)| other.as_ptr() == Arc::as_ptr(explorer))
+        {
+            *now = None;
+            self.is_explored.store(false, Ordering::Release);
         }
     }
 

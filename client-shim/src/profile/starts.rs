@@ -18,10 +18,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::config::PrefetchConfig;
+use super::explore::Explorer;
 use super::recording::{Note, Recording};
 use super::state::{ImagePrefetch, Progress, State, Telling};
 use super::{stream, trace};
-use crate::cache::Layer;
+use crate::cache::{Foreseen, Layer};
 use crate::counters::Counters;
 use crate::fetch::Servers;
 use crate::layers::NodeLayers;
@@ -67,6 +68,7 @@ struct Image {
 #[derive(Debug, Default)]
 struct Doing {
     prefetching: bool,
+    exploring: bool,
     recording: Option<Recorded>,
     told: Option<Instant>,
     /// As a server gave it last, with the TOCs that it counts in.
@@ -148,6 +150,7 @@ impl Starts {
                 return Progress::Disabled;
             }
             let Some(known) = image.doing().profile.clone() else {
+                self.explore(image, &layers);
                 return Progress::NoProfile;
             };
             image.state.change(|s| {
@@ -176,6 +179,40 @@ impl Starts {
         ended.unwrap_or(Progress::Stopped)
     }
 
+    /// Nothing is known of what the image's start will read. If the servers are far, its reads say what may come next.
+    fn explore(&self, image: &Arc<Image>, layers: &[Arc<Layer>]) {
+        let inner = &*self.0;
+        let pace = inner.servers.pace();
+        let is_far = pace.round_trip().unwrap_or_default() >= inner.config.explore_rtt_min();
+        if !inner.config.enabled || !inner.config.explore || !is_far || layers.iter().all(|l| l.file().is_full()) {
+            return;
+        }
+        {
+            let mut doing = image.doing();
+            if doing.profile.is_some() || std::mem::replace(&mut doing.exploring, true) {
+                return;
+            }
+        }
+        let span = pace.span();
+        let (starts, image, layers) = (self.clone(), Arc::clone(image), layers.to_vec());
+        inner.runtime.spawn(async move {
+            let config = &starts.0.config;
+            let explorer = Explorer::new(&layers, span);
+            let image_bytes = layers.iter().map(|l| l.contents().chunks().blob_size()).sum();
+            let work = explorer.run(
+                &layers,
+                config.allowance(image_bytes),
+                config.quiet(),
+                &starts.0.counters,
+            );
+            let work = timeout(config.time_max(), work);
+            if let Some(Ok(bytes)) = image.stop.run_until_cancelled(work).await {
+                tracing::info!(image = %image.manifest, bytes, span, "explored");
+            }
+            image.doing().exploring = false;
+        });
+    }
+
     /// The image's layers, once all are known here.
     async fn shown(&self, image: &Image) -> Option<Vec<Arc<Layer>>> {
         let mut changes = self.0.layers.changes();
@@ -199,7 +236,11 @@ impl Starts {
     pub fn container(&self, container: &str, manifest: &BlobDigest, layers: &[BlobDigest]) {
         let image = self.image(manifest, layers.to_vec());
         let Some(layers) = self.known(layers) else { return };
+        if image.state.now().progress == Progress::NoProfile {
+            self.explore(&image, &layers);
+        }
         self.ask_again(&image, &layers);
+        self.foresee(&image, &layers);
         if !self.0.config.traces {
             return;
         }
@@ -241,6 +282,20 @@ impl Starts {
                 None => Telling::NothingToTell,
             };
             starts.told(&image, telling);
+        });
+    }
+
+    /// What the start will read was fetched, by its profile: nobody guesses by its reads while it goes on.
+    fn foresee(&self, image: &Image, layers: &[Arc<Layer>]) {
+        let is_known = image.doing().profile.as_ref().is_some_and(|known| known.0.starts > 0);
+        if !is_known || !self.0.config.enabled {
+            return;
+        }
+        let foreseen: Vec<Foreseen> = layers.iter().map(|layer| layer.reader().foresee()).collect();
+        let (stop, time) = (image.stop.clone(), self.0.config.trace_max());
+        self.0.runtime.spawn(async move {
+            stop.run_until_cancelled(sleep(time)).await;
+            drop(foreseen);
         });
     }
 

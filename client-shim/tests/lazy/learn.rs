@@ -66,7 +66,8 @@ impl Starter {
         self.read();
     }
 
-    /// What a start reads: two files that share no chunk, a part of the large one, and the application.
+    /// What a start reads: two files that share no chunk, of the large one the beginning in order and a page, and the
+    /// application.
     fn read(&self) {
         use std::os::unix::fs::FileExt;
         for i in [3u64, 40] {
@@ -74,6 +75,13 @@ impl Starter {
             assert!(bytes == noise(SMALL, i));
         }
         let large = std::fs::File::open(self.dirs[0].join("lib/large")).unwrap();
+        // As it is read, and nothing ahead of it by the kernel.
+        rustix::fs::fadvise(&large, 0, None, rustix::fs::Advice::Random).unwrap();
+        let mut piece = vec![0; 256 << 10];
+        for at in (0..1280 << 10).step_by(piece.len()) {
+            large.read_exact_at(&mut piece, at as u64).unwrap();
+            assert!(piece == noise(LARGE, 100)[at..][..piece.len()]);
+        }
         let mut part = vec![0; 4096];
         large.read_exact_at(&mut part, 2 << 20).unwrap();
         assert!(part == noise(LARGE, 100)[2 << 20..][..4096]);
@@ -157,6 +165,11 @@ fn the_second_node_waits_for_nothing_and_fetches_no_more_than_the_profile() {
     );
     // What was here before it was read is needed all the same.
     assert_eq!(second.told("c2").trace, Telling::Posted);
+    assert_eq!(
+        counters.fetched_bytes.get(),
+        profile.bytes,
+        "nor was any read a reason to fetch more"
+    );
     let again = learned(status(&second.node, &server.url, &image));
     assert_eq!((again.starts, again.chunk_count), (2, profile.chunk_count));
 }

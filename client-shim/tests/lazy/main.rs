@@ -9,6 +9,7 @@ const PRESENTATION: PresentationChoice = PresentationChoice::Erofs;
 
 mod cache;
 mod erofs;
+mod explore;
 mod faults;
 mod identity;
 mod layers;
