@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     http::{
         self,
+        front::Front,
         tls::{TlsSetupError, Transport},
     },
     metrics::Metrics,
@@ -224,12 +225,12 @@ pub async fn serve(app: App, listener: TcpListener, stop: CancellationToken) -> 
             closing.cancel();
         }
     });
-    let router = http::router(app.clone());
+    let front = Front::new(app.clone());
     let administration = tokio::spawn(admin::serve(app.clone(), closing.clone()));
     http::serve::serve(
         listener,
         app.transport.clone(),
-        router,
+        front,
         &app.config.http,
         &app.metrics,
         closing,

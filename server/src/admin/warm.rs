@@ -298,8 +298,8 @@ impl One {
                 _ => break opened.map_err(failed)?,
             }
         };
-        if let Some((_, size)) = blob.on_disk() {
-            self.bytes.fetch_add(size, Ordering::Relaxed);
+        if let Some(opened) = blob.on_disk() {
+            self.bytes.fetch_add(opened.size(), Ordering::Relaxed);
             return Ok(());
         }
         let mut stream = std::pin::pin!(blob.stream(0..blob.size()));

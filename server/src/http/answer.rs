@@ -95,30 +95,14 @@ impl HttpBody for Answer {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = &mut *self;
-        let _entered = this.span.clone().entered();
-        if let Some(pause) = &mut this.pause {
-            if pause.as_mut().poll(cx).is_pending() {
-                // It is we who make the client wait.
-                this.progress.iter().for_each(|p| p.wait());
-                return Poll::Pending;
-            }
-            this.pause = None;
+        // Taken out for the while: a clone of it is looked up and counted.
+        let span = std::mem::replace(&mut this.span, Span::none());
+        let polled = span.in_scope(|| this.poll(cx));
+        if let Poll::Ready(Some(Err(_))) = &polled {
+            telemetry::failed(&span, "the answer broke off");
         }
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
-        if polled.is_pending() {
-            this.progress.iter().for_each(|p| p.wait());
-        }
-        let frame = ready!(polled);
-        match &frame {
-            Some(Ok(frame)) => this.pass(frame.data_ref().map_or(0, |data| data.len() as u64)),
-            Some(Err(_)) => {
-                this.exchange.end(End::Broken);
-                telemetry::failed(&this.span, "the answer broke off");
-            }
-            None if this.left.is_none_or(|left| left == 0) => this.exchange.end(End::Complete),
-            None => this.exchange.end(End::Broken),
-        }
-        Poll::Ready(frame)
+        this.span = span;
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -127,5 +111,30 @@ impl HttpBody for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Answer {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if let Some(pause) = &mut self.pause {
+            if pause.as_mut().poll(cx).is_pending() {
+                // It is we who make the client wait.
+                self.progress.iter().for_each(|p| p.wait());
+                return Poll::Pending;
+            }
+            self.pause = None;
+        }
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_pending() {
+            self.progress.iter().for_each(|p| p.wait());
+        }
+        let frame = ready!(polled);
+        match &frame {
+            Some(Ok(frame)) => self.pass(frame.data_ref().map_or(0, |data| data.len() as u64)),
+            Some(Err(_)) => self.exchange.end(End::Broken),
+            None if self.left.is_none_or(|left| left == 0) => self.exchange.end(End::Complete),
+            None => self.exchange.end(End::Broken),
+        }
+        Poll::Ready(frame)
     }
 }

@@ -66,56 +66,66 @@ impl Around {
 }
 
 /// The outermost layer.
-pub async fn around(State(around): State<Around>, mut request: Request, next: Next) -> Response {
-    let peer = request
-        .extensions()
-        .get::<Peer>()
-        .map_or_else(Peer::unknown, Peer::clone);
-    let connection = request.extensions_mut().remove::<Arc<Connection>>();
-    let running = connection.map(|c| c.ask(request.version() == Version::HTTP_2));
-    let key = ClientKey::new(around.clients.address(peer.address.ip(), request.headers()));
-    request.extensions_mut().insert(key);
-    let id = RequestId::of(request.headers());
-    let is_head = request.method() == Method::HEAD;
-    let mut exchange = Exchange::new(
-        around.app.clone(),
-        id,
-        key,
-        request.method().clone(),
-        request.uri().clone(),
-    );
-    // At the level of errors, so that a line of any level that is shown has it.
-    let span = tracing::error_span!(
-        "request",
-        otel.kind = "server",
-        request_id = %exchange.id,
-        method = method_name(request.method()),
-        route = exchange.route,
-        client = %key,
-    );
-    telemetry::adopt(&span, request.headers(), &around.app.config.telemetry);
-    let (mut response, mut turn) = async {
-        if exchange.route == route::PROBES {
-            return (next.run(request).await, None);
-        }
-        match around.turn(key).await {
-            Ok(turn) => (key.asker().asks(next.run(request)).await, Some(turn)),
-            Err(Refused(why)) => {
-                around.app.metrics.add(Count::Shed, 1, &[why]);
-                (refusal(exchange.route), None)
+pub async fn around(State(around): State<Around>, request: Request, next: Next) -> Response {
+    around.surround(request, |request| next.run(request)).await
+}
+
+impl Around {
+    /// What `answer` says to the request, with everything around it.
+    pub async fn surround<F>(&self, mut request: Request, answer: impl FnOnce(Request) -> F) -> Response
+    where
+        F: Future<Output = Response>,
+    {
+        let peer = request
+            .extensions()
+            .get::<Peer>()
+            .map_or_else(Peer::unknown, Peer::clone);
+        let connection = request.extensions_mut().remove::<Arc<Connection>>();
+        let running = connection.map(|c| c.ask(request.version() == Version::HTTP_2));
+        let key = ClientKey::new(self.clients.address(peer.address.ip(), request.headers()));
+        request.extensions_mut().insert(key);
+        let id = RequestId::of(request.headers());
+        let is_head = request.method() == Method::HEAD;
+        let mut exchange = Exchange::new(
+            self.app.clone(),
+            id,
+            key,
+            request.method().clone(),
+            request.uri().clone(),
+        );
+        // At the level of errors, so that a line of any level that is shown has it.
+        let span = tracing::error_span!(
+            "request",
+            otel.kind = "server",
+            request_id = %exchange.id,
+            method = method_name(request.method()),
+            route = exchange.route,
+            client = %key,
+        );
+        telemetry::adopt(&span, request.headers(), &self.app.config.telemetry);
+        let (mut response, mut turn) = async {
+            if exchange.route == route::PROBES {
+                return (answer(request).await, None);
+            }
+            match self.turn(key).await {
+                Ok(turn) => (key.asker().asks(answer(request)).await, Some(turn)),
+                Err(Refused(why)) => {
+                    self.app.metrics.add(Count::Shed, 1, &[why]);
+                    (refusal(exchange.route), None)
+                }
             }
         }
+        .instrument(span.clone())
+        .await;
+        if let Some(turn) = &mut turn {
+            turn.begin_answer();
+        }
+        telemetry::status(&span, response.status().as_u16());
+        exchange.head(response.status().as_u16());
+        response.headers_mut().insert(REQUEST_ID, exchange.id.header());
+        let extent = extent(is_head, &response);
+        response.map(|body| Body::new(Answer::new(body, extent, exchange, span, running, turn)))
     }
-    .instrument(span.clone())
-    .await;
-    if let Some(turn) = &mut turn {
-        turn.begin_answer();
-    }
-    telemetry::status(&span, response.status().as_u16());
-    exchange.head(response.status().as_u16());
-    response.headers_mut().insert(REQUEST_ID, exchange.id.header());
-    let extent = extent(is_head, &response);
-    response.map(|body| Body::new(Answer::new(body, extent, exchange, span, running, turn)))
 }
 
 /// How long the body is by the answer's own word, and whether nothing of it is sent.

@@ -38,7 +38,7 @@ pub struct Representation {
 pub fn ranged_response<F, S, E>(
     method: &Method,
     request: &HeaderMap,
-    rep: &Representation,
+    mut rep: Representation,
     metrics: &Metrics,
     open: F,
 ) -> Response
@@ -49,7 +49,7 @@ where
 {
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
-    headers.extend(rep.headers.clone());
+    *headers = std::mem::take(&mut rep.headers);
     headers.insert(header::ETAG, rep.etag.clone());
     if if_match_fails(request, &rep.etag) {
         headers.remove(header::CACHE_CONTROL);
@@ -81,7 +81,7 @@ where
             Some(counted(open(range), metrics, rep.route))
         }
         Resolved::Several(ranges) => {
-            let parts = Multipart::new(ranges, rep);
+            let parts = Multipart::new(ranges, &rep);
             headers.insert(header::CONTENT_TYPE, parts.content_type());
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(parts.len()));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;

@@ -283,7 +283,7 @@ async fn toc(
         route: route::TOC,
     };
     rep.headers.insert(header::VARY, HeaderValue::from_static("accept"));
-    Ok(ranged_response(&method, &headers, &rep, &app.metrics, move |range| {
+    Ok(ranged_response(&method, &headers, rep, &app.metrics, move |range| {
         let part = bytes.slice(range.start as usize..range.end as usize);
         futures_util::stream::iter([Ok::<_, std::convert::Infallible>(part)])
     }))
@@ -313,7 +313,7 @@ async fn data(
         route: route::DATA,
     };
     let seekable = app.seekable.clone();
-    Ok(ranged_response(&method, &headers, &rep, &app.metrics, move |range| {
+    Ok(ranged_response(&method, &headers, rep, &app.metrics, move |range| {
         seekable.stream(&opened, range)
     }))
 }

@@ -11,14 +11,15 @@ use crate::access::{Client, Peer};
 
 /// Puts the client into the request.
 pub async fn identify(mut request: Request, next: Next) -> Response {
-    let peer = request
-        .extensions()
-        .get::<Peer>()
-        .cloned()
-        .unwrap_or_else(Peer::unknown);
-    let client = Client::new(peer, request.headers());
-    request.extensions_mut().insert(client);
+    know(&mut request);
     next.run(request).await
+}
+
+/// The same, for who goes on by himself.
+pub fn know(request: &mut Request) {
+    let peer = request.extensions().get::<Peer>();
+    let client = Client::new(peer.map_or_else(Peer::unknown, Peer::clone), request.headers());
+    request.extensions_mut().insert(client);
 }
 
 /// The client that [`identify`] put there.

@@ -1,6 +1,6 @@
 //! HTTP: the routes and what surrounds them.
 //!
-//! In: an [`App`]. Out: its router.
+//! In: an [`App`]. Out: its router, behind a [`front`].
 //! Invariant: the layers below apply to every route; the outermost, [`around`], also sees what the others make of errors
 //! and panics. Bodies of requests are bounded.
 //! Not here: connections ([`serve`]).
@@ -8,12 +8,14 @@
 mod admission;
 mod answer;
 mod around;
+mod beside;
 pub mod body;
 mod certificate;
 mod clients;
 mod connection;
 pub mod error;
 mod exchange;
+pub mod front;
 mod generated;
 pub mod headstart;
 mod health;
@@ -55,8 +57,7 @@ use streams::Streams;
 const REQUEST_BODY_MAX: usize = 1 << 20;
 
 /// Every route.
-pub fn router(app: App) -> Router {
-    let around = Around::new(&app);
+fn router(app: App, around: Around) -> Router {
     let streams = Streams::new(app.config.profile.streams_max, app.config.profile.reads_max);
     Router::new()
         .route("/v2/", any(v2::base))

@@ -1,7 +1,7 @@
 //! Originals from the page cache to the socket without a copy through this process.
 //!
 //! In: a complete original's open file, and a range. Out: a body whose pieces are *windows*: slices of a private, read-only
-//! mapping of the file; and a [`Socket`] that recognises windows among what it is given to write and has the kernel
+//! mapping of the file, which all its answers share; and a [`Socket`] that recognises windows among what it is given to write and has the kernel
 //! send those bytes from the file, `sendfile(2)`.
 //! hyper has no such path: a body is memory to it. A window is memory by its address, so nothing between body and
 //! socket needs to know, and whoever does read it reads the right bytes. On the way it is meant for, nobody does.
@@ -27,7 +27,6 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use memmap2::{Mmap, MmapOptions};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
@@ -35,7 +34,10 @@ use tokio::{
 };
 
 use super::resident::is_resident;
-use crate::read::{ReadError, blocking::blocking};
+use crate::{
+    read::{ReadError, blocking::blocking},
+    store::opened::Opened,
+};
 
 /// Bytes handed to a connection at once when they are in memory: about what a socket's buffer grows to.
 const WINDOW: u64 = 4 << 20;
@@ -49,18 +51,9 @@ const WARM_BLOCK: usize = 256 << 10;
 /// Ranges below this are copied: a mapping would cost more than it saves.
 const WORTHWHILE: u64 = 64 << 10;
 
-/// A file whose bytes may be sent.
+/// A file whose bytes one answer may send. Alive while the answer, or a part of it, is on its way.
 #[derive(Debug)]
-struct Mapped {
-    map: Mmap,
-    file: Arc<File>,
-}
-
-impl AsRef<[u8]> for Mapped {
-    fn as_ref(&self) -> &[u8] {
-        &self.map
-    }
-}
+struct Mapped(Arc<Opened>);
 
 /// Shares the mapping with whoever still has a part of it to send.
 #[derive(Debug)]
@@ -68,30 +61,30 @@ struct Owner(Arc<Mapped>);
 
 impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
-        self.0.as_ref().as_ref()
+        self.0.memory()
     }
 }
 
 impl Mapped {
-    fn open(file: Arc<File>, size: u64) -> io::Result<Self> {
-        let len = usize::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        // SAFETY: the memory must not change while it is borrowed, and must not be touched where the file has ended.
-        // Originals are renamed into place whole and never written or cut again (`store/originals.rs`). Should somebody
-        // else do that to our directory: on the way that is meant the memory is never read (the file's head says
-        // which), so that nothing of ours depends on what it holds.
-        let map = unsafe { MmapOptions::new().len(len).map(&*file)? };
-        Ok(Self { map, file })
+    fn memory(&self) -> &[u8] {
+        // Only what has one is given out.
+        self.0.map().map_or(&[], |map| map)
+    }
+
+    fn file(&self) -> &Arc<File> {
+        self.0.file()
     }
 
     /// Where in the file `bytes` are, if they are inside the mapping.
     fn offset_of(&self, bytes: &[u8]) -> Option<u64> {
-        let start = (bytes.as_ptr() as usize).checked_sub(self.map.as_ptr() as usize)?;
+        let memory = self.memory();
+        let start = (bytes.as_ptr() as usize).checked_sub(memory.as_ptr() as usize)?;
         let end = start.checked_add(bytes.len())?;
-        (end <= self.map.len()).then_some(start as u64)
+        (end <= memory.len()).then_some(start as u64)
     }
 
     fn is_warm(&self, range: &Range<u64>) -> bool {
-        is_resident(&self.file, &self.map, range)
+        self.0.map().is_some_and(|map| is_resident(self.file(), map, range))
     }
 }
 
@@ -100,18 +93,12 @@ impl Mapped {
 pub struct Windows(Arc<Mutex<Vec<Weak<Mapped>>>>);
 
 impl Windows {
-    /// For one answer: its ranges share one mapping. `None` when the file is to be read in the ordinary way.
-    pub fn open(&self, file: &Arc<File>, size: u64) -> Option<Windowed> {
-        if size < WORTHWHILE {
+    /// For one answer. `None` when the file is to be read in the ordinary way.
+    pub fn open(&self, opened: &Arc<Opened>) -> Option<Windowed> {
+        if opened.size() < WORTHWHILE || opened.map().is_none() {
             return None;
         }
-        let mapped = match Mapped::open(file.clone(), size) {
-            Ok(mapped) => Arc::new(mapped),
-            Err(error) => {
-                tracing::debug!(%error, "an original is not mapped");
-                return None;
-            }
-        };
+        let mapped = Arc::new(Mapped(opened.clone()));
         let mut alive = self.lock();
         // What is left is bounded by what hyper queues for one connection.
         alive.retain(|mapped| mapped.strong_count() > 0);
@@ -169,7 +156,7 @@ impl Windowed {
 
     async fn window(&self, window: Range<u64>) -> Result<Bytes, ReadError> {
         if !self.mapped.is_warm(&window) {
-            let (file, window) = (self.mapped.file.clone(), window.clone());
+            let (file, window) = (self.mapped.file().clone(), window.clone());
             blocking(move || Ok(warm(&file, window)?)).await?;
         }
         self.slice(window)
@@ -252,7 +239,7 @@ impl Socket {
     fn poll_window(&self, cx: &mut Context<'_>, from: &Mapped, offset: u64, len: usize) -> Poll<io::Result<usize>> {
         self.poll_send(cx, || {
             let mut at = offset;
-            match rustix::fs::sendfile(&self.stream, &*from.file, Some(&mut at), len)? {
+            match rustix::fs::sendfile(&self.stream, &**from.file(), Some(&mut at), len)? {
                 0 => Err(io::ErrorKind::UnexpectedEof.into()),
                 n => Ok(n),
             }
@@ -319,11 +306,11 @@ mod tests {
         (0..LEN).map(|i| ((i / 3) ^ i) as u8).collect()
     }
 
-    fn file() -> (tempfile::NamedTempFile, Arc<File>) {
+    fn file() -> (tempfile::NamedTempFile, Arc<Opened>) {
         let named = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(named.path(), content()).unwrap();
-        let file = Arc::new(File::open(named.path()).unwrap());
-        (named, file)
+        let file = Opened::new(File::open(named.path()).unwrap(), LEN as u64);
+        (named, Arc::new(file))
     }
 
     async fn pair() -> (Socket, TcpStream) {
@@ -341,7 +328,7 @@ mod tests {
     async fn windows_and_other_bytes_arrive_in_order() {
         let (_named, file) = file();
         let (mut socket, mut far) = pair().await;
-        let windowed = socket.windows().open(&file, LEN as u64).unwrap();
+        let windowed = socket.windows().open(&file).unwrap();
         let window = windowed.window(5_000..250_000).await.unwrap();
         assert_eq!(write(&mut socket, &[b"", b"he", b"ad", &window]).await.unwrap(), 4);
         let sender = tokio::spawn(async move {
@@ -367,7 +354,7 @@ mod tests {
     async fn a_window_is_sent_from_the_file_and_not_from_memory() {
         let (named, file) = file();
         let (mut socket, _far) = pair().await;
-        let windowed = socket.windows().open(&file, LEN as u64).unwrap();
+        let windowed = socket.windows().open(&file).unwrap();
         let window = windowed.window(0..LEN as u64).await.unwrap();
         named.as_file().set_len(100).unwrap();
         assert_eq!(write(&mut socket, &[&window]).await.unwrap(), 100);
@@ -381,14 +368,15 @@ mod tests {
     async fn only_living_windows_of_this_connection_are_found() {
         let (_named, file) = file();
         let (socket, _far) = pair().await;
-        let windowed = socket.windows().open(&file, LEN as u64).unwrap();
+        let windowed = socket.windows().open(&file).unwrap();
         let window = windowed.window(1..LEN as u64).await.unwrap();
         assert_eq!(socket.windows().find(&window).map(|(_, at)| at), Some(1));
         assert!(Windows::default().find(&window).is_none() && socket.windows().find(b"else").is_none());
         drop((windowed, window));
-        let again = socket.windows().open(&file, LEN as u64).unwrap();
+        let again = socket.windows().open(&file).unwrap();
         assert_eq!(socket.windows().lock().len(), 1, "the dead are forgotten");
-        assert!(socket.windows().open(&file, WORTHWHILE - 1).is_none());
+        let small = Opened::new(file.file().try_clone().unwrap(), WORTHWHILE - 1);
+        assert!(socket.windows().open(&Arc::new(small)).is_none());
         drop(again);
     }
 
@@ -398,7 +386,7 @@ mod tests {
         named.as_file().sync_all().unwrap();
         rustix::fs::fadvise(named.as_file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
         let windows = Windows::default();
-        let windowed = windows.open(&file, LEN as u64).unwrap();
+        let windowed = windows.open(&file).unwrap();
         let pieces: Vec<Bytes> = windowed.stream(7..LEN as u64).try_collect().await.unwrap();
         assert!(pieces.concat() == content()[7..]);
         // Some filesystems keep everything in memory anyway; all of them have it there now.

@@ -1,11 +1,12 @@
 //! Connections: accept, bound, drain.
 //!
-//! In: a listener and a router. Out: nothing, when told to stop and every answer is out or out of time.
+//! In: a listener and the way in. Out: nothing, when told to stop and every answer is out or out of time.
 //! Invariant: the number of connections (of all clients and of one), the size and time of request heads, the time an
 //! answer may stand still and the time a connection may be idle are bounded.
 //! Not here: routes, and when a peer has had its time ([`super::connection`]).
 
 use std::{
+    convert::Infallible,
     net::SocketAddr,
     os::fd::{AsRawFd as _, BorrowedFd, RawFd},
     pin::pin,
@@ -13,24 +14,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::Router;
+use futures_util::future::Either;
 use http::{Request, Version};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
-    service::TowerToHyperService,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::ServiceExt as _;
 
 use super::{
+    beside::Beside,
     clients::{Clients, Guest},
     connection::{Connection, Times, Verdict},
+    front::Front,
     socket,
     tls::Transport,
 };
@@ -67,7 +68,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 struct Server {
     builder: auto::Builder<TokioExecutor>,
     transport: Transport,
-    router: Router,
+    front: Front,
     metrics: Metrics,
     times: Times,
     /// No new requests.
@@ -80,7 +81,7 @@ struct Server {
 pub async fn serve(
     listener: TcpListener,
     transport: Transport,
-    router: Router,
+    front: Front,
     config: &HttpConfig,
     metrics: &Metrics,
     stop: CancellationToken,
@@ -88,7 +89,7 @@ pub async fn serve(
     let server = Arc::new(Server {
         builder: builder(config),
         transport,
-        router,
+        front,
         metrics: metrics.clone(),
         times: Times::new(config),
         stop: stop.clone(),
@@ -150,50 +151,66 @@ impl Server {
         };
         let connection = Connection::new(self.times, Instant::now());
         let windows = stream.windows().cloned();
-        let service = self.router.clone().map_request({
-            let connection = connection.clone();
-            move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(peer.clone());
-                request.extensions_mut().insert(connection.clone());
-                // HTTP/2 cuts bodies into frames and may copy them.
-                if let Some(windows) = windows.as_ref().filter(|_| request.version() <= Version::HTTP_11) {
-                    request.extensions_mut().insert(windows.clone());
-                }
-                request
+        let service = hyper::service::service_fn(|mut request: Request<Incoming>| {
+            let extensions = request.extensions_mut();
+            extensions.insert(peer.clone());
+            extensions.insert(connection.clone());
+            // HTTP/2 cuts bodies into frames and may copy them.
+            if let Some(windows) = windows.as_ref().filter(|_| request.version() <= Version::HTTP_11) {
+                request.extensions_mut().insert(windows.clone());
             }
+            let front = self.front.clone();
+            async move { Ok::<_, Infallible>(front.answer(request).await) }
         });
-        let service = TowerToHyperService::new(service);
         let mut served = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
         let mut told = false;
         let mut ticks = tokio::time::interval(self.times.tick());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                ended = served.as_mut() => {
+            let was_told = told;
+            let seldom = pin!(async {
+                tokio::select! {
+                    biased;
+                    () = self.stop.cancelled(), if !was_told => Seldom::Stop,
+                    () = self.cut.cancelled() => Seldom::Cut,
+                    _ = ticks.tick() => Seldom::Tick,
+                }
+            });
+            match Beside::new(served.as_mut(), seldom).await {
+                Either::Left(ended) => {
                     if let Err(error) = ended {
                         tracing::debug!(error, "connection ended");
                     }
                     return;
                 }
-                () = self.stop.cancelled(), if !told => {
+                Either::Right(Seldom::Stop) => {
                     told = true;
                     served.as_mut().graceful_shutdown();
                 }
-                () = self.cut.cancelled() => return self.metrics.add(Count::Cut, 1, &[cut::DRAIN]),
-                _ = ticks.tick() => match connection.look(Instant::now(), self.times.tick(), taken(socket)) {
-                    Verdict::Fine => {}
-                    Verdict::Idle => {
-                        self.metrics.add(Count::Cut, 1, &[cut::IDLE]);
-                        served.as_mut().graceful_shutdown();
+                Either::Right(Seldom::Cut) => return self.metrics.add(Count::Cut, 1, &[cut::DRAIN]),
+                Either::Right(Seldom::Tick) => {
+                    match connection.look(Instant::now(), self.times.tick(), taken(socket)) {
+                        Verdict::Fine => {}
+                        Verdict::Idle => {
+                            self.metrics.add(Count::Cut, 1, &[cut::IDLE]);
+                            served.as_mut().graceful_shutdown();
+                        }
+                        Verdict::Cut(why) => {
+                            tracing::debug!(why, %address, "a client had its time");
+                            return self.metrics.add(Count::Cut, 1, &[why]);
+                        }
                     }
-                    Verdict::Cut(why) => {
-                        tracing::debug!(why, %address, "a client had its time");
-                        return self.metrics.add(Count::Cut, 1, &[why]);
-                    }
-                },
+                }
             }
         }
     }
+}
+
+/// What happens to a connection beside its requests.
+enum Seldom {
+    Stop,
+    Cut,
+    Tick,
 }
 
 /// Asked only while the connection lives that owns the socket.

@@ -10,13 +10,13 @@
 use axum::{
     body::Body,
     extract::{
-        Path, Query, State,
+        Path, Query, Request, State,
         rejection::{PathRejection, QueryRejection},
     },
     response::{IntoResponse as _, Response},
 };
 use headstart_layer_format::BlobDigest;
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use serde::Deserialize;
 
 use super::{
@@ -47,6 +47,9 @@ const CACHE_FOREVER_ONE: HeaderValue = HeaderValue::from_static("private, max-ag
 /// What may change; whoever caches it has to ask.
 pub(super) const CACHE_NEVER: HeaderValue = HeaderValue::from_static("no-cache");
 
+/// Headers of an answer, all but a few: the map of them grows once instead of three times.
+const HEADERS: usize = 12;
+
 /// RFC 9111 dropped the header, but the warning text is what mirrors send and people grep for.
 pub(super) const WARNING_STALE: HeaderValue =
     HeaderValue::from_static("299 - \"stale: the upstream could not be asked\"");
@@ -57,7 +60,7 @@ pub(super) const WARNING_TRUNCATED: HeaderValue =
 pub(super) const WARNING_DELETED: HeaderValue =
     HeaderValue::from_static("299 - \"deleted: the upstream no longer has this tag\"");
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct V2Query {
     /// The registry that the client means; containerd's mirror protocol.
     pub(super) ns: Option<String>,
@@ -107,30 +110,56 @@ pub async fn any(
     State(app): State<App>,
     rest: Result<Path<String>, PathRejection>,
     query: Result<Query<V2Query>, QueryRejection>,
-    method: Method,
-    headers: HeaderMap,
-    extensions: Extensions,
+    request: Request,
 ) -> Response {
+    let rest = rest.ok().map(|Path(rest)| rest);
+    let (parts, _) = request.into_parts();
+    answer(&app, rest.as_deref(), query, &parts).await
+}
+
+/// The same of a request whose path is as it is meant, without escapes.
+pub async fn read(app: &App, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    let query = match parts.uri.query() {
+        None => Ok(Query(V2Query::default())),
+        Some(_) => Query::try_from_uri(&parts.uri),
+    };
+    answer(app, parts.uri.path().strip_prefix("/v2/"), query, &parts).await
+}
+
+/// `rest`: what is asked for; none if it is not UTF-8.
+async fn answer(
+    app: &App,
+    rest: Option<&str>,
+    query: Result<Query<V2Query>, QueryRejection>,
+    parts: &Parts,
+) -> Response {
+    let method = &parts.method;
     let Query(query) = match query {
         Ok(query) => query,
-        Err(_) if !matches!(method, Method::GET | Method::HEAD) => return finish(None, unsupported().into_response()),
+        Err(_) if !matches!(*method, Method::GET | Method::HEAD) => {
+            return finish(None, unsupported().into_response());
+        }
         Err(error) => return finish(None, ApiError::from(error).into_response()),
     };
-    let Ok(Path(rest)) = rest else {
+    let Some(rest) = rest else {
         let error = ApiError::new(OciCode::NameInvalid, "the path is not UTF-8");
         return finish(query.ns.as_deref(), error.into_response());
     };
-    let path = V2Path::parse(&rest);
+    let path = V2Path::parse(rest);
     let asking = Asking {
-        app: &app,
+        app,
         ns: query.ns.as_deref(),
-        method: &method,
-        headers: &headers,
-        extensions: &extensions,
+        method,
+        headers: &parts.headers,
+        extensions: &parts.extensions,
     };
     let answer = match path {
-        _ if !matches!(method, Method::GET | Method::HEAD) => Err(unsupported()),
-        V2Path::Base => return base(State(app), Ok(Query(query)), method, extensions).await,
+        _ if !matches!(*method, Method::GET | Method::HEAD) => Err(unsupported()),
+        V2Path::Base => {
+            let (app, method, extensions) = (app.clone(), method.clone(), parts.extensions.clone());
+            return base(State(app), Ok(Query(query)), method, extensions).await;
+        }
         V2Path::Manifest { name, reference } => asking.manifest(name, reference).await,
         V2Path::Blob { name, digest } => asking.blob(name, digest).await,
         V2Path::Tags { name } => asking.tags(name, &query).await,
@@ -180,7 +209,7 @@ impl Asking<'_> {
         cache: HeaderValue,
     ) -> Representation {
         let ascii = |text: String| HeaderValue::from_str(&text).expect("a digest is ASCII");
-        let mut headers = HeaderMap::new();
+        let mut headers = HeaderMap::with_capacity(HEADERS);
         headers.insert(CONTENT_DIGEST, ascii(digest.to_string()));
         headers.insert(header::CACHE_CONTROL, cache);
         Representation {

@@ -43,7 +43,7 @@ impl Asking<'_> {
             return Ok(ranged_response(
                 self.method,
                 self.headers,
-                &representation,
+                representation,
                 &self.app.metrics,
                 nothing,
             ));
@@ -56,7 +56,7 @@ impl Asking<'_> {
         let windows = self.extensions.get::<Windows>();
         let windowed = windows
             .zip(blob.on_disk())
-            .and_then(|(w, (file, size))| w.open(file, size));
+            .and_then(|(windows, opened)| windows.open(opened));
         let open = move |range| match &windowed {
             Some(windowed) => Either::Left(windowed.stream(range)),
             None => Either::Right(blob.stream(range)),
@@ -64,7 +64,7 @@ impl Asking<'_> {
         Ok(ranged_response(
             self.method,
             self.headers,
-            &representation,
+            representation,
             &self.app.metrics,
             open,
         ))

@@ -35,7 +35,7 @@ impl Asking<'_> {
             let part = bytes.slice(range.start as usize..range.end as usize);
             futures_util::stream::iter([Ok::<_, std::convert::Infallible>(part)])
         };
-        ranged_response(self.method, self.headers, &representation, &self.app.metrics, open)
+        ranged_response(self.method, self.headers, representation, &self.app.metrics, open)
     }
 }
 

@@ -70,7 +70,7 @@ impl Asking<'_> {
         Ok(ranged_response(
             self.method,
             self.headers,
-            &representation,
+            representation,
             &self.app.metrics,
             open,
         ))

@@ -18,6 +18,7 @@ use futures_util::{Stream, stream};
 use rustix::io::ReadWriteFlags;
 
 use super::{blocking::blocking, errand::Errand, error::ReadError, fetch::Boarded, passage::Passage, turns::FetchTurn};
+use crate::store::opened::Opened;
 
 /// Bytes handed to a client at once: large enough that the hop to a thread does not show, small enough for thousands
 /// of clients.
@@ -35,7 +36,7 @@ pub struct Blob {
 #[derive(Clone, Debug)]
 pub(super) enum Place {
     /// Verified and complete.
-    Disk { file: Arc<File>, size: u64 },
+    Disk(Arc<Opened>),
     /// `withheld`: the end of every range, until the digest is verified.
     Flight { seat: Boarded, withheld: bool },
     /// With the upstream only.
@@ -45,15 +46,16 @@ pub(super) enum Place {
 impl Blob {
     pub fn size(&self) -> u64 {
         match &self.place {
-            Place::Disk { size, .. } | Place::Upstream { size, .. } => *size,
+            Place::Disk(opened) => opened.size(),
+            Place::Upstream { size, .. } => *size,
             Place::Flight { seat, .. } => seat.fetch().flight.size(),
         }
     }
 
-    /// The file and its size, when it is complete and verified.
-    pub fn on_disk(&self) -> Option<(&Arc<File>, u64)> {
+    /// The file, when it is complete and verified.
+    pub fn on_disk(&self) -> Option<&Arc<Opened>> {
         match &self.place {
-            Place::Disk { file, size } => Some((file, *size)),
+            Place::Disk(opened) => Some(opened),
             _ => None,
         }
     }
@@ -132,7 +134,7 @@ async fn block(place: &Place, range: &mut Range<u64>) -> Result<Option<Bytes>, R
         return Ok(None);
     }
     let (file, readable) = match place {
-        Place::Disk { file, .. } => (file, range.end),
+        Place::Disk(opened) => (opened.file(), range.end),
         Place::Flight { seat, withheld } => {
             let fetch = seat.fetch();
             (fetch.flight.file(), fetch.readable(range, *withheld).await?)
@@ -179,7 +181,7 @@ impl Read for BlockingReader {
             return Ok(0);
         }
         let (file, readable) = match &self.place {
-            Place::Disk { file, .. } => (file, self.range.end),
+            Place::Disk(opened) => (opened.file(), self.range.end),
             // At the end of the range this waits for the verdict.
             Place::Flight { seat, .. } => {
                 let flight = &seat.fetch().flight;

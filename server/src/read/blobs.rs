@@ -13,7 +13,6 @@ mod membership;
 
 use std::{
     collections::HashMap,
-    fs::File,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -44,6 +43,7 @@ use crate::{
     store::{
         Store,
         facts::Source,
+        opened::Opened,
         originals::{Originals, Stored},
     },
     upstream::{BlobAnswer, BlobBody, Caller, Upstream, UpstreamError, Upstreams},
@@ -120,11 +120,11 @@ impl Blobs {
             // does look: somebody else may have put a file there.
             let skips = round == 0 && self.yard().originals.is_surely_absent(digest);
             let found = if skips { None } else { self.look(source, digest).await? };
-            if let Some((file, size, member)) = found {
+            if let Some((opened, member)) = found {
                 if !member {
                     self.confirm(&errand, source).await?;
                 }
-                let place = Place::Disk { file, size };
+                let place = Place::Disk(opened);
                 return Ok(Blob { place, errand });
             }
             if let Some(no) = self.0.negative.get(source, caller, &What::Blob(*digest)) {
@@ -186,8 +186,8 @@ impl Blobs {
         source: &Source,
         error: ReadError,
     ) -> Result<Blob, ReadError> {
-        if has_not_looked && let Ok(Some((file, size, true))) = self.look(source, &errand.digest).await {
-            let place = Place::Disk { file, size };
+        if has_not_looked && let Ok(Some((opened, true))) = self.look(source, &errand.digest).await {
+            let place = Place::Disk(opened);
             return Ok(Blob { place, errand });
         }
         Err(error)
@@ -220,12 +220,12 @@ impl Blobs {
     /// The size of a blob, for HEAD: asks the upstream for no more than that when the blob is not here.
     pub async fn size(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<u64, ReadError> {
         let found = self.look(source, digest).await?;
-        if let Some((_, size, true)) = found {
-            return Ok(size);
+        if let Some((opened, true)) = &found {
+            return Ok(opened.size());
         }
         let errand = self.errand(source, caller, digest)?;
-        if let Some((_, size, _)) = found {
-            return self.confirm(&errand, source).await.map(|()| size);
+        if let Some((opened, _)) = found {
+            return self.confirm(&errand, source).await.map(|()| opened.size());
         }
         match self.ask(&errand, source).await? {
             Some(size) => check_not_emptied(digest, size).map(|()| size),
@@ -300,18 +300,18 @@ impl Blobs {
     }
 
     /// On disk? And known to be in the repository?
-    async fn look(&self, source: &Source, digest: &BlobDigest) -> Result<Option<(Arc<File>, u64, bool)>, ReadError> {
+    async fn look(&self, source: &Source, digest: &BlobDigest) -> Result<Option<(Arc<Opened>, bool)>, ReadError> {
         if self.0.store.member_at_hand(source, digest)
-            && let Some((file, size)) = self.yard().originals.file_at_hand(digest)
+            && let Some(opened) = self.yard().originals.file_at_hand(digest)
         {
-            return Ok(Some((file, size, true)));
+            return Ok(Some((opened, true)));
         }
         let (inner, source, digest) = (self.0.clone(), source.clone(), *digest);
         blocking(move || {
-            let Some((file, size)) = inner.yard.originals.open_file(&digest)? else {
+            let Some(opened) = inner.yard.originals.open_file(&digest)? else {
                 return Ok(None);
             };
-            Ok(Some((file, size, inner.store.is_member(&source, &digest)?)))
+            Ok(Some((opened, inner.store.is_member(&source, &digest)?)))
         })
         .await
     }

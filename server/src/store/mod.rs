@@ -29,6 +29,7 @@ pub mod leftovers;
 pub mod mend;
 mod notes;
 mod open;
+pub mod opened;
 pub mod originals;
 mod pack;
 mod packs;

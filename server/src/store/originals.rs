@@ -31,6 +31,7 @@ use super::{
     hasher::BlobHasher,
     hot::Hot,
     leftovers::{self, directories},
+    opened::Opened,
     partial::{MAP_SUFFIX, Partial},
     usage::{Kept, Usage, now_ms},
 };
@@ -72,7 +73,7 @@ struct Inner {
     /// The bell is rung when more than this is kept.
     bytes_max: AtomicU64,
     /// Kept open; an original that goes is closed.
-    open: Hot<BlobDigest, (Arc<File>, u64)>,
+    open: Hot<BlobDigest, Arc<Opened>>,
     /// Small ones that were verified.
     verified: Hot<BlobDigest, Bytes>,
     /// Fetches that may be unfinished; those that ended are dropped at the next look.
@@ -182,14 +183,14 @@ impl Originals {
     }
 
     /// As [`Originals::get`]; the file stays open for those who come next.
-    pub fn open_file(&self, digest: &BlobDigest) -> io::Result<Option<(Arc<File>, u64)>> {
+    pub fn open_file(&self, digest: &BlobDigest) -> io::Result<Option<Arc<Opened>>> {
         let ticket = self.0.open.ticket();
         let Some((file, size)) = self.get(digest)? else {
             return Ok(None);
         };
-        let file = Arc::new(file);
-        self.0.open.keep(ticket, *digest, (file.clone(), size), 1);
-        Ok(Some((file, size)))
+        let opened = Arc::new(Opened::new(file, size));
+        self.0.open.keep(ticket, *digest, opened.clone(), 1);
+        Ok(Some(opened))
     }
 
     /// Whether it is certain that there is no such original. No disk is touched; "no" says nothing.
@@ -205,16 +206,16 @@ impl Originals {
     }
 
     /// An original that is open already. No disk is touched. Counts as a use.
-    pub fn file_at_hand(&self, digest: &BlobDigest) -> Option<(Arc<File>, u64)> {
-        let (file, size) = self.0.open.get(digest)?;
+    pub fn file_at_hand(&self, digest: &BlobDigest) -> Option<Arc<Opened>> {
+        let opened = self.0.open.get(digest)?;
         // Somebody else may have taken it away: whoever comes now gets what the path says.
-        let stat = rustix::fs::fstat(&*file).ok();
-        if stat.is_none_or(|s| s.st_nlink == 0 || u64::try_from(s.st_size) != Ok(size)) {
+        let stat = rustix::fs::fstat(&**opened.file()).ok();
+        if stat.is_none_or(|s| s.st_nlink == 0 || u64::try_from(s.st_size) != Ok(opened.size())) {
             self.0.open.forget(digest);
             return None;
         }
-        self.used(digest, size);
-        Some((file, size))
+        self.used(digest, opened.size());
+        Some(opened)
     }
 
     /// A small original that was verified when it was read. No disk is touched. Counts as a use.

@@ -79,7 +79,7 @@ impl Blobs {
             let _permit = permit;
             for digest in digests {
                 // One after the other: clients come first.
-                let Ok(Some((_, _, false))) = blobs.look(&source, &digest).await else {
+                let Ok(Some((_, false))) = blobs.look(&source, &digest).await else {
                     continue;
                 };
                 let Ok(errand) = blobs.errand(&source, &caller, &digest) else {

@@ -1,0 +1,83 @@
+//! An original that is open for those who ask for it over and over.
+//!
+//! In: the open file of a complete original. Out: the file, its size, and a mapping of it that all its readers share.
+//! Invariant: private, read-only, of the open file, whatever became of its path; made when it is first asked for, and gone
+//! with the file. That it is there says nothing about whether its memory may be read (`http/sendfile.rs` has the argument).
+//! Not here: which originals stay open ([`super::originals`]).
+
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, OnceLock},
+};
+
+use memmap2::{Mmap, MmapOptions};
+
+/// See the file's comment.
+#[derive(Debug)]
+pub struct Opened {
+    file: Arc<File>,
+    size: u64,
+    map: OnceLock<Option<Mmap>>,
+}
+
+impl Opened {
+    pub fn new(file: File, size: u64) -> Self {
+        Self {
+            file: Arc::new(file),
+            size,
+            map: OnceLock::new(),
+        }
+    }
+
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// All of it, mapped; `None` if that cannot be. An empty file has no mapping.
+    pub fn map(&self) -> Option<&Mmap> {
+        let map = || match self.mapped() {
+            Ok(map) => Some(map),
+            Err(error) => {
+                tracing::debug!(%error, "an original is not mapped");
+                None
+            }
+        };
+        self.map.get_or_init(map).as_ref()
+    }
+
+    fn mapped(&self) -> io::Result<Mmap> {
+        let len = usize::try_from(self.size).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        // SAFETY: the memory must not change while it is borrowed, and must not be touched where the file has ended.
+        // Originals are renamed into place whole and never written or cut again (`originals.rs`). Should somebody else do
+        // that to our directory: on the way that is meant the memory is never read (see the file's comment), so that
+        // nothing of ours depends on what it holds.
+        unsafe { MmapOptions::new().len(len).map(&*self.file) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mapping_is_of_the_open_file_and_is_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blob");
+        std::fs::write(&path, b"what it was").unwrap();
+        let opened = Opened::new(File::open(&path).unwrap(), 11);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, b"another one").unwrap();
+        let map = opened.map().unwrap();
+        assert_eq!(&map[..], b"what it was");
+        assert!(std::ptr::eq(map, opened.map().unwrap()));
+        assert!(
+            Opened::new(File::open(&path).unwrap(), u64::MAX).map().is_none(),
+            "there is no such length"
+        );
+    }
+}
