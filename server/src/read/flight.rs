@@ -223,6 +223,12 @@ impl Flight {
         self.wake();
     }
 
+    /// Waits until there are bytes, or none will come.
+    pub async fn begun(&self) {
+        self.until(|state| !state.landed.is_empty() || state.size == 0 || state.is_over() || state.done)
+            .await;
+    }
+
     /// Waits for that.
     pub async fn left_behind(&self) {
         self.until(|state| state.done).await;

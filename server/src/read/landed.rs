@@ -31,6 +31,10 @@ impl Landed {
         before.map_or(at, |(_, &end)| end.max(at))
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub fn covers(&self, range: &Range<u64>) -> bool {
         self.end_from(range.start) >= range.end
     }

@@ -101,15 +101,20 @@ impl Fetch {
     }
 
     async fn bring_whole(self: &Arc<Self>, first: Option<(u64, BlobBody)>) {
-        let hashing = tokio::task::spawn_blocking({
+        let bringing = async {
+            if let Err(error) = self.bring(first).await {
+                self.flight.ground(error);
+            }
+            self.flight.drained().await;
+        };
+        // Readers wait for the first bytes, and the hash can do nothing without them: its thread does not wake before.
+        let hashing = async {
+            self.flight.begun().await;
             let fetch = self.clone();
-            move || hash(&fetch.errand.digest, &fetch.flight)
-        });
-        if let Err(error) = self.bring(first).await {
-            self.flight.ground(error);
-        }
-        self.flight.drained().await;
-        match (hashing.await, self.flight.grounded()) {
+            tokio::task::spawn_blocking(move || hash(&fetch.errand.digest, &fetch.flight)).await
+        };
+        let ((), hashed) = tokio::join!(bringing, hashing);
+        match (hashed, self.flight.grounded()) {
             (Ok(Ok(Some(found))), None) => {
                 let fetch = self.clone();
                 // An error here is that of a panicked thread; the landing tells the readers.

@@ -8,10 +8,11 @@ use std::{
     collections::HashMap,
     path::Path,
     sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use headstart_layer_format::BlobDigest;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tracing::{Instrument as _, Span, field::Empty};
 
 use super::{Blobs, ReadError};
@@ -25,6 +26,9 @@ use crate::{
 
 /// What an upstream, by its canonical name, says a digest is.
 pub(super) type Key = (BlobDigest, String);
+
+/// What an upstream's answer says of its repository is recorded at the latest this long after it.
+const REMEMBER_DELAY_MAX: Duration = Duration::from_millis(50);
 
 type Started = Option<Result<Arc<Fetch>, ReadError>>;
 
@@ -96,7 +100,12 @@ impl Blobs {
                 negative.learn(&source, &caller, What::Blob(digest), Ok(()));
                 fetch.depart(first, permit);
                 publish.send_replace(Some(Ok(fetch.clone())));
-                tokio::join!(self.remember(&source, &digest), fetch.clone().fly());
+                let remembered = async {
+                    // A client waits for the first bytes; nobody for this.
+                    let _ = timeout(REMEMBER_DELAY_MAX, fetch.flight.begun()).await;
+                    self.remember(&source, &digest).await;
+                };
+                tokio::join!(remembered, fetch.clone().fly());
                 if let Some(outcome) = fetch.flight.outcome() {
                     if let Err(error) = &outcome {
                         telemetry::failed(&Span::current(), error);
@@ -234,8 +243,6 @@ impl Slot {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::{
         config::{Config, UpstreamConfig},
