@@ -70,8 +70,9 @@ async fn a_lying_range_does_not_reach_clients_of_another_upstream() {
     let (status, body) = two.server.fetch(&honest).await;
     assert_eq!(status, 200);
     assert!(body.unwrap() == content, "nothing of the lie is in the whole");
-    // The answer is complete before the file has its name. Then it is known, and the liar's clients get it too.
-    while two.server.app.originals.get(&digest).unwrap().is_none() {
+    // The answer is complete before the file has its name, and that is there before it is recorded as durable. Then it is
+    // known, and the liar's clients get it too.
+    while two.server.app.originals.kept(&digest).is_none() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     assert!(two.range(&two.of_liar(&digest)).await == content[3_000_000..3_001_000]);
