@@ -139,7 +139,7 @@ fn it_costs_no_more_than_is_allowed() {
     for region in 0..16 {
         lab.read(0, region * REGION as usize, 0);
         if region == 0 {
-            lab.until("the first region", || lab.present(0) == REGION);
+            lab.until("the first region", || lab.present(0) >= REGION);
         }
     }
     // The first came. Of the others it was not always quicker than their reader; it had time.
