@@ -120,6 +120,7 @@ fn patient() -> PrefetchConfig {
         trace_quiet_ms: 120_000,
         trace_max_ms: 120_000,
         trace_interval_ms: 0,
+        explore: false,
         ..PrefetchConfig::default()
     }
 }
