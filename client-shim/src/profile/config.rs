@@ -46,7 +46,7 @@ impl Default for PrefetchConfig {
             streams_max: 8,
             time_max_ms: 60_000,
             explore: true,
-            explore_rtt_us_min: 4_000,
+            explore_rtt_us_min: 8_000,
             traces: true,
             trace_quiet_ms: 5_000,
             trace_max_ms: 30_000,
