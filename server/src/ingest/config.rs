@@ -56,7 +56,7 @@ impl Default for IngestConfig {
         Self {
             workers: 4,
             compress_threads: 0,
-            niceness: 10,
+            niceness: 19,
             zstd_level: 3,
             queue_max: 4096,
             tar_bytes_max: 64 << 30,
