@@ -114,11 +114,8 @@ impl Explorer {
         for (position, layer) in layers.iter().enumerate() {
             layer.recorder().explore(self, position);
         }
-        let asked = self.fetch(layers, allowance, quiet, counters).await;
-        for layer in layers {
-            layer.recorder().explored(self);
-        }
-        asked
+        let _told = Told { explorer: self, layers };
+        self.fetch(layers, allowance, quiet, counters).await
     }
 
     async fn fetch(&self, layers: &[Arc<Layer>], allowance: u64, quiet: Duration, counters: &Counters) -> u64 {
@@ -164,6 +161,20 @@ impl Explorer {
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The layers' reads are told to the explorer, until it is dropped: whoever runs one may give up on it at any moment.
+struct Told<'a> {
+    explorer: &'a Arc<Explorer>,
+    layers: &'a [Arc<Layer>],
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        for layer in self.layers {
+            layer.recorder().explored(self.explorer);
+        }
     }
 }
 
