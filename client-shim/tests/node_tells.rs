@@ -128,9 +128,10 @@ async fn status_says_what_is_here_and_why_a_pull_was_not_lazy() {
 #[tokio::test]
 async fn numbers_are_also_on_an_address_and_names_are_not() {
     let dir = tempfile::tempdir().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
+    // Below the ports that the kernel gives to whoever connects: nobody takes it between this look and the shim's.
+    let port = (20_000..30_000)
+        .find_map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).ok())
+        .and_then(|listener| listener.local_addr().ok())
         .unwrap();
     let text = format!(
         "root_dir = '{0}/root'\nsocket = '{0}/s.sock'\n[metrics]\nlisten = '{port}'",
