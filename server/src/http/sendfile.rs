@@ -157,7 +157,8 @@ impl Windowed {
     async fn window(&self, window: Range<u64>) -> Result<Bytes, ReadError> {
         if !self.mapped.is_warm(&window) {
             let (file, window) = (self.mapped.file().clone(), window.clone());
-            blocking(move || Ok(warm(&file, window)?)).await?;
+            let warmed = blocking(move || Ok(warm(&file, window)?)).await;
+            warmed.inspect_err(|_| self.mapped.0.doubt())?;
         }
         self.slice(window)
     }
@@ -309,7 +310,7 @@ mod tests {
     fn file() -> (tempfile::NamedTempFile, Arc<Opened>) {
         let named = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(named.path(), content()).unwrap();
-        let file = Opened::new(File::open(named.path()).unwrap(), LEN as u64);
+        let file = Opened::new(File::options().read(true).write(true).open(named.path()).unwrap()).unwrap();
         (named, Arc::new(file))
     }
 
@@ -375,7 +376,8 @@ mod tests {
         drop((windowed, window));
         let again = socket.windows().open(&file).unwrap();
         assert_eq!(socket.windows().lock().len(), 1, "the dead are forgotten");
-        let small = Opened::new(file.file().try_clone().unwrap(), WORTHWHILE - 1);
+        file.file().set_len(WORTHWHILE - 1).unwrap();
+        let small = Opened::new(file.file().try_clone().unwrap()).unwrap();
         assert!(socket.windows().open(&Arc::new(small)).is_none());
         drop(again);
     }

@@ -17,7 +17,10 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use rustix::io::ReadWriteFlags;
 
-use super::{blocking::blocking, errand::Errand, error::ReadError, fetch::Boarded, passage::Passage, turns::FetchTurn};
+use super::{
+    blocking::blocking, errand::Errand, error::ReadError, fetch::Boarded, flight::HOLD_BACK, passage::Passage,
+    recheck::Verdict, turns::FetchTurn,
+};
 use crate::store::opened::Opened;
 
 /// Bytes handed to a client at once: large enough that the hop to a thread does not show, small enough for thousands
@@ -37,6 +40,8 @@ pub struct Blob {
 pub(super) enum Place {
     /// Verified and complete.
     Disk(Arc<Opened>),
+    /// An earlier process left it. The end of it is withheld until it has been compared with its digest, and all of its parts.
+    Doubted { opened: Arc<Opened>, verdict: Verdict },
     /// `withheld`: the end of every range, until the digest is verified.
     Flight { seat: Boarded, withheld: bool },
     /// With the upstream only.
@@ -46,7 +51,7 @@ pub(super) enum Place {
 impl Blob {
     pub fn size(&self) -> u64 {
         match &self.place {
-            Place::Disk(opened) => opened.size(),
+            Place::Disk(opened) | Place::Doubted { opened, .. } => opened.size(),
             Place::Upstream { size, .. } => *size,
             Place::Flight { seat, .. } => seat.fetch().flight.size(),
         }
@@ -108,8 +113,11 @@ impl Reading {
                     whole,
                     range,
                     errand,
-                } => match block(place, range).await {
+                } => match block(place, range, *whole).await {
                     Err(ReadError::Disk(reason)) => {
+                        if let Place::Disk(opened) = &*place {
+                            opened.doubt();
+                        }
                         let Place::Flight { seat, .. } = &*place else {
                             return Err(ReadError::Disk(reason));
                         };
@@ -128,13 +136,26 @@ impl Reading {
     }
 }
 
-/// The next bytes of `range`, which moves on.
-async fn block(place: &Place, range: &mut Range<u64>) -> Result<Option<Bytes>, ReadError> {
+/// The next bytes of `range`, which moves on. `whole`: it began with the first byte.
+async fn block(place: &Place, range: &mut Range<u64>, whole: bool) -> Result<Option<Bytes>, ReadError> {
     if range.start >= range.end {
         return Ok(None);
     }
     let (file, readable) = match place {
         Place::Disk(opened) => (opened.file(), range.end),
+        Place::Doubted { opened, verdict } => {
+            let free = match whole && range.end == opened.size() {
+                true => opened.size().saturating_sub(HOLD_BACK),
+                false => 0,
+            };
+            match range.start < free {
+                true => (opened.file(), free),
+                false => {
+                    verdict.clone().right().await?;
+                    (opened.file(), range.end)
+                }
+            }
+        }
         Place::Flight { seat, withheld } => {
             let fetch = seat.fetch();
             (fetch.flight.file(), fetch.readable(range, *withheld).await?)
@@ -181,7 +202,8 @@ impl Read for BlockingReader {
             return Ok(0);
         }
         let (file, readable) = match &self.place {
-            Place::Disk(opened) => (opened.file(), self.range.end),
+            // Who reads all of it on a thread compares it with the digest.
+            Place::Disk(opened) | Place::Doubted { opened, .. } => (opened.file(), self.range.end),
             // At the end of the range this waits for the verdict.
             Place::Flight { seat, .. } => {
                 let flight = &seat.fetch().flight;
@@ -201,5 +223,67 @@ impl Read for BlockingReader {
         }
         self.range.start += n as u64;
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SIZE: u64 = 3 * BLOCK;
+
+    fn doubted() -> (tempfile::NamedTempFile, Place, impl FnOnce(Result<(), ReadError>)) {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(named.path(), vec![7; SIZE as usize]).unwrap();
+        let opened = Arc::new(Opened::new(File::open(named.path()).unwrap()).unwrap());
+        let (say, verdict) = Verdict::to_come();
+        (named, Place::Doubted { opened, verdict }, say)
+    }
+
+    async fn waits(place: &Place, range: &Range<u64>, whole: bool) -> bool {
+        let mut range = range.clone();
+        let asked = block(place, &mut range, whole);
+        timeout(Duration::from_millis(50), asked).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn of_a_file_that_is_doubted_the_end_waits_for_the_verdict_and_a_part_does_so_altogether() {
+        let (_named, place, say) = doubted();
+        assert!(waits(&place, &(0..10), true).await && waits(&place, &(10..SIZE), false).await);
+        let mut range = 0..SIZE;
+        let mut got = 0;
+        while range.start < SIZE - HOLD_BACK {
+            got += block(&place, &mut range, true).await.unwrap().unwrap().len() as u64;
+        }
+        assert_eq!(got, SIZE - HOLD_BACK);
+        assert!(waits(&place, &range, true).await);
+        say(Ok(()));
+        assert_eq!(
+            block(&place, &mut range, true).await.unwrap().unwrap().len() as u64,
+            HOLD_BACK
+        );
+        assert_eq!(block(&place, &mut range, true).await.unwrap(), None);
+        assert_eq!(block(&place, &mut (5..9), false).await.unwrap().unwrap(), [7; 4][..]);
+    }
+
+    #[tokio::test]
+    async fn of_a_file_that_is_wrong_no_answer_is_complete() {
+        let (_named, place, say) = doubted();
+        say(Err(ReadError::DigestMismatch));
+        let mut range = 0..SIZE;
+        let mut pieces = 0;
+        let error = loop {
+            match block(&place, &mut range, true).await {
+                Ok(Some(_)) => pieces += 1,
+                Ok(None) => panic!("it is complete after {pieces} pieces"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, ReadError::DigestMismatch) && range.start == SIZE - HOLD_BACK);
+        assert!(block(&place, &mut (0..10), false).await.is_err());
     }
 }

@@ -43,7 +43,6 @@ use crate::{
     store::{
         Store,
         facts::Source,
-        opened::Opened,
         originals::{Originals, Stored},
     },
     upstream::{BlobAnswer, BlobBody, Caller, Upstream, UpstreamError, Upstreams},
@@ -53,6 +52,10 @@ use membership::CONFIRMATIONS_MAX;
 
 /// Small blobs wait this long for their verdict before the head of the answer goes out.
 const VERDICT_WAIT: Duration = Duration::from_secs(10);
+
+/// An answer's head waits this long until a file that an earlier process left is compared with its digest: some hundred MiB. A
+/// larger one is streamed meanwhile.
+const RECHECK_WAIT: Duration = Duration::from_millis(500);
 
 /// Times that a request looks again because what it joined failed for a reason that is not its own.
 const JOINS_MAX: usize = 4;
@@ -120,11 +123,10 @@ impl Blobs {
             // does look: somebody else may have put a file there.
             let skips = round == 0 && self.yard().originals.is_surely_absent(digest);
             let found = if skips { None } else { self.look(source, digest).await? };
-            if let Some((opened, member)) = found {
+            if let Some((place, member)) = found {
                 if !member {
                     self.confirm(&errand, source).await?;
                 }
-                let place = Place::Disk(opened);
                 return Ok(Blob { place, errand });
             }
             if let Some(no) = self.0.negative.get(source, caller, &What::Blob(*digest)) {
@@ -186,8 +188,7 @@ impl Blobs {
         source: &Source,
         error: ReadError,
     ) -> Result<Blob, ReadError> {
-        if has_not_looked && let Ok(Some((opened, true))) = self.look(source, &errand.digest).await {
-            let place = Place::Disk(opened);
+        if has_not_looked && let Ok(Some((place, true))) = self.look(source, &errand.digest).await {
             return Ok(Blob { place, errand });
         }
         Err(error)
@@ -220,12 +221,12 @@ impl Blobs {
     /// The size of a blob, for HEAD: asks the upstream for no more than that when the blob is not here.
     pub async fn size(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<u64, ReadError> {
         let found = self.look(source, digest).await?;
-        if let Some((opened, true)) = &found {
-            return Ok(opened.size());
-        }
         let errand = self.errand(source, caller, digest)?;
-        if let Some((opened, _)) = found {
-            return self.confirm(&errand, source).await.map(|()| opened.size());
+        if let Some((place, member)) = found {
+            if !member {
+                self.confirm(&errand, source).await?;
+            }
+            return Ok(Blob { place, errand }.size());
         }
         match self.ask(&errand, source).await? {
             Some(size) => check_not_emptied(digest, size).map(|()| size),
@@ -299,21 +300,33 @@ impl Blobs {
         self.yard().tasks.wait().await;
     }
 
-    /// On disk? And known to be in the repository?
-    async fn look(&self, source: &Source, digest: &BlobDigest) -> Result<Option<(Arc<Opened>, bool)>, ReadError> {
+    /// On disk? And known to be in the repository? What turns out to be damaged at once is not there.
+    async fn look(&self, source: &Source, digest: &BlobDigest) -> Result<Option<(Place, bool)>, ReadError> {
         if self.0.store.member_at_hand(source, digest)
             && let Some(opened) = self.yard().originals.file_at_hand(digest)
         {
-            return Ok(Some((opened, true)));
+            return Ok(Some((Place::Disk(opened), true)));
         }
-        let (inner, source, digest) = (self.0.clone(), source.clone(), *digest);
-        blocking(move || {
-            let Some(opened) = inner.yard.originals.open_file(&digest)? else {
+        let (inner, source, wanted) = (self.0.clone(), source.clone(), *digest);
+        let found = blocking(move || {
+            let Some(opened) = inner.yard.originals.open_file(&wanted)? else {
                 return Ok(None);
             };
-            Ok(Some((opened, inner.store.is_member(&source, &digest)?)))
-        })
-        .await
+            Ok(Some((opened, inner.store.is_member(&source, &wanted)?)))
+        });
+        let Some((opened, member)) = found.await? else {
+            return Ok(None);
+        };
+        if self.yard().originals.is_intact(digest, &opened) {
+            return Ok(Some((Place::Disk(opened), member)));
+        }
+        let verdict = self.yard().rechecks.of(self.yard(), digest, &opened);
+        match timeout(RECHECK_WAIT, verdict.clone().right()).await {
+            Ok(Ok(())) => Ok(Some((Place::Disk(opened), member))),
+            Ok(Err(ReadError::DigestMismatch)) => Ok(None),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Ok(Some((Place::Doubted { opened, verdict }, member))),
+        }
     }
 
     /// Whether the blob is on disk, whosever it is. Blocks briefly.

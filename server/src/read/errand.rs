@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     error::ReadError,
+    recheck::Rechecks,
     turns::{Asker, FetchTurn, Turns},
 };
 use crate::{
@@ -44,6 +45,7 @@ pub struct Yard {
     pub metrics: Metrics,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
+    pub rechecks: Rechecks,
     wholes: Turns,
     ranges: Turns,
     passages: Turns,
@@ -61,6 +63,7 @@ impl Yard {
             metrics,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            rechecks: Rechecks::default(),
             disk_failed: Mutex::default(),
         }
     }

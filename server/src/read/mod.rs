@@ -29,6 +29,7 @@ mod orphans;
 mod passage;
 pub mod platform;
 pub mod policy;
+mod recheck;
 pub mod referrers;
 mod run;
 pub mod saved;

@@ -8,7 +8,6 @@
 //! Not here: the checks ([`pass`], [`crate::store::audit`]), and the same without a server ([`offline`]).
 
 pub mod offline;
-mod originals;
 mod pace;
 mod pass;
 mod position;

@@ -8,7 +8,6 @@
 use std::{collections::HashMap, io, time::Duration};
 
 use super::{
-    originals::{self, Verdict},
     pace::Pace,
     position::{Position, Stage},
     quarantine::Quarantine,
@@ -18,6 +17,7 @@ use crate::store::{
     PackId, Store, StoreError,
     audit::{Audited, Finding, Subject},
     disk::is_want,
+    intact::{self, Verdict},
     mend::Mended,
     originals::Originals,
 };
@@ -226,7 +226,7 @@ impl<'a> Pass<'a> {
     fn original(&mut self, digest: &headstart_layer_format::BlobDigest) -> Result<bool, ScrubError> {
         let originals = self.originals;
         let mut read = 0;
-        let verdict = originals::check(originals, digest, &mut |bytes| {
+        let verdict = intact::check(originals, digest, &mut |bytes| {
             read += bytes;
             self.read("originals", bytes)
         })?;
@@ -237,7 +237,7 @@ impl<'a> Pass<'a> {
         }
         if let Verdict::Damaged(damaged) = verdict {
             let place = || self.quarantine.place(&digest.hex());
-            let set_aside = || originals::set_aside(originals, digest, &damaged, place);
+            let set_aside = || intact::set_aside(originals, digest, &damaged, place);
             let moved = self.report.repair.then(set_aside);
             if let Some(Err(error)) = &moved {
                 tracing::error!(%digest, %error, "failed to set a damaged original aside");

@@ -21,6 +21,7 @@ pub mod hasher;
 pub mod hot;
 mod in_flight;
 mod index;
+pub mod intact;
 mod keys;
 mod layer_use;
 mod layers;

@@ -8,7 +8,11 @@
 use std::{
     fs::File,
     io,
-    sync::{Arc, OnceLock},
+    os::unix::fs::MetadataExt as _,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use memmap2::{Mmap, MmapOptions};
@@ -18,16 +22,22 @@ use memmap2::{Mmap, MmapOptions};
 pub struct Opened {
     file: Arc<File>,
     size: u64,
+    inode: u64,
     map: OnceLock<Option<Mmap>>,
+    doubted: AtomicBool,
 }
 
 impl Opened {
-    pub fn new(file: File, size: u64) -> Self {
-        Self {
+    /// As large as it is now.
+    pub fn new(file: File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self {
             file: Arc::new(file),
-            size,
+            size: metadata.len(),
+            inode: metadata.ino(),
             map: OnceLock::new(),
-        }
+            doubted: AtomicBool::new(false),
+        })
     }
 
     pub fn file(&self) -> &Arc<File> {
@@ -36,6 +46,20 @@ impl Opened {
 
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// While it is open no other file has its number.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// It could not be read: who asks next has it compared with its digest again.
+    pub fn doubt(&self) {
+        self.doubted.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Relaxed)
     }
 
     /// All of it, mapped; `None` if that cannot be. An empty file has no mapping.
@@ -69,15 +93,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blob");
         std::fs::write(&path, b"what it was").unwrap();
-        let opened = Opened::new(File::open(&path).unwrap(), 11);
+        let opened = Opened::new(File::open(&path).unwrap()).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, b"another one").unwrap();
         let map = opened.map().unwrap();
         assert_eq!(&map[..], b"what it was");
         assert!(std::ptr::eq(map, opened.map().unwrap()));
-        assert!(
-            Opened::new(File::open(&path).unwrap(), u64::MAX).map().is_none(),
-            "there is no such length"
-        );
+        assert_ne!(opened.inode(), Opened::new(File::open(&path).unwrap()).unwrap().inode());
     }
 }

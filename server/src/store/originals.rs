@@ -2,7 +2,8 @@
 //!
 //! In: bytes that were verified. Out: open files.
 //! Invariant: a file at `originals/<algorithm>/<hex[..2]>/<hex>` was verified against its name, synced, then renamed
-//! into place, and is never written again. A `<hex>.<upstream>.partial` beside it, with its `.map`, is an unfinished
+//! into place, and is never written again. Whether it still is what it was is another matter, for a file that an earlier process
+//! left ([`Originals::is_intact`]). A `<hex>.<upstream>.partial` beside it, with its `.map`, is an unfinished
 //! fetch: it survives a crash of this process and is resumed. It does not survive a crash of the *machine*, whose
 //! unsynced pages could be anything: the boot's id is recorded, and another one voids all partials.
 //! A file may vanish under a reader that has it open: readers hold the open file, never the path.
@@ -13,6 +14,7 @@ use std::{
     collections::HashSet,
     fs::{self, File},
     io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -182,15 +184,27 @@ impl Originals {
         }
     }
 
-    /// As [`Originals::get`]; the file stays open for those who come next.
+    /// As [`Originals::get`]; the file stays open for those who come next, if it is known to be intact.
     pub fn open_file(&self, digest: &BlobDigest) -> io::Result<Option<Arc<Opened>>> {
         let ticket = self.0.open.ticket();
-        let Some((file, size)) = self.get(digest)? else {
+        let Some((file, _)) = self.get(digest)? else {
             return Ok(None);
         };
-        let opened = Arc::new(Opened::new(file, size));
-        self.0.open.keep(ticket, *digest, opened.clone(), 1);
+        let opened = Arc::new(Opened::new(file)?);
+        if self.is_intact(digest, &opened) {
+            self.0.open.keep(ticket, *digest, opened.clone(), 1);
+        }
         Ok(Some(opened))
+    }
+
+    /// Whether this process wrote the file, or has compared it with its digest.
+    pub fn is_intact(&self, digest: &BlobDigest, opened: &Opened) -> bool {
+        !opened.is_doubted() && self.0.usage.is_intact(digest, opened.inode(), opened.size())
+    }
+
+    /// It has been compared.
+    pub fn mark_intact(&self, digest: &BlobDigest, opened: &Opened) {
+        self.0.usage.mark_intact(digest, opened.inode());
     }
 
     /// Whether it is certain that there is no such original. No disk is touched; "no" says nothing.
@@ -210,7 +224,10 @@ impl Originals {
         let opened = self.0.open.get(digest)?;
         // Somebody else may have taken it away: whoever comes now gets what the path says.
         let stat = rustix::fs::fstat(&**opened.file()).ok();
-        if stat.is_none_or(|s| s.st_nlink == 0 || u64::try_from(s.st_size) != Ok(opened.size())) {
+        let is_other = stat.is_none_or(|s| s.st_nlink == 0 || u64::try_from(s.st_size) != Ok(opened.size()));
+        if is_other || opened.is_doubted() {
+            // Cut or unreadable, it may be the same file still.
+            self.0.usage.mark_intact(digest, 0);
             self.0.open.forget(digest);
             return None;
         }
@@ -352,9 +369,12 @@ impl Originals {
         self.0.bytes_max.load(Ordering::Relaxed)
     }
 
-    /// An original was published.
-    pub(super) fn published(&self, digest: &BlobDigest, bytes: u64) {
+    /// An original was published. `verified`: its file, if this process knows what is in it.
+    pub(super) fn published(&self, digest: &BlobDigest, bytes: u64, verified: Option<&File>) {
         self.0.usage.add(digest, bytes, now_ms());
+        if let Some(metadata) = verified.and_then(|file| file.metadata().ok()) {
+            self.0.usage.mark_intact(digest, metadata.ino());
+        }
         if self.0.usage.bytes() > self.0.bytes_max.load(Ordering::Relaxed) {
             self.0.bell.ring(|rung| rung.over_budget = true);
         }
@@ -367,7 +387,7 @@ impl Originals {
             // Whoever renamed it may not have got the name synced, and said so: then nobody counts it yet.
             if self.kept(digest).is_none() {
                 self.0.disk.sync_dir(parent(&path))?;
-                self.published(digest, bytes.len() as u64);
+                self.published(digest, bytes.len() as u64, None);
             }
             return Ok(());
         }
@@ -380,7 +400,7 @@ impl Originals {
         disk.write_all_at(&file, &new, bytes, 0)?;
         disk.sync(&file, &new)?;
         publish(disk, &new, &path)?;
-        self.published(digest, bytes.len() as u64);
+        self.published(digest, bytes.len() as u64, Some(&file));
         Ok(())
     }
 

@@ -160,7 +160,8 @@ impl Partial {
         let disk = self.originals.disk();
         disk.sync(&self.file, &self.path)?;
         publish(disk, &self.path, &self.originals.path(&self.digest))?;
-        self.originals.published(&self.digest, self.size.unwrap_or_default());
+        self.originals
+            .published(&self.digest, self.size.unwrap_or_default(), Some(&self.file));
         ignore_missing(fs::remove_file(self.path.with_extension(MAP_SUFFIX)))
     }
 

@@ -37,6 +37,8 @@ struct Entry {
     bytes: u64,
     used: AtomicU64,
     saved: AtomicU64,
+    /// Of the file that this process wrote, or compared with its digest; 0: none.
+    intact: AtomicU64,
 }
 
 type Shard = RwLock<HashMap<BlobDigest, Entry>>;
@@ -74,6 +76,7 @@ impl Usage {
                 bytes,
                 used: AtomicU64::new(used_unix_ms),
                 saved: AtomicU64::new(used_unix_ms),
+                intact: AtomicU64::new(0),
             }
         });
     }
@@ -92,6 +95,21 @@ impl Usage {
         if !self.is_scanned() {
             self.add(digest, bytes, now);
         }
+    }
+
+    /// The file with this inode number is what its digest names. Of one that is gone nothing is kept.
+    pub fn mark_intact(&self, digest: &BlobDigest, inode: u64) {
+        let shard = self.shard(digest).read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = shard.get(digest) {
+            entry.intact.store(inode, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it was marked so, and not another one since, and is as long as it was.
+    pub fn is_intact(&self, digest: &BlobDigest, inode: u64, bytes: u64) -> bool {
+        let shard = self.shard(digest).read().unwrap_or_else(PoisonError::into_inner);
+        let entry = shard.get(digest);
+        inode != 0 && entry.is_some_and(|e| e.bytes == bytes && e.intact.load(Ordering::Relaxed) == inode)
     }
 
     pub fn remove(&self, digest: &BlobDigest) {
@@ -176,9 +194,16 @@ mod tests {
         assert_eq!(saved.len(), 1);
         assert_eq!(saved[0].0, b);
         assert!(usage.to_save(1000).is_empty(), "once");
+        usage.mark_intact(&b, 7);
+        assert!(usage.is_intact(&b, 7, 20) && !usage.is_intact(&b, 8, 20) && !usage.is_intact(&a, 0, 10));
+        assert!(!usage.is_intact(&b, 7, 19), "it was cut");
         usage.remove(&b);
         usage.remove(&b);
         assert_eq!(usage.bytes(), 10);
+        usage.mark_intact(&b, 7);
+        usage.add(&b, 20, 4);
+        assert!(!usage.is_intact(&b, 7, 20), "it is another file");
+        usage.remove(&b);
         // The scan may not have come to it yet.
         usage.used(&b, 20);
         assert_eq!(usage.bytes(), 30);

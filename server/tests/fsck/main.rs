@@ -4,6 +4,7 @@
 //! afterwards. Out: each damage found; with `--repair`, tars that have their DiffIDs, and a second `fsck` that finds
 //! nothing. A healthy directory is the same afterwards, byte for byte.
 //! Here is what all of it needs: an image, a data directory that has it, the binary.
+//! And a server that nobody mended anything for, which serves what is right all the same.
 //! Not here: damage that is met by reading (`store.rs`), kills (`kill.rs`).
 
 #[path = "../support/layers.rs"]
@@ -15,6 +16,7 @@ mod at_rest;
 mod beside;
 mod damage;
 mod running;
+mod served;
 mod usage;
 
 use std::collections::BTreeMap;

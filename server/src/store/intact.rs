@@ -1,20 +1,20 @@
 //! One original: whether it is what its name says, and away with it if not.
 //!
-//! In: a digest. Out: a verdict. Invariant: looking is no use of it, and keeps nobody from evicting it. Only the file
+//! In: a digest, or its file. Out: a verdict. Invariant: looking is no use of it, and keeps nobody from evicting it. Only the file
 //! that was read is moved: one that came in its place meanwhile stays.
-//! Not here: which originals ([`super::pass`]).
+//! Not here: which originals, and when ([`crate::scrub`], `read/recheck.rs`).
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _, Seek as _},
-    os::unix::fs::MetadataExt as _,
+    io,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::Path,
 };
 
 use headstart_layer_format::BlobDigest;
 use rustix::fs::{Advice, fadvise};
 
-use crate::store::{
+use super::{
     disk::{is_damage, is_want},
     hasher::BlobHasher,
     originals::Originals,
@@ -50,18 +50,21 @@ enum Read {
 
 /// Reads an original. `step` is told the bytes and asked whether to go on. An error says nothing about the original.
 pub fn check(originals: &Originals, digest: &BlobDigest, step: &mut dyn FnMut(u64) -> bool) -> io::Result<Verdict> {
-    let mut file = match File::open(originals.path(digest)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Verdict::Gone),
-        Err(error) if is_want(&error) => return Err(error),
-        Err(error) => return Ok(Verdict::Closed(error)),
-    };
-    let mut read = read(&mut file, digest, step)?;
+    match File::open(originals.path(digest)) {
+        Ok(file) => check_file(file, digest, step),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Verdict::Gone),
+        Err(error) if is_want(&error) => Err(error),
+        Err(error) => Ok(Verdict::Closed(error)),
+    }
+}
+
+/// The same of a file that is open.
+pub fn check_file(file: File, digest: &BlobDigest, step: &mut dyn FnMut(u64) -> bool) -> io::Result<Verdict> {
+    let mut read = read(&file, digest, step)?;
     if let Read::Wrong(_) = read {
         // What is wrong in memory may be right on the disk. A file system that cannot do this is asked all the same.
         let _ = fadvise(&file, 0, None, Advice::DontNeed);
-        file.rewind()?;
-        read = self::read(&mut file, digest, step)?;
+        read = self::read(&file, digest, step)?;
         if let Read::Whole = read {
             tracing::warn!(%digest, "an original was read wrong once and right the next time: is the memory in order?");
         }
@@ -73,13 +76,15 @@ pub fn check(originals: &Originals, digest: &BlobDigest, step: &mut dyn FnMut(u6
     })
 }
 
-fn read(file: &mut File, digest: &BlobDigest, step: &mut dyn FnMut(u64) -> bool) -> io::Result<Read> {
+fn read(file: &File, digest: &BlobDigest, step: &mut dyn FnMut(u64) -> bool) -> io::Result<Read> {
     let mut hasher = BlobHasher::of(digest);
     let mut piece = vec![0; PIECE];
+    let mut at = 0;
     loop {
-        match file.read(&mut piece) {
+        match file.read_at(&mut piece, at) {
             Ok(0) => break,
             Ok(n) => {
+                at += n as u64;
                 hasher.update(&piece[..n]);
                 if !step(n as u64) {
                     return Ok(Read::Stopped);
