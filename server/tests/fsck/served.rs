@@ -75,10 +75,12 @@ async fn parts_and_sizes_of_a_damaged_original_are_right() {
         assert!(part.bytes().await.unwrap() == layer.blob[900..1100]);
         let (status, whole) = server.fetch(&url).await;
         assert!(status == 200 && whole.unwrap() == layer.blob);
-        // It is open, and at hand.
-        change(&original(&patient.data, &layer.digest), |bytes| {
-            bytes.truncate(bytes.len() - 1)
-        });
+        // It is open, and at hand; of a fetch, once it has its name.
+        let path = original(&patient.data, &layer.digest);
+        while !path.exists() || server.fetch(&url).await.1.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        change(&path, |bytes| bytes.truncate(bytes.len() - 1));
         let (status, whole) = server.fetch(&url).await;
         let whole = whole.unwrap();
         assert_eq!((status, whole.len()), (200, layer.blob.len()));
