@@ -34,11 +34,16 @@ HEADSTART_CRASH_SEED=$fuzz_seed HEADSTART_CRASH_POINTS=$((count * 60)) \
 echo "== growth, $((count * 1000)) layers under a budget"
 HEADSTART_GROWTH_LAYERS=$((count * 1000)) tests --test growth
 
+# Real images too: each layer is compared and rebuilt. HEADSTART_IMAGES names others (directories with OCI layouts).
+if [ -z "${HEADSTART_IMAGES:-}" ]; then
+    home=$(./scripts/bench-images.sh python node redis nginx)
+    HEADSTART_IMAGES=$(for name in python-v1 python-v2 node-v1 node-v2 redis-v1 nginx-v1; do printf '%s:' "$home/$name"; done)
+    export HEADSTART_IMAGES
+fi
 echo "== random tars against containerd's unpacker, $((count * 400)), seed $fuzz_seed; hostile layers at the default budget"
 HEADSTART_UNPACK_SEED=$fuzz_seed HEADSTART_UNPACK_ROUNDS=$((count * 400)) \
     tests --test unpack
 HEADSTART_HOSTILE_FULL=1 tests --test hostile
-# HEADSTART_IMAGES, if set, names directories with more images (OCI layouts): each layer is compared and rebuilt.
 tests --test rebuild
 # And as nodes show them, under both presentations.
 tests --test e2e -- images
