@@ -259,3 +259,39 @@ async fn a_stopped_origin_refuses_and_comes_back_on_its_port() {
         assert_eq!(get().await.unwrap().bytes().await.unwrap(), blob);
     }
 }
+
+#[tokio::test]
+async fn a_strict_one_takes_accept_by_the_letter() {
+    const LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
+    const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
+    let origin = Origin::start(Auth::Anonymous);
+    origin.strict_accept(true);
+    let child = origin.add_manifest("a/b", None, DOCKER, "{}");
+    let list = serde_json::json!({ "manifests": [
+        { "digest": child, "platform": { "os": "linux", "architecture": "amd64" } },
+    ]});
+    let list = origin.add_manifest("a/b", Some("list"), LIST, list.to_string());
+    let oci = origin.add_manifest("a/b", Some("oci"), OCI, "{ }");
+    let http = client();
+    for (reference, accept, want) in [
+        ("list".to_owned(), format!("text/x, {LIST};q=0.5"), Some(list)),
+        ("list".into(), "*/*".into(), Some(child)),
+        (list.to_string(), "*/*".into(), Some(list)),
+        ("oci".into(), OCI.into(), Some(oci)),
+        ("oci".into(), "*/*".into(), None),
+        (oci.to_string(), "*/*".into(), None),
+    ] {
+        for method in [reqwest::Method::HEAD, reqwest::Method::GET] {
+            let request = http.request(method, format!("{}/v2/a/b/manifests/{reference}", origin.url()));
+            let answer = request.header("accept", &accept).send().await.unwrap();
+            assert_eq!(
+                answer.status().as_u16(),
+                if want.is_some() { 200 } else { 404 },
+                "{reference} {accept}"
+            );
+            let digest = want.map(|digest| digest.to_string()).unwrap_or_default();
+            assert_eq!(header(&answer, "docker-content-digest"), digest, "{reference} {accept}");
+        }
+    }
+}

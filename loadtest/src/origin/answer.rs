@@ -15,12 +15,13 @@ use headstart_layer_format::BlobDigest;
 use http::{HeaderMap, Method, header};
 use serde_json::json;
 
+use super::accept::{Given, given};
 use super::auth::Auth;
 use super::body::body;
 use super::calls::{Call, Listener, Record};
 use super::fault::{self, Fault, Subject};
 use super::listen::Link;
-use super::state::State;
+use super::state::{Piece, State};
 
 /// What a request asks for.
 enum Asked<'a> {
@@ -155,7 +156,7 @@ impl Exchange<'_> {
             return Ok(self.unauthorized(repository));
         }
         let found = match asked {
-            Asked::Manifest { repository, reference } => self.state.manifest(repository, reference),
+            Asked::Manifest { repository, reference } => self.manifest(repository, reference),
             Asked::Blob { repository, digest } => self.state.blob(repository, digest),
             _ => None,
         };
@@ -195,6 +196,19 @@ impl Exchange<'_> {
             (Asked::Manifest { .. }, None) => self.error(404, "MANIFEST_UNKNOWN", "manifest unknown"),
             (Asked::Nothing, _) => self.error(404, "NOT_FOUND", "no such route"),
         })
+    }
+
+    /// By tag or digest, if the client's words let it be given.
+    fn manifest(&self, repository: &str, reference: &str) -> Option<Piece> {
+        let found = self.state.manifest(repository, reference)?;
+        if !self.state.is_strict() {
+            return Some(found);
+        }
+        match given(self.headers, !reference.contains(':'), &found.1, &found.2) {
+            Given::AsItIs => Some(found),
+            Given::Child(digest) => self.state.manifest(repository, &digest.to_string()),
+            Given::Nothing => None,
+        }
     }
 
     /// The other host: signed URLs, no names, and no patience with credentials.

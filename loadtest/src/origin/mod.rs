@@ -5,6 +5,7 @@
 //! own thread, so it answers while a test blocks; every port is chosen by the kernel; nothing outlives the [`Origin`].
 //! Not here: TLS, pushing, and upstream fetching.
 
+mod accept;
 mod answer;
 mod auth;
 mod body;
@@ -207,6 +208,12 @@ impl Origin {
     /// Whether there is a referrers API. Off at first, as in the distribution project's registry.
     pub fn referrers_api(&self, on: bool) {
         self.state.set_referrers(on);
+    }
+
+    /// Whether media types that `Accept` does not name are refused or replaced, as distribution does. Off at first: other
+    /// registries give what they have.
+    pub fn strict_accept(&self, on: bool) {
+        self.state.set_strict(on);
     }
 
     /// Lists come in pages of so many entries.

@@ -23,6 +23,8 @@ pub(super) struct State {
     tokens: Mutex<Tokens>,
     redirects: AtomicBool,
     referrers: AtomicBool,
+    /// `Accept` is taken by the letter.
+    strict: AtomicBool,
     /// Entries of a list in one answer.
     page_max: AtomicUsize,
     /// Part of every signed URL; raised to let the ones given out expire.
@@ -44,6 +46,7 @@ impl State {
             tokens: Mutex::default(),
             redirects: AtomicBool::new(false),
             referrers: AtomicBool::new(false),
+            strict: AtomicBool::new(false),
             page_max: AtomicUsize::new(usize::MAX),
             signature: AtomicU64::new(1),
             url,
@@ -118,6 +121,14 @@ impl State {
 
     pub(super) fn set_referrers(&self, on: bool) {
         self.referrers.store(on, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_strict(&self) -> bool {
+        self.strict.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_strict(&self, on: bool) {
+        self.strict.store(on, Ordering::SeqCst);
     }
 
     pub(super) fn page_max(&self) -> usize {

@@ -2,7 +2,10 @@
 //!
 //! In: the values of all `Accept` headers. Out: [`Accept`].
 //! Invariant: clients of one class get the same answer; two classes never share a cached tag unless the class that asks
-//! takes the media type. The upstream always sees the client's own headers, unchanged.
+//! takes the media type. The upstream always sees the client's own headers, unchanged; before them, the names of those
+//! kinds of manifests that they take by a wildcard alone. Registries compare media types as text: to `*/*`, what curl says
+//! by itself, distribution denies an OCI manifest that it has, and gives one platform's manifest in place of a Docker list.
+//! What one client was told so would be told to everybody of its class.
 //! Not here: choosing between representations: that is the upstream's work, and most have only one. So of `q` only
 //! "not at all" (`q=0`) counts.
 //!
@@ -21,6 +24,8 @@ const ELEMENTS_MAX: usize = 64;
 /// The `Accept` headers of one request.
 #[derive(Clone, Debug)]
 pub struct Accept {
+    own: Arc<[HeaderValue]>,
+    /// What the upstream is asked with.
     headers: Arc<[HeaderValue]>,
     class: Class,
 }
@@ -36,21 +41,33 @@ pub enum Class {
 
 impl Accept {
     pub fn new<'a>(headers: impl IntoIterator<Item = &'a HeaderValue>) -> Self {
-        let headers: Arc<[HeaderValue]> = headers.into_iter().cloned().collect();
-        let class = if MANIFEST_TYPES.iter().all(|kind| takes(&headers, kind)) {
+        let own: Arc<[HeaderValue]> = headers.into_iter().cloned().collect();
+        let wants = MANIFEST_TYPES.map(|kind| (kind, wants(&own, kind)));
+        let class = if wants.iter().all(|(_, want)| *want != Want::No) {
             Class::All
         } else {
             let mut hash = Sha256::new();
-            for value in headers.iter() {
+            for value in own.iter() {
                 // No value contains a line feed.
                 hash.update(value.as_bytes());
                 hash.update(b"\n");
             }
             Class::Narrow(hash.finalize().into())
         };
-        Self { headers, class }
+        let unnamed = wants.iter().filter(|(_, want)| *want == Want::Unnamed);
+        let unnamed: Vec<_> = unnamed.map(|(kind, _)| *kind).collect();
+        // Of a client that said nothing, the upstream is asked for everything in any case.
+        let headers = match own.is_empty() || unnamed.is_empty() {
+            true => own.clone(),
+            false => {
+                let names = HeaderValue::from_str(&unnamed.join(", ")).expect("media types are ASCII");
+                std::iter::once(names).chain(own.iter().cloned()).collect()
+            }
+        };
+        Self { own, headers, class }
     }
 
+    /// For the upstream.
     pub fn headers(&self) -> &[HeaderValue] {
         &self.headers
     }
@@ -61,11 +78,23 @@ impl Accept {
 
     /// Whether the client understands an answer of this type.
     pub fn takes(&self, media_type: &str) -> bool {
-        takes(&self.headers, media_type)
+        wants(&self.own, media_type) != Want::No
     }
 }
 
-fn takes(headers: &[HeaderValue], media_type: &str) -> bool {
+/// What the headers say of a media type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    No,
+    /// By a wildcard, or by saying nothing at all.
+    Unnamed,
+    Named,
+}
+
+/// How exactly a range names a media type that is named in full.
+const NAMED: u8 = 2;
+
+fn wants(headers: &[HeaderValue], media_type: &str) -> Want {
     let elements = headers
         .iter()
         .filter_map(|value| value.to_str().ok())
@@ -86,7 +115,12 @@ fn takes(headers: &[HeaderValue], media_type: &str) -> bool {
             best = Some((precision, wanted));
         }
     }
-    best.map_or(!any, |(_, wanted)| wanted)
+    match best {
+        Some((NAMED, true)) => Want::Named,
+        Some((_, true)) => Want::Unnamed,
+        None if !any => Want::Unnamed,
+        Some((_, false)) | None => Want::No,
+    }
 }
 
 /// How exactly `range` names `media_type`; `None` if it does not.
@@ -95,7 +129,7 @@ fn precision(range: &str, media_type: &str) -> Option<u8> {
         return Some(0);
     }
     if range.eq_ignore_ascii_case(media_type) {
-        return Some(2);
+        return Some(NAMED);
     }
     let (kind, _) = media_type.split_once('/')?;
     let (wanted, rest) = range.split_once('/')?;
@@ -135,6 +169,27 @@ mod tests {
             assert_eq!(accept(all).class(), Class::All, "{all:?}");
         }
         assert!(!accept(&["text/*"]).takes(INDEX));
+    }
+
+    #[test]
+    fn the_upstream_is_told_by_name_what_a_wildcard_takes() {
+        let asked = |values: &[&str]| {
+            let accept = accept(values);
+            let asked = accept.headers().iter().map(|v| v.to_str().unwrap().to_owned());
+            asked.collect::<Vec<_>>()
+        };
+        let all = MANIFEST_TYPES.join(", ");
+        for wild in [&["*/*"][..], &["application/*"], &["text/x", "*/*;q=0.1"], &[""]] {
+            assert_eq!(asked(wild), [&[all.as_str()][..], wild].concat());
+        }
+        // What is named already, or not taken, is not added.
+        let rest: Vec<_> = MANIFEST_TYPES.into_iter().filter(|kind| *kind != INDEX).collect();
+        for own in [format!("{INDEX}, */*"), format!("{INDEX};q=0, */*")] {
+            assert_eq!(asked(&[&own]), [rest.join(", "), own]);
+        }
+        for own in [&[][..], &[DOCKER], &[&format!("{all}, */*")], &["text/x"]] {
+            assert_eq!(asked(own), own);
+        }
     }
 
     #[test]
