@@ -132,9 +132,10 @@ async fn pull_of_what_is_not_there() {
     let unknown = BlobDigest::of(b"totallywrong");
     for (path, code) in [
         (format!("blobs/{unknown}"), "BLOB_UNKNOWN"),
-        ("manifests/.INVALID_MANIFEST_NAME".into(), "TAG_INVALID"),
+        ("manifests/.INVALID_MANIFEST_NAME".into(), "MANIFEST_UNKNOWN"),
         (format!("manifests/{unknown}"), "MANIFEST_UNKNOWN"),
         ("manifests/nowhere".into(), "MANIFEST_UNKNOWN"),
+        ("manifests/sha256:totallywrong".into(), "DIGEST_INVALID"),
         ("blobs/sha256:totallywrong".into(), "DIGEST_INVALID"),
         ("blobs/md5:d41d8cd98f00b204e9800998ecf8427e".into(), "DIGEST_INVALID"),
     ] {

@@ -194,7 +194,7 @@ async fn what_is_unknown_or_malformed_has_its_code() {
         (format!("{REPOSITORY}/blobs/sha256:zz"), 400, "DIGEST_INVALID"),
         (format!("{REPOSITORY}/blobs/..%2f..%2fetc%2fpasswd"), 404, "UNSUPPORTED"),
         (format!("{REPOSITORY}/manifests/sha256:12"), 400, "DIGEST_INVALID"),
-        (format!("{REPOSITORY}/manifests/.x"), 400, "TAG_INVALID"),
+        (format!("{REPOSITORY}/manifests/.x"), 404, "MANIFEST_UNKNOWN"),
         ("UPPER/manifests/a".into(), 400, "NAME_INVALID"),
         ("a/b/referrers/x".into(), 400, "DIGEST_INVALID"),
         ("_catalog".into(), 404, "UNSUPPORTED"),
@@ -206,8 +206,8 @@ async fn what_is_unknown_or_malformed_has_its_code() {
         (format!("{}/manifests/a", "n".repeat(255)), 404, "MANIFEST_UNKNOWN"),
         (
             format!("{REPOSITORY}/manifests/{}", "t".repeat(129)),
-            400,
-            "TAG_INVALID",
+            404,
+            "MANIFEST_UNKNOWN",
         ),
         (
             format!("{REPOSITORY}/manifests/{}", "t".repeat(128)),

@@ -30,7 +30,6 @@ pub enum OciCode {
     ManifestInvalid,
     NameUnknown,
     NameInvalid,
-    TagInvalid,
     DigestInvalid,
     PaginationNumberInvalid,
     Unauthorized,
@@ -48,7 +47,6 @@ impl OciCode {
             Self::ManifestInvalid => "MANIFEST_INVALID",
             Self::NameUnknown => "NAME_UNKNOWN",
             Self::NameInvalid => "NAME_INVALID",
-            Self::TagInvalid => "TAG_INVALID",
             Self::DigestInvalid => "DIGEST_INVALID",
             Self::PaginationNumberInvalid => "PAGINATION_NUMBER_INVALID",
             Self::Unauthorized => "UNAUTHORIZED",
@@ -63,9 +61,7 @@ impl OciCode {
     pub fn status(self) -> StatusCode {
         match self {
             Self::BlobUnknown | Self::ManifestUnknown | Self::NameUnknown => StatusCode::NOT_FOUND,
-            Self::NameInvalid | Self::TagInvalid | Self::DigestInvalid | Self::PaginationNumberInvalid => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::NameInvalid | Self::DigestInvalid | Self::PaginationNumberInvalid => StatusCode::BAD_REQUEST,
             Self::ManifestInvalid | Self::Unavailable => StatusCode::BAD_GATEWAY,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Denied => StatusCode::FORBIDDEN,
