@@ -1,10 +1,11 @@
 //! Responses over a representation of known size: whole, one range, several ranges, not modified.
 //!
 //! In: the request's method and headers, a [`Representation`], and a function from a byte range to a stream.
-//! Out: the response of RFC 9110 (sections 13, 14, 15.3.7): 200, 206, 206 multipart/byteranges, 304 or 416.
+//! Out: the response of RFC 9110 (sections 13, 14, 15.3.7): 200, 206, 206 multipart/byteranges, 304 or 416; or 400.
 //! Invariant: `Content-Length` is always exact, so a stream that ends early is seen by the client as a broken answer
 //! and never as a complete one. Never a `Content-Encoding`.
-//! Not here: where bytes come from (`read/`), and range arithmetic ([`super::range`]).
+//! Not here: where bytes come from (`read/`), the syntax of ranges ([`super::range`]) and their arithmetic
+//! ([`crate::read::wants`]).
 
 use std::{
     ops::Range,
@@ -13,13 +14,16 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum::{body::Body, response::Response};
+use axum::{
+    body::Body,
+    response::{IntoResponse as _, Response},
+};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
-use super::range::{self, Resolved};
-use crate::metrics::Metrics;
+use super::{error::ApiError, range};
+use crate::{metrics::Metrics, read::wants::Resolved};
 
 /// What is being served.
 #[derive(Clone, Debug)]
@@ -67,7 +71,11 @@ where
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     // RFC 9110 section 14.2: only GET has ranges.
     let asked = range_asked(request, &rep.etag).filter(|_| method == Method::GET);
-    let body = match range::resolve(asked, rep.size) {
+    let wants = match range::wants(asked) {
+        Ok(wants) => wants,
+        Err(error) => return ApiError::from(error).into_response(),
+    };
+    let body = match wants.resolve(rep.size) {
         Resolved::Whole => {
             headers.insert(header::CONTENT_TYPE, rep.content_type.clone());
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from(rep.size));
@@ -204,45 +212,54 @@ impl<S> Drop for Counted<S> {
 
 /// A multipart/byteranges body (RFC 9110 section 14.6), its length known beforehand.
 struct Multipart {
+    ranges: Vec<Range<u64>>,
+    frame: Frame,
+}
+
+/// What stands between the parts. It is made when its part's turn comes: of a thousand parts it would be more than a
+/// request may keep in memory.
+struct Frame {
     boundary: String,
-    /// The head of each part, and its range.
-    parts: Vec<(Bytes, Range<u64>)>,
-    tail: Bytes,
+    content_type: HeaderValue,
+    size: u64,
+}
+
+impl Frame {
+    fn head(&self, part: usize, range: &Range<u64>) -> String {
+        let lead = if part == 0 { "" } else { "\r\n" };
+        let boundary = &self.boundary;
+        let content_type = self.content_type.to_str().unwrap_or("application/octet-stream");
+        let (first, last, size) = (range.start, range.end - 1, self.size);
+        format!(
+            "{lead}--{boundary}\r\ncontent-type: {content_type}\r\ncontent-range: bytes {first}-{last}/{size}\r\n\r\n"
+        )
+    }
+
+    fn tail(&self) -> String {
+        format!("\r\n--{}--\r\n", self.boundary)
+    }
 }
 
 impl Multipart {
     fn new(ranges: Vec<Range<u64>>, rep: &Representation) -> Self {
-        let boundary = boundary();
-        let content_type = rep.content_type.to_str().unwrap_or("application/octet-stream");
-        let parts = ranges
-            .into_iter()
-            .enumerate()
-            .map(|(i, range)| {
-                let lead = if i == 0 { "" } else { "\r\n" };
-                let head = format!(
-                    "{lead}--{boundary}\r\ncontent-type: {content_type}\r\ncontent-range: bytes {}-{}/{}\r\n\r\n",
-                    range.start,
-                    range.end - 1,
-                    rep.size
-                );
-                (Bytes::from(head), range)
-            })
-            .collect();
-        let tail = Bytes::from(format!("\r\n--{boundary}--\r\n"));
-        Self { boundary, parts, tail }
+        let frame = Frame {
+            boundary: boundary(),
+            content_type: rep.content_type.clone(),
+            size: rep.size,
+        };
+        Self { ranges, frame }
     }
 
     fn content_type(&self) -> HeaderValue {
-        header_value(format!("multipart/byteranges; boundary={}", self.boundary))
+        header_value(format!("multipart/byteranges; boundary={}", self.frame.boundary))
     }
 
     fn len(&self) -> u64 {
-        let parts: u64 = self
-            .parts
-            .iter()
-            .map(|(head, r)| head.len() as u64 + r.end - r.start)
+        let ranges = self.ranges.iter().enumerate();
+        let parts: u64 = ranges
+            .map(|(part, range)| self.frame.head(part, range).len() as u64 + range.end - range.start)
             .sum();
-        parts + self.tail.len() as u64
+        parts + self.frame.tail().len() as u64
     }
 
     /// Parts are opened one after the other, so only one is read at a time.
@@ -252,9 +269,13 @@ impl Multipart {
         S: Stream<Item = Result<Bytes, E>> + Send + 'static,
         E: Send + 'static,
     {
-        let tail = self.tail;
-        stream::iter(self.parts)
-            .map(move |(head, range)| stream::iter([Ok(head)]).chain(open(range)))
+        let Self { ranges, frame } = self;
+        let tail = Bytes::from(frame.tail());
+        stream::iter(ranges.into_iter().enumerate())
+            .map(move |(part, range)| {
+                let head = Bytes::from(frame.head(part, &range));
+                stream::iter([Ok(head)]).chain(open(range))
+            })
             .map(Ok::<_, E>)
             .try_flatten()
             .chain(stream::iter([Ok(tail)]))

@@ -14,6 +14,7 @@ use axum::{
 };
 use http::{HeaderValue, StatusCode, header};
 
+use super::range::TooManyRanges;
 use crate::{access::AccessError, read::ReadError, store::StoreError, upstream::UpstreamError};
 
 /// What every client can answer, and with what password files, token files and upstreams can work.
@@ -206,6 +207,13 @@ impl From<StoreError> for ApiError {
 impl From<QueryRejection> for ApiError {
     fn from(error: QueryRejection) -> Self {
         Self::new(OciCode::Unsupported, error.body_text()).with_status(StatusCode::BAD_REQUEST)
+    }
+}
+
+/// Not 416: see there.
+impl From<TooManyRanges> for ApiError {
+    fn from(error: TooManyRanges) -> Self {
+        Self::new(OciCode::Unsupported, error.to_string()).with_status(StatusCode::BAD_REQUEST)
     }
 }
 

@@ -1,111 +1,80 @@
-//! Range arithmetic: a `Range` header as asked, resolved against a size.
+//! The `Range` header: what is asked for, as written.
 //!
-//! In: the header and the size of the representation. Out: [`Resolved`].
-//! Invariant: every range that comes out is non-empty, inside the size, and (of several) ascending and disjoint; there
-//! are at most [`RANGES_MAX`].
-//! Not here: `If-Range` and the response ([`super::body`]), nor any byte.
+//! In: the header. Out: [`Wants`], or that it asks for too much at once.
+//! Invariant: at most [`RANGES_MAX`] ranges come out.
+//! Not here: the arithmetic ([`crate::read::wants`], which also decides what is fetched), `If-Range` and the response
+//! ([`super::body`]), nor any byte.
 //!
-//! RFC 9110, section 14. What is malformed, in another unit, or too much is *ignored* (200 with everything), as 14.2
-//! allows; ranges of numbers of which none can be satisfied are 416. That includes `500-0`, which the RFC lets a server
-//! either ignore or reject, and registry conformance suites expect to be rejected. Several ranges are sent ascending,
-//! overlapping and touching ones as one, so an answer never has more bytes than the representation (and the heads of at
-//! most [`RANGES_MAX`] parts).
-
-use std::ops::Range;
+//! RFC 9110, section 14. What is malformed or in another unit is *ignored* (200 with everything), as 14.2 allows; ranges of
+//! numbers of which none can be satisfied are 416. That includes `500-0`, which the RFC lets a server either ignore or reject,
+//! and registry conformance suites expect to be rejected. More ranges than we take are 400, and not 416: podman and CRI-O,
+//! which read zstd:chunked layers by ranges, ask for fewer and larger ones after a 400, and fail after a 416.
 
 use http::HeaderValue;
 
 use crate::read::wants::{Spec, Wants};
 
-/// Ranges in one request. zstd:chunked clients ask for some ten at a time; more is a way to make us seek.
-pub const RANGES_MAX: usize = 16;
+/// Ranges in one request: as many as containers/storage asks for, which takes no fewer parts than it asked for.
+pub const RANGES_MAX: usize = 1024;
 
-/// Longest header looked at: [`RANGES_MAX`] ranges of two 20-digit numbers.
-const HEADER_LEN_MAX: usize = 1024;
+/// Longest header looked at: [`RANGES_MAX`] ranges of two 20-digit numbers, and some blanks. The whole head of a request has
+/// a bound besides (`http.header_size_max`), within which there is room for as many ranges of a blob of terabytes.
+pub const HEADER_LEN_MAX: usize = RANGES_MAX * 48;
 
-/// A `Range` header resolved against a size.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Resolved {
-    /// No range, or one that must be ignored: 200 with everything.
-    Whole,
-    /// One range: 206.
-    One(Range<u64>),
-    /// Several: 206 multipart/byteranges; bounded count.
-    Several(Vec<Range<u64>>),
-    /// 416 with `Content-Range: bytes */size`.
-    Unsatisfiable,
-}
+/// The header has more ranges than are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a request may ask for at most {RANGES_MAX} ranges")]
+pub struct TooManyRanges;
 
-/// One range as asked.
-#[derive(Clone, Copy)]
-enum Asked {
-    /// `first-last`; `last` is inclusive, may be beyond the end, and may be before `first`.
-    FromTo(u64, u64),
-    /// `first-`
-    From(u64),
-    /// `-length`
-    Last(u64),
-}
-
-/// Resolves the value of a `Range` header; never fails: malformed means ignored, as the RFC says.
-pub fn resolve(header: Option<&HeaderValue>, size: u64) -> Resolved {
-    let Some(asked) = header.and_then(parse) else {
-        return Resolved::Whole;
+/// The value of a `Range` header. Malformed means ignored, as the RFC says.
+pub fn wants(header: Option<&HeaderValue>) -> Result<Wants, TooManyRanges> {
+    let Some(set) = header.and_then(|value| byte_set(value.to_str().ok()?)) else {
+        return Ok(Wants::Whole);
     };
-    let mut ranges: Vec<_> = asked.iter().filter_map(|&a| satisfy(a, size)).collect();
-    if ranges.is_empty() {
-        return Resolved::Unsatisfiable;
+    if set.len() > HEADER_LEN_MAX {
+        return Err(TooManyRanges);
     }
-    if ranges.len() > 1 {
-        ranges = coalesce(ranges);
-    }
-    match ranges.len() {
-        1 => Resolved::One(ranges.swap_remove(0)),
-        _ => Resolved::Several(ranges),
-    }
-}
-
-/// The same header while the size is not known.
-pub fn wants(header: Option<&HeaderValue>) -> Wants {
-    let Some(asked) = header.and_then(parse) else {
-        return Wants::Whole;
-    };
-    let specs = asked.into_iter().map(|asked| match asked {
-        Asked::FromTo(first, last) => Spec::From {
-            first,
-            last: Some(last),
-        },
-        Asked::From(first) => Spec::From { first, last: None },
-        Asked::Last(len) => Spec::Suffix(len),
-    });
-    Wants::Ranges(specs.collect())
-}
-
-/// `bytes=a-b, c-, -d`. `None` for anything else.
-fn parse(header: &HeaderValue) -> Option<Vec<Asked>> {
-    let text = header.to_str().ok().filter(|t| t.len() <= HEADER_LEN_MAX)?;
-    let (unit, set) = text.split_once('=')?;
-    if !unit.trim().eq_ignore_ascii_case("bytes") {
-        return None;
-    }
-    let mut out = Vec::new();
+    let mut specs = Vec::new();
     // The list grammar of RFC 9110 section 5.6.1 lets a recipient meet empty elements.
     for element in set
         .split(',')
         .map(|e| e.trim_matches([' ', '\t']))
         .filter(|e| !e.is_empty())
     {
-        if out.len() == RANGES_MAX {
-            return None;
+        if specs.len() == RANGES_MAX {
+            return Err(TooManyRanges);
         }
-        let (first, last) = element.split_once('-')?;
-        out.push(match (first, last) {
-            ("", n) => Asked::Last(number(n)?),
-            (n, "") => Asked::From(number(n)?),
-            (a, b) => Asked::FromTo(number(a)?, number(b)?),
-        });
+        let Some(spec) = spec(element) else {
+            return Ok(Wants::Whole);
+        };
+        specs.push(spec);
     }
-    (!out.is_empty()).then_some(out)
+    Ok(match specs.is_empty() {
+        true => Wants::Whole,
+        false => Wants::Ranges(specs),
+    })
+}
+
+/// What follows `bytes=`.
+fn byte_set(text: &str) -> Option<&str> {
+    let (unit, set) = text.split_once('=')?;
+    unit.trim().eq_ignore_ascii_case("bytes").then_some(set)
+}
+
+/// `a-b`, `c-` or `-d`.
+fn spec(element: &str) -> Option<Spec> {
+    let (first, last) = element.split_once('-')?;
+    Some(match (first, last) {
+        ("", n) => Spec::Suffix(number(n)?),
+        (n, "") => Spec::From {
+            first: number(n)?,
+            last: None,
+        },
+        (a, b) => Spec::From {
+            first: number(a)?,
+            last: Some(number(b)?),
+        },
+    })
 }
 
 /// Digits only (`u64::from_str` would take a sign); a number beyond 64 bits is malformed to us.
@@ -115,34 +84,15 @@ fn number(text: &str) -> Option<u64> {
         .flatten()
 }
 
-fn satisfy(asked: Asked, size: u64) -> Option<Range<u64>> {
-    let range = match asked {
-        Asked::FromTo(first, last) => first..last.saturating_add(1).min(size),
-        Asked::From(first) => first..size,
-        Asked::Last(len) => size.saturating_sub(len)..size,
-    };
-    (range.start < range.end).then_some(range)
-}
-
-/// Ascending and disjoint; RFC 9110 section 14.2 lets a server coalesce overlapping or touching ranges.
-fn coalesce(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_by_key(|r| r.start);
-    let mut out: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match out.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => out.push(range),
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::read::wants::Resolved;
 
     fn of(text: &str, size: u64) -> Resolved {
-        resolve(Some(&HeaderValue::from_str(text).unwrap()), size)
+        wants(Some(&HeaderValue::from_str(text).unwrap()))
+            .unwrap()
+            .resolve(size)
     }
 
     #[test]
@@ -186,19 +136,17 @@ mod tests {
         ] {
             assert_eq!(of(text, 3000), Resolved::Whole, "{text}");
         }
-        assert_eq!(resolve(None, 3000), Resolved::Whole);
-        let many = format!("bytes={}", ["1-2"; RANGES_MAX + 1].join(","));
-        assert_eq!(of(&many, 3000), Resolved::Whole);
+        assert_eq!(wants(None), Ok(Wants::Whole));
     }
 
     #[test]
-    fn several_ranges_come_out_ascending_and_disjoint() {
-        assert_eq!(of("bytes=0-1,10-11", 3000), Resolved::Several(vec![0..2, 10..12]));
-        assert_eq!(of("bytes=10-11,0-1", 3000), Resolved::Several(vec![0..2, 10..12]));
-        assert_eq!(of("bytes=0-5,3-9", 3000), Resolved::One(0..10));
-        assert_eq!(of("bytes=0-1,2-3", 3000), Resolved::One(0..4));
-        assert_eq!(of("bytes=0-1,5000-", 3000), Resolved::One(0..2));
-        assert_eq!(of("bytes=5000-,6000-", 3000), Resolved::Unsatisfiable);
-        assert_eq!(of("bytes=-2,0-1,-1", 3000), Resolved::Several(vec![0..2, 2998..3000]));
+    fn too_many_are_neither_taken_nor_ignored() {
+        let many = |count: usize| HeaderValue::from_str(&format!("bytes={}", vec!["1-2"; count].join(", "))).unwrap();
+        assert!(matches!(wants(Some(&many(RANGES_MAX))), Ok(Wants::Ranges(specs)) if specs.len() == RANGES_MAX));
+        assert_eq!(wants(Some(&many(RANGES_MAX + 1))), Err(TooManyRanges));
+        let long = format!("bytes=1-2{}", ",".repeat(HEADER_LEN_MAX));
+        assert_eq!(wants(Some(&HeaderValue::from_str(&long).unwrap())), Err(TooManyRanges));
+        let largest = format!("{0}-{0}, ", u64::MAX).repeat(RANGES_MAX);
+        assert!(wants(Some(&HeaderValue::from_str(&format!("bytes={largest}")).unwrap())).is_ok());
     }
 }

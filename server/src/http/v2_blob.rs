@@ -49,7 +49,7 @@ impl Asking<'_> {
             ));
         }
         // The size that the headers need is learned with the first bytes, of what is asked for and no more.
-        let wants = range::wants(range_asked(self.headers, &etag(&digest)));
+        let wants = range::wants(range_asked(self.headers, &etag(&digest)))?;
         let opened = blobs.open_range(&route.source, &caller, &digest, &wants).await;
         let blob = opened.map_err(failed)?;
         let representation = self.representation(route::BLOBS, &digest, blob.size(), OCTETS, self.cache_forever());

@@ -1,13 +1,23 @@
-//! What a request wants of a blob whose size may not be known yet.
+//! Range arithmetic: what a request wants of a blob or another representation, whose size may not be known yet.
 //!
-//! In: a `Range` header as parsed (`http/range.rs`). Out: where the first fetch for it begins, and, once the size is
-//! known, whether it is the whole blob in all but name.
-//! Invariant: specs are at most as many as `http/range.rs` lets through, and not resolved: that needs the size.
-//! Not here: range arithmetic for answers (`http/range.rs`).
+//! In: a `Range` header as parsed (`http/range.rs`). Out: where the first fetch for it begins; and, once the size is known,
+//! what is sent ([`Resolved`]) and whether that is the whole blob in all but name.
+//! Invariant: what is fetched and what is sent are decided by the same function. Every range that comes out is non-empty
+//! and inside the size; of several, none overlaps another, and they have the order in which they were asked for.
+//! Not here: the header's syntax, and how many ranges it may have (`http/range.rs`).
+//!
+//! RFC 9110, sections 14.2 and 15.3.7.2. Ranges that only touch stay apart: who reads zstd:chunked layers counts the parts.
+//! Overlapping ones are sent as one, in the place of the first of them, so that no byte is sent twice. When parts and their
+//! heads would be longer than the whole, the whole is sent (200). So an answer is never longer than the representation,
+//! however many ranges there are, and however they lie.
 
 use std::ops::Range;
 
 use crate::store::units::UNIT;
+
+/// What the head of one part of a multipart answer takes, at most: a boundary of 59 letters, `application/octet-stream`, and
+/// three numbers of 20 digits. The end of the answer is shorter than that.
+const PART_HEAD: u64 = 192;
 
 /// What a request wants of a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,12 +30,23 @@ pub enum Wants {
 /// One range as asked; both ends are inclusive and unchecked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spec {
-    From {
-        first: u64,
-        last: Option<u64>,
-    },
+    /// `last` may be beyond the end, and may be before `first`.
+    From { first: u64, last: Option<u64> },
     /// The last so many bytes.
     Suffix(u64),
+}
+
+/// What is sent of a representation of known size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolved {
+    /// No range, or more in parts than as a whole: 200 with everything.
+    Whole,
+    /// One range: 206.
+    One(Range<u64>),
+    /// Several: 206 multipart/byteranges.
+    Several(Vec<Range<u64>>),
+    /// 416 with `Content-Range: bytes */size`.
+    Unsatisfiable,
 }
 
 impl Wants {
@@ -37,31 +58,54 @@ impl Wants {
         }
     }
 
+    /// What is sent of a representation of this size.
+    pub fn resolve(&self, size: u64) -> Resolved {
+        let Self::Ranges(specs) = self else {
+            return Resolved::Whole;
+        };
+        let mut ranges = apart(specs.iter().filter_map(|s| s.resolve(size)).collect());
+        match ranges.len() {
+            0 => Resolved::Unsatisfiable,
+            1 => Resolved::One(ranges.swap_remove(0)),
+            parts => {
+                // No two overlap, so this is at most the size.
+                let bytes: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+                let heads = (parts as u64 + 1) * PART_HEAD;
+                match bytes.saturating_add(heads) > size {
+                    true => Resolved::Whole,
+                    false => Resolved::Several(ranges),
+                }
+            }
+        }
+    }
+
     /// Whether fetching this unit by unit fetches the whole of a blob of this size: then it is fetched as a whole, and
     /// its tail withheld until it is verified.
     pub fn covers(&self, size: u64) -> bool {
-        let Self::Ranges(specs) = self else { return true };
-        let mut units: Vec<Range<u64>> = specs
-            .iter()
-            .filter_map(|s| s.resolve(size))
-            .map(|r| r.start / UNIT..r.end.div_ceil(UNIT))
-            .collect();
-        units.sort_by_key(|r| r.start);
+        let mut ranges = match self.resolve(size) {
+            Resolved::Whole => return true,
+            Resolved::Unsatisfiable => return false,
+            Resolved::One(range) => vec![range],
+            Resolved::Several(ranges) => ranges,
+        };
+        ranges.sort_unstable_by_key(|r| r.start);
         let mut at = 0;
-        for range in units {
-            if range.start > at {
+        for range in ranges {
+            if range.start / UNIT > at {
                 return false;
             }
-            at = at.max(range.end);
+            at = at.max(range.end.div_ceil(UNIT));
         }
-        at > 0 && at >= size.div_ceil(UNIT)
+        at >= size.div_ceil(UNIT)
     }
 
-    /// The first range that a blob of this size can satisfy.
+    /// What is sent first of a blob of this size.
     pub fn first(&self, size: u64) -> Option<Range<u64>> {
-        match self {
-            Self::Whole => Some(0..size),
-            Self::Ranges(specs) => specs.iter().filter_map(|s| s.resolve(size)).min_by_key(|r| r.start),
+        match self.resolve(size) {
+            Resolved::Whole => Some(0..size),
+            Resolved::One(range) => Some(range),
+            Resolved::Several(ranges) => ranges.into_iter().next(),
+            Resolved::Unsatisfiable => None,
         }
     }
 
@@ -91,6 +135,27 @@ impl Spec {
         };
         (range.start < range.end).then_some(range)
     }
+}
+
+/// Joins those that overlap, in the place of the first of them.
+fn apart(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    if ranges.len() < 2 {
+        return ranges;
+    }
+    let mut placed: Vec<(usize, Range<u64>)> = ranges.into_iter().enumerate().collect();
+    placed.sort_by_key(|(_, range)| range.start);
+    let mut out: Vec<(usize, Range<u64>)> = Vec::with_capacity(placed.len());
+    for (place, range) in placed {
+        match out.last_mut() {
+            Some((first, last)) if range.start < last.end => {
+                *first = place.min(*first);
+                last.end = range.end.max(last.end);
+            }
+            _ => out.push((place, range)),
+        }
+    }
+    out.sort_unstable_by_key(|(place, _)| *place);
+    out.into_iter().map(|(_, range)| range).collect()
 }
 
 #[cfg(test)]
@@ -125,6 +190,39 @@ mod tests {
         }
         assert!(Wants::Ranges(vec![from(7, Some(8))]).covers(UNIT), "a blob of one unit");
         assert!(Wants::Whole.covers(0));
+    }
+
+    #[test]
+    fn several_ranges_keep_their_order_and_only_overlapping_ones_are_joined() {
+        let of = |specs: &[(u64, u64)], size: u64| {
+            let specs = specs.iter().map(|&(first, last)| from(first, Some(last)));
+            Wants::Ranges(specs.collect()).resolve(size)
+        };
+        let several = |ranges: &[Range<u64>]| Resolved::Several(ranges.to_vec());
+        assert_eq!(of(&[(0, 1), (10, 11)], 3000), several(&[0..2, 10..12]));
+        assert_eq!(of(&[(10, 11), (0, 1)], 3000), several(&[10..12, 0..2]));
+        assert_eq!(of(&[(0, 1), (2, 3)], 3000), several(&[0..2, 2..4]));
+        assert_eq!(of(&[(0, 5), (3, 9)], 3000), Resolved::One(0..10));
+        assert_eq!(
+            of(&[(20, 29), (8, 9), (0, 5), (40, 40), (5, 8)], 3000),
+            several(&[20..30, 0..10, 40..41])
+        );
+        assert_eq!(of(&[(0, 1), (5000, 9000)], 3000), Resolved::One(0..2));
+        assert_eq!(of(&[(5000, 9000), (6000, 9000)], 3000), Resolved::Unsatisfiable);
+        let suffixes = Wants::Ranges(vec![Spec::Suffix(2), from(0, Some(1)), Spec::Suffix(1)]);
+        assert_eq!(suffixes.resolve(3000), several(&[2998..3000, 0..2]));
+    }
+
+    #[test]
+    fn an_answer_is_never_longer_than_the_whole() {
+        let two = Wants::Ranges(vec![from(0, Some(0)), from(9, Some(9))]);
+        assert_eq!(two.resolve(3 * PART_HEAD + 1), Resolved::Whole);
+        assert!(matches!(two.resolve(3 * PART_HEAD + 2), Resolved::Several(_)));
+        // And what is sent as a whole is fetched as one: all but the last bytes, which are a unit of their own.
+        let size = 2 * UNIT + 100;
+        let nearly = Wants::Ranges(vec![from(0, Some(UNIT - 1)), from(UNIT, Some(2 * UNIT - 1))]);
+        assert_eq!((nearly.resolve(size), nearly.covers(size)), (Resolved::Whole, true));
+        assert!(!nearly.covers(3 * UNIT));
     }
 
     #[test]
