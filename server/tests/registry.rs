@@ -521,6 +521,24 @@ async fn too_many_requests_says_when_to_come_back() {
     assert_eq!(origin.calls().len(), calls);
 }
 
+/// Not every registry says it; who is not told comes back at once, or never.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_requests_says_so_also_when_the_upstream_does_not() {
+    let Setup { origin, server, _dir } = setup(Auth::Anonymous).await;
+    let blob = origin.add_blob(REPOSITORY, noise(1000, 16));
+    let limit = Fault::Status {
+        code: 429,
+        retry_after_secs: None,
+    };
+    origin.always(Target::Everything, limit);
+    for url in [server.blob_url(&blob), server.manifest_url("a")] {
+        let response = server.get(&url).await;
+        assert_eq!(response.status(), 429);
+        let secs: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((1..=60).contains(&secs), "{secs}");
+    }
+}
+
 /// Only the *head* of a request had a time. A client that promised a body and never sent it held one of the permits for
 /// requests; as many such clients as there are permits shut everybody out.
 #[tokio::test]

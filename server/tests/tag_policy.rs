@@ -442,8 +442,9 @@ async fn offline_serves_what_is_here_and_asks_nobody() {
     }
     assert_eq!(server.fetch(&server.manifest_url(whole)).await.0, 200);
     for refused in ["part".to_owned(), "multi-part".into(), part.to_string(), "none".into()] {
-        let answer = server.error(&server.manifest_url(&refused)).await;
-        assert_eq!(answer, (503, "UNAVAILABLE".into()), "{refused}");
+        let response = server.get(&server.manifest_url(&refused)).await;
+        assert!(response.headers().contains_key("retry-after"), "{refused}");
+        assert_eq!(error_of(response).await, (503, "UNAVAILABLE".into()), "{refused}");
     }
     assert_eq!(
         server.error(&server.blob_url(&layers[2])).await,

@@ -3,7 +3,7 @@
 //! In: what a room reports ([`ReadError`], [`UpstreamError`], [`StoreError`]). Out: a status and the JSON of the
 //! distribution specification, `{"errors":[{"code","message"}]}`.
 //! Invariant: a client is challenged (401) only where its own credentials may help, which `access/` says: container
-//! runtimes answer with the user's secrets. What an upstream refuses is 403, what it lacks is 404, and its outages are 5xx, on all of which runtimes go to their next
+//! runtimes answer with the user's secrets. Every 429 and 503 says when to come back. What an upstream refuses is 403, what it lacks is 404, and its outages are 5xx, on all of which runtimes go to their next
 //! mirror.
 //! Not here: decisions what to try next.
 
@@ -20,8 +20,16 @@ use crate::{access::AccessError, read::ReadError, store::StoreError, upstream::U
 /// What every client can answer, and with what password files, token files and upstreams can work.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"headstart\"");
 
-/// When to come back after all turns were taken: about what a layer takes.
+/// When to come back after all turns were taken, or to a server that stops, of which there may be another by then: about
+/// what a layer takes.
 const RETRY_AFTER_BUSY_SECS: u64 = 5;
+
+/// When to come back to an upstream that wants fewer requests and does not say for how long. podman and CRI-O come back
+/// five times, and would wait about as long in all if nobody told them.
+const RETRY_AFTER_LIMIT_SECS: u64 = 10;
+
+/// That no upstream is asked is what an operator has configured: it does not pass in a moment.
+const RETRY_AFTER_OFFLINE_SECS: u64 = 60;
 
 /// Error codes of the distribution specification (and `UNAVAILABLE`, which distribution itself adds).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +159,7 @@ impl ApiError {
             UpstreamError::NotFound { name_unknown: false } => Self::unknown(asked, message),
             UpstreamError::Denied { .. } | UpstreamError::ForeignRealm => Self::new(OciCode::Denied, message),
             UpstreamError::TooManyRequests { retry_after_secs } => Self {
-                retry_after_secs: *retry_after_secs,
+                retry_after_secs: Some(retry_after_secs.unwrap_or(RETRY_AFTER_LIMIT_SECS)),
                 ..Self::new(OciCode::TooManyRequests, message)
             },
             UpstreamError::Timeout => Self::new(OciCode::Unavailable, message).with_status(StatusCode::GATEWAY_TIMEOUT),
@@ -159,9 +167,10 @@ impl ApiError {
             | UpstreamError::Unreachable(_)
             | UpstreamError::BadAnswer(_)
             | UpstreamError::NoCredentials => Self::new(OciCode::Unavailable, message),
-            UpstreamError::Offline => {
-                Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
-            }
+            UpstreamError::Offline => Self {
+                retry_after_secs: Some(RETRY_AFTER_OFFLINE_SECS),
+                ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
+            },
             UpstreamError::CircuitOpen { retry_after_secs } => Self {
                 retry_after_secs: Some(*retry_after_secs),
                 ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
@@ -229,7 +238,8 @@ impl IntoResponse for ApiError {
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(secs) = self.retry_after_secs {
+        let comes_back = matches!(self.status.as_u16(), 429 | 503);
+        if let Some(secs) = self.retry_after_secs.or(comes_back.then_some(RETRY_AFTER_BUSY_SECS)) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(secs));
         }
         if self.status == StatusCode::UNAUTHORIZED {
@@ -258,5 +268,26 @@ mod tests {
         let response = panicked(Box::new("a secret"));
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+    }
+
+    #[test]
+    fn whoever_is_to_come_back_is_told_when() {
+        let limit = |retry_after_secs| UpstreamError::TooManyRequests { retry_after_secs };
+        for (error, status, secs) in [
+            (ReadError::Stopping, 503, Some("5")),
+            (UpstreamError::Offline.into(), 503, Some("60")),
+            (limit(None).into(), 429, Some("10")),
+            (limit(Some(7)).into(), 429, Some("7")),
+            (
+                UpstreamError::CircuitOpen { retry_after_secs: 3 }.into(),
+                503,
+                Some("3"),
+            ),
+            (UpstreamError::Status(500).into(), 502, None),
+        ] {
+            let response = ApiError::from_read(Asked::Blob, &error).into_response();
+            let said = response.headers().get(header::RETRY_AFTER).map(|v| v.to_str().unwrap());
+            assert_eq!((response.status().as_u16(), said), (status, secs), "{error}");
+        }
     }
 }
