@@ -281,6 +281,7 @@ impl One {
         let manifests = &self.app.manifests;
         let found = manifests.get(&self.source, &Caller::Server, reference, &accept).await;
         let found = found.map_err(|error| format!("read manifest {}: {error}", reference_text(reference)))?;
+        manifests.given(&found, &Caller::Server);
         Ok((found.digest, found.bytes))
     }
 
@@ -311,6 +312,9 @@ impl One {
 
     /// Until no layer is under way; how many were refused.
     async fn convert(&self, layers: &[BlobDigest]) -> Result<u64, String> {
+        if !self.app.layers.converts() {
+            return Ok(0);
+        }
         let mut refused = 0;
         for (at, layer) in layers.iter().enumerate() {
             let (mut failures, mut asked) = (0, 0);

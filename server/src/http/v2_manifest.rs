@@ -1,11 +1,12 @@
 //! `/v2/<name>/manifests/<reference>`
 //!
 //! In: a repository, and a tag or digest. Out: the manifest, byte for byte the upstream's.
-//! Invariant: `Content-Type`, `Content-Length` and `Docker-Content-Digest` are on GET and HEAD alike.
+//! Invariant: `Content-Type`, `Content-Length` and `Docker-Content-Digest` are on GET and HEAD alike; HEAD fetches nothing
+//! but the manifest.
 //! Not here: where it comes from ([`crate::read::manifests`]).
 
 use axum::response::Response;
-use http::{HeaderValue, header};
+use http::{HeaderValue, Method, header};
 
 use super::{
     body::ranged_response,
@@ -39,6 +40,10 @@ impl Asking<'_> {
             .get(&route.source, &caller, &reference, &accept)
             .await;
         let manifest = manifest.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
+        // Who asks for the head may only want to know whether a tag has moved: that is no reason to fetch an image.
+        if self.method == Method::GET {
+            self.app.manifests.given(&manifest, &caller);
+        }
         self.manifest_response(manifest, &reference)
     }
 

@@ -12,6 +12,8 @@ use super::memory::MemoryPool;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IngestConfig {
+    /// Whether layers are converted. Without, the server is a plain mirror: what was converted before is served on.
+    pub enabled: bool,
     /// Layers converted at the same time. They share their threads, and half as many as there are cores are decompressed at a
     /// time, so more of them help only while upstreams are slow.
     pub workers: usize,
@@ -54,6 +56,7 @@ pub struct IngestConfig {
 impl Default for IngestConfig {
     fn default() -> Self {
         Self {
+            enabled: true,
             workers: 4,
             compress_threads: 0,
             niceness: 19,

@@ -25,7 +25,8 @@ use crate::store::{
     facts::{ImageFact, LayerFact},
 };
 
-/// State of an image that this server has served; `None` for anything else.
+/// State of an image that this server has served; `None` for anything else, and where conversions are switched off, for an
+/// image that was not converted before.
 pub async fn image_status(
     store: &Store,
     layers: &Layers,
@@ -45,6 +46,10 @@ pub async fn image_status(
     let image = layers.next_image();
     let settled = join_all(facts.iter().map(|fact| settle(layers, image, fact, wait))).await;
     let mut statuses = settled.into_iter().collect::<Result<Vec<_>, _>>()?;
+    // Nothing more will come of it here. A node asks its next server then, or pulls the image as any other.
+    if !layers.converts() && statuses.iter().any(|status| status.state != LayerState::Ready) {
+        return Ok(None);
+    }
     // Asked for after the wait: the config is read while the first layers convert.
     let (reader, digest) = (store.clone(), *manifest);
     let diff_ids = match blocking(move || Ok(reader.diff_ids(&digest)?)).await? {

@@ -1,7 +1,8 @@
 //! Layers and their conversion: what state one is in, and getting it to ready.
 //!
 //! In: served manifests, and requests for layers. Out: [`LayerStatus`]. Invariant: nobody waits without a limit, and
-//! nothing that is ready, refused or under way is queued again. What a restart forgets (queued, converting, failed) is
+//! nothing that is ready, refused or under way is queued again; where conversions are switched off, nothing is, and a layer
+//! that is neither ready nor refused is as unknown as one that was never served. What a restart forgets (queued, converting, failed) is
 //! simply unconverted; the next request queues it.
 //! Not here: the workers ([`super::conversion`]), the conversion itself (`ingest`). Whether an image may use a layer
 //! (media type, DiffID) is the image's question: see `read/images.rs`.
@@ -66,6 +67,7 @@ pub struct Layers {
 struct Inner {
     store: Store,
     blobs: Blobs,
+    converts: bool,
     manifests: Arc<Semaphore>,
     config_reads: Semaphore,
     /// Served manifests that leave nothing to do, and when that was seen.
@@ -89,12 +91,14 @@ impl Layers {
     /// Starts the workers. To be called on a Tokio runtime, which they use to open blobs.
     pub fn new(store: Store, blobs: Blobs, config: IngestConfig, metrics: Metrics) -> Layers {
         store.observe(metrics.clone());
+        let converts = config.enabled;
         let queue = Queue::start(store.clone(), blobs.clone(), config, metrics);
         Layers {
             queue: Arc::new(queue),
             inner: Arc::new(Inner {
                 store,
                 blobs,
+                converts,
                 manifests: Arc::new(Semaphore::new(MANIFESTS_MAX)),
                 config_reads: Semaphore::new(CONFIG_READS_MAX),
                 settled: Hot::new(SETTLED_MAX),
@@ -104,10 +108,17 @@ impl Layers {
         }
     }
 
-    /// A manifest was verified, recorded and is being served: queue its layers, learn its DiffIDs. What has to be fetched
-    /// for that is fetched from the manifest's source on behalf of `caller`. Does not block.
-    pub fn manifest_served(&self, fact: ManifestFact, caller: &Caller) {
-        let Some(image) = fact.image.clone() else { return };
+    /// Whether layers are converted at all.
+    pub fn converts(&self) -> bool {
+        self.inner.converts
+    }
+
+    /// A manifest was verified, recorded and is being given to a client: queue its layers, learn its DiffIDs. What has to be
+    /// fetched for that is fetched from the manifest's source on behalf of `caller`. Does not block.
+    pub fn manifest_served(&self, fact: &ManifestFact, caller: &Caller) {
+        if !self.inner.converts || fact.image.is_none() {
+            return;
+        }
         let settled = self.inner.settled.get(&fact.digest);
         if self.inner.stop.is_cancelled() || settled.is_some_and(|at| at.elapsed() < SETTLED_FOR) {
             return;
@@ -116,7 +127,8 @@ impl Layers {
             tracing::warn!(manifest = %fact.digest, "too many new manifests; its layers are converted when asked for");
             return;
         };
-        let (layers, caller) = (self.clone(), caller.clone());
+        let Some(image) = fact.image.clone() else { return };
+        let (layers, fact, caller) = (self.clone(), fact.clone(), caller.clone());
         let stop = self.inner.stop.clone();
         let span = tracing::error_span!(parent: None, "learn image", request_id = Empty, manifest = %fact.digest);
         let span = Cause::here().of(span);
@@ -227,6 +239,10 @@ impl Layers {
     /// Queues a layer unless it is settled, under way, or failed a moment ago; its state afterwards.
     fn ensure(&self, job: Job) -> Result<Option<LayerStatus>, StoreError> {
         let layer = job.layer;
+        if !self.inner.converts {
+            let status = self.status(&layer)?;
+            return Ok(status.filter(|s| matches!(s.state, LayerState::Ready | LayerState::Refused)));
+        }
         match self.status(&layer)? {
             None if job.source.is_none() => Ok(None),
             // It may move up.

@@ -5,8 +5,10 @@
 //! upstream says how long its word is good; after that it is asked by HEAD, and only when it is in trouble does the last
 //! digest it confirmed answer, marked so. A client is given for a tag what it takes, or whatever the upstream gives to
 //! its own `Accept`; never a 406 of ours. Requests for the same thing at the same time are one request upstream.
-//! Not here: the disk ([`super::shelf`]), whether the blobs can be had ([`super::obtainable`]), and the conversion that a
-//! served manifest starts (`layers.rs` is told, and does not delay us).
+//! Looking at a manifest starts nothing; being given it ([`Manifests::given`]) starts the conversion of its layers, for which
+//! the whole image is fetched.
+//! Not here: the disk ([`super::shelf`]), whether the blobs can be had ([`super::obtainable`]), and the conversion
+//! (`layers.rs` is told, and does not delay us).
 
 use std::{
     sync::Arc,
@@ -50,6 +52,7 @@ pub struct Manifest {
     pub media_type: String,
     pub bytes: Bytes,
     pub warning: Option<Warning>,
+    fact: ManifestFact,
 }
 
 /// Why a tag's answer may not be what the upstream has.
@@ -134,6 +137,11 @@ impl Manifests {
             }),
             running: Coalesce::default(),
         }
+    }
+
+    /// A client is given this manifest, with its bytes: it will most likely pull what it names. Does not block.
+    pub fn given(&self, manifest: &Manifest, caller: &Caller) {
+        self.inner.layers.manifest_served(&manifest.fact, caller);
     }
 
     /// The manifest that `reference` means.
@@ -421,14 +429,13 @@ impl Inner {
 
     async fn hand_out(&self, found: Found, caller: &Caller, warning: Option<Warning>) -> Result<Manifest, ReadError> {
         self.obtainable.no_setback(caller, &found.fact).await?;
-        let manifest = Manifest {
+        Ok(Manifest {
             digest: found.fact.digest,
             media_type: found.fact.media_type.clone(),
             bytes: found.bytes,
             warning,
-        };
-        self.layers.manifest_served(found.fact, caller);
-        Ok(manifest)
+            fact: found.fact,
+        })
     }
 
     fn learn(&self, source: &Source, caller: &Caller, what: What, answer: &Result<Found, ReadError>) {

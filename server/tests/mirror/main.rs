@@ -8,6 +8,7 @@
 mod support;
 
 mod absent;
+mod costs;
 mod lists;
 mod members;
 
