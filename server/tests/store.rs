@@ -38,6 +38,7 @@ fn manifest(layers: &[BlobDigest]) -> ManifestFact {
         media_type: "application/vnd.oci.image.manifest.v1+json".into(),
         size: 1234,
         members: layers.iter().copied().chain([config]).collect(),
+        foreign: Vec::new(),
         image: Some(ImageFact {
             config,
             layers: layers

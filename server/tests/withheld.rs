@@ -95,6 +95,33 @@ async fn a_foreign_layer_that_is_not_there_withholds_nothing() {
     }
 }
 
+/// So it is with an artifact, whose config says nothing of layers, and with what only its URLs tell to be elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_artifact_has_elsewhere_withholds_nothing() {
+    let setup = setup().await;
+    let Setup { origin, server, .. } = &setup;
+    let [config, blob] = [2, 3].map(|seed| origin.add_blob(REPOSITORY, noise(1000, seed)));
+    let by_type = json!({ "mediaType": FOREIGN, "digest": BlobDigest::of(b"by type"), "size": 1 });
+    let by_urls = json!({ "mediaType": "application/vnd.example", "digest": BlobDigest::of(b"by urls"), "size": 1,
+                          "urls": ["https://example.test/blob"] });
+    let artifact = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": "application/vnd.example",
+        "config": { "mediaType": "application/vnd.example.config", "digest": config, "size": 1000 },
+        "layers": [by_type, { "mediaType": "application/vnd.example", "digest": blob, "size": 1000 }, by_urls],
+    });
+    let artifact = origin.add_manifest(REPOSITORY, Some("artifact"), OCI_MANIFEST, artifact.to_string());
+    // Its other blobs are here before it is: then the foreign one was what the upstream was asked for.
+    for digest in [config, blob] {
+        assert_eq!(server.fetch(&server.blob_url(&digest)).await.0, 200);
+    }
+    assert_eq!(setup.status("artifact").await, 200);
+    setup.have(artifact, &[config, blob]).await;
+    origin.stop();
+    for reference in ["artifact".to_owned(), artifact.to_string()] {
+        assert_eq!(setup.status(reference).await, 200, "all that is to be had here is here");
+    }
+}
+
 /// An image that is here as a whole can be had, whatever is the matter with another platform's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_platform_does_not_take_the_others_with_it() {

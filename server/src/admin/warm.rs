@@ -7,7 +7,6 @@
 //! Not here: the fetch and the conversion (`read`).
 
 use std::{
-    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -30,7 +29,7 @@ use crate::{
     read::{
         ReadError,
         accept::Accept,
-        document::{is_foreign_layer, is_index},
+        document::{is_foreign, is_index},
         layers::is_tar_layer,
         platform::Platform,
     },
@@ -234,19 +233,14 @@ impl One {
         let facts = facts.await.map_err(|e| e.to_string())??;
         let mut parts = Parts::default();
         for fact in facts {
-            let layers = fact.image.into_iter().flat_map(|image| image.layers);
-            let mut foreign = HashSet::new();
-            for layer in layers {
-                if is_foreign_layer(&layer.media_type) {
-                    foreign.insert(layer.digest);
-                } else if is_tar_layer(&layer.media_type) {
-                    parts.bytes += layer.size;
-                    parts.layers.push(layer.digest);
-                }
-            }
             // Foreign ones are where their URLs say, and nobody fetches them from here.
-            let members = fact.members.into_iter();
-            parts.blobs.extend(members.filter(|digest| !foreign.contains(digest)));
+            let members = fact.members.iter().filter(|digest| !is_foreign(&fact, digest));
+            parts.blobs.extend(members);
+            let layers = fact.image.iter().flat_map(|image| &image.layers);
+            for layer in layers.filter(|layer| is_tar_layer(&layer.media_type) && !is_foreign(&fact, &layer.digest)) {
+                parts.bytes += layer.size;
+                parts.layers.push(layer.digest);
+            }
         }
         for list in [&mut parts.blobs, &mut parts.layers] {
             list.sort_unstable();

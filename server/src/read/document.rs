@@ -7,13 +7,16 @@
 //! never changed.
 //! Not here: fetching, and the facts' way to the store.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt};
 
 use headstart_layer_format::{BlobDigest, limits::LAYERS_MAX};
-use serde::{Deserialize, de::IgnoredAny};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 
 use super::platform::Platform;
-use crate::store::facts::{ImageFact, LayerFact};
+use crate::store::facts::{ImageFact, LayerFact, ManifestFact};
 
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -37,6 +40,9 @@ const TAR_LAYER_PREFIXES: [&str; 2] = [
 pub struct Document {
     /// Config, layers, child manifests, in the order of the document.
     pub members: Vec<BlobDigest>,
+    /// Of these, in ascending order, layers that are fetched from elsewhere, if at all: their type or their URLs say so.
+    /// Artifacts have such, too.
+    pub foreign: Vec<BlobDigest>,
     pub image: Option<ImageFact>,
 }
 
@@ -61,6 +67,66 @@ struct Descriptor {
     digest: Option<String>,
     #[serde(default)]
     size: u64,
+    #[serde(default)]
+    urls: Urls,
+}
+
+/// Whether there are URLs. None of them is kept, and something else in their place is no reason to refuse a manifest.
+#[derive(Default)]
+struct Urls {
+    some: bool,
+}
+
+impl<'de> Deserialize<'de> for Urls {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(UrlsVisitor)
+    }
+}
+
+struct UrlsVisitor;
+
+impl<'de> Visitor<'de> for UrlsVisitor {
+    type Value = Urls;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of URLs")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut urls: A) -> Result<Urls, A::Error> {
+        let mut some = false;
+        while urls.next_element::<IgnoredAny>()?.is_some() {
+            some = true;
+        }
+        Ok(Urls { some })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Urls, A::Error> {
+        IgnoredAny.visit_map(map).map(|_| Urls::default())
+    }
+
+    fn visit_unit<E>(self) -> Result<Urls, E> {
+        Ok(Urls::default())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Urls, E> {
+        Ok(Urls::default())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Urls, E> {
+        Ok(Urls::default())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Urls, E> {
+        Ok(Urls::default())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Urls, E> {
+        Ok(Urls::default())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Urls, E> {
+        Ok(Urls::default())
+    }
 }
 
 #[derive(Deserialize)]
@@ -72,6 +138,10 @@ struct FsLayer {
 impl Descriptor {
     fn digest(&self) -> Option<BlobDigest> {
         self.digest.as_deref()?.parse().ok()
+    }
+
+    fn is_foreign(&self) -> bool {
+        is_foreign_layer(&self.media_type) || self.urls.some
     }
 }
 
@@ -86,8 +156,15 @@ pub fn is_index(media_type: &str) -> bool {
 }
 
 /// Whether a layer of this type is fetched from elsewhere, if at all.
-pub fn is_foreign_layer(media_type: &str) -> bool {
+fn is_foreign_layer(media_type: &str) -> bool {
     media_type.contains(".nondistributable.") || media_type.contains(".foreign.")
+}
+
+/// Whether clients fetch this from elsewhere, if at all: an upstream need not have it.
+pub fn is_foreign(fact: &ManifestFact, digest: &BlobDigest) -> bool {
+    let mut layers = fact.image.iter().flat_map(|image| &image.layers);
+    fact.foreign.binary_search(digest).is_ok()
+        || layers.any(|layer| layer.digest == *digest && is_foreign_layer(&layer.media_type))
 }
 
 /// The type that a document says of itself. One that is kept was served as just that.
@@ -119,6 +196,13 @@ pub fn read(bytes: &[u8], media_type: &str) -> Result<Document, &'static str> {
         return Err("it lists layers but is an index");
     }
     let image = image(&fields, media_type);
+    let layers = fields.layers.iter().chain(&fields.blobs).flatten();
+    let mut foreign: Vec<_> = layers
+        .filter(|l| l.is_foreign())
+        .filter_map(Descriptor::digest)
+        .collect();
+    foreign.sort_unstable();
+    foreign.dedup();
     let lists = [fields.layers, fields.manifests, fields.blobs];
     let descriptors = fields.config.iter().chain(lists.iter().flatten().flatten());
     let mut members: Vec<_> = descriptors.filter_map(Descriptor::digest).collect();
@@ -127,7 +211,11 @@ pub fn read(bytes: &[u8], media_type: &str) -> Result<Document, &'static str> {
     // One entry a digest: images repeat their empty layer.
     let mut seen = std::collections::HashSet::new();
     members.retain(|digest| seen.insert(*digest));
-    Ok(Document { members, image })
+    Ok(Document {
+        members,
+        foreign,
+        image,
+    })
 }
 
 /// Whether a field that decides what a document is has the right letters in another case. Go's readers take it for the
@@ -253,6 +341,37 @@ mod tests {
         });
         let document = read_json(&attestation, OCI_MANIFEST).unwrap();
         assert_eq!((document.members.len(), document.image), (2, None));
+    }
+
+    #[test]
+    fn what_is_elsewhere_is_told_by_its_type_or_its_urls() {
+        let mut with_urls = descriptor("application/vnd.example", "a");
+        with_urls["urls"] = json!(["https://example.test/a"]);
+        let mut without = descriptor("application/vnd.example", "b");
+        without["urls"] = json!([]);
+        let by_type = descriptor("application/vnd.oci.image.layer.nondistributable.v1.tar", "c");
+        let artifact =
+            json!({ "config": descriptor("application/vnd.example", "d"), "layers": [with_urls, without, by_type] });
+        let document = read_json(&artifact, OCI_MANIFEST).unwrap();
+        let mut foreign = ["a", "c"].map(|s| BlobDigest::of(s.as_bytes()));
+        foreign.sort_unstable();
+        assert_eq!((document.members.len(), document.foreign), (4, foreign.to_vec()));
+        for odd in [
+            json!(null),
+            json!("a"),
+            json!(1),
+            json!(-1),
+            json!(0.5),
+            json!(true),
+            json!({ "a": [1] }),
+        ] {
+            let odd = json!({ "layers": [{ "digest": BlobDigest::of(b"x"), "urls": odd }] });
+            assert_eq!(
+                read_json(&odd, OCI_MANIFEST).map(|d| d.foreign),
+                Ok(Vec::new()),
+                "{odd}"
+            );
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::{
     blobs::Blobs,
     blocking::blocking,
     coalesce::Coalesce,
-    document::{is_foreign_layer, is_index},
+    document::{is_foreign, is_index},
     error::ReadError,
 };
 use crate::{
@@ -388,10 +388,4 @@ impl Inner {
     fn is_here(&self, source: &Source, digest: &BlobDigest) -> Result<bool, ReadError> {
         Ok(self.blobs.is_on_disk(digest) && self.store.is_member(source, digest)?)
     }
-}
-
-/// Whether it is a layer that clients fetch from elsewhere, if at all.
-fn is_foreign(fact: &ManifestFact, digest: &BlobDigest) -> bool {
-    let mut layers = fact.image.iter().flat_map(|image| &image.layers);
-    layers.any(|layer| layer.digest == *digest && is_foreign_layer(&layer.media_type))
 }

@@ -110,11 +110,16 @@ impl Shelf {
         if media_type == fact.media_type {
             return Some(ManifestFact { source, ..fact });
         }
-        let Document { members, image } = document::read(bytes, &media_type).ok()?;
+        let Document {
+            members,
+            foreign,
+            image,
+        } = document::read(bytes, &media_type).ok()?;
         Some(ManifestFact {
             source,
             media_type,
             members,
+            foreign,
             image,
             ..fact
         })
@@ -140,13 +145,19 @@ impl Shelf {
         media_type: String,
         bytes: Bytes,
     ) -> Result<Found, ReadError> {
-        let Document { members, image } = document::read(&bytes, &media_type).map_err(ReadError::BadManifest)?;
+        let read = document::read(&bytes, &media_type).map_err(ReadError::BadManifest)?;
+        let Document {
+            members,
+            foreign,
+            image,
+        } = read;
         let fact = ManifestFact {
             source: source.clone(),
             digest,
             media_type,
             size: bytes.len() as u64,
             members,
+            foreign,
             image,
         };
         self.types

@@ -42,7 +42,7 @@ impl Default for AtHand {
 
 /// What a manifest's fact weighs.
 pub(super) fn weight(fact: &ManifestFact) -> usize {
-    1 + fact.members.len() + fact.image.as_ref().map_or(0, |image| image.layers.len())
+    1 + fact.members.len() + fact.foreign.len() + fact.image.as_ref().map_or(0, |image| image.layers.len())
 }
 
 impl Store {

@@ -33,6 +33,10 @@ pub struct ManifestFact {
     pub size: u64,
     /// Every digest the manifest names (config, layers, child manifests): members of the repository.
     pub members: Vec<BlobDigest>,
+    /// Of these, in ascending order, what clients fetch from elsewhere, if at all. (Facts of an earlier version have none; of images, the layers'
+    /// types tell.)
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign: Vec<BlobDigest>,
     /// Present for an image manifest with tar layers.
     pub image: Option<ImageFact>,
 }

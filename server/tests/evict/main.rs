@@ -75,6 +75,7 @@ fn record_facts(store: &Store, layer: BlobDigest, diff_id: DiffId) -> ManifestFa
         media_type: "application/vnd.oci.image.manifest.v1+json".into(),
         size: 1234,
         members: vec![config, layer],
+        foreign: Vec::new(),
         image: Some(ImageFact {
             config,
             layers: vec![LayerFact {

@@ -59,6 +59,7 @@ pub fn fact(n: u32) -> ManifestFact {
         media_type: "m".into(),
         size: 4096,
         members: vec![layer(n)],
+        foreign: Vec::new(),
         image: None,
     }
 }
