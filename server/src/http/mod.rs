@@ -31,6 +31,7 @@ pub mod serve;
 mod socket;
 mod streams;
 pub mod tls;
+mod unread;
 mod v2;
 mod v2_blob;
 mod v2_listing;

@@ -23,6 +23,7 @@ use super::{
     body::Representation,
     error::{ApiError, Asked, OciCode},
     identity::client_of,
+    unread::drain,
     v2_path::V2Path,
 };
 use crate::{
@@ -113,7 +114,10 @@ pub async fn any(
     request: Request,
 ) -> Response {
     let rest = rest.ok().map(|Path(rest)| rest);
-    let (parts, _) = request.into_parts();
+    let (parts, body) = request.into_parts();
+    if !matches!(parts.method, Method::GET | Method::HEAD) {
+        drain(&parts, body);
+    }
     answer(&app, rest.as_deref(), query, &parts).await
 }
 
