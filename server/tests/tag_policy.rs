@@ -2,7 +2,7 @@
 //!
 //! In: an origin whose calls are counted. Out: what clients get, and what it cost the upstream.
 //! Invariant: no test waits for a time to live; those that need one to be over set it to nothing.
-//! Not here: the specification's own checks (`conformance.rs`).
+//! Not here: the specification's own checks (`conformance/`).
 
 mod support;
 

@@ -2,7 +2,7 @@
 //! an upstream that is not asked for what it has just said.
 //!
 //! In: servers in this process, and the scripted origin behind them. Out: statuses, warnings, and what the origin was
-//! asked. Not here: policies of tags (`tag_policy.rs`), and the specification's own checks (`conformance.rs`).
+//! asked. Not here: policies of tags (`tag_policy.rs`), and the specification's own checks (`conformance/`).
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -4,7 +4,10 @@
 //! In: an origin with content. Out: the statuses, headers and bodies that the specification promises.
 //! Not here: push, and what is ours alone (policies, costs; see `registry.rs`).
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod unusual;
 
 use std::collections::BTreeSet;
 
@@ -164,7 +167,7 @@ async fn pull_of_what_is_not_there() {
 async fn ranges() {
     let setup = setup().await;
     let content = noise(3000, 2);
-    let sha512: BlobDigest = format!("sha512:{}", hex(&Sha512::digest(&content))).parse().unwrap();
+    let sha512 = sha512_of(&content);
     setup.origin.add_blob_as(REPOSITORY, sha512, content.clone());
     let sha256 = setup.origin.add_blob(REPOSITORY, content.clone());
     for digest in [sha256, sha512] {
@@ -368,7 +371,7 @@ async fn referrers() {
 async fn empty_blobs_and_layers_that_no_registry_has() {
     let setup = setup().await;
     let Setup { origin, server, .. } = &setup;
-    let sha512: BlobDigest = format!("sha512:{}", hex(&Sha512::digest(b""))).parse().unwrap();
+    let sha512 = sha512_of(b"");
     origin.add_blob_as(REPOSITORY, sha512, Vec::new());
     let sha256 = origin.add_blob(REPOSITORY, Vec::new());
     let config = origin.add_blob(REPOSITORY, "{}");
@@ -406,4 +409,10 @@ async fn empty_blobs_and_layers_that_no_registry_has() {
             }
         }
     }
+}
+
+fn sha512_of(bytes: impl AsRef<[u8]>) -> BlobDigest {
+    format!("sha512:{}", hex(&Sha512::digest(bytes.as_ref())))
+        .parse()
+        .unwrap()
 }
