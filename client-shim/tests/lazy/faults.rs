@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use headstart_layer_format::Toc;
 use headstart_shim::contents::Contents;
 use headstart_shim::fetch::{ChunkSink, Flights, Servers, VerifiedChunk};
+use headstart_shim::layers::LazyConfig;
 
-use crate::support::node::{DEMAND_TIMEOUT, fetch_config};
+use crate::support::node::{DEMAND_TIMEOUT, fetch_config, lazy_config, patient_fetch};
 use crate::support::{FakeServer, Fault, Item, LayerBuilder, Node, TestLayer, noise};
 
 /// What a test allows beyond the deadline of a read: a busy machine, and the retries of the kernel (a failed read-ahead
@@ -296,4 +297,62 @@ fn a_stuck_read_holds_up_nobody_else() {
         }
     }
     assert!(reads(&dir.join("b"), 2).unwrap());
+}
+
+/// The kernel has a number of reads under way at most; while they all wait for a server, whoever reads what is here would wait
+/// with them.
+#[test]
+fn many_stuck_readers_hold_up_nobody_who_reads_what_is_here() {
+    const STUCK: u64 = 100;
+    let mut server = FakeServer::start();
+    let layer = (0..STUCK)
+        .fold(LayerBuilder::new().add("a", Item::file(noise(50_000, 1))), |b, i| {
+            b.add(format!("missing-{i}"), Item::file(noise(50_000, 100 + i)))
+        })
+        .build(16 << 10);
+    server.serve(&layer);
+    let root = tempfile::tempdir().unwrap();
+    let config = LazyConfig {
+        demand_timeout_ms: 60_000,
+        ..lazy_config()
+    };
+    let node = Node::open_as(root.path(), &[server.url()], config, &patient_fetch()).unwrap();
+    let dir = node.show(&layer);
+    let here = dir.join("a");
+    assert!(reads(&here, 1).unwrap());
+    // From our cache, not the kernel's.
+    let file = fs::File::open(&here).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    server.fault(Fault::Silence);
+    let before = node.counters().read_misses.get();
+    let stuck: Vec<_> = (0..STUCK)
+        .map(|i| {
+            let path = dir.join(format!("missing-{i}"));
+            std::thread::spawn(move || reads(&path, 100 + i))
+        })
+        .collect();
+    let begun = Instant::now();
+    while node.counters().read_misses.get() < before + STUCK {
+        let asked = node.counters().read_misses.get() - before;
+        assert!(
+            begun.elapsed() < GRACE,
+            "of {STUCK} readers the kernel asked for {asked}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let (done, wait) = std::sync::mpsc::channel();
+    let reading = std::thread::spawn(move || done.send(reads(&here, 1)).unwrap());
+    assert!(wait.recv_timeout(GRACE).expect("it waits with them").unwrap());
+    reading.join().unwrap();
+    assert!(
+        stuck.iter().all(|s| !s.is_finished()),
+        "answered before the stuck ones were"
+    );
+    // They ask again when their connections break.
+    server.fault(Fault::None);
+    server.down();
+    server.up();
+    for reader in stuck {
+        assert!(reader.join().unwrap().unwrap());
+    }
 }

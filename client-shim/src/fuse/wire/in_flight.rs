@@ -30,8 +30,8 @@ const SLOTS_AT: usize = RECEIVED_AT + REQUEST_LEN_MAX;
 /// Holds any request without a long name: what is put off is a read, 80 bytes.
 const SLOT_LEN: usize = 128;
 /// Readers that may wait at once. With more, the rest wait in the kernel, and so does everybody else; each is a thread of
-/// some container, or one of the 64 that read ahead.
-const SLOTS: usize = 8192;
+/// some container, or a read-ahead, which take half of them at most (`init.rs`).
+pub(super) const SLOTS: usize = 8192;
 const LEN: usize = SLOTS_AT + SLOTS * SLOT_LEN;
 
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 //! Not here: what follows from its abilities (`fuse/kernel.rs`).
 
 use super::abi::{MAJOR, MINOR, flag};
+use super::in_flight::SLOTS;
 use super::request::u32_at;
 
 /// Each makes the kernel ask less, or wait less. Those a kernel lacks are left out.
@@ -17,10 +18,14 @@ const WANTED: u64 = flag::ASYNC_READ
     | flag::CACHE_SYMLINKS
     | flag::ALLOW_IDMAP
     | flag::INIT_EXT;
-/// Requests of read-ahead the kernel may have under way. Its default of 12 would let a few sequential readers that wait
-/// for the network keep others from reading ahead.
-const BACKGROUND_MAX: u16 = 64;
-/// From here on the kernel calls the filesystem congested (its own default is three quarters).
+/// Requests of read-ahead the kernel may have under way, which for it is nearly every read of a file. Whoever wants one more
+/// waits for one of them to end, also if what it reads is here: so this is more than the threads of any container that may
+/// wait for a server. It costs the kernel nothing, whose readers have their pages whether they wait before the request or in it.
+/// It is half of the table, so that these do not fill it: our thread would wait for a place then, and everybody for it.
+const BACKGROUND_MAX: u16 = (SLOTS / 2) as u16;
+const _: () = assert!(SLOTS / 2 <= u16::MAX as usize, "the protocol has 16 bits for it");
+/// From here on the kernel calls the filesystem congested, and reads ahead only what somebody waits for (its own default is
+/// three quarters).
 const CONGESTED: u16 = BACKGROUND_MAX / 4 * 3;
 /// Nobody writes; the smallest the kernel knows, so that its requests fit a small buffer.
 const WRITE_MAX: u32 = 4096;
