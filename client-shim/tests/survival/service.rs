@@ -81,3 +81,36 @@ fn a_real_systemd_restarts_it_under_readers() {
 fn a_real_systemd_keeps_its_mounts_itself() {
     lives_as_a_service("systemd");
 }
+
+/// More often than systemd starts a unit that says nothing about it (5 times in 10 s): no operator has to come for readers to
+/// go on.
+#[test]
+fn a_real_systemd_starts_it_however_often_it_is_killed() {
+    const KILLS: usize = 8;
+    let kind = Kind {
+        keep_with: "auto",
+        ..Kind::EROFS
+    };
+    let mut node = Node::new(kind);
+    let systemd = Systemd::start(node.dir.path(), SHIM, &node.configure());
+    systemd.unit(&["start"]);
+    node.run_container();
+    let readers = Readers::start(4, node.files());
+    readers.until_all_go_on();
+    for kills in 1..=KILLS {
+        // As soon as it runs, whether it is up or not.
+        let begun = Instant::now();
+        while systemd.property("MainPID") == "0" {
+            assert!(begun.elapsed() < LONG, "not started after {} kills", kills - 1);
+        }
+        systemd.unit(&["kill", "--kill-who=main", "--signal=KILL"]);
+        until("it is started again", &systemd, "NRestarts", &kills.to_string());
+    }
+    readers.until_all_go_on();
+    node.until_up();
+    readers.stop();
+    node.end_container();
+    node.hang_up();
+    systemd.unit(&["stop"]);
+    assert_eq!(node.mounts_below(), Vec::<String>::new());
+}
