@@ -3,11 +3,12 @@
 //! In: the directory. Out: a [`DirLock`] that keeps others off until it is dropped or its process ends.
 //! Invariant: the lock of a process that lives is never taken from it; that of one that is gone is had within [`DYING`],
 //! even if the kernel has not closed its files: a thread that was killed while it read from a lazy layer ends only when the
-//! *successor* answers that read, so the successor must not wait for it.
+//! *successor* answers that read, so the successor must not wait for it. A full disk keeps nobody from taking it.
 //! Not here: what is done to the directory (`app.rs`, `cache/dir.rs`); who a process is (`process_id.rs`).
 
 use std::fs::{File, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -67,10 +68,18 @@ impl DirLock {
     }
 
     /// Says who has the lock. Whoever looks before that sees the former owner, who is gone, and looks again.
-    fn sign(mut file: File) -> io::Result<Self> {
+    fn sign(file: File) -> io::Result<Self> {
         let text = ProcessId::own()?.to_string();
-        file.set_len(0)?;
-        file.write_all(text.as_bytes())?;
+        // Over the former text, which has the same length, so that it needs no room on the disk.
+        if let Err(error) = file.write_all_at(text.as_bytes(), 0) {
+            // It must not go on naming somebody who is gone. Of an owner without a name nobody thinks so: the lock is as good,
+            // but for a successor that finds a thread of ours hanging in the kernel.
+            file.set_len(0)?;
+            tracing::warn!(%error, "lock-not-signed");
+            return Ok(Self(file));
+        }
+        // What is longer is not ours.
+        file.set_len(text.len() as u64)?;
         Ok(Self(file))
     }
 }
@@ -124,7 +133,10 @@ fn owner(mut file: &File) -> io::Result<Option<ProcessId>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::process::{Command, Stdio};
+
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
     use super::*;
     use crate::process_id;
@@ -207,5 +219,73 @@ mod tests {
             file.unlock().unwrap();
             assert!(DirLock::take(dir.path()).unwrap().is_some(), "{text:?}");
         }
+    }
+
+    /// A disk of some pages.
+    struct SmallDisk(tempfile::TempDir);
+
+    impl SmallDisk {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let options = c"size=64k";
+            mount(
+                "headstart-test",
+                dir.path(),
+                "tmpfs",
+                MountFlags::empty(),
+                Some(options),
+            )
+            .unwrap();
+            Self(dir)
+        }
+
+        fn fill(&self) {
+            let mut file = File::create(self.0.path().join("filling")).unwrap();
+            let error = loop {
+                if let Err(error) = file.write_all(&[1; 4096]) {
+                    break error;
+                }
+            };
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            let _ = unmount(self.0.path(), UnmountFlags::DETACH);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_keeps_nobody_off() {
+        let disk = SmallDisk::new();
+        let dir = disk.0.path();
+        // As a killed predecessor left it, once with its text and once without.
+        let text = || std::fs::read_to_string(dir.join(NAME)).unwrap();
+        open(&dir.join(NAME)).unwrap().write_all(b"1 1 1").unwrap();
+        open(&dir.join(TURN)).unwrap();
+        disk.fill();
+        drop(DirLock::take(dir).unwrap().expect("nobody has it"));
+        assert_eq!(text(), ProcessId::own().unwrap().to_string());
+
+        File::create(dir.join(NAME)).unwrap();
+        disk.fill();
+        let lock = DirLock::take(dir).unwrap().expect("nobody has it");
+        assert_eq!(text(), "");
+        assert!(DirLock::take(dir).unwrap().is_none(), "its owner lives");
+        drop(lock);
+        assert!(DirLock::take(dir).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_full_disk_does_not_save_a_dead_owner() {
+        let disk = SmallDisk::new();
+        let dir = disk.0.path();
+        let (_file, mut child) = left_behind(dir, true);
+        disk.fill();
+        let lock = DirLock::take(dir).unwrap().expect("its owner is gone");
+        assert!(DirLock::take(dir).unwrap().is_none(), "it has a new owner");
+        drop(lock);
+        child.wait().unwrap();
     }
 }

@@ -5,7 +5,7 @@
 //! it or that a thread of it hangs in the kernel; when in doubt it lives. Not here: what follows from that.
 //!
 //! The text is `<pid> <start time> <PID namespace>`: fields 1 and 22 of `/proc/<pid>/stat` (proc(5)), and the inode of
-//! `/proc/self/ns/pid`.
+//! `/proc/self/ns/pid`. Each has as many zeros before it as make all texts equally long.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -55,7 +55,7 @@ pub(crate) fn has_ended(pid: u32) -> bool {
 
 impl fmt::Display for ProcessId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.pid, self.started, self.namespace)
+        write!(f, "{:010} {:020} {:020}", self.pid, self.started, self.namespace)
     }
 }
 
@@ -116,6 +116,12 @@ mod tests {
 
     use super::*;
 
+    const LARGEST: ProcessId = ProcessId {
+        pid: u32::MAX,
+        started: u64::MAX,
+        namespace: u64::MAX,
+    };
+
     #[test]
     fn a_process_lives_until_it_is_killed() {
         assert!(!ProcessId::own().unwrap().is_gone());
@@ -123,6 +129,11 @@ mod tests {
         let id = ProcessId::of(child.id()).unwrap();
         assert!(!id.is_gone());
         assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!(id.to_string().len(), LARGEST.to_string().len());
+        assert_eq!(LARGEST.to_string().parse(), Ok(LARGEST));
+        // As earlier shims wrote it.
+        let short = format!("{} {} {}", id.pid, id.started, id.namespace);
+        assert_eq!(short.parse(), Ok(id));
         child.kill().unwrap();
         // Nobody has waited for it.
         while !id.is_gone() {

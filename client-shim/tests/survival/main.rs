@@ -4,6 +4,9 @@
 //! In: the program, a server that can go away, a service manager, emulated or systemd itself. Out: every byte right, nobody left waiting.
 //! Not here: real containers (`loadtest/tests/e2e/survival.rs`).
 
+#[allow(dead_code, reason = "the same")]
+#[path = "../lazy/support/disk.rs"]
+mod disk;
 #[allow(dead_code, reason = "shared with the tests of the lazy half, which use more of it")]
 #[path = "../lazy/support/layer.rs"]
 mod layer;

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::disk::Disk;
 use crate::manager::Manager;
 use crate::node::{Kind, LONG, Node, ask_holder, mount_overlay};
 use crate::readers::Readers;
 
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let until = Instant::now() + LONG;
     while !done() {
         assert!(Instant::now() < until, "never happened: {what}");
@@ -19,7 +20,7 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn read_all(node: &Node) {
+pub fn read_all(node: &Node) {
     for (path, expected) in node.files() {
         assert!(fs::read(&path).unwrap() == *expected, "{}", path.display());
     }
@@ -297,4 +298,27 @@ fn a_hung_mount_is_not_reported_well() {
     assert_eq!(manager.said("WATCHDOG=1"), fed);
     rustix::process::kill_process(node.pid(), rustix::process::Signal::CONT).unwrap();
     eventually("it goes on", || manager.said("WATCHDOG=1") > fed);
+}
+
+#[test]
+fn a_full_disk_keeps_no_shim_from_taking_over() {
+    for kind in [Kind::EROFS, Kind::FUSE] {
+        let mut node = Node::new(kind);
+        let disk = Disk::make_at(node.dir.path(), node.root(), 64 << 20);
+        node.start();
+        node.run_container();
+        read_all(&node);
+        node.kill();
+        disk.fill();
+        node.start();
+        assert!(node.log().contains("mount-taken-over"), "{}", node.log());
+        read_all(&node);
+        node.kill();
+        node.start();
+        read_all(&node);
+        assert_eq!(node.log().matches("mount-taken-over").count(), 2);
+        node.unmount_container();
+        node.kill();
+        drop(disk);
+    }
 }

@@ -1,6 +1,7 @@
 //! A small disk: an ext4 of its own in a file, with nothing else on it.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,10 +13,43 @@ pub struct Disk {
 
 impl Disk {
     pub fn make(dir: &Path, bytes: u64) -> Self {
+        Self::make_at(dir, dir.join("disk.mnt"), bytes)
+    }
+
+    /// Mounted at `at`, its file in `dir`.
+    pub fn make_at(dir: &Path, at: PathBuf, bytes: u64) -> Self {
         let image = dir.join("disk");
         fs::File::create(&image).unwrap().set_len(bytes).unwrap();
         run(Command::new("mkfs.ext4").args(["-q", "-b", "4096"]).arg(&image));
-        Self::mount(image, dir.join("disk.mnt"))
+        Self::mount(image, at)
+    }
+
+    /// Leaves no block of it, not even for root.
+    #[allow(dead_code, reason = "tests of whole nodes use it")]
+    pub fn fill(&self) {
+        let path = self.at.join("filling");
+        let mut file = fs::File::create(&path).unwrap();
+        for len in [1 << 20, 4096] {
+            // What is only promised may come to less on the disk: until nothing is got after that either.
+            loop {
+                let mut got = 0;
+                let error = loop {
+                    match file.write(&vec![1; len]) {
+                        Ok(n) => got += n,
+                        Err(error) => break error,
+                    }
+                };
+                assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+                file.sync_all().unwrap();
+                if got == 0 {
+                    break;
+                }
+            }
+        }
+        let more = self.at.join("more");
+        let full = fs::write(&more, "x").unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        fs::remove_file(&more).unwrap();
     }
 
     fn mount(image: PathBuf, at: PathBuf) -> Self {
