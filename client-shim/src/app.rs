@@ -2,7 +2,7 @@
 //!
 //! In: a [`Config`], a token that says when to stop. Out: the gRPC service on its socket until then. Invariant: one shim
 //! per `root_dir` (a lock file), nothing is asked of any server before containerd asks something of us, and a node
-//! without FUSE still gets an ordinary snapshotter.
+//! without FUSE still gets an ordinary snapshotter; a mount that a predecessor left is served or given up, in bounded time.
 //! Not here: the process around it (`main.rs`): tests run this in-process.
 
 use std::fs::{self, Permissions};
@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::dir_lock::DirLock;
 use crate::fetch::servers::{FetchError, Servers};
-use crate::layers::NodeLayers;
+use crate::layers::{LayersError, NodeLayers};
 use crate::observe;
 use crate::presentation;
 use crate::process_id;
@@ -32,6 +32,10 @@ use crate::survival::{KeepError, Keeper, ServiceManager, feed_watchdog};
 
 /// How long calls in progress may go on after a stop; systemd kills after 90 s.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long readers of a predecessor's mount may wait for somebody who can open the cache. What passes by itself (a disk that
+/// is late, want of memory) has then passed, and it is half of what systemd allows a start.
+const OPEN_MAX: Duration = Duration::from_secs(30);
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why the shim does not run.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +67,7 @@ pub async fn run(
     let lock = lock_root(&config.root_dir)?;
     let servers = Servers::new(&config.servers, &config.fetch)?;
     let keeper = Keeper::new(config.survival.keep_with, &config.root_dir, manager.as_ref())?;
-    let (lazy, resend) = (&config.lazy, config.survival.resend);
-    let layers = match NodeLayers::open_kept(&config.root_dir, lazy, servers.clone(), keeper.clone(), resend).await {
+    let layers = match open_lazy(&config, &servers, &keeper, &stop).await {
         Ok(layers) => Some(layers),
         Err(error) => {
             tracing::error!(%error, "no lazy layers on this node; pulls are ordinary");
@@ -93,6 +96,36 @@ pub async fn run(
         }
     }
     served.map(|_| ())
+}
+
+/// Opens the lazy half. An error leaves nobody waiting for an answer: while a predecessor's mount is kept it is tried again,
+/// here and not by the next process, so that it also ends where a disk is full or nobody starts one; then the mount is given up.
+async fn open_lazy(
+    config: &Config,
+    servers: &Servers,
+    keeper: &Keeper,
+    stop: &CancellationToken,
+) -> Result<NodeLayers, LayersError> {
+    let (root, lazy, resend) = (&config.root_dir, &config.lazy, config.survival.resend);
+    let begun = Instant::now();
+    loop {
+        let opened = NodeLayers::open_kept(root, lazy, servers.clone(), keeper.clone(), resend).await;
+        let error = match opened {
+            Err(error) if keeper.has_left() => error,
+            done => return done,
+        };
+        // A stop leaves it to the next start.
+        if stop.is_cancelled() {
+            return Err(error);
+        }
+        if begun.elapsed() >= OPEN_MAX {
+            tracing::error!(%error, "mount-given-up: containers get errors from it");
+            keeper.let_go();
+            return Err(error);
+        }
+        tracing::warn!(%error, "lazy-layers-not-opened: readers wait, trying again");
+        stop.run_until_cancelled(tokio::time::sleep(OPEN_AGAIN)).await;
+    }
 }
 
 /// Serves the snapshotter with any lazy side until `stop`.

@@ -2,8 +2,9 @@
 //!
 //! In: TOCs of new layers. Out: [`StoredLayer`]s, also after a restart, without a network.
 //! Invariant: one process at a time (a lock); a layer is there completely or not at all; damaged or half-made layers are
-//! removed when the directory is opened, and fetched again when somebody wants them. A new layer is durable after its first
-//! flush: a pull does not wait for the disk, and power loss before that costs a layer that has next to nothing yet.
+//! removed when the directory is opened, and fetched again when somebody wants them; what cannot be removed is passed over. A
+//! new layer is durable after its first flush: a pull does not wait for the disk, and power loss before that costs a layer that
+//! has next to nothing yet.
 //! Not here: who uses a layer (`layers.rs`), and how it is shown (`presentation`).
 
 use std::io;
@@ -72,16 +73,13 @@ impl CacheDir {
         let room = Room::new(path, config, Arc::clone(counters));
         let mut layers = Vec::new();
         for entry in std::fs::read_dir(path).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            if !entry.file_type().map_err(io)?.is_dir() {
+            let dir = entry.map_err(io)?.path();
+            if !std::fs::symlink_metadata(&dir).is_ok_and(|m| m.is_dir()) {
                 continue;
             }
-            match load(&entry.path(), &room) {
+            match load(&dir, &room) {
                 Some(layer) => layers.push(layer),
-                None => {
-                    tracing::info!(dir = %entry.path().display(), "cache-layer-dropped");
-                    std::fs::remove_dir_all(entry.path()).map_err(io)?;
-                }
+                None => drop_layer(&dir),
             }
         }
         layers.sort_by_key(|l| l.slot);
@@ -164,6 +162,14 @@ impl CacheDir {
     /// Hex alone: 64 digits for SHA-256 and 128 for SHA-512, so the algorithms do not meet.
     fn layer_dir(&self, digest: &BlobDigest) -> PathBuf {
         self.path.join(digest.hex())
+    }
+}
+
+/// One that stays is in the way of no other: its own is pulled the ordinary way as long as it does.
+fn drop_layer(dir: &Path) {
+    match std::fs::remove_dir_all(dir) {
+        Ok(()) => tracing::info!(dir = %dir.display(), "cache-layer-dropped"),
+        Err(error) => tracing::warn!(dir = %dir.display(), %error, "cache-layer-not-dropped"),
     }
 }
 

@@ -60,6 +60,16 @@ impl By {
         }
     }
 
+    /// Whether it has something for [`By::take`].
+    fn has(&self) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::ServiceManager(manager) => manager.has_given(),
+            // Copies.
+            Self::Holder(_) => self.take().is_some(),
+        }
+    }
+
     fn keep(&self, kept: &Kept) -> io::Result<()> {
         match self {
             Self::Nobody => Ok(()),
@@ -126,6 +136,18 @@ impl Keeper {
             Err(error) => tracing::error!(%error, "mount-not-kept: containers will not survive a restart"),
         }
         Some(kept)
+    }
+
+    /// Whether a predecessor left something that nobody took yet: readers wait.
+    pub fn has_left(&self) -> bool {
+        self.0.by.has() || self.0.formerly.has()
+    }
+
+    /// Gives up what a predecessor left: whoever waits for an answer gets an error.
+    pub fn let_go(&self) {
+        // What a service manager gave us would hold the mount as well as what it keeps.
+        drop((self.0.by.take(), self.0.formerly.take()));
+        self.forget();
     }
 
     /// A mount was taken over: the keeper has it already.

@@ -86,6 +86,11 @@ impl ServiceManager {
         self.watchdog
     }
 
+    /// Whether a predecessor stored anything that nobody took yet.
+    pub(super) fn has_given(&self) -> bool {
+        !self.given.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// What a predecessor stored. The manager keeps it too.
     pub(super) fn take(&self) -> Option<Kept> {
         let given = std::mem::take(&mut *self.given.lock().unwrap_or_else(PoisonError::into_inner));

@@ -28,5 +28,6 @@ mod readers;
 mod service;
 mod systemd;
 mod takeover;
+mod unopened;
 
 pub use layer::TestLayer;

@@ -301,6 +301,26 @@ fn a_hung_mount_is_not_reported_well() {
 }
 
 #[test]
+fn a_layer_that_cannot_be_dropped_costs_nobody_the_others() {
+    let mut node = Node::new(Kind::EROFS);
+    node.start();
+    node.run_container();
+    node.kill();
+    // Half-made, and somebody has mounted something in it.
+    let busy = node.root().join("cache/half-made/busy");
+    fs::create_dir_all(&busy).unwrap();
+    let none = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", &busy, "tmpfs", none, None).unwrap();
+    node.start();
+    let log = node.log();
+    assert!(
+        log.contains("mount-taken-over") && log.contains("cache-layer-not-dropped"),
+        "{log}"
+    );
+    read_all(&node);
+}
+
+#[test]
 fn a_full_disk_keeps_no_shim_from_taking_over() {
     for kind in [Kind::EROFS, Kind::FUSE] {
         let mut node = Node::new(kind);
