@@ -66,6 +66,8 @@ pub struct Node {
     manifest: BlobDigest,
     kind: Kind,
     pub demand_timeout_ms: u64,
+    /// How long the shim waits for a server that says nothing.
+    pub silence_timeout_ms: u64,
     /// Set for the next start, as a service manager would.
     pub environment: Vec<(&'static str, String)>,
     pub descriptors: Vec<OwnedFd>,
@@ -114,6 +116,7 @@ impl Node {
             manifest,
             kind,
             demand_timeout_ms: 60_000,
+            silence_timeout_ms: 2000,
             environment: Vec::new(),
             descriptors: Vec::new(),
         }
@@ -145,10 +148,11 @@ impl Node {
              [survival]\nkeep_with = '{keep_with}'\nresend = {resend}\n[log]\nformat = 'text'\n\
              [lazy]\npresentation = '{presentation}'\nbackground_fill = false\nsmall_file_bytes_max = 4096\nreadahead_bytes = 0\n\
              kernel_readahead_kib = 32\nflush_interval_ms = 50\ndemand_timeout_ms = {}\n\
-             [fetch]\nresponse_timeout_ms = 2000\nidle_timeout_ms = 2000\nconnect_timeout_ms = 1000\n\
+             [fetch]\nresponse_timeout_ms = {silence}\nidle_timeout_ms = {silence}\nconnect_timeout_ms = 1000\n\
              [snapshotter]\nsync_on_commit = false\n",
             self.server.url(),
             self.demand_timeout_ms,
+            silence = self.silence_timeout_ms,
         );
         let path = self.dir.path().join("shim.toml");
         fs::write(&path, config).unwrap();
