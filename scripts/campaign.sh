@@ -55,6 +55,8 @@ echo "== 50 images of 10 layers come and go, $((count / 5 + 2)) rounds, under bo
 HEADSTART_LOOP=50x10x$((count / 5 + 2)) tests --test contract many
 
 echo "== the shim killed under readers, $((count * 10)) times in each form, and under real containers"
+# Nothing else runs: no reader may be stuck for longer than 2 s.
+export HEADSTART_SURVIVAL_STRICT=1
 HEADSTART_SURVIVAL_ROUNDS=$((count * 10)) tests --test survival -- campaign --nocapture --test-threads=1
 HEADSTART_SURVIVAL_ROUNDS=$((count * 4)) tests --test e2e -- survival --nocapture
 

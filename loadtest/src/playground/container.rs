@@ -139,6 +139,16 @@ impl<'a> Container<'a> {
         Err(self.never_ready(text))
     }
 
+    /// Waits for a line that contains `text` and was printed after `since`; how long after.
+    pub async fn until_printed_after(&mut self, text: &str, since: Instant) -> Result<Duration> {
+        loop {
+            let at = self.started + self.until_printed(text).await?;
+            if at > since {
+                return Ok(at - since);
+            }
+        }
+    }
+
     /// Waits for the end and returns all it printed; an error when it ended with one.
     pub async fn output(mut self) -> Result<String> {
         while let Some((_, line)) = self.lines.recv().await {

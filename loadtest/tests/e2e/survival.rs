@@ -1,6 +1,7 @@
 //! A real container reads its whole image, file by file at random, and checks every byte, while the shim is killed under it.
 //!
-//! `HEADSTART_SURVIVAL_ROUNDS` says how often the shim is killed (without it: 4 times for each presentation).
+//! `HEADSTART_SURVIVAL_ROUNDS` says how often the shim is killed (without it: 4 times for each presentation). With
+//! `HEADSTART_SURVIVAL_STRICT=1` the container may not be stuck for longer than 2 s after a successor is up.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,10 +18,10 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::support::{declines, warm_proxy, with_lab};
 
-/// Checks files against what their packages say of them, again and again until it is told to stop; then says how many it
-/// checked. Whatever goes wrong is an exception, and ends it.
+/// Checks files against what their packages say of them, again and again until it is told to stop, and says how many it
+/// checked, ten times a second if it can. Whatever goes wrong is an exception, and ends it.
 const CHECKER: &str = r#"
-import glob, hashlib, os, random
+import glob, hashlib, os, random, time
 sums = []
 for name in glob.glob("/var/lib/dpkg/info/*.md5sums"):
     for line in open(name):
@@ -29,14 +30,15 @@ for name in glob.glob("/var/lib/dpkg/info/*.md5sums"):
         if os.path.isfile(path):
             sums.append((digest, path))
 assert len(sums) > 1000, len(sums)
-checked = 0
+checked, told = 0, 0
 while not os.path.exists("/stop"):
     digest, path = random.choice(sums)
     with open(path, "rb") as f:
         os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         assert hashlib.md5(f.read()).hexdigest() == digest, path
     checked += 1
-    if checked % 20 == 0:
+    if time.monotonic() - told > 0.1:
+        told = time.monotonic()
         print("CHECKED", checked, flush=True)
 print("GOOD", checked, flush=True)
 "#;
@@ -52,6 +54,13 @@ impl Drop for Successor<'_> {
         self.process.take();
         Shim::end_holder(self.root);
     }
+}
+
+/// The longest that the container may wait once the successor is up: what is promised, where nothing else keeps the machine busy,
+/// as `scripts/campaign.sh` has it; elsewhere more than any machine needs.
+fn stuck_max() -> Duration {
+    let strict = std::env::var_os("HEADSTART_SURVIVAL_STRICT").is_some_and(|v| v == "1");
+    Duration::from_secs(if strict { 2 } else { 20 })
 }
 
 async fn survive(lab: &Lab, pulls: Pulls, name: &str) {
@@ -88,8 +97,9 @@ async fn survive(lab: &Lab, pulls: Pulls, name: &str) {
         running.process = Some(shim.successor(node.work(), &format!("{name}-{round}")).await.unwrap());
         let up = Instant::now();
         // It goes on, or has ended, which is an error here.
-        container.until_printed("CHECKED").await.unwrap();
-        slowest = slowest.max(up.elapsed());
+        let waited = container.until_printed_after("CHECKED", up).await.unwrap();
+        assert!(waited <= stuck_max(), "it was stuck for {waited:?}");
+        slowest = slowest.max(waited);
     }
     container.exec("stop", &["touch", "/stop"]).await.unwrap();
     let printed = container.output().await.unwrap();
@@ -97,7 +107,7 @@ async fn survive(lab: &Lab, pulls: Pulls, name: &str) {
     if let Some(rounds) = rounds {
         let last = printed.trim().lines().last().unwrap_or_default();
         println!(
-            "survival: {pulls:?}: {rounds} kills under a container, {last} files, at most {slowest:?} until 20 more were right"
+            "survival: {pulls:?}: {rounds} kills under a container, {last} files, at most {slowest:?} until another was right"
         );
     }
     // When the holder leaves is decided by snapshots, which containerd's collector takes when it likes: `tests/survival` of
