@@ -7,6 +7,8 @@ const PRESENTATION: PresentationChoice = PresentationChoice::Fuse;
 
 #[path = "../lazy/cache.rs"]
 mod cache;
+#[path = "../lazy/explore.rs"]
+mod explore;
 #[path = "../lazy/faults.rs"]
 mod faults;
 #[path = "../lazy/layers.rs"]
@@ -17,10 +19,18 @@ mod learn;
 mod measure;
 #[path = "../lazy/mount.rs"]
 mod mount;
+#[path = "../lazy/near.rs"]
+mod near;
+#[path = "../lazy/one_call.rs"]
+mod one_call;
+#[path = "../lazy/original.rs"]
+mod original;
 #[path = "../lazy/overlay.rs"]
 mod overlay;
 #[path = "../lazy/posix.rs"]
 mod posix;
+#[path = "../lazy/prefetch.rs"]
+mod prefetch;
 #[path = "../lazy/real_server.rs"]
 mod real_server;
 #[path = "../lazy/restart.rs"]
@@ -32,3 +42,5 @@ mod restart;
 )]
 #[path = "../lazy/support/mod.rs"]
 mod support;
+#[path = "../lazy/upkeep.rs"]
+mod upkeep;
