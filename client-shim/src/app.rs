@@ -28,7 +28,7 @@ use crate::snapshotter::engine::Engine;
 use crate::snapshotter::error::SnapshotError;
 use crate::snapshotter::lazy::{LazyLayers, NodeLazy};
 use crate::snapshotter::service::SnapshotService;
-use crate::survival::{KeepError, Keeper, ServiceManager, feed_watchdog};
+use crate::survival::{KeepError, Keeper, Progress, ServiceManager, feed_watchdog};
 
 /// How long calls in progress may go on after a stop; systemd kills after 90 s.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -67,7 +67,8 @@ pub async fn run(
     let lock = lock_root(&config.root_dir)?;
     let servers = Servers::new(&config.servers, &config.fetch)?;
     let keeper = Keeper::new(config.survival.keep_with, &config.root_dir, manager.as_ref())?;
-    let layers = match open_lazy(&config, &servers, &keeper, &stop).await {
+    let progress = Progress::to(manager.as_ref());
+    let layers = match open_lazy(&config, &servers, &keeper, &progress, &stop).await {
         Ok(layers) => Some(layers),
         Err(error) => {
             tracing::error!(%error, "no lazy layers on this node; pulls are ordinary");
@@ -104,13 +105,15 @@ async fn open_lazy(
     config: &Config,
     servers: &Servers,
     keeper: &Keeper,
+    progress: &Progress,
     stop: &CancellationToken,
 ) -> Result<NodeLayers, LayersError> {
     let (root, lazy, resend) = (&config.root_dir, &config.lazy, config.survival.resend);
     let begun = Instant::now();
     loop {
-        let opened = NodeLayers::open_kept(root, lazy, servers.clone(), keeper.clone(), resend).await;
-        let error = match opened {
+        let (servers, kept_by, progress) = (servers.clone(), keeper.clone(), progress.clone());
+        let opened = NodeLayers::open_kept(root, lazy, servers, kept_by, resend, progress);
+        let error = match opened.await {
             Err(error) if keeper.has_left() => error,
             done => return done,
         };

@@ -27,7 +27,7 @@ use crate::fetch::servers::{Servers, TocAnswer};
 use crate::memory;
 use crate::presentation::{self, Presentation, PresentationError, Surroundings, implied};
 use crate::profile::ImagePrefetch;
-use crate::survival::Keeper;
+use crate::survival::{Keeper, Progress};
 use crate::upkeep::{self, InUse};
 
 const CACHE: &str = "cache";
@@ -135,21 +135,22 @@ struct Known {
 impl NodeLayers {
     /// [`NodeLayers::open_kept`] with nobody who keeps mounts.
     pub async fn open(root_dir: &Path, config: &LazyConfig, servers: Servers) -> Result<NodeLayers, LayersError> {
-        Self::open_kept(root_dir, config, servers, Keeper::nobody(), false).await
+        Self::open_kept(root_dir, config, servers, Keeper::nobody(), false, Progress::untold()).await
     }
 
     /// Takes over what a predecessor left with `keeper`, or mounts what the presentation needs below `root_dir`, and shows
-    /// every layer the disk has. Needs no network. `resend`: see `survival.resend`.
+    /// every layer the disk has, each a step. Needs no network. `resend`: see `survival.resend`.
     pub async fn open_kept(
         root_dir: &Path,
         config: &LazyConfig,
         servers: Servers,
         keeper: Keeper,
         resend: bool,
+        progress: Progress,
     ) -> Result<NodeLayers, LayersError> {
         let runtime = Handle::current();
         let (root_dir, config) = (root_dir.to_owned(), config.clone());
-        let open = move || Self::open_blocking(&root_dir, config, servers, runtime, &keeper, resend);
+        let open = move || Self::open_blocking(&root_dir, config, servers, runtime, &keeper, resend, &progress);
         let layers = tokio::task::spawn_blocking(open)
             .await
             .map_err(|_| LayersError::Interrupted)??;
@@ -169,11 +170,12 @@ impl NodeLayers {
         runtime: Handle,
         keeper: &Keeper,
         resend: bool,
+        progress: &Progress,
     ) -> Result<NodeLayers, LayersError> {
         let store = root_dir.join(CACHE);
         // The lock first: it proves that a mount found below is nobody's.
         let counters = Arc::new(Counters::default());
-        let (cache, stored) = CacheDir::open(&store, &config, &counters)?;
+        let (cache, stored) = CacheDir::open_telling(&store, &config, &counters, progress)?;
         let room = cache.room();
         let stored: Vec<_> = stored
             .into_iter()
@@ -206,6 +208,7 @@ impl NodeLayers {
         }));
         for layer in stored {
             layers.0.show(layer)?;
+            progress.step();
         }
         Ok(layers)
     }

@@ -23,6 +23,7 @@ use crate::contents::Contents;
 use crate::counters::Counters;
 use crate::dir_lock::DirLock;
 use crate::fetch::original::{BlobSource, Sources};
+use crate::survival::Progress;
 
 /// Prefix of directories on their way out.
 const TRASH: &str = "trash-";
@@ -62,6 +63,16 @@ impl CacheDir {
         config: &LazyConfig,
         counters: &Arc<Counters>,
     ) -> Result<(Self, Vec<StoredLayer>), CacheError> {
+        Self::open_telling(path, config, counters, &Progress::untold())
+    }
+
+    /// [`CacheDir::open`], each layer a step.
+    pub fn open_telling(
+        path: &Path,
+        config: &LazyConfig,
+        counters: &Arc<Counters>,
+        progress: &Progress,
+    ) -> Result<(Self, Vec<StoredLayer>), CacheError> {
         let io = |source| CacheError::Io {
             path: path.to_owned(),
             source,
@@ -81,6 +92,7 @@ impl CacheDir {
                 Some(layer) => layers.push(layer),
                 None => drop_layer(&dir),
             }
+            progress.step();
         }
         layers.sort_by_key(|l| l.slot);
         let used_max = layers.last().map_or(0, |l| l.slot);

@@ -12,6 +12,7 @@ mod holder;
 mod holder_client;
 mod keeper;
 mod message;
+mod progress;
 mod service_manager;
 mod watchdog;
 
@@ -22,6 +23,7 @@ use rustix::fs::FileType;
 pub use config::{KeepWith, SurvivalConfig};
 pub use holder::{HOLD, hold};
 pub use keeper::{KeepError, Keeper};
+pub use progress::Progress;
 pub use service_manager::ServiceManager;
 pub use watchdog::feed_watchdog;
 

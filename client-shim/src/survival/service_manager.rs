@@ -72,6 +72,11 @@ impl ServiceManager {
         self.tell("READY=1", &[]);
     }
 
+    /// The start goes on, and will say so again, or be ready, within `time`.
+    pub(super) fn starting(&self, time: Duration) {
+        self.tell(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()), &[]);
+    }
+
     pub fn stopping(&self) {
         self.tell("STOPPING=1", &[]);
     }

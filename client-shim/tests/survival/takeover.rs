@@ -217,6 +217,8 @@ fn a_service_manager_keeps_mounts_and_is_told() {
             node.start();
             readers.until_all_go_on();
             eventually("ready again", || manager.said("READY=1") == round);
+            // A start that has layers to load says that it goes on.
+            assert!(manager.said("EXTEND_TIMEOUT_USEC=60000000") > 0);
         }
         node.stop();
         eventually("told that it stops", || manager.said("STOPPING=1") == 1);
