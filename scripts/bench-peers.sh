@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Other lazy snapshotters, and images in their forms, for `headstart-loadtest coldstart --ways ...,stargz,soci`:
-#   ./scripts/bench-peers.sh [NAME...]     names of config/coldstart.toml; default: all of it whose layout is there
+#   ./scripts/bench-peers.sh [NAME...]     names of config/coldstart.toml; default: all of it whose layout is there;
+#                                          none: the programs alone, which is all that bench-node needs
 # In: the images of scripts/bench-images.sh; Debian forky's packages of both. Out: on standard output a directory:
 #   tree       a forky tree with the programs (they run on this machine as they are; stargz's daemon is built in it from
 #              Debian's packaged library, since Debian packages no daemon)

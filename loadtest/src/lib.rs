@@ -15,5 +15,6 @@ pub mod fuzzing;
 pub mod origin;
 pub mod playground;
 pub mod relay;
+pub mod rivals;
 pub mod storm;
 pub mod unpack;

@@ -13,5 +13,7 @@ mod cri;
 mod ctr;
 #[path = "contract/many.rs"]
 mod many;
+#[path = "contract/pod_users.rs"]
+mod pod_users;
 #[path = "contract/users.rs"]
 mod users;

@@ -25,22 +25,27 @@ fn ticks(pid: u32) -> Option<u64> {
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
+/// Everything that is resident now, mapped files too.
+pub fn rss(pids: &[u32]) -> u64 {
+    pids.iter().filter_map(|pid| status(*pid, "VmRSS")).sum()
+}
+
 /// Anonymous and shared memory that is resident now; mapped files are the page cache's and not counted.
 pub fn memory(pids: &[u32]) -> u64 {
     pids.iter().filter_map(|pid| resident(*pid)).sum()
 }
 
 fn resident(pid: u32) -> Option<u64> {
+    Some(status(pid, "RssAnon")? + status(pid, "RssShmem").unwrap_or(0))
+}
+
+/// A line of its status that has KiB, as bytes.
+fn status(pid: u32, name: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let kib = |name: &str| -> Option<u64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':')
-            .split_ascii_whitespace()
-            .next()?
-            .parse()
-            .ok()
-    };
-    Some((kib("RssAnon")? + kib("RssShmem").unwrap_or(0)) << 10)
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.split_ascii_whitespace().next()?.parse::<u64>().ok()? << 10)
 }
 
 #[cfg(test)]
@@ -57,5 +62,6 @@ mod tests {
             }
         }
         assert!(memory(&me) > 64 << 10, "{x}");
+        assert!(rss(&me) > memory(&me) / 2, "{x}");
     }
 }

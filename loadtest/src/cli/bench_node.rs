@@ -10,10 +10,11 @@ use clap::Args;
 
 use headstart_loadtest::bench::node::{self, NodeBenchConfig};
 use headstart_loadtest::playground::progress::Progress;
+use headstart_loadtest::rivals::Kind;
 
 use super::bench::{finished, show};
 
-/// Reads of a container from lazily mounted layers, beside the same layers unpacked.
+/// Reads of a container from lazily mounted layers, beside the same layers unpacked, and beside other lazy snapshotters.
 ///
 /// Walks, stats, misses, opens, a python's imports, and reads of a large file, cold and warm, with FUSE requests and daemon
 /// CPU; memory by mounts. As root; build with --release first.
@@ -28,7 +29,7 @@ pub struct NodeArgs {
     /// Size of its large file.
     #[arg(long)]
     big_bytes: Option<u64>,
-    /// Numbers of mounted layers at which the shim's memory is looked at.
+    /// Numbers of mounted layers at which a daemon's memory is looked at.
     #[arg(long, value_delimiter = ',')]
     mounts: Option<Vec<usize>>,
     /// Further layers of as many files, for what one costs in memory.
@@ -37,6 +38,12 @@ pub struct NodeArgs {
     /// A directory where somebody else shows the same image. May be repeated.
     #[arg(long, value_name = "NAME=DIR")]
     also: Vec<String>,
+    /// Other lazy snapshotters, with the same images in their forms: stargz, soci. They need what scripts/bench-peers.sh makes.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    rivals: Vec<Kind>,
+    /// Where scripts/bench-peers.sh put their programs.
+    #[arg(long, value_name = "DIR")]
+    peers: Option<PathBuf>,
     /// Also write every sample as JSON to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -49,6 +56,8 @@ pub async fn run(args: NodeArgs, mut config: NodeBenchConfig) -> Result<ExitCode
     config.mounts = args.mounts.unwrap_or(config.mounts);
     config.wide_layers = args.wide_layers.unwrap_or(config.wide_layers);
     config.also.extend(args.also);
+    config.rivals.extend(args.rivals);
+    config.peers = args.peers.or(config.peers);
     config.json = args.json.or(config.json);
     if config.files == 0 || config.big_bytes < 1 << 20 {
         return Err("there must be files, and a large file of at least 1 MiB".to_owned());

@@ -11,10 +11,11 @@ use clap::Args;
 use headstart_loadtest::coldstart::{
     self, ImageList, Plan, Rig, Way,
     crowd::{self, Wanted},
-    page, rivals, table,
+    page, table,
 };
 use headstart_loadtest::playground::{PlaygroundError, lab::Links, progress::Progress, site::Site};
 use headstart_loadtest::relay::LinkShape;
+use headstart_loadtest::rivals;
 
 use super::bench::finished;
 
@@ -135,7 +136,7 @@ pub async fn run(args: ColdstartArgs) -> Result<ExitCode, String> {
         },
         full_read: args.full_read,
         timelines: true,
-        peers: peers(args.peers)?,
+        peers: rivals::directory(args.peers).map_err(|e| e.to_string())?,
     };
     let measuring = async {
         let rig = args.ground.rig(&progress).await?;
@@ -154,14 +155,6 @@ pub async fn run(args: ColdstartArgs) -> Result<ExitCode, String> {
     } else {
         ExitCode::FAILURE
     })
-}
-
-fn peers(given: Option<PathBuf>) -> Result<PathBuf, String> {
-    if let Some(dir) = given.or_else(|| std::env::var_os(rivals::DIR_VARIABLE).map(PathBuf::from)) {
-        return Ok(dir);
-    }
-    let site = Site::of_this_executable().map_err(|e| e.to_string())?;
-    Ok(site.cache_dir.with_file_name("bench-peers"))
 }
 
 pub async fn run_crowd(args: CrowdArgs) -> Result<ExitCode, String> {

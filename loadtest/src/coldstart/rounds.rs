@@ -20,7 +20,7 @@ use super::{
     load::{self, Clocks, Machine},
     report::{Failure, ImageFigures, Report, Sample},
     rig::{Case, Rig},
-    rivals::{self, Rivals},
+    rivals,
     timeline::{self, Watch},
     way::Way,
 };
@@ -32,6 +32,7 @@ use crate::playground::{
     progress::Progress,
     workdir,
 };
+use crate::rivals::{Background, Rivals};
 
 /// What shim and server may take to make a profile of a start.
 const PROFILE_WAIT: Duration = Duration::from_secs(20);
@@ -60,7 +61,7 @@ pub async fn run(rig: &Rig, plan: &Plan, progress: &Progress) -> Result<Report> 
         ..Report::default()
     };
     report.absent = rivals::absent(&plan.ways, &plan.peers);
-    let rivals = match Rivals::start(&rig.lab, &plan.ways, &plan.peers).await {
+    let rivals = match rivals::start(&rig.lab, &plan.ways, &plan.peers).await {
         Ok(rivals) => rivals,
         Err(error) => {
             let asked = plan.ways.iter().filter(|w| Way::RIVALS.contains(w));
@@ -254,10 +255,11 @@ impl One<'_> {
 
     async fn other(&mut self, rivals: &Rivals, way: Way) -> Result<()> {
         self.step(way);
-        let subject = rivals.subject(way, &self.case.name, &self.case.subject).await?;
+        let Some(kind) = rivals::kind(way) else { return Ok(()) };
+        let subject = rivals::subject(rivals, kind, &self.case.name, &self.case.subject).await?;
         let name = self.name(format!("node{}{}", self.tag, way as u8));
-        let node = rivals.node(self.lab, way, &name).await?;
-        let (registry, link) = rivals.source(way);
+        let node = rivals.node(&self.lab.work, kind, &name, Background::On).await?;
+        let (registry, link) = rivals.source(kind);
         let watch = match self.plan.timelines {
             true => Some(Watch::begin(&node, vec![(timeline::DIRECT, link.meter())])?),
             false => None,

@@ -1,7 +1,8 @@
 //! Pods: a sandbox and a container in it, as the kubelet makes them.
 //!
 //! In: an image, a command. Out: a running container that takes commands. Invariant: the sandbox is in the node's network,
-//! so no CNI plugin is needed; a pod that is not ended goes with its containerd.
+//! so no CNI plugin is needed, unless it has a user namespace of its own: the kubelet gives such a pod a network of its own too. A
+//! pod that is not ended goes with its containerd.
 //! Not here: images ([`super`]).
 
 use std::path::Path;
@@ -20,15 +21,39 @@ pub struct Pod {
     pub container: String,
 }
 
-fn in_node() -> proto::NamespaceOption {
+/// Who a pod's users are on the node: `length` ids from 0 on, as those from `uid` and `gid` on.
+#[derive(Clone, Copy, Debug)]
+pub struct Users {
+    pub uid: u32,
+    pub gid: u32,
+    pub length: u32,
+}
+
+fn namespaces(users: Option<Users>) -> proto::NamespaceOption {
+    let network = match users {
+        None => proto::NamespaceMode::Node,
+        Some(_) => proto::NamespaceMode::Pod,
+    };
     proto::NamespaceOption {
-        network: proto::NamespaceMode::Node.into(),
+        network: network.into(),
         pid: proto::NamespaceMode::Container.into(),
         ipc: proto::NamespaceMode::Pod.into(),
+        userns_options: users.map(|users| {
+            let from = |host_id| proto::IdMapping {
+                host_id,
+                container_id: 0,
+                length: users.length,
+            };
+            proto::UserNamespace {
+                mode: proto::NamespaceMode::Pod.into(),
+                uids: vec![from(users.uid)],
+                gids: vec![from(users.gid)],
+            }
+        }),
     }
 }
 
-fn sandbox(name: &str, logs: &Path) -> proto::PodSandboxConfig {
+fn sandbox(name: &str, logs: &Path, users: Option<Users>) -> proto::PodSandboxConfig {
     proto::PodSandboxConfig {
         metadata: Some(proto::PodSandboxMetadata {
             name: name.into(),
@@ -45,7 +70,7 @@ fn sandbox(name: &str, logs: &Path) -> proto::PodSandboxConfig {
         linux: Some(proto::LinuxPodSandboxConfig {
             cgroup_parent: String::new(),
             security_context: Some(proto::LinuxSandboxSecurityContext {
-                namespace_options: Some(in_node()),
+                namespace_options: Some(namespaces(users)),
             }),
         }),
     }
@@ -54,7 +79,19 @@ fn sandbox(name: &str, logs: &Path) -> proto::PodSandboxConfig {
 impl Cri {
     /// Makes a sandbox and starts `command` of `image` in it. The image must be there.
     pub async fn run_pod(&self, name: &str, image: &str, command: &[&str], logs: &Path) -> Result<Pod, CriError> {
-        let config = sandbox(name, logs);
+        self.run_pod_as(name, image, command, logs, None).await
+    }
+
+    /// The same in a user namespace.
+    pub async fn run_pod_as(
+        &self,
+        name: &str,
+        image: &str,
+        command: &[&str],
+        logs: &Path,
+        users: Option<Users>,
+    ) -> Result<Pod, CriError> {
+        let config = sandbox(name, logs, users);
         let mut runtime = self.runtime.clone();
         let message = proto::RunPodSandboxRequest {
             config: Some(config.clone()),
@@ -74,7 +111,7 @@ impl Cri {
                 log_path: "main.log".into(),
                 linux: Some(proto::LinuxContainerConfig {
                     security_context: Some(proto::LinuxContainerSecurityContext {
-                        namespace_options: Some(in_node()),
+                        namespace_options: Some(namespaces(users)),
                     }),
                 }),
             }),

@@ -55,6 +55,29 @@ pub fn below(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Device numbers of the FUSE mounts strictly below `dir`: minors, for FUSE has no major. Each once.
+pub fn fuse_below(dir: &Path) -> Vec<u32> {
+    let info = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut minors: Vec<u32> = info.lines().filter_map(|line| fuse_minor(line, dir)).collect();
+    minors.sort_unstable();
+    minors.dedup();
+    minors
+}
+
+/// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS... - TYPE SOURCE OPTIONS`
+fn fuse_minor(line: &str, dir: &Path) -> Option<u32> {
+    let (mount, system) = line.split_once(" - ")?;
+    let mut fields = mount.split(' ').skip(2);
+    let (device, point) = (fields.next()?, unescape(fields.nth(1)?));
+    let of = system.split(' ').next()?;
+    let is_wanted = (of == "fuse" || of.starts_with("fuse.")) && point != dir && point.starts_with(dir);
+    if is_wanted {
+        device.split_once(':')?.1.parse().ok()
+    } else {
+        None
+    }
+}
+
 /// Unmounts everything below `dir`. A mount that is in use, or whose server is gone, is detached: it ends with its last
 /// user. Returns what is still mounted.
 pub fn unmount_below(dir: &Path) -> Vec<PathBuf> {
@@ -81,6 +104,20 @@ mod tests {
     fn octal_escapes_of_mountinfo_become_bytes() {
         assert_eq!(unescape(r"/a\040b\134c"), PathBuf::from(r"/a b\c"));
         assert_eq!(unescape(r"/plain\9"), PathBuf::from(r"/plain\9"));
+    }
+
+    #[test]
+    fn only_fuse_mounts_below_count() {
+        let minor = |line| fuse_minor(line, Path::new("/w"));
+        assert_eq!(
+            minor("40 30 0:77 / /w/snapshots/1/fs rw,nodev shared:9 - fuse.rawBridge stargz rw"),
+            Some(77)
+        );
+        assert_eq!(minor("40 30 0:77 / /w/mnt rw - fuse headstart rw"), Some(77));
+        assert_eq!(minor("40 30 0:77 / /w/mnt rw - overlay overlay rw"), None);
+        assert_eq!(minor("40 30 0:77 / /other/mnt rw - fuse x rw"), None);
+        assert_eq!(minor("40 30 0:77 / /w rw - fuse x rw"), None);
+        assert_eq!(minor("of another kernel"), None);
     }
 
     #[test]

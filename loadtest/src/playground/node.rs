@@ -33,6 +33,8 @@ const VIEW_KEY: &str = "headstart-view";
 pub struct Rival {
     pub name: &'static str,
     pub daemon: Process,
+    /// What it mounts is below.
+    pub root: PathBuf,
     /// Where it listens once it is ready.
     pub socket: PathBuf,
     /// A program that pulls instead of CRI, and the certificate that it believes: `PROGRAM image rpull REFERENCE`.
@@ -162,6 +164,12 @@ impl Node {
         let log = self.rival.as_ref().map(|rival| rival.daemon.log());
         log.and_then(|log| std::fs::read_to_string(log).ok())
             .unwrap_or_default()
+    }
+
+    /// Who shows lazy layers here, if anybody: where its mounts are, and its process.
+    pub fn presenter(&self) -> Option<(&Path, u32)> {
+        let shim = self.shim.as_ref().map(|s| (s.root.as_path(), s.process.pid()));
+        shim.or_else(|| self.rival.as_ref().map(|r| (r.root.as_path(), r.daemon.pid())))
     }
 
     pub fn snapshotter(&self) -> &'static str {

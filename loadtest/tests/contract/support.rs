@@ -92,7 +92,12 @@ pub struct Runnable {
 impl Bench {
     /// An image of `layers` layers (the first has the programs) in the registry, converted by the server.
     pub async fn image(&self, name: &str, layers: usize) -> Runnable {
-        let runnable = runnable(name, layers, None);
+        self.image_with(name, layers, None).await
+    }
+
+    /// The same with one more layer on top.
+    pub async fn image_with(&self, name: &str, layers: usize, top: Option<SyntheticLayer>) -> Runnable {
+        let runnable = runnable(name, layers, top, None);
         runnable.image.push(&self.origin, name, "v1");
         self.converted(name, &runnable.image.manifest_digest).await;
         runnable
@@ -100,7 +105,7 @@ impl Bench {
 
     /// What sandboxes run; pulled like any other image.
     pub async fn pause(&self) {
-        let pause = runnable("pause", 1, Some(&["/bin/sleep", "1000000"]));
+        let pause = runnable("pause", 1, None, Some(&["/bin/sleep", "1000000"]));
         pause.image.push(&self.origin, "pause", "v1");
         self.converted("pause", &pause.image.manifest_digest).await;
     }
@@ -303,9 +308,14 @@ const PROGRAMS: [&str; 6] = [
     "/bin/cat",
 ];
 
-fn runnable(name: &str, layers: usize, command: Option<&[&str]>) -> Runnable {
+fn runnable(name: &str, layers: usize, top: Option<SyntheticLayer>, command: Option<&[&str]>) -> Runnable {
     let mut sums = BTreeMap::new();
-    let mut all = vec![programs()];
+    let mut b = LayerBuilder::new(Dialect::Pax);
+    programs(&mut b, &PROGRAMS);
+    for empty in ["proc", "sys", "dev", "tmp", "etc"] {
+        b.dir(empty, Meta::mode(0o755));
+    }
+    let mut all = vec![b.finish(Compression::Gzip)];
     for i in 1..layers {
         let seed = name
             .bytes()
@@ -318,6 +328,7 @@ fn runnable(name: &str, layers: usize, command: Option<&[&str]>) -> Runnable {
         b.file(&path[1..], Meta::default().owner(1000, 2000), content);
         all.push(b.finish(Compression::Gzip));
     }
+    all.extend(top);
     let mut image = SyntheticImage::new(Flavor::Oci, all);
     if let Some(command) = command {
         set_command(&mut image, command);
@@ -330,9 +341,9 @@ fn runnable(name: &str, layers: usize, command: Option<&[&str]>) -> Runnable {
 }
 
 /// Programs of this machine, with their libraries.
-fn programs() -> SyntheticLayer {
+pub fn programs(b: &mut LayerBuilder, programs: &[&'static str]) {
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    for program in PROGRAMS {
+    for program in programs.iter().copied() {
         let ldd = Command::new("ldd").arg(program).output().unwrap();
         let text = String::from_utf8(ldd.stdout).unwrap();
         let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));
@@ -343,17 +354,12 @@ fn programs() -> SyntheticLayer {
     let mut dirs: Vec<&Path> = files.keys().flat_map(|f| Path::new(f).ancestors().skip(1)).collect();
     dirs.sort();
     dirs.dedup();
-    let mut b = LayerBuilder::new(Dialect::Pax);
     for dir in dirs.iter().filter(|d| **d != Path::new("/")) {
         b.dir(&dir.to_str().unwrap()[1..], Meta::mode(0o755));
-    }
-    for empty in ["proc", "sys", "dev", "tmp", "etc"] {
-        b.dir(empty, Meta::mode(0o755));
     }
     for (path, content) in files.clone() {
         b.file(&path[1..], Meta::mode(0o755), content);
     }
-    b.finish(Compression::Gzip)
 }
 
 /// Another command in the config, and so another manifest.

@@ -4,9 +4,11 @@
 //! an overlay mount; every row is asked of all of them in each round, in an order that rotates, cold (nothing in the kernel's
 //! caches) and then again warm; ratios are taken within a round. Whoever answers counts as much as asked: a walk that finds
 //! fewer names is an error, not a quick walk.
-//! Not here: first reads over a network (the playground), and other snapshotters (a directory of theirs may be given).
+//! Other lazy snapshotters that were asked for are measured beside it; one that cannot be had, or fails, is named in the report.
+//! Not here: first reads over a network (the playground).
 
 pub mod content;
+mod forms;
 pub mod memory;
 pub mod report;
 pub mod rows;
@@ -19,6 +21,8 @@ use std::time::Instant;
 use serde::Deserialize;
 
 use crate::playground::{Result, lab::Lab, measure, progress::Progress, proxy::Proxy, site::Site};
+use crate::relay::LinkShape;
+use crate::rivals::{self, Kind, Rivals};
 use content::Content;
 use report::{Report, Sample};
 use rows::{Row, Tree};
@@ -34,12 +38,16 @@ pub struct NodeBenchConfig {
     pub files: usize,
     /// The large one.
     pub big_bytes: u64,
-    /// Numbers of mounted layers at which the shim's memory is looked at.
+    /// Numbers of mounted layers at which a daemon's memory is looked at.
     pub mounts: Vec<usize>,
     /// Further layers of as many files as the image, for what one costs in memory.
     pub wide_layers: usize,
     /// Directories where somebody else shows the same image, `NAME=DIR`.
     pub also: Vec<String>,
+    /// Other lazy snapshotters, with the same image in their form.
+    pub rivals: Vec<Kind>,
+    /// Where `scripts/bench-peers.sh` has put their programs.
+    pub peers: Option<PathBuf>,
     pub json: Option<PathBuf>,
 }
 
@@ -52,6 +60,8 @@ impl Default for NodeBenchConfig {
             mounts: vec![1, 20, 200],
             wide_layers: 4,
             also: Vec::new(),
+            rivals: Vec::new(),
+            peers: None,
             json: None,
         }
     }
@@ -64,25 +74,74 @@ pub async fn run(config: &NodeBenchConfig, progress: &Progress) -> Result<Report
     let content = Content::new(config);
     let proxy = ways::proxy(&lab, &content, progress).await?;
     let mut report = Report::new(config);
-
+    let rivals = others(&lab, &content, config, progress, &mut report).await?;
+    let ground = Ground {
+        lab: &lab,
+        proxy: &proxy,
+        content: &content,
+        config,
+        rivals: rivals.as_ref(),
+        progress,
+    };
     if config.rounds > 0 {
-        read(&lab, &proxy, &content, config, progress, &mut report).await?;
+        read(&ground, &mut report).await?;
     }
     progress.step("memory, by mounts");
-    report.memory = memory::measure(&lab, &proxy, &content, config, progress).await?;
+    memory::measure(&ground, &mut report).await?;
     Ok(report)
 }
 
-async fn read(
+/// What everything is measured on.
+struct Ground<'a> {
+    lab: &'a Lab,
+    proxy: &'a Proxy,
+    content: &'a Content,
+    config: &'a NodeBenchConfig,
+    rivals: Option<&'a (Rivals, Vec<Kind>)>,
+    progress: &'a Progress,
+}
+
+/// The rivals that were asked for and can be had; the report names the others.
+async fn others(
     lab: &Lab,
-    proxy: &Proxy,
     content: &Content,
     config: &NodeBenchConfig,
     progress: &Progress,
     report: &mut Report,
-) -> Result<()> {
+) -> Result<Option<(Rivals, Vec<Kind>)>> {
+    if config.rivals.is_empty() {
+        return Ok(None);
+    }
+    let dir = rivals::directory(config.peers.clone())?;
+    let mut kinds = Vec::new();
+    for kind in &config.rivals {
+        match kind.why_not(&dir) {
+            Some(why) => report.absent(kind.name(), why),
+            None => kinds.push(*kind),
+        }
+    }
+    if kinds.is_empty() {
+        return Ok(None);
+    }
+    let started = async {
+        let storage = forms::make(lab, content, config, &kinds, &dir, progress).await?;
+        Rivals::start(&lab.work, LinkShape::default(), &dir, &storage).await
+    };
+    match started.await {
+        Ok(rivals) => Ok(Some((rivals, kinds))),
+        Err(error) => {
+            for kind in kinds {
+                report.absent(kind.name(), &error);
+            }
+            Ok(None)
+        }
+    }
+}
+
+async fn read(ground: &Ground<'_>, report: &mut Report) -> Result<()> {
+    let (config, progress) = (ground.config, ground.progress);
     progress.step("pulling, and reading everything once");
-    let ways = ways::open(lab, proxy, content, config, progress).await?;
+    let mut ways = ways::open(ground, report).await?;
     let tree = {
         let (path, files) = (ways[0].path.clone(), config.files);
         rows::blocking(move || Tree::of(&path, files)).await?
@@ -90,23 +149,46 @@ async fn read(
     report.load.push(load());
     for round in 0..config.rounds {
         for row in Row::ALL {
+            let mut failed = None;
             for i in 0..ways.len() {
                 let way = &ways[(i + round) % ways.len()];
                 progress.step(format!("round {}: {}, {}", round + 1, row.name(), way.name));
-                for cold in [true, false] {
-                    if cold {
-                        measure::drop_page_cache();
-                    }
-                    let watch = Watch::begin(way.mount_device, way.pid);
-                    let (tree, path, python) = (tree.clone(), way.path.clone(), way.python.clone());
-                    let begun = Instant::now();
-                    rows::blocking(move || row.ask(&tree, &path, &python)).await?;
-                    let seconds = begun.elapsed().as_secs_f64();
-                    report.add(row, &way.name, cold, Sample::new(seconds, &watch.end()));
+                match ask(row, &tree, way, report).await {
+                    Err(error) if way.rival.is_some() => failed = Some((way.name.clone(), error)),
+                    outcome => outcome?,
                 }
+            }
+            // It does not come back: what it would say of other rows is not to be trusted.
+            if let Some((name, error)) = failed {
+                report.absent(&format!("{name}, from round {} on", round + 1), error);
+                ways.retain(|way| way.name != name);
             }
         }
         report.load.push(load());
+    }
+    for way in &ways {
+        if let Some(bytes) = way.fetched_since_complete().filter(|bytes| *bytes > 0) {
+            report.notes.push(format!(
+                "{}: {bytes} bytes came from its registry while it was read, although everything had been read before",
+                way.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Cold, then warm.
+async fn ask(row: Row, tree: &Tree, way: &ways::Way, report: &mut Report) -> Result<()> {
+    for cold in [true, false] {
+        if cold {
+            measure::drop_page_cache();
+        }
+        let watch = Watch::begin(&way.mounts, way.pid);
+        let (tree, path, python) = (tree.clone(), way.path.clone(), way.python.clone());
+        let begun = Instant::now();
+        rows::blocking(move || row.ask(&tree, &path, &python)).await?;
+        let seconds = begun.elapsed().as_secs_f64();
+        report.add(row, &way.name, cold, Sample::new(seconds, &watch.end()));
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! Not here: measuring.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use serde::Serialize;
 
@@ -21,6 +22,7 @@ pub struct Sample {
     /// Over FUSE, by name; absent where the kernel could not count, or nobody serves by FUSE.
     pub requests: Option<BTreeMap<String, u64>>,
     pub daemon_cpu_seconds: f64,
+    pub daemon_rss_bytes: u64,
 }
 
 impl Sample {
@@ -29,6 +31,7 @@ impl Sample {
             seconds,
             requests: seen.requests.clone(),
             daemon_cpu_seconds: seen.cpu.as_secs_f64(),
+            daemon_rss_bytes: seen.rss_bytes,
         }
     }
 }
@@ -52,6 +55,9 @@ pub struct Report {
     /// The plain way is the first of its row and heat.
     pub cells: Vec<Cell>,
     pub memory: Vec<Memory>,
+    /// What was asked for and was not measured, or not to the end, and why.
+    pub absent: Vec<(String, String)>,
+    pub notes: Vec<String>,
 }
 
 impl Report {
@@ -63,7 +69,13 @@ impl Report {
             load: Vec::new(),
             cells: Vec::new(),
             memory: Vec::new(),
+            absent: Vec::new(),
+            notes: Vec::new(),
         }
+    }
+
+    pub fn absent(&mut self, what: &str, why: impl Display) {
+        self.absent.push((what.to_owned(), why.to_string()));
     }
 
     pub fn add(&mut self, row: Row, way: &str, cold: bool, sample: Sample) {
@@ -88,7 +100,16 @@ impl Report {
             self.big_bytes >> 20,
             self.load.join(", ")
         );
-        let head = ["row", "", "way", "ms", "speed", "FUSE requests", "daemon CPU ms"];
+        let head = [
+            "row",
+            "",
+            "way",
+            "ms",
+            "speed",
+            "FUSE requests",
+            "daemon CPU ms",
+            "daemon RSS MiB",
+        ];
         let mut table = plain_table(&head);
         for row in Row::ALL {
             for cold in [true, false] {
@@ -101,23 +122,30 @@ impl Report {
                         self.speed(cell).map_or("-".to_owned(), number),
                         requests(cell).map_or("-".to_owned(), |n| format!("{n:.0}")),
                         number(median(cell.samples.iter().map(|s| s.daemon_cpu_seconds * 1e3))),
+                        number(median(cell.samples.iter().map(|s| mib(s.daemon_rss_bytes)))),
                     ]);
                 }
             }
         }
         out.push_str(&format!("{table}\n\n"));
-        let mut table = plain_table(&["the shim", "layers", "", "RSS MiB", "idle CPU %", "ms a layer"]);
+        let mut table = plain_table(&["daemon", "", "layers", "RSS MiB", "idle CPU %", "ms a layer"]);
         for memory in &self.memory {
             table.add_row([
-                memory.what.clone(),
+                memory.who.to_owned(),
+                memory.what.to_owned(),
                 memory.layers.to_string(),
-                String::new(),
-                number(memory.rss_bytes as f64 / f64::from(1 << 20)),
+                number(mib(memory.rss_bytes)),
                 number(memory.idle_cpu_percent),
                 memory.mount_ms.map_or("-".to_owned(), number),
             ]);
         }
         out.push_str(&format!("{table}\n"));
+        for note in &self.notes {
+            out.push_str(&format!("{note}\n"));
+        }
+        for (what, why) in &self.absent {
+            out.push_str(&format!("Not measured: {what}: {why}\n"));
+        }
         out
     }
 
@@ -128,6 +156,10 @@ impl Report {
         let ratios = plain.samples.iter().zip(&cell.samples);
         Some(median(ratios.map(|(a, b)| a.seconds / b.seconds)))
     }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 fn requests(cell: &Cell) -> Option<f64> {
@@ -152,5 +184,12 @@ mod tests {
         }
         assert_eq!(report.speed(&report.cells[1]), Some(1.0));
         assert!(report.table().contains("walk"));
+    }
+
+    #[test]
+    fn who_was_not_measured_is_named() {
+        let mut report = Report::new(&NodeBenchConfig::default());
+        report.absent("soci", "it has no certificate");
+        assert!(report.table().contains("Not measured: soci: it has no certificate\n"));
     }
 }

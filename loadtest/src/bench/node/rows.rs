@@ -176,6 +176,23 @@ pub fn read_spaces(mount: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Reads every file of a mounted image to its end, whether it is a large one or not.
+pub fn read_files(root: &Path) -> io::Result<()> {
+    let (mut names, mut part) = (Vec::new(), vec![0; SEQUENTIAL_BYTES]);
+    walk(root, root, &mut |path, is_directory| {
+        if !is_directory {
+            names.push(root.join(path));
+        }
+    })?;
+    for name in names {
+        if fs::symlink_metadata(&name)?.is_file() {
+            let mut file = File::open(&name)?;
+            while file.read(&mut part)? > 0 {}
+        }
+    }
+    Ok(())
+}
+
 /// On a thread of its own: relays and servers of this process go on.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;

@@ -1,7 +1,7 @@
-//! What answering cost, beside time: requests over FUSE, and the daemon's CPU.
+//! What answering cost, beside time: requests over FUSE, and the daemon's CPU and memory.
 //!
-//! In: the FUSE mount's device, the daemon's pid. Out: counts. Invariant: the kernel counts (tracefs, in an instance of our own that
-//! goes with the watch), so that every daemon is counted alike; where it cannot, there is no count.
+//! In: the devices of FUSE mounts, the daemon's pid. Out: counts. Invariant: the kernel counts (tracefs, in an instance of our own that
+//! goes with the watch), so that every daemon is counted alike; where it cannot, or lost some, there is no count.
 //! Not here: what was asked.
 
 use std::collections::BTreeMap;
@@ -13,8 +13,11 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::bench::usage;
 
-/// Room for the events of one row: the longest asks 70,000 times.
-const BUFFER_KIB: u32 = 16 << 10;
+/// Room for the events of one row on each CPU: who has a FUSE mount a layer is asked some 200,000 times.
+const BUFFER_KIB: u32 = 64 << 10;
+
+/// Lines of a CPU's statistics that tell of events without room.
+const LOST: [&str; 3] = ["overrun", "commit overrun", "dropped events"];
 
 #[derive(Debug)]
 pub struct Watch {
@@ -29,14 +32,16 @@ pub struct Seen {
     /// By name of the request; `None` where nobody could count.
     pub requests: Option<BTreeMap<String, u64>>,
     pub cpu: Duration,
+    /// In the end.
+    pub rss_bytes: u64,
 }
 
 impl Watch {
-    /// `device`: of the FUSE mount. `pid`: who serves it.
-    pub fn begin(device: Option<u64>, pid: Option<u32>) -> Self {
+    /// `minors`: of the FUSE mounts' devices. `pid`: who serves them.
+    pub fn begin(minors: &[u32], pid: Option<u32>) -> Self {
         let pids: Vec<u32> = pid.into_iter().collect();
         Self {
-            events: device.and_then(Events::begin),
+            events: (!minors.is_empty()).then(|| Events::begin(minors)).flatten(),
             cpu: usage::cpu(&pids),
             pids,
         }
@@ -44,8 +49,9 @@ impl Watch {
 
     pub fn end(self) -> Seen {
         Seen {
-            requests: self.events.map(|e| e.counts()),
+            requests: self.events.and_then(|e| e.counts()),
             cpu: usage::cpu(&self.pids).saturating_sub(self.cpu),
+            rss_bytes: usage::rss(&self.pids),
         }
     }
 }
@@ -63,7 +69,7 @@ struct Events {
 }
 
 impl Events {
-    fn begin(device: u64) -> Option<Self> {
+    fn begin(minors: &[u32]) -> Option<Self> {
         // A mount of our own: it may be nowhere, and where it is differs.
         let tracefs = std::env::temp_dir().join(format!("headstart-trace-{}", std::process::id()));
         fs::create_dir_all(&tracefs).ok()?;
@@ -77,15 +83,22 @@ impl Events {
         let set = |name: &str, value: &str| fs::write(events.instance.join(name), value);
         set("buffer_size_kb", &BUFFER_KIB.to_string()).ok()?;
         // The kernel names a connection by its device number, which for FUSE is a minor alone.
-        let filter = format!("connection == {}", rustix::fs::minor(device));
-        set("events/fuse/fuse_request_send/filter", &filter).ok()?;
+        let filter: Vec<String> = minors.iter().map(|minor| format!("connection == {minor}")).collect();
+        set("events/fuse/fuse_request_send/filter", &filter.join(" || ")).ok()?;
         set("events/fuse/fuse_request_send/enable", "1").ok()?;
         Some(events)
     }
 
-    fn counts(&self) -> BTreeMap<String, u64> {
+    fn counts(&self) -> Option<BTreeMap<String, u64>> {
         let _ = fs::write(self.instance.join("events/fuse/fuse_request_send/enable"), "0");
-        let text = fs::read_to_string(self.instance.join("trace")).unwrap_or_default();
+        for cpu in fs::read_dir(self.instance.join("per_cpu")).ok()?.flatten() {
+            let stats = fs::read_to_string(cpu.path().join("stats")).ok()?;
+            let mut lost = stats.lines().filter_map(|line| line.split_once(": "));
+            if lost.any(|(name, count)| LOST.contains(&name) && count.trim() != "0") {
+                return None;
+            }
+        }
+        let text = fs::read_to_string(self.instance.join("trace")).ok()?;
         let mut counts = BTreeMap::new();
         for line in text.lines().filter(|l| !l.starts_with('#')) {
             // `... opcode 15 (FUSE_READ) len 80`
@@ -95,7 +108,7 @@ impl Events {
                 *counts.entry(name.to_lowercase()).or_default() += 1;
             }
         }
-        counts
+        Some(counts)
     }
 }
 
