@@ -114,7 +114,7 @@ async fn others(
     }
     let dir = rivals::directory(config.peers.clone())?;
     let mut kinds = Vec::new();
-    for kind in &config.rivals {
+    for kind in Kind::ALL.iter().filter(|kind| config.rivals.contains(kind)) {
         match kind.why_not(&dir) {
             Some(why) => report.absent(kind.name(), why),
             None => kinds.push(*kind),
@@ -149,17 +149,17 @@ async fn read(ground: &Ground<'_>, report: &mut Report) -> Result<()> {
     report.load.push(load());
     for round in 0..config.rounds {
         for row in Row::ALL {
-            let mut failed = None;
+            let mut failed = Vec::new();
             for i in 0..ways.len() {
                 let way = &ways[(i + round) % ways.len()];
                 progress.step(format!("round {}: {}, {}", round + 1, row.name(), way.name));
                 match ask(row, &tree, way, report).await {
-                    Err(error) if way.rival.is_some() => failed = Some((way.name.clone(), error)),
+                    Err(error) if way.rival.is_some() => failed.push((way.name.clone(), error)),
                     outcome => outcome?,
                 }
             }
             // It does not come back: what it would say of other rows is not to be trusted.
-            if let Some((name, error)) = failed {
+            for (name, error) in failed {
                 report.absent(&format!("{name}, from round {} on", round + 1), error);
                 ways.retain(|way| way.name != name);
             }
