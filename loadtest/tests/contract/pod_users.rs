@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use headstart_loadtest::{
     corpus::{Compression, Dialect, LayerBuilder, Meta, SyntheticLayer},
@@ -47,11 +48,12 @@ VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.3.1","0.4.0","1.0.0
 ADD) echo '{"cniVersion":"1.0.0","interfaces":[{"name":"'"$CNI_IFNAME"'","sandbox":"'"$CNI_NETNS"'"}],"ips":[{"address":"192.0.2.7/24","interface":0}]}' ;;
 esac
 "#;
+    bench.work.dir(format!("{node}/cni")).unwrap();
     for name in ["loopback", "nothing"] {
         let path = bench.work.write(format!("{node}/cni/{name}"), PLUGIN).unwrap();
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let list = r#"{"cniVersion":"1.0.0","name":"nothing","plugins":[{"type":"nothing"}]}"#;
+    let list = r#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"nothing"}]}"#;
     bench.work.write(format!("{node}/cni/1.conflist"), list).unwrap();
 }
 
@@ -148,8 +150,17 @@ async fn life(bench: &Bench, image: &Runnable, presentation: &str) {
     assert_eq!(of_other.unwrap().0, "1000 2000\n");
 
     cri.remove_pod(&pod).await.unwrap();
-    let mapped = mounts::below(&node.shim.root.join("ids"));
-    assert!(mapped.is_empty(), "{presentation}: {mapped:?} is left of the pod");
+    // The snapshots go with containerd's next collection, and their mounts with them.
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let mapped = mounts::below(&node.shim.root.join("ids"));
+        if mapped.is_empty() {
+            break;
+        }
+        let left = format!("{presentation}: {mapped:?} is left of the pod");
+        assert!(Instant::now() < deadline, "{left}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     cri.remove_pod(&other).await.unwrap();
     for image in cri.images().await.unwrap() {
         cri.remove(&image.id).await.unwrap();
