@@ -100,10 +100,16 @@ impl Row {
             }
             Self::Misses => {
                 let directories = tree.directories.iter().cycle();
-                let found = directories
-                    .zip(0..MISSES)
-                    .filter(|(d, i)| fs::symlink_metadata(root.join(d).join(format!("absent-{i}"))).is_ok());
-                same("names that are not there", found.count(), 0)
+                let mut found = 0;
+                for (directory, i) in directories.zip(0..MISSES) {
+                    match fs::symlink_metadata(root.join(directory).join(format!("absent-{i}"))) {
+                        Ok(_) => found += 1,
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        // A mount that nobody answers for is no quick miss.
+                        Err(error) => return Err(error),
+                    }
+                }
+                same("names that are not there", found, 0)
             }
             Self::Open => {
                 let step = (tree.files.len() / OPENED).max(1);
@@ -204,5 +210,26 @@ fn same(what: &str, found: usize, expected: usize) -> io::Result<()> {
     match found == expected {
         true => Ok(()),
         false => Err(io::Error::other(format!("{found} {what} instead of {expected}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_not_there_is_a_miss() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("part")).unwrap();
+        fs::write(root.path().join("part/file"), b"x").unwrap();
+        let tree = Tree::of(root.path(), 1).unwrap();
+        let ask = || Row::Misses.ask(&tree, root.path(), root.path());
+        ask().unwrap();
+        fs::write(root.path().join("part/absent-7"), b"").unwrap();
+        assert!(ask().unwrap_err().to_string().contains("instead of 0"));
+        // Another error than that the name is not there.
+        fs::remove_dir_all(root.path().join("part")).unwrap();
+        fs::write(root.path().join("part"), b"").unwrap();
+        assert_eq!(ask().unwrap_err().kind(), io::ErrorKind::NotADirectory);
     }
 }
