@@ -83,6 +83,8 @@ pub struct NodeStatus {
     pub presentation: &'static str,
     pub counters: Arc<Counters>,
     pub layers: Vec<LayerProgress>,
+    /// Bytes of layers that the kernel reads by itself.
+    pub lent_bytes: u64,
     /// Images that were prepared lately, the latest first.
     pub prefetches: Vec<ImagePrefetch>,
 }
@@ -353,6 +355,7 @@ impl NodeLayers {
             presentation: self.0.presentation.name(),
             counters: Arc::clone(&self.0.counters),
             layers,
+            lent_bytes: self.0.room.lent(),
             prefetches: Vec::new(),
         }
     }

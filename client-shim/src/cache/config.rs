@@ -57,7 +57,7 @@ pub struct LazyConfig {
     /// Layers this node may know at once. Each costs its TOC in memory, some 100 bytes a file.
     pub layers_max: usize,
     /// Bytes that chunks may take on this disk; 0: as many as there are. Layers that no container uses go first, the least
-    /// recently read first. A layer that the kernel reads by itself is not counted down.
+    /// recently read first. A layer that the kernel reads by itself does not go; such layers have 60 % of this at most.
     pub cache_bytes_max: u64,
     /// Below this much free space nothing is kept: what is read is fetched, shown and forgotten, and what can go goes.
     pub free_bytes_min: u64,

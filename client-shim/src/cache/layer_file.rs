@@ -114,6 +114,10 @@ impl LayerFile {
 
     fn with(dir: &Path, contents: Arc<Contents>, room: Arc<Room>, data: File, bitmap: ChunkBitmap) -> Self {
         let toc_digest = contents.toc_digest();
+        let is_lent = marks::is_lent(dir);
+        if is_lent {
+            room.was_lent(contents.chunks().data_size());
+        }
         // Its last use is not kept; when it last grew is about when.
         let grew = std::fs::metadata(dir.join(BITMAP)).map_or(0, |m| m.mtime().max(0).cast_unsigned());
         Self {
@@ -126,7 +130,7 @@ impl LayerFile {
             retired: Mutex::new(false),
             verified: AtomicBool::new(Mark::Verified.is_set(dir, toc_digest)),
             quarantined: AtomicBool::new(Mark::Quarantined.is_set(dir, toc_digest)),
-            lent: AtomicBool::new(marks::is_lent(dir)),
+            lent: AtomicBool::new(is_lent),
             evictions: AtomicU64::new(0),
             hand: AtomicU32::new(0),
             used: AtomicU64::new(grew),
@@ -247,20 +251,25 @@ impl LayerFile {
         !retired && is_sure && !self.dirty.load(Ordering::Acquire) && self.is_full()
     }
 
-    /// The data space as a file that needs nobody to read it, if it is whole. Whoever is given it may keep it: from now on no
-    /// byte of it goes before the layer does.
+    /// The data space as a file that needs nobody to read it, if it is whole and within what may be lent. Whoever is given it
+    /// may keep it: from now on no byte of it goes before the layer does.
     pub fn whole(&self) -> Option<PathBuf> {
         let retired = self.retired.lock().unwrap_or_else(|p| p.into_inner());
         if !self.is_settled(&retired) {
             return None;
         }
-        if !self.is_lent()
-            && let Err(error) = marks::lend(&self.dir)
-        {
-            tracing::warn!(dir = %self.dir.display(), %error, "cache-layer-not-lent");
-            return None;
+        if !self.is_lent() {
+            let len = self.chunks().data_size();
+            if !self.room.lend(len) {
+                return None;
+            }
+            if let Err(error) = marks::lend(&self.dir) {
+                tracing::warn!(dir = %self.dir.display(), %error, "cache-layer-not-lent");
+                self.room.returned(len);
+                return None;
+            }
+            self.lent.store(true, Ordering::Release);
         }
-        self.lent.store(true, Ordering::Release);
         Some(self.dir.join(DATA))
     }
 
@@ -325,7 +334,13 @@ impl LayerFile {
 
     /// The directory is about to go; nothing is written to it any more. Reads of the open file still work.
     pub fn retire(&self) {
-        *self.retired.lock().unwrap_or_else(|p| p.into_inner()) = true;
+        let mut retired = self.retired.lock().unwrap_or_else(|p| p.into_inner());
+        *retired = true;
+        // Once: what is retired is not lent again. A mount that is still in use has the rest of its time on nobody's account.
+        if self.lent.swap(false, Ordering::AcqRel) {
+            self.room.returned(self.chunks().data_size());
+        }
+        drop(retired);
         self.room.index.forget(self.id);
         self.room.transit.forget(self.id);
     }

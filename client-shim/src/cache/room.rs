@@ -1,6 +1,7 @@
 //! Whether there is room for another chunk.
 //!
-//! In: bytes written, what layers take (`cache/evict.rs` counts them from time to time). Out: keep a chunk or not, fill or not.
+//! In: bytes written, what layers take (`cache/evict.rs` counts them from time to time). Out: keep a chunk or not, fill or not,
+//! lend a layer to the kernel or not.
 //! Invariant: what is kept never takes the disk below its floor and never grows past the cap, but for what the filesystem itself
 //! needs for it between two counts; a chunk that is not kept still reaches its reader (`cache/transit.rs`). Not here: what goes when there is no room (`cache/evict.rs`).
 
@@ -23,6 +24,9 @@ const LOOK_BYTES: u64 = 16 << 20;
 const HIGH: u64 = 95;
 const LOW: u64 = 85;
 const FILL: u64 = 90;
+/// What layers that are lent may take together: none of it can go. So of what eviction leaves ([`LOW`]) a quarter of the cap is
+/// still of all the others, and most of a node's layers, if they fit at all, are read without us.
+const LENT: u64 = 60;
 
 /// What the layers of a node share. One a cache directory.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub struct Room {
     used: AtomicU64,
     /// Bytes that are being written: whoever asks for room meanwhile counts them too.
     reserved: AtomicU64,
+    /// Bytes of layers that the kernel reads by itself.
+    lent: AtomicU64,
     free: Mutex<Free>,
     /// Something must go.
     tight: Notify,
@@ -59,6 +65,7 @@ impl Room {
             free_bytes_min: config.free_bytes_min,
             used: AtomicU64::new(0),
             reserved: AtomicU64::new(0),
+            lent: AtomicU64::new(0),
             free: Mutex::new(Free {
                 bytes: 0,
                 looked: None,
@@ -105,6 +112,33 @@ impl Room {
             true => bytes,
             false => bytes.min(self.transit.ahead_max()),
         }
+    }
+
+    /// Whether another layer of so many bytes may be lent; then it counts, until it is returned.
+    pub(super) fn lend(&self, len: u64) -> bool {
+        let share = match self.cache_bytes_max {
+            0 => u64::MAX,
+            cap => percent(cap, LENT),
+        };
+        let fits = |lent: u64| lent.checked_add(len).filter(|sum| *sum <= share);
+        self.lent
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits)
+            .is_ok()
+    }
+
+    /// A layer that an earlier process lent in this boot: that is not asked any more, and counts.
+    pub(super) fn was_lent(&self, len: u64) {
+        self.lent.fetch_add(len, Ordering::AcqRel);
+    }
+
+    /// A lent layer is gone.
+    pub(super) fn returned(&self, len: u64) {
+        self.lent.fetch_sub(len, Ordering::AcqRel);
+    }
+
+    /// Bytes of layers that the kernel reads by itself.
+    pub fn lent(&self) -> u64 {
+        self.lent.load(Ordering::Acquire)
     }
 
     /// The disk refused: it has less room than it said.
@@ -209,4 +243,45 @@ fn can_share(dir: &Path) -> bool {
 
 fn percent(of: u64, percent: u64) -> u64 {
     (u128::from(of) * u128::from(percent) / 100) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(dir: &Path, cache_bytes_max: u64) -> Arc<Room> {
+        let config = LazyConfig {
+            cache_bytes_max,
+            ..LazyConfig::default()
+        };
+        Room::new(dir, &config, Arc::default())
+    }
+
+    #[test]
+    fn layers_are_lent_within_their_share_and_counted_to_the_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = room(dir.path(), 1000);
+        assert!(!room.lend(601), "alone too large");
+        assert!(room.lend(400));
+        assert!(!room.lend(201));
+        assert!(room.lend(200), "up to the last byte");
+        assert!(!room.lend(1) && room.lend(0));
+        room.returned(400);
+        assert_eq!(room.lent(), 200);
+        // What a predecessor with a larger cap lent is lent, however much it is.
+        room.was_lent(5000);
+        assert!(!room.lend(1));
+        room.returned(5000);
+        assert!(room.lend(400) && !room.lend(1));
+        assert_eq!(room.lent(), 600);
+    }
+
+    #[test]
+    fn without_a_cap_every_layer_is_lent() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = room(dir.path(), 0);
+        assert!(room.lend(1 << 60) && room.lend(1 << 60));
+        assert_eq!(room.lent(), 2 << 60);
+        assert!(!room.lend(u64::MAX), "a number that is no size of layers");
+    }
 }

@@ -60,6 +60,7 @@ fn an_idle_node_has_every_series() {
             presentation: "fuse",
             counters: Default::default(),
             layers: Vec::new(),
+            lent_bytes: 0,
             prefetches: Vec::new(),
         }),
         snapshots: Vec::new(),

@@ -116,6 +116,7 @@ pub const ROWS: &[Row] = &[
     row("headstart_shim_chunks", Gauge, "chunks", "Chunks of all lazy layers", |s, out| out.plain(lazy(s).map(|l| u64::from(l.chunks)).sum::<u64>())),
     row("headstart_shim_chunks_present", Gauge, "chunks", "Those that are here, fetched and verified", |s, out| out.plain(lazy(s).map(|l| u64::from(l.chunks_present)).sum::<u64>())),
     row("headstart_shim_cache_bytes", Gauge, "bytes", "Disk that lazy layers occupy", |s, out| out.plain(lazy(s).map(|l| l.disk_bytes).sum::<u64>())),
+    row("headstart_shim_lent_bytes", Gauge, "bytes", "Those of them that the kernel reads by itself and that cannot be given back; at most 60 % of `lazy.cache_bytes_max`", |s, out| out.plain(s.lazy.as_ref().map_or(0, |l| l.lent_bytes))),
     row("headstart_shim_fetch_requests_total", Counter, "requests", "Requests for chunks sent to servers", |s, out| out.plain(counter(s, |c| c.requests.get()))),
     row("headstart_shim_fetched_bytes_total", Counter, "bytes", "Bytes received for chunks, compressed: of chunks from servers, of whole blobs from the original's registry", fetched)
         .by("source", SOURCES),
@@ -268,11 +269,13 @@ mod tests {
             "headstart_shim_original_rebuilds_total{{outcome=\"whole\"}} {}",
             1000 - failed
         ));
+        lines.push("headstart_shim_lent_bytes 99".into());
         let text = crate::metrics::text(&Seen {
             lazy: Some(crate::layers::NodeStatus {
                 presentation: "erofs",
                 counters: std::sync::Arc::new(counters),
                 layers: Vec::new(),
+                lent_bytes: 99,
                 prefetches: Vec::new(),
             }),
             snapshots: Vec::new(),

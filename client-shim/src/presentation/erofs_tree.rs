@@ -138,7 +138,7 @@ impl ErofsTree {
         Ok(Shown { at, data })
     }
 
-    /// The layer's own file, if it is whole and the kernel may read it.
+    /// The layer's own file, if it is whole, the kernel may read it, and what is lent leaves room for it (`cache/room.rs`).
     fn local(&self, layer: &Layer) -> Option<Device> {
         let direct = match self.whole {
             Whole::Direct => true,
@@ -179,6 +179,8 @@ impl Presentation for ErofsTree {
         let Some(shown) = all.get_mut(&layer.slot()).filter(|s| s.data == Data::Asked) else {
             return;
         };
+        // Not now, for want of room in what may be lent: it is asked again with every flush of the node (`layers.rs`), and
+        // mounted from its file once others are gone. By the order of slots at a start, by who comes first afterwards.
         let Some(device) = self.local(layer) else {
             return;
         };

@@ -39,7 +39,7 @@ fn one_file(seed: u64, len: usize) -> LayerBuilder {
 }
 
 /// From our cache, not only the kernel's.
-fn read_anew(path: &Path) -> io::Result<Vec<u8>> {
+pub fn read_anew(path: &Path) -> io::Result<Vec<u8>> {
     rustix::fs::fadvise(fs::File::open(path)?, 0, None, rustix::fs::Advice::DontNeed)?;
     fs::read(path)
 }
