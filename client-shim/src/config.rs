@@ -14,6 +14,7 @@ use crate::fetch::servers::FetchConfig;
 use crate::layers::LazyConfig;
 use crate::profile::PrefetchConfig;
 use crate::survival::SurvivalConfig;
+use crate::telemetry::TelemetryConfig;
 
 /// Longest path of a unix socket: `sun_path` of `sockaddr_un` is 108 bytes with its NUL.
 const SOCKET_PATH_LEN_MAX: usize = 107;
@@ -56,6 +57,7 @@ pub struct Config {
     pub prefetch: PrefetchConfig,
     pub metrics: MetricsConfig,
     pub survival: SurvivalConfig,
+    pub telemetry: TelemetryConfig,
     pub log: LogConfig,
 }
 
@@ -72,6 +74,7 @@ impl Default for Config {
             prefetch: PrefetchConfig::default(),
             metrics: MetricsConfig::default(),
             survival: SurvivalConfig::default(),
+            telemetry: TelemetryConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -121,6 +124,9 @@ impl Config {
         }
         self.snapshotter.check()?;
         self.metrics.check()?;
+        if let Err((key, why)) = self.telemetry.check() {
+            return refuse(key, why);
+        }
         Ok(self)
     }
 }
@@ -277,8 +283,16 @@ mod tests {
             "[metrics]\nlisten = 'localhost:1'",
             "[metrics]\nlisten = 'unix:relative'",
             "[metrics]\nport = 1",
+            "[telemetry]\notlp_endpoint = 'collector:4318'",
+            "[telemetry]\notlp_endpoint = 'http://me:hunter2@c:4318'",
+            "[telemetry]\notlp_endpoint = 'http://c:4318?key=hunter2'",
+            "[telemetry]\ntrace_ratio = 1.1",
+            "[telemetry]\nexport_timeout_ms = 0",
+            "[telemetry]\nno_such_key = 1",
         ] {
-            assert!(bad.parse::<Config>().is_err(), "{bad:?}");
+            let error = bad.parse::<Config>().map(|_| ()).unwrap_err().to_string();
+            // A value may be a secret.
+            assert!(!error.contains("hunter2"), "{error}");
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, info_span};
 
 use crate::cache::{CacheDir, CacheError, Layer, LayerFile, Room};
 pub use crate::cache::{LazyConfig, PresentationChoice, WholeLayers};
@@ -27,7 +28,8 @@ use crate::fetch::servers::{Servers, TocAnswer};
 use crate::memory;
 use crate::presentation::{self, Presentation, PresentationError, Surroundings, implied};
 use crate::profile::ImagePrefetch;
-use crate::survival::{Keeper, Progress};
+use crate::survival::Keeper;
+use crate::telemetry::{self, Cause, number, within};
 use crate::upkeep::{self, InUse};
 
 const CACHE: &str = "cache";
@@ -230,12 +232,16 @@ impl NodeLayers {
                 return Ok(presented);
             }
             self.0.room()?;
-            let (bytes, toc) = self.0.toc(layer, deadline).await?;
+            let empty = tracing::field::Empty;
+            let span = info_span!("toc", otel.kind = "client", %layer, bytes = empty, server = empty);
+            let (bytes, toc) = within(span, self.0.toc(layer, deadline)).await?;
             let inner = Arc::clone(&self.0);
+            let span = info_span!("mount layer", %layer, presentation = inner.presentation.name());
             // The lock goes with the work, which goes on when the caller's time is up.
             tokio::task::spawn_blocking(move || {
                 let _changing = changing;
-                inner.admit(&toc, &bytes)
+                let admitted = span.in_scope(|| inner.admit(&toc, &bytes));
+                admitted.inspect_err(|error| telemetry::failed(&span, error))
             })
             .await
             .map_err(|_| LayersError::Interrupted)?
@@ -248,9 +254,11 @@ impl NodeLayers {
     /// Presents layers in the background, a few at a time, in this order; [`NodeLayers::present`] of one waits for it.
     pub fn present_ahead(&self, digests: Vec<BlobDigest>) {
         let missing = digests.into_iter().filter(|digest| self.0.known(digest).is_none());
+        let cause = Cause::here();
         for digest in missing.take(LAYERS_MAX) {
             let layers = self.clone();
-            self.0.runtime.spawn(async move {
+            let span = cause.of(info_span!(parent: None, "layer", layer = %digest));
+            let work = async move {
                 let stop = layers.0.stop.clone();
                 let work = async {
                     let _turn = layers.0.ahead.acquire().await.ok()?;
@@ -260,7 +268,8 @@ impl NodeLayers {
                     // Whoever needs it tries again, and says so.
                     tracing::debug!(layer = %digest, %error, "layer-not-presented-ahead");
                 }
-            });
+            };
+            self.0.runtime.spawn(work.instrument(span));
         }
     }
 
@@ -434,7 +443,10 @@ impl Inner {
             let left = deadline.saturating_duration_since(Instant::now()) / 2;
             wait_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).min(TOC_WAIT_MS_MAX);
             let retry = match answer {
-                Ok(TocAnswer::Ready { bytes, toc }) => return Ok((bytes, toc)),
+                Ok(TocAnswer::Ready { bytes, toc }) => {
+                    Span::current().record("bytes", number(bytes.len()));
+                    return Ok((bytes, toc));
+                }
                 Ok(TocAnswer::Unknown) => return Err(LayersError::Unknown),
                 Ok(TocAnswer::NotReady(status)) => not_ready(*status),
                 Err(e) => LayersError::Fetch(e),

@@ -29,4 +29,5 @@ pub mod profile;
 pub mod proto;
 pub mod snapshotter;
 pub mod survival;
+pub mod telemetry;
 pub mod upkeep;

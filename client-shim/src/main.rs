@@ -14,9 +14,13 @@ use headstart_shim::cli;
 use headstart_shim::config::{Config, ConfigError, LogConfig, LogFormat};
 use headstart_shim::fetch::servers::{FetchError, Servers};
 use headstart_shim::survival::{self, ServiceManager};
+use headstart_shim::telemetry::{self, TelemetryError, Traces};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 
 /// containerd snapshotter that starts containers before their image has arrived.
 ///
@@ -30,7 +34,8 @@ use tracing_subscriber::EnvFilter;
 ///   servers      Headstart servers, in order (default ["http://127.0.0.1:5080"])
 ///   [snapshotter] waiting and durability,  [lazy] layers and their cache,
 ///   [fetch] how servers are asked,  [survival] who keeps mounts while no shim runs,
-///   [metrics] where Prometheus asks,  [log] level and format ("text" or "json")
+///   [metrics] where Prometheus asks,  [telemetry] where traces are sent,
+///   [log] level and format ("text" or "json")
 /// An unknown key is an error.
 ///
 /// containerd needs, in its config.toml:
@@ -84,6 +89,8 @@ enum MainError {
     Servers(#[from] FetchError),
     #[error("accept log.level: {0}")]
     LogLevel(#[from] tracing_subscriber::filter::ParseError),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     #[error("start the runtime: {0}")]
     Runtime(std::io::Error),
     #[error("listen for signals: {0}")]
@@ -98,12 +105,13 @@ fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainEr
         Servers::new(&config.servers, &config.fetch)?;
         return Ok(());
     }
-    start_logging(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(MainError::Runtime)?;
     runtime.block_on(async {
+        let traces = Traces::start(&config.telemetry)?;
+        start_logging(&config.log, traces.as_ref())?;
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone()).map_err(MainError::Signals)?;
         let told = stop.clone();
@@ -114,17 +122,31 @@ fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainEr
                 manager.stopping();
             }
         });
-        Ok(app::run(config, manager, stop).await?)
+        let ran = app::run(config, manager, stop).await;
+        if let Some(traces) = traces {
+            traces.finish().await;
+        }
+        Ok(ran?)
     })
 }
 
-fn start_logging(config: &LogConfig) -> Result<(), MainError> {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&config.level)?)
-        .with_writer(std::io::stderr);
-    match config.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+fn start_logging(config: &LogConfig, traces: Option<&Traces>) -> Result<(), MainError> {
+    let filter = EnvFilter::try_new(&config.level)?;
+    let ours = filter_fn(telemetry::is_for_log);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match config.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let registry = tracing_subscriber::registry();
+    match traces {
+        // For everybody and not for a layer of its own: what nobody wants is then not even looked at.
+        None => registry.with(lines).with(filter).with(ours).init(),
+        Some(traces) => {
+            // It refuses by name and never by level; without a word of that, every callsite of any level would be looked at.
+            let lines = lines.with_filter(filter.and(ours.with_max_level_hint(LevelFilter::TRACE)));
+            registry.with(lines).with(traces.layer()).init();
+        }
     }
     Ok(())
 }

@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 use headstart_layer_format::BlobDigest;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, info_span};
 
 use crate::cache::diff_id::Verdict;
 use crate::cache::fill::{Filled, fill};
 use crate::cache::{Layer, LazyConfig, Room, evict};
+use crate::telemetry::number;
 
 /// Between two looks at what there is to do.
 const LOOK: Duration = Duration::from_millis(500);
@@ -127,9 +129,19 @@ async fn complete(layers: Layers, config: LazyConfig, in_use: InUse) {
     }
 }
 
+async fn traced_fill(layer: &Arc<Layer>, config: &LazyConfig) -> Filled {
+    let (before, empty) = (layer.file().chunk_count(), tracing::field::Empty);
+    let span =
+        info_span!(parent: None, "fill", layer = %layer.digest(), chunks = empty, server = empty, outcome = empty);
+    let filled = fill(layer, config).instrument(span.clone()).await;
+    span.record("chunks", number(layer.file().chunk_count().saturating_sub(before)));
+    span.record("outcome", tracing::field::debug(filled));
+    filled
+}
+
 /// Fills and verifies. False: it is no use to go on with this one now.
 async fn work_on(layer: &Arc<Layer>, config: &LazyConfig) -> bool {
-    if !layer.file().is_full() && fill(layer, config).await != Filled::Whole {
+    if !layer.file().is_full() && traced_fill(layer, config).await != Filled::Whole {
         return false;
     }
     let verified = Arc::clone(layer);

@@ -9,6 +9,7 @@ use headstart_shim::fetch::original::OriginalConfig;
 use headstart_shim::layers::{LazyConfig, PresentationChoice};
 use headstart_shim::profile::PrefetchConfig;
 use headstart_shim::survival::SurvivalConfig;
+use headstart_shim::telemetry::TelemetryConfig;
 
 #[test]
 fn the_shipped_file_parses_and_says_what_the_deployment_files_assume() {
@@ -61,6 +62,33 @@ fn the_shipped_file_shows_where_to_ask() {
     let table: toml::Table = std::fs::read_to_string(path).expect("read").parse().expect("TOML");
     assert!(table.contains_key("admin_socket"));
     assert!(table["metrics"].get("listen").is_some());
+}
+
+/// Also the one that is a comment, for it has no default.
+#[test]
+fn the_shipped_file_shows_every_key_of_telemetry_and_sends_nothing() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/shim.toml");
+    let config = Config::load(Some(&path)).expect("the shipped file is valid");
+    assert_eq!(config.telemetry, TelemetryConfig::default());
+    assert_eq!(config.telemetry.otlp_endpoint, None);
+    let text = std::fs::read_to_string(path).expect("read");
+    let table: toml::Table = text.parse().expect("TOML");
+    let shown = table["telemetry"].as_table().expect("a table").keys();
+    let mut shown: Vec<&str> = shown.map(String::as_str).collect();
+    shown.push("otlp_endpoint");
+    // What the shim knows, by its own word.
+    let error = "[telemetry]\nno_such_key = 1"
+        .parse::<Config>()
+        .unwrap_err()
+        .to_string();
+    let (_, known) = error.split_once("expected one of ").expect(&error);
+    let mut known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+    shown.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(shown, known);
+    let example = text.replace("# otlp_endpoint", "otlp_endpoint");
+    let config: Config = example.parse().expect("the comment is a setting");
+    assert_eq!(config.telemetry.otlp_endpoint.as_deref(), Some("http://collector:4318"));
 }
 
 /// The DaemonSet's configuration is read by the shim, and its files are where the installation looks for them.

@@ -15,12 +15,14 @@ use headstart_layer_format::toc::Chunk;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, timeout_at};
+use tracing::{Instrument as _, Span, info_span};
 
 use super::data::Frame;
 use super::error::FetchError;
 use super::servers::Server;
 use super::single_flight::{Flight, Inner};
 use super::verify::VerifiedChunk;
+use crate::telemetry::{self, number};
 
 /// First pause between two rounds over the servers; doubles up to `retry_pause_ms_max`.
 const PAUSE: Duration = Duration::from_millis(25);
@@ -155,6 +157,22 @@ impl Claim {
         }
     }
 
+    /// Of runs that readers wait for, if there are not too many. Others are part of what they are for.
+    fn span(&self) -> Span {
+        if self.why != Why::Demand {
+            return Span::none();
+        }
+        telemetry::miss(|without_span| {
+            let (chunks, empty) = (self.chunks(), tracing::field::Empty);
+            let frame_bytes: u64 = chunks.iter().map(|c| c.frame.len).sum();
+            info_span!(
+                parent: None, "miss", otel.kind = "client", layer = %self.inner.key.layer,
+                chunks = number(chunks.len()), frame_bytes = number(frame_bytes), without_span = number(without_span),
+                server = empty, source = empty,
+            )
+        })
+    }
+
     fn is_done(&self) -> bool {
         self.lock().is_empty()
     }
@@ -164,6 +182,11 @@ impl Claim {
 /// a prefetch: one round, so that a server in trouble is not kept busy with what nobody waits for (a reader who joined
 /// starts a run of his own).
 pub(super) async fn drive(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit>, deadline: Instant) {
+    let span = claim.span();
+    fetch(claim, permit, deadline).instrument(span).await;
+}
+
+async fn fetch(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit>, deadline: Instant) {
     let last_error = Mutex::new(FetchError::Deadline);
     let is_demand = permit.is_none();
     let _ = timeout_at(deadline.into(), rounds(&claim, permit, &last_error)).await;
@@ -175,6 +198,7 @@ pub(super) async fn drive(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit
         let error = last_error.lock().unwrap_or_else(|p| p.into_inner()).clone();
         claim.inner.counters.failed_runs.add(1);
         tracing::warn!(layer = %claim.inner.key.layer, chunks = left, error = %error, "chunk-fetch-failed");
+        telemetry::failed(&Span::current(), &error);
         claim.fail(&error);
     }
 }
@@ -182,6 +206,7 @@ pub(super) async fn drive(claim: Arc<Claim>, permit: Option<OwnedSemaphorePermit
 async fn rounds(claim: &Arc<Claim>, mut permit: Option<OwnedSemaphorePermit>, last_error: &Mutex<FetchError>) {
     claim.take_near().await;
     if claim.is_done() {
+        Span::current().record("source", "near");
         return;
     }
     let servers = &claim.inner.servers;
@@ -206,7 +231,10 @@ async fn rounds(claim: &Arc<Claim>, mut permit: Option<OwnedSemaphorePermit>, la
             let outcome = from_server(claim, &server).await;
             drop(held);
             match outcome {
-                Ok(()) => return,
+                Ok(()) => {
+                    Span::current().record("source", "server");
+                    return;
+                }
                 Err(e) => {
                     refused &= !e.is_transient();
                     let disk = matches!(e, FetchError::Disk(_));
@@ -269,6 +297,7 @@ async fn from_original(claim: &Arc<Claim>, last_error: &Mutex<FetchError>, deadl
     };
     let _ = timeout_at(until.into(), landing).await;
     claim.collect();
+    Span::current().record("source", "original");
 }
 
 /// Between half of it and all of it: nodes that lost the same server at the same time do not come back together.

@@ -15,6 +15,7 @@ use http::header::{ACCEPT, AUTHORIZATION};
 use reqwest::{Client, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
+use tracing::{Span, info_span};
 
 use super::body;
 use super::budget::Budget;
@@ -25,6 +26,7 @@ use super::health::Health;
 use super::identity::Identity;
 use super::original::Originals;
 use super::pace::Pace;
+use crate::telemetry::{self, number, within};
 
 /// Bytes of a status body: 500 layers of about 1 KiB each, with room for reasons.
 const STATUS_SIZE_MAX: u64 = 4 << 20;
@@ -100,6 +102,19 @@ impl Servers {
 
     /// State of an image's layers; waits up to `wait_ms` on the server for conversions. `None`: no server knows it.
     pub async fn image(&self, manifest: &BlobDigest, wait_ms: u64) -> Result<Option<ImageStatus>, FetchError> {
+        let empty = tracing::field::Empty;
+        let span = info_span!("ask image", otel.kind = "client", %manifest, wait_ms = number(wait_ms), outcome = empty, server = empty);
+        let found = within(span.clone(), self.image_now_or_later(manifest, wait_ms)).await?;
+        let outcome = match &found {
+            None => "unknown",
+            Some(image) if image.is_ready() => "ready",
+            Some(_) => "not ready",
+        };
+        span.record("outcome", outcome);
+        Ok(found)
+    }
+
+    async fn image_now_or_later(&self, manifest: &BlobDigest, wait_ms: u64) -> Result<Option<ImageStatus>, FetchError> {
         // Asked without a wait first, so that a server that never answers holds a pull up for one response's time-out only.
         let now = self.image_within(manifest, 0).await?;
         let is_settled = |image: &ImageStatus| {
@@ -127,7 +142,8 @@ impl Servers {
     /// Which layer a chain ID ends in, and how its latest image stands. `None`: no server knows it.
     pub async fn chain(&self, chain: &ChainId) -> Result<Option<ChainStatus>, FetchError> {
         let path = format!("{}?{}=true", routes::chain(chain), routes::IMAGE_QUERY);
-        let found: Option<ChainStatus> = self.status(&path, Duration::ZERO).await?;
+        let span = info_span!("ask chain", otel.kind = "client", %chain, server = tracing::field::Empty);
+        let found: Option<ChainStatus> = within(span, self.status(&path, Duration::ZERO)).await?;
         match found {
             Some(status) if status.chain_id != *chain => Err(FetchError::Malformed("a status is of another chain")),
             found => Ok(found),
@@ -228,7 +244,7 @@ impl Servers {
         request: RequestBuilder,
         wait: Duration,
     ) -> Result<Response, FetchError> {
-        let request = self.authorized(request);
+        let request = telemetry::propagate(self.authorized(request));
         let asked = Instant::now();
         let answer = match timeout(self.0.config.response_timeout() + wait, request.send()).await {
             Err(_) => Err(FetchError::Unreachable("it did not answer in time".into())),
@@ -238,6 +254,8 @@ impl Servers {
         if answer.as_ref().is_ok_and(|r| !r.status().is_server_error()) {
             self.0.pace.answered(asked.elapsed());
             server.health.succeeded();
+            // The last that answered. A span that has no field for it is not asked.
+            Span::current().record("server", &server.base);
         }
         self.noting(server, answer)
     }

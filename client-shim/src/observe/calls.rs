@@ -60,6 +60,11 @@ impl Call {
 #[derive(Clone, Debug, Default)]
 pub struct Calls(Arc<[(Histogram, Counter); Call::ALL.len()]>);
 
+/// Whether containerd works with it.
+pub fn is_answer(status: &Status) -> bool {
+    matches!(status.code(), Code::AlreadyExists | Code::NotFound)
+}
+
 impl Calls {
     /// Counts a call and its outcome.
     pub async fn counted<T>(
@@ -72,7 +77,7 @@ impl Calls {
         let (seconds, failures) = &self.0[call as usize];
         seconds.record(begun.elapsed());
         if let Err(status) = &outcome
-            && !matches!(status.code(), Code::AlreadyExists | Code::NotFound)
+            && !is_answer(status)
         {
             failures.add(1);
         }

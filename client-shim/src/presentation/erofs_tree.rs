@@ -186,6 +186,7 @@ impl Presentation for ErofsTree {
         };
         // Once: what was refused now would be the next time. The next start mounts the file at once.
         shown.data = Data::Settled;
+        let _span = tracing::info_span!(parent: None, "switch layer", layer = %layer.digest()).entered();
         match replace_image(&layer.file().image(), &device, &shown.at, self.readahead_kib) {
             Ok(()) => tracing::info!(layer = %layer.digest(), slot = layer.slot(), "layer-read-without-us"),
             Err(error) => tracing::warn!(layer = %layer.digest(), %error, "layer-not-switched"),

@@ -26,6 +26,7 @@ use crate::cache::{Foreseen, Layer};
 use crate::counters::Counters;
 use crate::fetch::Servers;
 use crate::layers::NodeLayers;
+use crate::telemetry::Cause;
 
 /// Images remembered.
 const IMAGES_MAX: usize = 64;
@@ -118,9 +119,9 @@ impl Starts {
                 return;
             }
         }
-        let starts = self.clone();
+        let (starts, cause) = (self.clone(), Cause::here());
         self.0.runtime.spawn(async move {
-            let end = starts.prefetch(&image).await;
+            let end = starts.prefetch(&image, &cause).await;
             match end {
                 Progress::Done => starts.0.counters.prefetches_done.add(1),
                 Progress::Failed => starts.0.counters.prefetches_failed.add(1),
@@ -137,7 +138,7 @@ impl Starts {
         });
     }
 
-    async fn prefetch(&self, image: &Arc<Image>) -> Progress {
+    async fn prefetch(&self, image: &Arc<Image>, cause: &Cause) -> Progress {
         let inner = &*self.0;
         image.state.change(|s| s.progress = Progress::Waiting);
         let work = async {
@@ -171,6 +172,7 @@ impl Starts {
                 turns: &inner.turns,
                 state: &image.state,
                 stop: &image.stop,
+                cause,
             };
             let streamed = timeout(inner.config.time_max(), stream::run(&work)).await;
             streamed.unwrap_or(Progress::Stopped)

@@ -17,6 +17,7 @@ use headstart_layer_format::{BlobDigest, ChunkDigest};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, info_span};
 
 use super::config::PrefetchConfig;
 use super::plan::{Plan, Wanted};
@@ -24,6 +25,7 @@ use super::state::{Progress, State};
 use crate::cache::Layer;
 use crate::counters::Counters;
 use crate::fetch::{ChunkSink as _, FetchError, Servers};
+use crate::telemetry::{self, Cause, number};
 
 /// A stream that breaks is begun again, for what is missing then.
 const TRIES: usize = 3;
@@ -44,10 +46,40 @@ pub(super) struct Work<'a> {
     pub turns: &'a Arc<Semaphore>,
     pub state: &'a Arc<State>,
     pub stop: &'a CancellationToken,
+    /// What it is for.
+    pub cause: &'a Cause,
 }
 
 /// Until nothing is missing, or no more can be had.
 pub(super) async fn run(work: &Work<'_>) -> Progress {
+    let empty = tracing::field::Empty;
+    let span = info_span!(
+        parent: None, "prefetch", otel.kind = "client", manifest = %work.manifest, starts = number(work.profile.starts),
+        server = empty, chunks = empty, asked_bytes = empty, received_chunks = empty, received_bytes = empty,
+        late_bytes = empty, near_chunks = empty, outcome = empty,
+    );
+    let told = Told(work.cause.of(span), work.state);
+    let progress = tries(work).instrument(told.0.clone()).await;
+    told.0.record("outcome", tracing::field::debug(progress));
+    progress
+}
+
+/// What has come when it ends, however that is. Without an outcome its time was up, or nobody wants it any more.
+struct Told<'a>(Span, &'a State);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        let (span, now) = (&self.0, self.1.now());
+        span.record("chunks", number(now.chunks));
+        span.record("asked_bytes", number(now.asked_bytes));
+        span.record("received_chunks", number(now.received_chunks));
+        span.record("received_bytes", number(now.received_bytes));
+        span.record("late_bytes", number(now.late_bytes));
+        span.record("near_chunks", number(now.near_chunks));
+    }
+}
+
+async fn tries(work: &Work<'_>) -> Progress {
     let mut allowance: Option<u64> = None;
     let mut error = FetchError::Deadline;
     for _ in 0..TRIES {
@@ -90,6 +122,7 @@ pub(super) async fn run(work: &Work<'_>) -> Progress {
         }
     }
     tracing::warn!(image = %work.manifest, %error, "prefetch-failed");
+    telemetry::failed(&Span::current(), &error);
     Progress::Failed
 }
 

@@ -51,6 +51,7 @@ impl<B: LazyLayers> Adopter<B> {
         let ready = |status: &ImageStatus| self.ready(status);
         let target = self.decisions.target(&*self.backend, identity, below.as_ref(), &ready);
         let (manifest, target) = target.await?;
+        tracing::Span::current().record("manifest", tracing::field::display(&manifest));
         if parent.is_empty() && ChainId::bottom(target.diff_id) != chain {
             return Err(Decline::new(
                 DeclineReason::Mismatch,

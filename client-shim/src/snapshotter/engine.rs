@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use headstart_layer_format::BlobDigest;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use super::adopt::Adopter;
 use super::decide::Decisions;
@@ -135,7 +136,8 @@ impl<B: LazyLayers> Engine<B> {
     /// Makes a writable snapshot, or has the layer adopted that it would be for.
     pub async fn prepare(&self, key: String, parent: String, labels: Labels) -> Result<Prepared, SnapshotError> {
         if let Some(chain) = labels.get(labels::SNAPSHOT_REF) {
-            let identity = LayerIdentity::from_labels(&labels);
+            let (identity, span) = (LayerIdentity::from_labels(&labels), Span::current());
+            span.record("chain", chain.as_str());
             let adopted = match &identity {
                 Some(identity) => self.adopter.adopt(identity, &parent, &labels).await,
                 None => Err(Decline::new(DeclineReason::Malformed, "the label is not a chain ID")),
@@ -144,10 +146,13 @@ impl<B: LazyLayers> Engine<B> {
                 Ok(()) => {
                     // There is an identity, or it would not have been adopted.
                     identity.iter().for_each(|identity| self.pulls.lazy(identity));
+                    span.record("decision", "lazy");
                     return Ok(Prepared::Adopted);
                 }
                 Err(decline) => {
                     decline.log(chain, identity.as_ref());
+                    span.record("decision", "ordinary");
+                    span.record("reason", decline.reason.as_str());
                     self.pulls.declined(chain, identity.as_ref(), &decline);
                 }
             }

@@ -9,18 +9,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
+use tracing::{Instrument as _, Span, info_span};
 
 use super::engine::{Engine, Prepared};
 use super::error::SnapshotError;
 use super::lazy::LazyLayers;
 use super::record::{self, Labels, Record, TimeNs};
-use crate::observe::calls::Call;
+use crate::observe::calls::{self, Call};
 use crate::proto::snapshots::{
     CleanupRequest, CommitSnapshotRequest, Info, Kind, ListSnapshotsRequest, ListSnapshotsResponse, MountsRequest,
     MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse, RemoveSnapshotRequest, StatSnapshotRequest,
     StatSnapshotResponse, UpdateSnapshotRequest, UpdateSnapshotResponse, UsageRequest, UsageResponse,
     ViewSnapshotRequest, ViewSnapshotResponse, snapshots_server::Snapshots,
 };
+use crate::telemetry;
 
 /// Infos in one message of `List`: with labels of some 4 KiB each it stays below gRPC's 4 MiB a message.
 const LIST_BATCH: usize = 100;
@@ -41,11 +43,39 @@ impl<B: LazyLayers> SnapshotService<B> {
     async fn counted<T>(&self, call: Call, work: impl Future<Output = Answer<T>>) -> Answer<T> {
         self.0.calls().counted(call, work).await
     }
+
+    /// The same within a span: a call that changes or mounts something.
+    async fn traced<T>(&self, call: Call, span: Span, work: impl Future<Output = Answer<T>>) -> Answer<T> {
+        let answer = self.counted(call, work.instrument(span.clone())).await;
+        if let Err(status) = &answer
+            && !calls::is_answer(status)
+        {
+            telemetry::failed(&span, status.message());
+        }
+        answer
+    }
+}
+
+/// What is not known yet is recorded by whoever comes to know it.
+fn span<T>(call: Call, request: &Request<T>, key: &str) -> Span {
+    let span = info_span!(
+        "call",
+        otel.name = call.as_str(),
+        otel.kind = "server",
+        key,
+        decision = tracing::field::Empty,
+        reason = tracing::field::Empty,
+        chain = tracing::field::Empty,
+        manifest = tracing::field::Empty,
+    );
+    telemetry::adopt(&span, request.metadata().as_ref());
+    span
 }
 
 #[tonic::async_trait]
 impl<B: LazyLayers> Snapshots for SnapshotService<B> {
     async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> Answer<PrepareSnapshotResponse> {
+        let span = span(Call::Prepare, &request, &request.get_ref().key);
         let work = async {
             let r = request.into_inner();
             let key = r.key.clone();
@@ -55,41 +85,45 @@ impl<B: LazyLayers> Snapshots for SnapshotService<B> {
                 Prepared::Adopted => Err(SnapshotError::AlreadyExists(key).into()),
             }
         };
-        self.counted(Call::Prepare, work).await
+        self.traced(Call::Prepare, span, work).await
     }
 
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Answer<ViewSnapshotResponse> {
+        let span = span(Call::View, &request, &request.get_ref().key);
         let work = async {
             let r = request.into_inner();
             let mounts = self.0.view(r.key, r.parent, labels(r.labels)).await?;
             Ok(Response::new(ViewSnapshotResponse { mounts }))
         };
-        self.counted(Call::View, work).await
+        self.traced(Call::View, span, work).await
     }
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Answer<MountsResponse> {
+        let span = span(Call::Mounts, &request, &request.get_ref().key);
         let work = async {
             let mounts = self.0.mounts(&request.into_inner().key).await?;
             Ok(Response::new(MountsResponse { mounts }))
         };
-        self.counted(Call::Mounts, work).await
+        self.traced(Call::Mounts, span, work).await
     }
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Answer<()> {
+        let span = span(Call::Commit, &request, &request.get_ref().key);
         let work = async {
             let r = request.into_inner();
             self.0.commit(r.key, r.name, labels(r.labels)).await?;
             Ok(Response::new(()))
         };
-        self.counted(Call::Commit, work).await
+        self.traced(Call::Commit, span, work).await
     }
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
+        let span = span(Call::Remove, &request, &request.get_ref().key);
         let work = async {
             self.0.remove(request.into_inner().key).await?;
             Ok(Response::new(()))
         };
-        self.counted(Call::Remove, work).await
+        self.traced(Call::Remove, span, work).await
     }
 
     async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
@@ -140,12 +174,13 @@ impl<B: LazyLayers> Snapshots for SnapshotService<B> {
         self.counted(Call::Usage, work).await
     }
 
-    async fn cleanup(&self, _: Request<CleanupRequest>) -> Answer<()> {
+    async fn cleanup(&self, request: Request<CleanupRequest>) -> Answer<()> {
+        let span = span(Call::Cleanup, &request, "");
         let work = async {
             self.0.cleanup().await;
             Ok(Response::new(()))
         };
-        self.counted(Call::Cleanup, work).await
+        self.traced(Call::Cleanup, span, work).await
     }
 }
 

@@ -121,6 +121,8 @@ pub struct Client {
     inner: SnapshotsClient<Channel>,
     /// When talking to containerd itself instead of a snapshotter.
     namespace: Option<&'static str>,
+    /// What calls say they are part of.
+    pub traceparent: Option<String>,
 }
 
 impl Client {
@@ -141,6 +143,7 @@ impl Client {
         Self {
             inner: SnapshotsClient::new(channel),
             namespace,
+            traceparent: None,
         }
     }
 
@@ -149,6 +152,10 @@ impl Client {
         if let Some(namespace) = self.namespace {
             let value = tonic::metadata::MetadataValue::from_static(namespace);
             request.metadata_mut().insert("containerd-namespace", value);
+        }
+        if let Some(traceparent) = &self.traceparent {
+            let value = traceparent.parse().unwrap();
+            request.metadata_mut().insert("traceparent", value);
         }
         request
     }

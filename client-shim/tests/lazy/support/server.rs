@@ -103,6 +103,8 @@ struct Shared {
     streamed_bytes: AtomicUsize,
     /// Method and path of every request.
     log: Mutex<Vec<String>>,
+    /// The same, and its `traceparent`, of those that had one.
+    traced: Mutex<Vec<(String, String)>>,
     /// Answers about TOCs wait until so many are asked for at once.
     toc_barrier: Mutex<Option<Arc<Barrier>>>,
     layers: Mutex<HashMap<BlobDigest, Arc<TestLayer>>>,
@@ -131,6 +133,7 @@ impl FakeServer {
             streams: Mutex::default(),
             streamed_bytes: AtomicUsize::new(0),
             log: Mutex::default(),
+            traced: Mutex::default(),
             toc_barrier: Mutex::default(),
             layers: Mutex::default(),
             images: Mutex::default(),
@@ -213,6 +216,12 @@ impl FakeServer {
         self.shared.log.lock().unwrap().clone()
     }
 
+    /// Method and path of the requests that came with a `traceparent`, and that.
+    #[allow(dead_code, reason = "tests of traces use it")]
+    pub fn traced(&self) -> Vec<(String, String)> {
+        self.shared.traced.lock().unwrap().clone()
+    }
+
     /// From now on TOCs are answered in groups of so many requests.
     #[allow(dead_code, reason = "tests of whole nodes use it")]
     pub fn group_tocs(&self, size: usize) {
@@ -280,6 +289,10 @@ impl Shared {
 async fn log(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let path = request.uri().path_and_query().unwrap().as_str();
     let line = format!("{} {}", request.method(), path.trim_start_matches(routes::PREFIX));
+    if let Some(told) = request.headers().get("traceparent") {
+        let told = told.to_str().unwrap().to_owned();
+        shared.traced.lock().unwrap().push((line.clone(), told));
+    }
     shared.log.lock().unwrap().push(line);
     next.run(request).await
 }
