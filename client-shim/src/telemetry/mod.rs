@@ -107,6 +107,8 @@ impl Traces {
             .with_max_queue_size(QUEUE_LEN)
             .with_max_export_batch_size(BATCH_LEN)
             .with_scheduled_delay(BATCH_DELAY)
+            // The exporter's own time is up first, and it says so.
+            .with_max_export_timeout(Duration::from_millis(config.export_timeout_ms.saturating_mul(2)))
             .build();
         let is_failing = Arc::new(AtomicBool::new(false));
         let processor = BatchSpanProcessor::builder(Reported::new(exporter, Arc::clone(&is_failing)), Tokio)
