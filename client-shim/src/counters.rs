@@ -115,6 +115,8 @@ pub struct Counters {
     pub layers_quarantined: Counter,
     /// Chunks that were not on this disk what they were when they were put there; fetched again.
     pub rotten_chunks: Counter,
+    /// Trees of layers that were not on this disk what they were when they were put there; made again from their TOCs.
+    pub damaged_trees: Counter,
     /// Bytes given back to the disk.
     pub evicted_bytes: Counter,
     /// Chunks that went to their reader without being kept, for want of room.

@@ -54,7 +54,7 @@ pub struct LazyConfig {
     pub kernel_readahead_kib: u32,
     /// How often chunks become durable; a crash loses (and fetches again) at most this much time's worth.
     pub flush_interval_ms: u64,
-    /// Layers this node may know at once. Each costs its TOC in memory, some 100 bytes a file.
+    /// Layers this node may know at once. Each costs memory: 4 bytes a file, and 56 a chunk.
     pub layers_max: usize,
     /// Bytes that chunks may take on this disk; 0: as many as there are. Layers that no container uses go first, the least
     /// recently read first. A layer that the kernel reads by itself does not go; such layers have 60 % of this at most.

@@ -30,6 +30,7 @@ use crate::fetch::{ChunkSink, VerifiedChunk};
 const DATA: &str = "data";
 pub(super) const BITMAP: &str = "bitmap";
 const IMAGE: &str = "erofs";
+const TREE: &str = "tree";
 
 /// Tells the files of this process apart.
 static NEXT_ID: AtomicU32 = AtomicU32::new(0);
@@ -276,6 +277,11 @@ impl LayerFile {
     /// Where the layer's EROFS image goes.
     pub fn image(&self) -> PathBuf {
         self.dir.join(IMAGE)
+    }
+
+    /// Where the layer's tree goes, for the FUSE mount.
+    pub fn tree(&self) -> PathBuf {
+        self.dir.join(TREE)
     }
 
     /// Makes what says what this file is durable, once. The claim comes after it: it would be of no layer.

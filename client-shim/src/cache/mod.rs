@@ -13,6 +13,7 @@
 //! <root_dir>/cache/<hex>/verified, quarantined, lent   see `marks.rs`
 //! <root_dir>/cache/<hex>/sources   repositories that have the layer's original
 //! <root_dir>/cache/<hex>/erofs      the tree as an EROFS image; made again by every start
+//! <root_dir>/cache/<hex>/tree       the tree as the FUSE mount reads it, if it shows it; checked, or made again
 //! <root_dir>/cache/<hex>/layer     digests and slot; written last, so a directory with it is complete
 //! ```
 

@@ -3,8 +3,8 @@
 //! In: a TOC, and the directory in which it is kept as it was served. Out: the chunk table and a few numbers at once; the whole TOC,
 //! read again from that directory, for whoever needs the tree. Invariant: what is read again is the TOC of the recorded
 //! digest, or an error; memory that stays is 56 bytes a chunk and 4 bytes a file. A tree of 60,000 files takes 20 MB, and
-//! a node that shows layers as images needs it only when an image is written, a whole layer is checked, or a start told.
-//! Not here: who needs the tree for long, and holds it (`fuse/shown.rs`).
+//! a node needs it only when an image or a tree file is written, a whole layer is checked, or a start told.
+//! Not here: what answers for names while a layer is shown (`fuse/tree_file`).
 
 use std::io;
 use std::path::{Path, PathBuf};

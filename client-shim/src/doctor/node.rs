@@ -10,7 +10,7 @@ use crate::cli::status::size;
 use crate::config::Config;
 use crate::observe::status::Status;
 
-/// Descriptors: one a cached layer, one a connection, some a thread; 4096 layers by default.
+/// Descriptors: one or two a cached layer, one a connection, some a thread; 4096 layers by default.
 const DESCRIPTORS_MIN: u64 = 16_384;
 /// Shares of the disk (or its inodes) that are left.
 const FREE_LOW: f64 = 0.10;

@@ -1,7 +1,7 @@
 //! Extended attributes: those that many inodes have once, the others behind their inode.
 //!
 //! In: inodes. Out: the bytes behind each, and the area of shared ones. Invariant: an attribute is shown as the FUSE tree
-//! shows it (`fuse/shown.rs`), if a filesystem can store it at all; identifiers depend on the TOC's order alone.
+//! shows it (`fuse/xattrs.rs`), if a filesystem can store it at all; identifiers depend on the TOC's order alone.
 //! Not here: what attributes mean.
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use headstart_layer_format::toc::{Inode, Tree};
 
 use super::format::{XATTR_ALIGN, XATTR_ENTRY_LEN, XATTR_HEADER_LEN};
 use super::{ErofsError, SHARED_MAX};
-use crate::fuse::shown::{OPAQUE_NAME, OPAQUE_VALUE, is_opaque, plain_xattrs};
+use crate::fuse::xattrs::{OPAQUE_NAME, OPAQUE_VALUE, is_opaque, plain_xattrs};
 
 /// Numbers that stand for the beginnings of names. Names that begin otherwise are of no namespace that Linux lets a
 /// process write on a disk: unpacking leaves them out (containerd ignores the refusal), and so does an image.

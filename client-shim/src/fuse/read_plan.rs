@@ -1,15 +1,15 @@
 //! A read of a file, in terms of the layer's data space.
 //!
-//! In: a file's content (or the whole data space), an offset and a length. Out: [`ReadPlan`]: ranges to read and where they go; zeros elsewhere.
+//! In: a file's extents (or the whole data space), an offset and a length. Out: [`ReadPlan`]: ranges to read and where they go; zeros elsewhere.
 //! Invariant: the plan covers exactly the bytes the file has there; a hole is never a range, a range never a hole.
 //! Not here: fetching (the layer's reader), replies.
 
 use std::io;
 use std::sync::Arc;
 
-use headstart_layer_format::toc::{Content, InodeId, Kind};
-use headstart_layer_format::{LayerOffset, LayerRange, Toc};
+use headstart_layer_format::{LayerOffset, LayerRange};
 
+use super::tree_file::Extents;
 use crate::cache::Layer;
 use crate::fetch::FetchError;
 
@@ -22,19 +22,12 @@ const TRIES: u32 = 5;
 #[derive(Debug)]
 pub struct ReadPlan {
     layer: Arc<Layer>,
-    of: Of,
+    /// What is fetched with it, or ahead of it.
+    bodies: Vec<LayerRange>,
     len: usize,
     /// Where in the answer, and from where in the data space; the same ranges twice, so that both can be sliced.
     places: Vec<usize>,
     ranges: Vec<LayerRange>,
-}
-
-/// What is read.
-#[derive(Debug)]
-enum Of {
-    File(Arc<Toc>, InodeId),
-    /// The data space itself; the bodies that the read touches.
-    Device(Vec<LayerRange>),
 }
 
 /// Each text completes "failed to ...".
@@ -49,38 +42,15 @@ pub enum ReadError {
 }
 
 impl ReadPlan {
-    pub(super) fn new(
-        layer: Arc<Layer>,
-        toc: Arc<Toc>,
-        inode: InodeId,
-        content: &Content,
-        offset: u64,
-        size: u32,
-    ) -> Self {
-        let size = u64::from(size.min(READ_SIZE_MAX));
-        let end = content.size().min(offset.saturating_add(size));
-        let len = end.saturating_sub(offset);
-        let extents = content.extents();
-        let first = extents.partition_point(|e| e.offset.0 + e.range.len <= offset);
-        let (mut places, mut ranges) = (Vec::new(), Vec::new());
-        for e in &extents[first..] {
-            if e.offset.0 >= end {
-                break;
-            }
-            let from = e.offset.0.max(offset);
-            let to = (e.offset.0 + e.range.len).min(end);
-            places.push((from - offset) as usize);
-            ranges.push(LayerRange {
-                start: LayerOffset(e.range.start.0 + (from - e.offset.0)),
-                len: to - from,
-            });
-        }
+    /// A read from `offset` to `end`, which is in the file and at most [`READ_SIZE_MAX`] behind it. `found`: for these.
+    pub(super) fn of_file(layer: Arc<Layer>, found: Extents, offset: u64, end: u64) -> Self {
+        let place = |at: &u64| at.saturating_sub(offset) as usize;
         Self {
             layer,
-            of: Of::File(toc, inode),
-            len: len as usize,
-            places,
-            ranges,
+            bodies: found.bodies,
+            len: end.saturating_sub(offset) as usize,
+            places: found.touched.iter().map(|(at, _)| place(at)).collect(),
+            ranges: found.touched.into_iter().map(|(_, range)| range).collect(),
         }
     }
 
@@ -92,10 +62,10 @@ impl ReadPlan {
             start: LayerOffset(start),
             len: u64::from(size.min(READ_SIZE_MAX)).min(end - start),
         };
-        let touched = layer.contents().bodies().touched(range);
+        let bodies = layer.contents().bodies().touched(range);
         Self {
             layer,
-            of: Of::Device(touched),
+            bodies,
             len: range.len as usize,
             places: vec![0; usize::from(range.len > 0)],
             ranges: if range.len > 0 { vec![range] } else { Vec::new() },
@@ -116,7 +86,7 @@ impl ReadPlan {
 
     /// Keeps a sequential reader's next stretch coming; for a read that was a hit.
     pub fn read_ahead(&self) {
-        if let [only] = self.bodies()[..] {
+        if let [only] = self.bodies[..] {
             self.layer.reader().read_ahead(&self.ranges, &[only]);
         }
     }
@@ -126,7 +96,7 @@ impl ReadPlan {
         let _wanted = self.layer.reader().want(&self.ranges);
         let plan = Arc::new(self);
         for _ in 0..TRIES {
-            plan.layer.reader().fetch(&plan.ranges, &plan.bodies()).await?;
+            plan.layer.reader().fetch(&plan.ranges, &plan.bodies).await?;
             // The bytes were just written, so this is a copy from the page cache; still not for an async thread.
             let reader = Arc::clone(&plan);
             let read = tokio::task::spawn_blocking(move || reader.read_cached()).await;
@@ -142,22 +112,11 @@ impl ReadPlan {
         let (recorder, table) = (self.layer.recorder(), self.layer.contents().chunks());
         recorder.touch(table, &self.ranges);
         if recorder.is_listening() {
-            recorder.note(table, &self.bodies(), &self.ranges);
+            recorder.note(table, &self.bodies, &self.ranges);
         }
     }
 
     pub fn layer(&self) -> &Layer {
         &self.layer
-    }
-
-    /// What is fetched with it, or ahead of it.
-    fn bodies(&self) -> Vec<LayerRange> {
-        match &self.of {
-            Of::Device(bodies) => bodies.clone(),
-            Of::File(toc, inode) => match toc.tree().inode(*inode).map(|i| &i.kind) {
-                Some(Kind::Regular(content)) => content.extents().iter().map(|e| e.range).collect(),
-                _ => Vec::new(),
-            },
-        }
     }
 }

@@ -1,88 +1,131 @@
-//! A layer's tree with what the kernel asks for that the TOC does not store.
+//! A layer's tree as the FUSE mount shows it, made when somebody first asks and mended when its file is damaged.
 //!
-//! In: a layer. Out: its tree, its directories, and the attributes that are shown. Invariant: derived once from an
-//! immutable tree, when somebody first asks: most layers are shown as images, and nobody does. Then it stays in memory.
-//! Not here: answers in the terms of requests (`fuse/tree_fs.rs`).
+//! In: a layer. Out: its [`TreeFile`], and answers of it. Invariant: a file that was found damaged is not asked again: the next answer
+//! comes from one that was made anew from the TOC, and if that is damaged too, from memory that no disk can damage. Most
+//! layers are shown as images, and nobody asks.
+//! Not here: what is in the file (`tree_file`), answers in the terms of requests (`fuse/tree_fs.rs`).
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
-use headstart_layer_format::Toc;
-use headstart_layer_format::toc::{EntryId, Inode, InodeId, Kind, Tree, Xattr};
-
-use super::directories::Directories;
+use super::tree_file::{Blocks, TreeError, TreeFile};
 use super::tree_fs::FsError;
 use crate::cache::Layer;
+use crate::counters::Counters;
 
-/// Marks a directory that hides all below it in lower layers (Linux, Documentation/filesystems/overlayfs.rst).
-pub(crate) const OPAQUE_NAME: &[u8] = b"trusted.overlay.opaque";
-pub(crate) const OPAQUE_VALUE: &[u8] = b"y";
-/// Runtimes do not unpack these (a layer could steer overlayfs with them), so they are not shown either.
-const HIDDEN_PREFIX: &[u8] = b"trusted.";
+/// A tree that is damaged is made anew on this disk so often; then in memory.
+const MAKES_MAX: u32 = 1;
+/// Making a tree takes the time of many answers: where it cannot be done, it is not tried for each.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What trees of layers share on a node.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) blocks: Arc<Blocks>,
+    pub(super) counters: Arc<Counters>,
+}
 
 #[derive(Debug)]
 pub(super) struct Shown {
     pub(super) layer: Arc<Layer>,
-    whole: OnceLock<Whole>,
+    shared: Shared,
+    state: Mutex<State>,
 }
 
-/// What is needed to answer for names.
-#[derive(Debug)]
-pub(super) struct Whole {
-    pub(super) toc: Arc<Toc>,
-    directories: Directories,
+#[derive(Debug, Default)]
+struct State {
+    tree: Option<Arc<TreeFile>>,
+    /// How often it was found damaged.
+    damages: u32,
+    /// When it could not be made.
+    failed: Option<Instant>,
 }
 
 impl Shown {
-    pub(super) fn new(layer: Arc<Layer>) -> Self {
+    pub(super) fn new(layer: Arc<Layer>, shared: Shared) -> Self {
         Self {
             layer,
-            whole: OnceLock::new(),
+            shared,
+            state: Mutex::default(),
         }
     }
 
-    /// Reads a file the first time. Two who come first together have the same TOC.
-    pub(super) fn whole(&self) -> Result<&Whole, FsError> {
-        if let Some(whole) = self.whole.get() {
-            return Ok(whole);
+    /// Has an answer to `question`, which may be asked again after an error.
+    pub(super) fn ask<T>(
+        &self,
+        mut question: impl FnMut(&TreeFile) -> Result<Result<T, FsError>, TreeError>,
+    ) -> Result<T, FsError> {
+        for _ in 0..MAKES_MAX + 2 {
+            let tree = self.tree()?;
+            match question(&tree) {
+                Ok(answer) => return answer,
+                Err(error) => self.damaged(&tree, &error),
+            }
         }
-        let toc = self.layer.contents().toc().map_err(|error| {
-            tracing::error!(layer = %self.layer.digest(), %error, "layer-tree-unreadable");
-            FsError::Io
-        })?;
-        let directories = Directories::of(toc.tree());
-        Ok(self.whole.get_or_init(|| Whole { toc, directories }))
-    }
-}
-
-impl Whole {
-    pub(super) fn tree(&self) -> &Tree {
-        self.toc.tree()
+        Err(FsError::Io)
     }
 
-    pub(super) fn inode(&self, id: InodeId) -> Option<&Inode> {
-        self.tree().inode(id)
+    /// Opens a file, or makes it, the first time.
+    pub(super) fn tree(&self) -> Result<Arc<TreeFile>, FsError> {
+        // Held meanwhile, so that it is made once.
+        let mut state = self.lock();
+        if let Some(tree) = &state.tree {
+            return Ok(Arc::clone(tree));
+        }
+        if state.failed.is_some_and(|at| at.elapsed() < AGAIN) {
+            return Err(FsError::Io);
+        }
+        match self.get(&mut state) {
+            Ok(tree) => {
+                let tree = state.tree.insert(Arc::new(tree));
+                Ok(Arc::clone(tree))
+            }
+            Err(error) => {
+                tracing::error!(layer = %self.layer.digest(), %error, "layer-tree-unreadable");
+                state.failed = Some(Instant::now());
+                Err(FsError::Io)
+            }
+        }
     }
 
-    pub(super) fn directory(&self, id: InodeId) -> Option<EntryId> {
-        self.directories.entry(id)
+    fn get(&self, state: &mut State) -> Result<TreeFile, TreeError> {
+        let (contents, blocks) = (self.layer.contents(), &self.shared.blocks);
+        let (path, digest) = (self.layer.file().tree(), contents.toc_digest());
+        if state.damages == 0 {
+            match TreeFile::open(&path, digest, blocks) {
+                Ok(tree) => return Ok(tree),
+                Err(TreeError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => self.note(state, &error),
+            }
+        }
+        let toc = contents.toc()?;
+        if state.damages <= MAKES_MAX {
+            let made = TreeFile::make(&path, &toc, digest).map_err(TreeError::from);
+            match made.and_then(|()| TreeFile::open(&path, digest, blocks)) {
+                Ok(tree) => return Ok(tree),
+                // As on a full disk.
+                Err(error) => tracing::warn!(layer = %self.layer.digest(), %error, "layer-tree-not-on-disk"),
+            }
+        }
+        TreeFile::in_memory(&toc, digest, blocks)
     }
 
-    /// The directory that holds a directory; itself for the layer's root.
-    pub(super) fn parent(&self, id: InodeId) -> Option<InodeId> {
-        let entry = self.tree().entry(self.directory(id)?)?;
-        Some(self.tree().entry(entry.parent)?.inode)
+    fn damaged(&self, tree: &Arc<TreeFile>, error: &TreeError) {
+        let mut state = self.lock();
+        // Somebody else may have seen it first.
+        if state.tree.as_ref().is_some_and(|now| Arc::ptr_eq(now, tree)) {
+            state.tree = None;
+            self.note(&mut state, error);
+        }
     }
 
-    pub(super) fn nlink(&self, id: InodeId) -> u32 {
-        self.directories.nlink(self.tree(), id)
+    fn note(&self, state: &mut State, error: &TreeError) {
+        tracing::warn!(layer = %self.layer.digest(), %error, "layer-tree-made-anew");
+        self.shared.counters.damaged_trees.add(1);
+        state.damages += 1;
     }
-}
 
-/// The attributes of an inode that are shown as they are.
-pub(crate) fn plain_xattrs(inode: &Inode) -> impl Iterator<Item = &Xattr> {
-    inode.xattrs.iter().filter(|x| !x.name.starts_with(HIDDEN_PREFIX))
-}
-
-pub(crate) fn is_opaque(inode: &Inode) -> bool {
-    matches!(inode.kind, Kind::Directory { opaque: true, .. })
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|p| p.into_inner())
+    }
 }

@@ -1,7 +1,8 @@
 //! The tree of the mount: `layers/<slot>/...` and, not listed, `data/<slot>`; not tied to any binding.
 //!
 //! In: layers added and removed, and questions about nodes. Out: attributes, names, link targets, attributes values, and
-//! plans of reads. Invariant: answers depend only on the layers' TOCs; nothing here waits for anything.
+//! plans of reads. Invariant: answers depend only on the layers' TOCs; nothing here waits for the
+//! network; of the disk, for a few blocks, or where a layer's tree must be made first, for its TOC.
 //! Not here: the kernel protocol (`fuse/kernel.rs`), bytes of files (`fuse/read_plan.rs`).
 
 use std::collections::BTreeMap;
@@ -9,14 +10,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use headstart_layer_format::limits::NAME_LEN_MAX;
-use headstart_layer_format::toc::{InodeId, Kind};
+use headstart_layer_format::toc::InodeId;
 
 use super::attr::{Attr, FileKind};
 use super::node_id::Node;
 use super::probe_file::{PROBE_NAME, PROBE_SIZE};
-use super::read_plan::ReadPlan;
-use super::shown::{OPAQUE_NAME, OPAQUE_VALUE, Shown, Whole, is_opaque, plain_xattrs};
+use super::read_plan::{READ_SIZE_MAX, ReadPlan};
+use super::shown::{Shared, Shown};
+use super::tree_file::{Record, TreeError, TreeFile};
+use super::xattrs::{OPAQUE_NAME, OPAQUE_VALUE};
 use crate::cache::Layer;
+use crate::counters::Counters;
 
 /// Name of the directory of layers in the mount.
 pub const LAYERS_NAME: &str = "layers";
@@ -71,14 +75,19 @@ pub struct Space {
 pub struct TreeFs {
     layers: RwLock<BTreeMap<u32, Arc<Shown>>>,
     store: PathBuf,
+    shared: Shared,
 }
 
 impl TreeFs {
     /// `store` is the directory whose filesystem `space` speaks of.
-    pub fn new(store: &Path) -> Self {
+    pub fn new(store: &Path, counters: &Arc<Counters>) -> Self {
         Self {
             layers: RwLock::default(),
             store: store.to_owned(),
+            shared: Shared {
+                blocks: Arc::default(),
+                counters: Arc::clone(counters),
+            },
         }
     }
 
@@ -88,16 +97,16 @@ impl TreeFs {
         if self.read_layers().contains_key(&slot) {
             return false;
         }
-        let shown = Arc::new(Shown::new(layer));
+        let shown = Arc::new(Shown::new(layer, self.shared.clone()));
         let mut layers = self.layers.write().unwrap_or_else(|p| p.into_inner());
         layers.insert(slot, shown).is_none()
     }
 
-    /// Has a layer's tree in memory from now on. Blocks, unless somebody has it.
-    pub fn hold(&self, slot: u32) {
+    /// Has a layer's tree on this disk from now on. Blocks.
+    pub fn prepare(&self, slot: u32) {
         // Said by whoever asks for it, too.
         if let Ok(shown) = self.shown(slot) {
-            let _ = shown.whole();
+            let _ = shown.tree();
         }
     }
 
@@ -133,13 +142,18 @@ impl TreeFs {
                 None => Ok(Lookup::Absent),
             },
             Node::File { slot, inode } => {
-                let shown = self.shown(slot)?;
-                let whole = shown.whole()?;
-                let dir = whole.directory(inode).ok_or(FsError::NotADirectory)?;
-                let Some(entry) = whole.tree().lookup(dir, name).and_then(|e| whole.tree().entry(e)) else {
-                    return Ok(Lookup::Absent);
-                };
-                attr_of(whole, slot, entry.inode).map(Lookup::Found)
+                let dir = self.record(slot, inode)?;
+                if dir.kind() != FileKind::Directory {
+                    return Err(FsError::NotADirectory);
+                }
+                self.shown(slot)?.ask(|tree| {
+                    let Some(inode) = tree.lookup(&dir, name)? else {
+                        return Ok(Ok(Lookup::Absent));
+                    };
+                    // Its own file names it, so it is there.
+                    let record = tree.inode(inode)?.ok_or(TreeError::Damaged)?;
+                    Ok(Ok(Lookup::Found(record.attr(Node::File { slot, inode }))))
+                })
             }
         }
     }
@@ -157,17 +171,14 @@ impl TreeFs {
                 let size = self.shown(slot)?.layer.contents().chunks().data_size();
                 Ok(Attr::device(node, size))
             }
-            Node::File { slot, inode } => attr_of(self.shown(slot)?.whole()?, slot, inode),
+            Node::File { slot, inode } => Ok(self.record(slot, inode)?.attr(node)),
         }
     }
 
     /// Target of a symbolic link.
     pub fn readlink(&self, node: Node) -> Result<Vec<u8>, FsError> {
         let (shown, inode) = self.file(node).map_err(|_| FsError::Invalid)?;
-        match &shown.whole()?.inode(inode).ok_or(FsError::Stale)?.kind {
-            Kind::Symlink { target } => Ok(target.to_vec()),
-            _ => Err(FsError::Invalid),
-        }
+        shown.ask(|tree| about(tree, inode, |record| Ok(tree.link(record)?.ok_or(FsError::Invalid))))
     }
 
     /// Calls `visit` with names from position `from` on, until it returns false.
@@ -200,7 +211,7 @@ impl TreeFs {
             // Neither names of devices nor their directory are for anybody to find.
             Node::Root | Node::Devices | Node::Probe | Node::Device { .. } => Ok(()),
             Node::Layers => self.read_layers_dir(from, visit),
-            Node::File { slot, inode } => read_layer_dir(self.shown(slot)?.whole()?, slot, inode, from, visit),
+            Node::File { slot, inode } => read_layer_dir(&*self.shown(slot)?, slot, inode, from, visit),
         }
     }
 
@@ -209,10 +220,11 @@ impl TreeFs {
         let from = u32::try_from(from).unwrap_or(u32::MAX);
         for (&slot, shown) in self.read_layers().range(from..) {
             let name = slot.to_string();
+            let root = shown.ask(|tree| about(tree, InodeId::ROOT, |record| Ok(Ok(*record))))?;
             let item = DirItem {
                 next: u64::from(slot) + 3,
                 name: name.as_bytes(),
-                attr: attr_of(shown.whole()?, slot, InodeId::ROOT)?,
+                attr: root.attr(Node::layer_root(slot)),
             };
             if !visit(item) {
                 break;
@@ -224,14 +236,15 @@ impl TreeFs {
     /// Value of an extended attribute.
     pub fn xattr(&self, node: Node, name: &[u8]) -> Result<Vec<u8>, FsError> {
         let (shown, inode) = self.file(node).map_err(|_| FsError::NoAttribute)?;
-        let inode = shown.whole()?.inode(inode).ok_or(FsError::Stale)?;
-        if name == OPAQUE_NAME && is_opaque(inode) {
-            return Ok(OPAQUE_VALUE.to_vec());
-        }
-        plain_xattrs(inode)
-            .find(|x| *x.name == *name)
-            .map(|x| x.value.to_vec())
-            .ok_or(FsError::NoAttribute)
+        shown.ask(|tree| {
+            about(tree, inode, |record| {
+                if name == OPAQUE_NAME && record.opaque {
+                    return Ok(Ok(OPAQUE_VALUE.to_vec()));
+                }
+                let found = tree.xattrs(record)?.into_iter().find(|x| *x.name == *name);
+                Ok(found.map(|x| x.value.into()).ok_or(FsError::NoAttribute))
+            })
+        })
     }
 
     /// Names of all extended attributes, each ended by a NUL, as `listxattr(2)` wants them.
@@ -239,14 +252,17 @@ impl TreeFs {
         let Ok((shown, inode)) = self.file(node) else {
             return Ok(Vec::new());
         };
-        let inode = shown.whole()?.inode(inode).ok_or(FsError::Stale)?;
-        let mut names = Vec::new();
-        let opaque = is_opaque(inode).then_some(OPAQUE_NAME);
-        for name in plain_xattrs(inode).map(|x| &*x.name).chain(opaque) {
-            names.extend_from_slice(name);
-            names.push(0);
-        }
-        Ok(names)
+        shown.ask(|tree| {
+            about(tree, inode, |record| {
+                let (all, mut names) = (tree.xattrs(record)?, Vec::new());
+                let opaque = record.opaque.then_some(OPAQUE_NAME);
+                for name in all.iter().map(|x| &*x.name).chain(opaque) {
+                    names.extend_from_slice(name);
+                    names.push(0);
+                }
+                Ok(Ok(names))
+            })
+        })
     }
 
     /// What a read of `size` bytes at `offset` has to do.
@@ -257,22 +273,19 @@ impl TreeFs {
             return Ok(ReadPlan::of_device(layer, offset, size));
         }
         let (shown, inode) = self.file(node).map_err(|_| FsError::IsADirectory)?;
-        let whole = shown.whole()?;
-        match &whole.inode(inode).ok_or(FsError::Stale)?.kind {
-            Kind::Regular(content) => {
-                let toc = Arc::clone(&whole.toc);
-                Ok(ReadPlan::new(
-                    Arc::clone(&shown.layer),
-                    toc,
-                    inode,
-                    content,
-                    offset,
-                    size,
-                ))
-            }
-            Kind::Directory { .. } => Err(FsError::IsADirectory),
-            _ => Err(FsError::Invalid),
-        }
+        shown.ask(|tree| {
+            about(tree, inode, |record| {
+                let end = record.size().min(offset.saturating_add(size.min(READ_SIZE_MAX).into()));
+                match tree.extents(record, offset, end)? {
+                    Some(found) => {
+                        let layer = Arc::clone(&shown.layer);
+                        Ok(Ok(ReadPlan::of_file(layer, found, offset, end)))
+                    }
+                    None if record.kind() == FileKind::Directory => Ok(Err(FsError::IsADirectory)),
+                    None => Ok(Err(FsError::Invalid)),
+                }
+            })
+        })
     }
 
     /// Room where the chunks are kept, and how many inodes are shown.
@@ -296,7 +309,7 @@ impl TreeFs {
                 inode: InodeId::ROOT, ..
             } => Ok(Node::Layers),
             Node::File { slot, inode } => {
-                let parent = self.shown(slot)?.whole()?.parent(inode).ok_or(FsError::NotADirectory)?;
+                let parent = self.record(slot, inode)?.parent().ok_or(FsError::NotADirectory)?;
                 Ok(Node::File { slot, inode: parent })
             }
         }
@@ -310,6 +323,11 @@ impl TreeFs {
         }
     }
 
+    fn record(&self, slot: u32, inode: InodeId) -> Result<Record, FsError> {
+        self.shown(slot)?
+            .ask(|tree| about(tree, inode, |record| Ok(Ok(*record))))
+    }
+
     fn shown(&self, slot: u32) -> Result<Arc<Shown>, FsError> {
         self.read_layers().get(&slot).cloned().ok_or(FsError::Stale)
     }
@@ -319,36 +337,41 @@ impl TreeFs {
     }
 }
 
-fn attr_of(shown: &Whole, slot: u32, id: InodeId) -> Result<Attr, FsError> {
-    let inode = shown.inode(id).ok_or(FsError::Stale)?;
-    Ok(Attr::of(Node::File { slot, inode: id }, inode, shown.nlink(id)))
+/// Asks about an inode, if the layer has it.
+fn about<T>(
+    tree: &TreeFile,
+    inode: InodeId,
+    question: impl FnOnce(&Record) -> Result<Result<T, FsError>, TreeError>,
+) -> Result<Result<T, FsError>, TreeError> {
+    match tree.inode(inode)? {
+        Some(record) => question(&record),
+        None => Ok(Err(FsError::Stale)),
+    }
 }
 
 fn read_layer_dir(
-    shown: &Whole,
+    shown: &Shown,
     slot: u32,
     dir: InodeId,
     from: u64,
     visit: &mut dyn FnMut(DirItem<'_>) -> bool,
 ) -> Result<(), FsError> {
-    let children = shown
-        .tree()
-        .children(shown.directory(dir).ok_or(FsError::NotADirectory)?);
-    let start = u64::from(children.start)
-        .saturating_add(from)
-        .min(u64::from(children.end));
-    let entries = &shown.tree().entries()[start as usize..children.end as usize];
-    for (at, entry) in entries.iter().enumerate() {
-        let item = DirItem {
-            next: from + at as u64 + 3,
-            name: &entry.name,
-            attr: attr_of(shown, slot, entry.inode)?,
-        };
-        if !visit(item) {
-            break;
-        }
-    }
-    Ok(())
+    // Outside: what was given before an error is not given again.
+    let mut at = from;
+    shown.ask(|tree| {
+        about(tree, dir, |record| {
+            tree.list(record, at, &mut |name, inode, record| {
+                let item = DirItem {
+                    next: at + 3,
+                    name,
+                    attr: record.attr(Node::File { slot, inode }),
+                };
+                at += 1;
+                visit(item)
+            })?;
+            Ok(Ok(()))
+        })
+    })
 }
 
 /// A slot in plain decimal, and nothing else that parses as one (`+1`, `01`).

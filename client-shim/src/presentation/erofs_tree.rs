@@ -162,7 +162,7 @@ impl Presentation for ErofsTree {
         let tree = self.fuse.offer(Arc::clone(&layer));
         let shown = self.show(&layer).unwrap_or_else(|error| {
             tracing::warn!(layer = %layer.digest(), %error, "layer-shown-by-fuse");
-            self.fuse.hold(layer.slot());
+            self.fuse.prepare(layer.slot());
             Shown {
                 at: tree,
                 data: Data::Tree,

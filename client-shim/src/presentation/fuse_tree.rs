@@ -55,7 +55,7 @@ impl FuseTree {
     }
 
     fn serve(s: &Surroundings<'_>, path: &Path, connection: Connection) -> Result<Self, PresentationError> {
-        let tree = Arc::new(TreeFs::new(s.store));
+        let tree = Arc::new(TreeFs::new(s.store, s.counters));
         // Before the first request: what a predecessor showed must be there.
         for layer in s.layers {
             tree.add(Arc::clone(layer));
@@ -100,8 +100,8 @@ impl FuseTree {
     }
 
     /// Somebody will ask for the tree.
-    pub fn hold(&self, slot: u32) {
-        self.tree.hold(slot);
+    pub fn prepare(&self, slot: u32) {
+        self.tree.prepare(slot);
     }
 }
 
@@ -109,7 +109,7 @@ impl Presentation for FuseTree {
     fn present(&self, layer: Arc<Layer>) -> Result<PathBuf, PresentationError> {
         let slot = layer.slot();
         let path = self.offer(layer);
-        self.hold(slot);
+        self.prepare(slot);
         Ok(path)
     }
 

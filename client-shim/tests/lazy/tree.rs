@@ -114,7 +114,7 @@ fn shown(runtime: &tokio::runtime::Runtime, layer: &TestLayer) -> Shown {
     let servers = Servers::new(&["http://127.0.0.1:1".into()], &FetchConfig::default()).unwrap();
     let counters = Arc::new(Counters::default());
     let layer = Layer::new(stored, &servers, &LazyConfig::default(), &counters, runtime.handle());
-    let tree = TreeFs::new(dir.path());
+    let tree = TreeFs::new(dir.path(), &counters);
     let slot = layer.slot();
     assert!(tree.add(Arc::new(layer)));
     Shown { tree, slot, _dir: dir }
