@@ -7,8 +7,7 @@ const PRESENTATION: PresentationChoice = PresentationChoice::Fuse;
 
 #[path = "../lazy/cache.rs"]
 mod cache;
-#[path = "../lazy/explore.rs"]
-mod explore;
+mod damage;
 #[path = "../lazy/faults.rs"]
 mod faults;
 #[path = "../lazy/layers.rs"]

@@ -99,7 +99,10 @@ mod tests {
         let seal = Seal::of(&TocDigest::of(b"a"));
         let block = Block::seal(seal, 7, 3, 2, b"body");
         let again = opened(seal, 7, block.bytes()).unwrap();
-        assert_eq!((again.first(), again.count(), &again.body()[..5]), (3, 2, &b"body\0"[..]));
+        assert_eq!(
+            (again.first(), again.count(), &again.body()[..5]),
+            (3, 2, &b"body\0"[..])
+        );
         assert!(opened(seal, 8, block.bytes()).is_none());
         assert!(opened(Seal::of(&TocDigest::of(b"b")), 7, block.bytes()).is_none());
         assert!(opened(seal, 7, &[0; BLOCK_LEN]).is_none(), "what a torn file has");
