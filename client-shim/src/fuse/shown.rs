@@ -1,8 +1,8 @@
 //! A layer's tree as the FUSE mount shows it, made when somebody first asks and mended when its file is damaged.
 //!
-//! In: a layer. Out: its [`TreeFile`], and answers of it. Invariant: a file that was found damaged is not asked again: the next answer
-//! comes from one that was made anew from the TOC, and if that is damaged too, from memory that no disk can damage. Most
-//! layers are shown as images, and nobody asks.
+//! In: a layer. Out: its [`TreeFile`], and answers of it. Invariant: a file that was found damaged is not asked again: the
+//! next answer comes from one that was made anew from the TOC, and if that is damaged too, from memory that no disk can
+//! damage. Most layers are shown as images, and nobody asks.
 //! Not here: what is in the file (`tree_file`), answers in the terms of requests (`fuse/tree_fs.rs`).
 
 use std::sync::{Arc, Mutex, MutexGuard};

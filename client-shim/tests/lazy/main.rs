@@ -12,6 +12,7 @@ mod erofs;
 mod explore;
 mod faults;
 mod identity;
+mod kept_tree;
 mod layers;
 mod learn;
 mod measure;

@@ -1,10 +1,7 @@
 //! The tree without a kernel: any layer, every answer, against a model that is just a map of paths.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use headstart_shim::cache::{CacheDir, Layer, LazyConfig};
 use headstart_shim::counters::Counters;
@@ -99,44 +96,16 @@ pub fn layer() -> impl Strategy<Value = LayerBuilder> {
     })
 }
 
-struct Shown {
-    tree: TreeFs,
-    slot: u32,
-    layer: Arc<Layer>,
-    counters: Arc<Counters>,
-    dir: tempfile::TempDir,
-}
-
-impl Shown {
-    /// As after a restart.
-    fn again(self) -> Self {
-        let counters = Arc::new(Counters::default());
-        let tree = TreeFs::new(self.dir.path(), &counters);
-        assert!(tree.add(Arc::clone(&self.layer)));
-        Self { tree, counters, ..self }
-    }
-
-    fn damages(&self) -> u64 {
-        self.counters.damaged_trees.get()
-    }
-
-    /// One byte of every block, in the very file that is open.
-    fn damage(&self) {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(self.layer.file().tree())
-            .unwrap();
-        for at in (1234..file.metadata().unwrap().len()).step_by(4096) {
-            let mut byte = [0];
-            file.read_exact_at(&mut byte, at).unwrap();
-            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
-        }
-    }
+pub struct Shown {
+    pub tree: TreeFs,
+    pub slot: u32,
+    pub layer: Arc<Layer>,
+    pub counters: Arc<Counters>,
+    pub dir: tempfile::TempDir,
 }
 
 /// The layer in a tree, all its chunks in the cache; there is no server.
-fn shown(runtime: &tokio::runtime::Runtime, layer: &TestLayer) -> Shown {
+pub fn shown(runtime: &tokio::runtime::Runtime, layer: &TestLayer) -> Shown {
     let dir = tempfile::tempdir().unwrap();
     let (cache, _) = CacheDir::open(dir.path(), &LazyConfig::default(), &Arc::default()).unwrap();
     let stored = cache.admit(&layer.toc, &layer.encoded).unwrap();
@@ -159,7 +128,7 @@ fn shown(runtime: &tokio::runtime::Runtime, layer: &TestLayer) -> Shown {
     }
 }
 
-fn walk(tree: &TreeFs, path: &[u8], from: Node) -> Attr {
+pub fn walk(tree: &TreeFs, path: &[u8], from: Node) -> Attr {
     let mut attr = tree.attr(from).unwrap();
     for part in path.split(|&b| b == b'/').filter(|p| !p.is_empty()) {
         attr = match tree.lookup(attr.node, part).unwrap() {
@@ -182,7 +151,7 @@ fn kind_of(what: &What) -> FileKind {
     }
 }
 
-fn list(tree: &TreeFs, dir: Node, page: usize) -> Vec<(Vec<u8>, Attr)> {
+pub fn list(tree: &TreeFs, dir: Node, page: usize) -> Vec<(Vec<u8>, Attr)> {
     let (mut out, mut from) = (Vec::new(), 0);
     loop {
         let mut count = 0;
@@ -202,12 +171,12 @@ fn list(tree: &TreeFs, dir: Node, page: usize) -> Vec<(Vec<u8>, Attr)> {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().build().unwrap()
 }
 
 /// `page`: names that are listed at once.
-fn check(shown: &Shown, layer: &TestLayer, page: usize, reads: &[(u64, u32)]) {
+pub fn check(shown: &Shown, layer: &TestLayer, page: usize, reads: &[(u64, u32)]) {
     let (tree, root) = (&shown.tree, Node::layer_root(shown.slot));
     let items = &layer.items;
     let target = |path: &Vec<u8>| match &items[path].what {
@@ -336,7 +305,7 @@ proptest! {
         let (runtime, layer) = (runtime(), layer.build(8192));
         let shown = shown(&runtime, &layer);
         check(&shown, &layer, page, &reads);
-        assert_eq!(shown.damages(), 0);
+        assert_eq!(shown.counters.damaged_trees.get(), 0);
     }
 }
 
@@ -353,148 +322,4 @@ fn a_withdrawn_layer_is_stale_and_its_name_may_come_back_as_another() {
     assert_eq!(shown.tree.lookup(Node::Layers, name.as_bytes()), Ok(Lookup::AbsentNow));
     assert_eq!(shown.tree.lookup(Node::Layers, b"01"), Ok(Lookup::Absent));
     assert_eq!(list(&shown.tree, Node::Layers, 9).len(), 2);
-}
-
-/// Names, attributes and files for some blocks of each kind.
-fn some_blocks() -> Arc<TestLayer> {
-    let mut layer = LayerBuilder::new();
-    for at in 0..300 {
-        let path = format!("directory-{}/a-file-with-a-name-{at}", at % 3);
-        let item = match at % 10 {
-            0 => Item::new(What::Symlink(vec![b'x'; 200])),
-            1 => Item::file("text").xattr("user.long", &[7; 3000]),
-            _ => Item::file(format!("text {at}")),
-        };
-        layer = layer.add(path, item);
-    }
-    layer.build(1 << 20)
-}
-
-const READS: [(u64, u32); 1] = [(1, 100)];
-
-#[test]
-fn a_tree_is_kept_for_the_next_start_and_not_believed_when_it_is_damaged() {
-    let (runtime, layer) = (runtime(), some_blocks());
-    let shown = shown(&runtime, &layer);
-    check(&shown, &layer, 50, &READS);
-    let path = shown.layer.file().tree();
-    let (number, good) = (fs::metadata(&path).unwrap().ino(), fs::read(&path).unwrap());
-    assert!(good.len() > 20 * 4096);
-
-    let shown = shown.again();
-    check(&shown, &layer, 50, &READS);
-    assert_eq!(
-        (shown.damages(), fs::metadata(&path).unwrap().ino()),
-        (0, number),
-        "nothing was made"
-    );
-
-    shown.damage();
-    let shown = shown.again();
-    check(&shown, &layer, 50, &READS);
-    assert_eq!(
-        (shown.damages(), fs::read(&path).unwrap() == good),
-        (1, true),
-        "made anew"
-    );
-
-    // As power loss may leave it, and as another version would.
-    for bytes in [&good[..good.len() / 2 + 99], &[0; 4096 * 30], b"", b"headstart tree 0"] {
-        fs::write(&path, bytes).unwrap();
-        let shown = Shown {
-            tree: TreeFs::new(shown.dir.path(), &shown.counters),
-            dir: tempfile::tempdir().unwrap(),
-            layer: Arc::clone(&shown.layer),
-            counters: Arc::clone(&shown.counters),
-            slot: shown.slot,
-        };
-        assert!(shown.tree.add(Arc::clone(&shown.layer)));
-        check(&shown, &layer, 50, &READS);
-        assert!(fs::read(&path).unwrap() == good);
-    }
-    assert_eq!(shown.damages(), 5);
-}
-
-#[test]
-fn a_tree_that_is_damaged_while_it_is_shown_is_mended_under_its_readers() {
-    let (runtime, layer) = (runtime(), some_blocks());
-    let shown = shown(&runtime, &layer);
-    shown.tree.prepare(shown.slot);
-    shown.damage();
-    // In the midst of a listing, whose first names came from blocks that were read before.
-    let root = Node::layer_root(shown.slot);
-    let directory = walk(&shown.tree, b"directory-1", root);
-    assert_eq!(shown.damages(), 1);
-    assert_eq!(list(&shown.tree, directory.node, 7).len(), 102);
-    // Twice is the disk: from now on the tree is where no disk can damage it.
-    let shown = shown.again();
-    shown.tree.prepare(shown.slot);
-    shown.damage();
-    shown.tree.attr(root).unwrap();
-    assert_eq!(shown.damages(), 1);
-    shown.damage();
-    check(&shown, &layer, 50, &READS);
-    assert_eq!(shown.damages(), 2);
-    shown.damage();
-    check(&shown, &layer, 50, &READS);
-    assert_eq!(shown.damages(), 2);
-}
-
-#[test]
-fn a_listing_that_comes_upon_damage_gives_each_name_once() {
-    let (runtime, layer) = (runtime(), some_blocks());
-    let shown = shown(&runtime, &layer);
-    let root = Node::layer_root(shown.slot);
-    let directory = walk(&shown.tree, b"directory-1", root);
-    let expected: Vec<Vec<u8>> = list(&shown.tree, directory.node, 1000)
-        .into_iter()
-        .map(|(name, _)| name)
-        .collect();
-    let shown = shown.again();
-    let mut names = Vec::new();
-    shown
-        .tree
-        .read_dir(directory.node, 0, &mut |item| {
-            names.push(item.name.to_vec());
-            if names.len() == 5 {
-                shown.damage();
-            }
-            true
-        })
-        .unwrap();
-    assert_eq!((names, shown.damages()), (expected, 1));
-}
-
-#[test]
-fn without_its_toc_a_damaged_tree_is_an_io_error_until_it_is_back() {
-    let (runtime, layer) = (runtime(), some_blocks());
-    let encoded = layer.encoded.clone();
-    let shown = shown(&runtime, &layer);
-    shown.tree.prepare(shown.slot);
-    shown.damage();
-    let toc = shown.layer.file().tree().with_file_name("toc");
-    // Nobody has it in memory, either.
-    let (items, root) = (layer.items.len(), Node::layer_root(shown.slot));
-    drop(layer);
-    fs::remove_file(&toc).unwrap();
-    assert_eq!(shown.tree.attr(root), Err(FsError::Io));
-    assert_eq!(shown.tree.lookup(root, b"directory-1"), Err(FsError::Io));
-    assert_eq!(shown.tree.xattr_names(root), Err(FsError::Io));
-    fs::write(&toc, encoded).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while shown.tree.attr(root) == Err(FsError::Io) {
-        assert!(Instant::now() < deadline, "it is back");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert_eq!(list(&shown.tree, root, 50).len() + 300, items + 1, "dots, and no root");
-}
-
-#[test]
-fn a_tree_for_which_there_is_no_room_is_in_memory() {
-    let (runtime, layer) = (runtime(), some_blocks());
-    let shown = shown(&runtime, &layer);
-    // Nothing can be made there.
-    fs::create_dir(shown.layer.file().tree().with_extension("new")).unwrap();
-    check(&shown, &layer, 50, &READS);
-    assert_eq!((shown.damages(), shown.layer.file().tree().exists()), (0, false));
 }

@@ -1,10 +1,10 @@
 //! A layer's tree on this node's disk, so that it need not be in memory while the layer is shown.
 //!
-//! In: a TOC, once; then questions. Out: a file of blocks (`layout.rs`) in which everything has its place, and answers from the few
-//! blocks that have them. Invariant: an answer is what the TOC says, or an error: every block is checked when it is read
-//! (`block.rs`), and nothing that is read can end the process. In memory a tree takes 4 bytes for some 150 names, and its share
-//! of the node's [`Blocks`].
-//! Not here: what is done about a file that is damaged (`fuse/shown.rs`), answers in the terms of requests (`fuse/tree_fs.rs`).
+//! In: a TOC, once; then questions. Out: a file of blocks (`layout.rs`) in which everything has its place, and answers from
+//! the few blocks that have them. Invariant: an answer is what the TOC says, or an error: every block is checked when it is
+//! read (`block.rs`), and nothing that is read can end the process. In memory a tree takes 4 bytes for some 150 names, and
+//! its share of the node's [`Blocks`].
+//! Not here: what is done about a damaged file (`fuse/shown.rs`), answers in the terms of requests (`fuse/tree_fs.rs`).
 
 mod block;
 mod blocks;
@@ -66,8 +66,8 @@ pub(super) struct Extents {
 }
 
 impl TreeFile {
-    /// Writes a TOC's tree in place of whatever is at `path`. A kill leaves what was there, and perhaps half a new one, which the next to
-    /// write it writes over. Waits for no disk: what power loss tears is found when it is read.
+    /// Writes a TOC's tree in place of whatever is at `path`. A kill leaves what was there, and perhaps half a new one, which
+    /// the next to write it writes over. Waits for no disk: what power loss tears is found when it is read.
     pub fn make(path: &Path, toc: &Toc, digest: &TocDigest) -> io::Result<()> {
         let new = path.with_extension("new");
         writer::write(toc, Seal::of(digest), &File::create(&new)?)?;
