@@ -8,16 +8,18 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use headstart_layer_format::api::{ChainStatus, ImageStatus, LayerState, LayerStatus};
-use headstart_layer_format::toc::EntryId;
+use headstart_layer_format::toc::{EntryId, InodeId, Kind};
 use headstart_layer_format::{BlobDigest, ChainId, DiffId, Toc};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
 use crate::config::SnapshotterConfig;
+use crate::fuse::tree_file::{Blocks, TreeFile};
+use crate::fuse::xattrs::plain_xattrs;
 use crate::presentation::implied;
 use crate::proto::snapshots::snapshots_server::Snapshots;
 use crate::proto::snapshots::{
@@ -83,7 +85,8 @@ pub fn shim_filters(data: &[u8]) -> bool {
     true
 }
 
-/// A TOC that a server sent, as far as it is turned into a tree: names stay in their directory, an image is made or refused.
+/// A TOC that a server sent, as far as it is turned into a tree: names stay in their directory, an image is made or refused,
+/// a file of it has what the TOC has.
 pub fn shim_toc(data: &[u8]) -> bool {
     let Ok(toc) = Toc::decode(data) else {
         return false;
@@ -101,11 +104,41 @@ pub fn shim_toc(data: &[u8]) -> bool {
         );
     }
     let _ = implied::conflict(&[&toc, &toc], true);
+    kept(&toc, data);
     let mut sink = Sink(0);
     let _ = crate::erofs::write(&toc, &mut sink);
     // The bounds of `crate::erofs`, which a small TOC cannot even approach but by sparse files.
     assert!(sink.0 <= 3 << 30, "{} bytes", sink.0);
     true
+}
+
+/// Its tree, as it is kept on disk, has each name where the TOC has it, and everything can be asked.
+fn kept(toc: &Toc, encoded: &[u8]) {
+    static BLOCKS: LazyLock<Arc<Blocks>> = LazyLock::new(Arc::default);
+    let file = TreeFile::in_memory(toc, &Toc::digest(encoded), &BLOCKS).expect("memory for a small tree");
+    let tree = toc.tree();
+    let record = |id| file.inode(id).expect("just written").expect("in the tree");
+    for entry in tree.entries().iter().skip(1) {
+        let parent = tree.entry(entry.parent).expect("a tree").inode;
+        let found = file.lookup(&record(parent), &entry.name).expect("just written");
+        assert_eq!(found, Some(entry.inode));
+    }
+    for (id, inode) in (0..).map(InodeId).zip(tree.inodes()) {
+        let record = record(id);
+        let shown = file.xattrs(&record).expect("just written");
+        assert!(shown.iter().eq(plain_xattrs(inode)));
+        let (target, extents) = (file.link(&record), file.extents(&record, 0, record.size()));
+        assert_eq!(
+            (
+                target.expect("just written").is_some(),
+                extents.expect("just written").is_some()
+            ),
+            (
+                matches!(inode.kind, Kind::Symlink { .. }),
+                matches!(inode.kind, Kind::Regular(_))
+            )
+        );
+    }
 }
 
 struct Sink(u64);

@@ -29,7 +29,7 @@ use layout::{Layout, NUMBERS_A_BLOCK, record_at};
 use record::{Body, EXTENT_LEN};
 
 pub use blocks::Blocks;
-pub(super) use record::Record;
+pub(crate) use record::Record;
 
 /// Extents of a file that are looked at as a whole, for what is fetched along with a read: of a file with more, those that the
 /// read touches.
@@ -58,11 +58,11 @@ pub struct TreeFile {
 
 /// Bytes of a file at and after an offset.
 #[derive(Debug, Default)]
-pub(super) struct Extents {
+pub(crate) struct Extents {
     /// What lies in what was asked for: place in the file, and in the data space.
-    pub(super) touched: Vec<(u64, LayerRange)>,
+    pub(crate) touched: Vec<(u64, LayerRange)>,
     /// All of the file, or as much of it as is near.
-    pub(super) bodies: Vec<LayerRange>,
+    pub(crate) bodies: Vec<LayerRange>,
 }
 
 impl TreeFile {
@@ -113,7 +113,7 @@ impl TreeFile {
     }
 
     /// `None` for an id of another tree.
-    pub(super) fn inode(&self, id: InodeId) -> Result<Option<Record>, TreeError> {
+    pub(crate) fn inode(&self, id: InodeId) -> Result<Option<Record>, TreeError> {
         self.inode_near(id, &mut None)
     }
 
@@ -132,7 +132,7 @@ impl TreeFile {
     }
 
     /// The child of a directory called `name`.
-    pub(super) fn lookup(&self, dir: &Record, name: &[u8]) -> Result<Option<InodeId>, TreeError> {
+    pub(crate) fn lookup(&self, dir: &Record, name: &[u8]) -> Result<Option<InodeId>, TreeError> {
         let (start, end) = self.children(dir)?;
         if start == end {
             return Ok(None);
@@ -191,13 +191,13 @@ impl TreeFile {
     }
 
     /// The attributes that are shown as they are.
-    pub(super) fn xattrs(&self, of: &Record) -> Result<Vec<Xattr>, TreeError> {
+    pub(crate) fn xattrs(&self, of: &Record) -> Result<Vec<Xattr>, TreeError> {
         let bytes = self.heap(of.heap, u64::from(of.xattrs_len))?;
         record::xattrs(&bytes).ok_or(TreeError::Damaged)
     }
 
     /// Target of a symbolic link; `None` for anything else.
-    pub(super) fn link(&self, of: &Record) -> Result<Option<Vec<u8>>, TreeError> {
+    pub(crate) fn link(&self, of: &Record) -> Result<Option<Vec<u8>>, TreeError> {
         match of.kind() {
             FileKind::Symlink => self.heap(beside(of)?, of.size()).map(Some),
             _ => Ok(None),
@@ -205,7 +205,7 @@ impl TreeFile {
     }
 
     /// Where the bytes of a regular file from `start` to `end` are. `None` for anything else.
-    pub(super) fn extents(&self, of: &Record, start: u64, end: u64) -> Result<Option<Extents>, TreeError> {
+    pub(crate) fn extents(&self, of: &Record, start: u64, end: u64) -> Result<Option<Extents>, TreeError> {
         let count = match of.body {
             Body::Sole { start: place } => {
                 let only = Extent {

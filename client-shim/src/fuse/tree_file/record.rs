@@ -34,10 +34,10 @@ const KINDS: [FileKind; 6] = [
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::fuse) struct Record {
+pub(crate) struct Record {
     /// Of the layer's root: whose it is, the caller knows.
     attr: Attr,
-    pub(in crate::fuse) opaque: bool,
+    pub(crate) opaque: bool,
     pub(super) body: Body,
     /// Where its part of the heap begins, and how much of that are attributes.
     pub(super) heap: u64,
@@ -83,20 +83,20 @@ impl Record {
         }
     }
 
-    pub(in crate::fuse) fn attr(&self, node: Node) -> Attr {
+    pub(crate) fn attr(&self, node: Node) -> Attr {
         Attr { node, ..self.attr }
     }
 
-    pub(in crate::fuse) fn kind(&self) -> FileKind {
+    pub(crate) fn kind(&self) -> FileKind {
         self.attr.kind
     }
 
-    pub(in crate::fuse) fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.attr.size
     }
 
     /// The directory that holds a directory.
-    pub(in crate::fuse) fn parent(&self) -> Option<InodeId> {
+    pub(crate) fn parent(&self) -> Option<InodeId> {
         match self.body {
             Body::Directory { parent, .. } => Some(parent),
             _ => None,
