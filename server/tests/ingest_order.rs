@@ -1,6 +1,6 @@
 //! Which layer is converted next.
 //!
-//! In: images at an origin that holds some layers back, and a server that converts one layer at a time. Out: states.
+//! In: images at an origin that holds some layers back, and a server that converts a layer or a few at a time. Out: states.
 //! Not here: whose chunks are compressed next (`ingest/pool.rs`).
 
 mod support;
@@ -50,6 +50,8 @@ async fn images_go_in_the_order_they_came_and_their_small_layers_first() {
     let images = [vec![busy], vec![large, small], vec![later]].map(|layers| SyntheticImage::new(Flavor::Oci, layers));
     let mut config = config(&origin, dir.path());
     config.ingest.workers = 1;
+    // Nothing here is slow.
+    config.ingest.slow_after_ms = 3_600_000;
     let server = Server::with(config).await;
     for (image, tag) in images.iter().zip(["busy", "two", "later"]) {
         image.push(&origin, REPOSITORY, tag);
@@ -69,4 +71,40 @@ async fn images_go_in_the_order_they_came_and_their_small_layers_first() {
     large_gate.open();
     until(&server, later, &[LayerState::Ready]).await;
     assert_eq!(states(&server, two).await, [LayerState::Ready; 2]);
+}
+
+/// Four workers, and four layers of which a few bytes come and then nothing for now: the fifth is somebody else's.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_arrive_slowly_are_in_nobodys_way_and_are_converted_when_they_are_here() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let slow: Vec<_> = (0..4).map(|seed| layer(200_000, seed)).collect();
+    let gates: Vec<_> = slow
+        .iter()
+        .zip([0, 1, 70_000, 140_000])
+        .map(|(layer, at)| origin.hold(Target::Digest(layer.digest), at))
+        .collect();
+    let [slow, quick] = [slow, vec![layer(300_000, 9)]].map(|layers| SyntheticImage::new(Flavor::Oci, layers));
+    let mut config = config(&origin, dir.path());
+    assert_eq!(config.ingest.workers, 4);
+    config.ingest.slow_after_ms = 400;
+    let server = Server::with(config).await;
+    slow.push(&origin, REPOSITORY, "slow");
+    assert_eq!(server.fetch(&server.manifest_url(slow.manifest_digest)).await.0, 200);
+    // While nobody else waits they keep their threads.
+    until(&server, &slow, &[LayerState::Converting; 4]).await;
+    quick.push(&origin, REPOSITORY, "quick");
+    assert_eq!(server.fetch(&server.manifest_url(quick.manifest_digest)).await.0, 200);
+    until(&server, &quick, &[LayerState::Ready]).await;
+    let left = states(&server, &slow).await;
+    assert!(
+        left.contains(&LayerState::Queued) && !left.contains(&LayerState::Ready),
+        "{left:?}"
+    );
+    gates.iter().for_each(|gate| gate.open());
+    until(&server, &slow, &[LayerState::Ready; 4]).await;
+    // Fetched once, however often they were begun.
+    for layer in &slow.layers {
+        assert_eq!(origin.gets(&layer.digest).len(), 1);
+    }
+    server.stop().await;
 }

@@ -47,6 +47,9 @@ pub struct IngestConfig {
     /// What of `memory_bytes_max` is in use, by all that work with this configuration.
     #[serde(skip)]
     pub memory: Arc<MemoryPool>,
+    /// A layer whose rest would take longer than this to come, at the pace of its upstream, makes room for others that wait
+    /// for a thread; it is converted when all of its blob is here.
+    pub slow_after_ms: u64,
     /// Wall time of one conversion, which includes waiting for the upstream.
     pub time_max_ms: u64,
     /// First pause after a failed conversion; doubles with each further failure, up to 64 times this.
@@ -70,6 +73,7 @@ impl Default for IngestConfig {
             memory_bytes_max: 192 << 20,
             zstd_window_bytes_max: 32 << 20,
             memory: Arc::new(MemoryPool::new()),
+            slow_after_ms: 20_000,
             time_max_ms: 2 * 3600 * 1000,
             retry_after_ms: 2000,
         }

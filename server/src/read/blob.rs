@@ -18,8 +18,8 @@ use futures_util::{Stream, stream};
 use rustix::io::ReadWriteFlags;
 
 use super::{
-    blocking::blocking, errand::Errand, error::ReadError, fetch::Boarded, flight::HOLD_BACK, passage::Passage,
-    recheck::Verdict, turns::FetchTurn,
+    blocking::blocking, errand::Errand, error::ReadError, fetch::Boarded, flight::Flight, passage::Passage,
+    patience::Patience, turns::FetchTurn,
 };
 use crate::store::opened::Opened;
 
@@ -82,11 +82,26 @@ impl Blob {
         stream::try_unfold(state, |state| state.next())
     }
 
-    /// For a thread (the conversion): follows the flight, and says "end" only after the digest was verified.
-    pub fn blocking_reader(&self) -> BlockingReader {
+    /// For a thread (the conversion): follows the flight, and says "end" only after the digest was verified. When it loses
+    /// its patience, a read fails.
+    pub fn blocking_reader(&self, patience: Patience) -> BlockingReader {
         BlockingReader {
             range: 0..self.size(),
             place: self.place.clone(),
+            patience,
+        }
+    }
+
+    /// Waits until all of it is here, verified, or will not come.
+    pub async fn arrived(&self) -> Result<(), ReadError> {
+        match &self.place {
+            Place::Disk(_) => Ok(()),
+            Place::Upstream { .. } => Err(ReadError::Incomplete),
+            Place::Flight { seat, .. } => {
+                let flight = &seat.fetch().flight;
+                flight.left_behind().await;
+                flight.outcome().unwrap_or(Err(ReadError::Incomplete))
+            }
         }
     }
 }
@@ -194,6 +209,20 @@ fn read_cached(file: &File, block: &mut [u8], at: u64) -> bool {
 pub struct BlockingReader {
     place: Place,
     range: Range<u64>,
+    patience: Patience,
+}
+
+/// How far a reader of `range` may go, when it may.
+fn followed(flight: &Flight, range: &Range<u64>, patience: &mut Patience) -> io::Result<u64> {
+    loop {
+        // At the end of the range this waits for the verdict.
+        if let Some(end) = flight.readable_blocking(range, patience.until())? {
+            return Ok(end);
+        }
+        if patience.is_over(flight.arrived(), flight.size()) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it arrives slowly"));
+        }
+    }
 }
 
 impl Read for BlockingReader {
@@ -202,12 +231,10 @@ impl Read for BlockingReader {
             return Ok(0);
         }
         let (file, readable) = match &self.place {
-            // Who reads all of it on a thread compares it with the digest.
-            Place::Disk(opened) | Place::Doubted { opened, .. } => (opened.file(), self.range.end),
-            // At the end of the range this waits for the verdict.
+            Place::Disk(opened) => (opened.file(), self.range.end),
             Place::Flight { seat, .. } => {
                 let flight = &seat.fetch().flight;
-                (flight.file(), flight.readable_blocking(&self.range)?)
+                (flight.file(), followed(flight, &self.range, &mut self.patience)?)
             }
             Place::Upstream { .. } => return Err(ReadError::Disk("the blob is not here".into()).into()),
         };

@@ -4,8 +4,11 @@
 //! image the smallest layer first: the small ones are ready early, and the whole image not later.
 //! Invariant: a layer is in the queue at most once; a refusal is recorded for good, a failure only here, with a pause
 //! that grows; one for which others leave no memory waits until another has ended, and then comes before all that is
-//! behind it, so many times; every conversion's time, CPU time and bytes are logged and counted.
+//! behind it, so many times; one whose blob arrives slowly has no thread while others want it ([`aside`]); every
+//! conversion's time, CPU time and bytes are logged and counted.
 //! Not here: whether a layer should be queued ([`super::layers`]).
+
+mod aside;
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,10 +20,12 @@ use headstart_layer_format::BlobDigest;
 use headstart_layer_format::api::{LayerState, LayerStatus};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 
 use super::blobs::{Blob, Blobs};
 use super::layers::unknown;
+use super::patience::Patience;
 use crate::ingest::{ConvertError, Failure, Ingest, IngestConfig, Progress, Rank};
 use crate::metrics::{
     Metrics,
@@ -77,6 +82,8 @@ struct Shared {
     state: Mutex<State>,
     work: Condvar,
     changed: watch::Sender<()>,
+    /// Ends those who wait for blobs.
+    stop: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +92,8 @@ struct State {
     waiting: BTreeMap<(Rank, u64), Job>,
     /// Those that found too little memory, until another conversion ends.
     short: BTreeMap<(Rank, u64), Job>,
+    /// Those whose blobs arrive slowly, until they are here. No more than fetches that are under way.
+    aside: HashMap<BlobDigest, Job>,
     /// Counts jobs.
     pushed: u64,
     /// Counts images.
@@ -128,6 +137,7 @@ impl Queue {
             state: Mutex::default(),
             work: Condvar::new(),
             changed: watch::Sender::new(()),
+            stop: CancellationToken::new(),
         });
         let (alive, ended) = mpsc::channel(1);
         for i in 0..workers {
@@ -223,6 +233,8 @@ impl Queue {
         state.stopping = true;
         state.waiting.clear();
         state.short.clear();
+        state.aside.clear();
+        self.shared.stop.cancel();
         state.known.retain(|_, known| known.running.is_some());
         for known in state.known.values() {
             known.running.iter().for_each(|progress| progress.cancel());
@@ -275,7 +287,12 @@ impl Known {
 
 impl State {
     fn waiting_count(&self) -> usize {
-        self.waiting.len() + self.short.len()
+        self.waiting.len() + self.short.len() + self.aside.len()
+    }
+
+    /// Whether a thread could do something else.
+    fn is_thread_wanted(&self) -> bool {
+        !self.waiting.is_empty() || !self.short.is_empty()
     }
 
     fn is_any_running(&self) -> bool {
@@ -322,7 +339,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self) {
+    fn run(self: &Arc<Self>) {
         while let Some((job, progress)) = self.next() {
             let layer = job.layer;
             let started = Instant::now();
@@ -341,6 +358,10 @@ impl Shared {
             let mut state = self.state();
             match outcome {
                 Outcome::NoMemory(reason) => state.wait_for_memory(job, reason),
+                Outcome::Slow(blob) => {
+                    self.set_aside(&mut state, job, blob);
+                    state.give_a_turn();
+                }
                 Outcome::Failed(reason) | Outcome::TimedOut(reason) => {
                     state.known.remove(&layer);
                     self.remember_failure(&mut state, layer, reason);
@@ -387,7 +408,7 @@ impl Shared {
         }
     }
 
-    fn convert(&self, job: &Job, progress: &Progress) -> Outcome {
+    fn convert(self: &Arc<Self>, job: &Job, progress: &Progress) -> Outcome {
         match self.store.layer(&job.layer) {
             Ok(None) => {}
             // Settled since it was queued.
@@ -408,8 +429,15 @@ impl Shared {
             size: blob.size(),
             ..job.rank()
         };
-        match ingest.convert(blob.blocking_reader(), &job.layer, &self.store, rank, progress) {
+        let others = Arc::downgrade(self);
+        let is_wanted = move || others.upgrade().is_some_and(|shared| shared.state().is_thread_wanted());
+        let patience = Patience::new(Duration::from_millis(self.config.slow_after_ms), is_wanted);
+        let lost = patience.lost();
+        match ingest.convert(blob.blocking_reader(patience), &job.layer, &self.store, rank, progress) {
             Ok(_) => Outcome::Ready,
+            Err(ConvertError::Failed(_)) if lost.load(Ordering::Relaxed) && !progress.is_cancelled() => {
+                Outcome::Slow(blob)
+            }
             Err(ConvertError::Refused(refusal)) => {
                 let reason = refusal.to_string();
                 match self.store.refuse_layer(&job.layer, &reason) {
@@ -479,6 +507,7 @@ impl Shared {
             Outcome::Failed(reason) => ("failed", reason.as_str()),
             Outcome::TimedOut(reason) => ("timed_out", reason.as_str()),
             Outcome::NoMemory(reason) => ("postponed", reason.as_str()),
+            Outcome::Slow(_) => ("postponed", aside::REASON),
         };
         let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let bytes = [
@@ -520,6 +549,8 @@ enum Outcome {
     TimedOut(String),
     /// Others have it.
     NoMemory(String),
+    /// It arrives slowly, and others wait.
+    Slow(Blob),
 }
 
 /// Lowers the priority of this thread and of those it starts (Linux: nice values are per thread and inherited).

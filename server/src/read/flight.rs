@@ -267,18 +267,29 @@ impl Flight {
         state.closed
     }
 
-    /// Waits, on a thread, until a reader of `range` may go on; for flights that fetch the whole.
-    pub fn readable_blocking(&self, range: &Range<u64>) -> Result<u64, ReadError> {
+    /// Waits, on a thread, until a reader of `range` may go on; for flights that fetch the whole. `None`: it may not, and
+    /// it is `until`.
+    pub fn readable_blocking(&self, range: &Range<u64>, until: Instant) -> Result<Option<u64>, ReadError> {
         let mut state = self.state();
         loop {
             match state.view(range, true) {
-                View::Upto(end) => return Ok(end),
+                View::Upto(end) => return Ok(Some(end)),
                 View::Failed(error) => return Err(error),
-                View::Awaited(_) | View::Missing => {
-                    state = self.condvar.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
+                View::Awaited(_) | View::Missing => {}
             }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let waited = self.condvar.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Bytes that are here.
+    pub fn arrived(&self) -> u64 {
+        let gaps = self.state().landed.gaps(&(0..self.size));
+        self.size - gaps.iter().map(|gap| gap.end - gap.start).sum::<u64>()
     }
 
     /// Waits, on a thread, until more than the first `at` bytes are here; up to where. `None`: no more will come.
@@ -416,7 +427,10 @@ mod tests {
         assert_eq!(upto(&flight, 0..HOLD_BACK, false), Some(HOLD_BACK));
         flight.finish(Ok(()));
         assert_eq!(upto(&flight, SIZE - HOLD_BACK..SIZE, true), Some(SIZE));
-        assert_eq!(flight.readable_blocking(&(SIZE..SIZE)).unwrap(), SIZE);
+        assert_eq!(
+            flight.readable_blocking(&(SIZE..SIZE), Instant::now()).unwrap(),
+            Some(SIZE)
+        );
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod obtainable;
 mod opening;
 mod orphans;
 mod passage;
+mod patience;
 pub mod platform;
 pub mod policy;
 mod recheck;
