@@ -24,7 +24,7 @@ const PACK_SIZE_MIN: u64 = 64 << 10;
 pub struct CacheConfig {
     /// Bytes of original blobs and manifests, unfinished fetches included. 0: no limit. Left out: 40% of the file system.
     pub originals_bytes_max: Option<u64>,
-    /// Bytes of packs: chunks, TOCs and facts. 0: no limit. Left out: 40% of the file system.
+    /// Bytes of packs: chunks, TOCs, and facts, which have an eighth of it. 0: no limit. Left out: 40% of the file system.
     pub chunks_bytes_max: Option<u64>,
     /// Bytes of the file system that stay free, whatever the budgets say. 0: none. Left out: 1%, at most 1 GiB.
     pub free_bytes_min: Option<u64>,
@@ -38,6 +38,12 @@ pub struct CacheConfig {
     /// Layers that cannot be converted: of so many, at least, it is remembered why, and they are not tried again. Some 200
     /// bytes each.
     pub refusals_max: u64,
+    /// How often it is looked whether the index is larger than its rows need.
+    #[serde(skip)]
+    pub index_look_ms: u64,
+    /// What it may have beside its rows.
+    #[serde(skip)]
+    pub index_spare_bytes: u64,
 }
 
 impl Default for CacheConfig {
@@ -50,6 +56,8 @@ impl Default for CacheConfig {
             manifests_ttl_ms: 0,
             chunks_ttl_ms: 0,
             refusals_max: 65_536,
+            index_look_ms: 600_000,
+            index_spare_bytes: crate::store::INDEX_SPARE_BYTES,
         }
     }
 }
@@ -66,6 +74,8 @@ pub struct Budgets {
     pub manifests_ttl_ms: Option<u64>,
     pub chunks_ttl_ms: Option<u64>,
     pub refusals_max: u64,
+    pub index_look_ms: u64,
+    pub index_spare_bytes: u64,
 }
 
 impl CacheConfig {
@@ -91,6 +101,8 @@ impl CacheConfig {
             manifests_ttl_ms: ttl(self.manifests_ttl_ms),
             chunks_ttl_ms: ttl(self.chunks_ttl_ms),
             refusals_max: self.refusals_max,
+            index_look_ms: self.index_look_ms,
+            index_spare_bytes: self.index_spare_bytes,
         }
     }
 }

@@ -3,7 +3,8 @@
 //! In: budgets, a bell, the operator's orders. Out: less on the disk, and what was done about it.
 //! Invariant: one thread, at low priority, decides and deletes; it waits for nothing but the bell and stops promptly.
 //! Nothing goes from under a reader: originals are unlinked (readers hold open files), layers that are read are held, and
-//! records that move are looked up again. Memberships and facts stay, so that a later request simply fetches again.
+//! records that move are looked up again. Memberships and facts stay, so that a later request simply fetches again, up to
+//! a share of the budget: then those of images that are gone longest go.
 //! Not here: what is old ([`crate::store::usage`]), which layers ([`crate::store::plan`]), how a pack is emptied
 //! ([`crate::store::sweep`]).
 
@@ -24,9 +25,11 @@ use crate::metrics::Metrics;
 use crate::metrics::names::{Count, Gauge, Seconds};
 use crate::orders::{OrderError, Orders, Worker};
 use crate::store::bell::{Bell, Rung};
+use crate::store::forget::Here;
 use crate::store::leftovers::Remove;
 use crate::store::originals::Originals;
 use crate::store::plan::{Reason, Wanted};
+use crate::store::sweep::Overhead;
 use crate::store::usage::{SAVE_EVERY_MS, now_ms};
 use crate::store::{PackId, Store};
 use packs::{Cycle, FactBytes};
@@ -41,11 +44,15 @@ const SAVE_LAYERS_EVERY_MS: u64 = 600_000;
 const PAUSE_TIMES: u32 = 4;
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// The index is looked at so often, or after this many times what it took: to count its rows is to read some of them.
-const INDEX_EVERY: Duration = Duration::from_secs(600);
+/// The index is looked at so often as configured, or after this many times what it took: to count its rows is to read some
+/// of them.
 const INDEX_TIMES: u32 = 200;
 /// What a full disk costs at least: less would be asked for again at once.
 const DISK_FULL_BYTES: u64 = 64 << 20;
+/// Of the budget of packs, for facts; then some are forgotten, down to three quarters of that.
+const FACTS_SHARE: u64 = 8;
+/// When all that is known is pinned, it is looked again after this.
+const FORGET_PAUSE: Duration = Duration::from_secs(600);
 /// Nice value: serving and converting go first.
 const NICENESS: i32 = 15;
 /// Unlinking a large file takes milliseconds of the file system's journal.
@@ -151,6 +158,10 @@ struct Memory {
     ages_looked_at: Option<Instant>,
     /// There are too many layers that are refused or not converted any more.
     crowded: bool,
+    /// Facts were forgotten: records of theirs wait for the oldest pack's turn.
+    turn: bool,
+    /// There was none to forget: not again before this.
+    forget_after: Option<Instant>,
 }
 
 impl Inner {
@@ -158,7 +169,8 @@ impl Inner {
         let mut memory = Memory::default();
         let mut rung = Rung::default();
         let (mut round, mut saved): (Option<Instant>, Option<Instant>) = (None, None);
-        let mut look_at_index = Instant::now() + INDEX_EVERY;
+        let index_every = Duration::from_millis(self.budgets.index_look_ms);
+        let mut look_at_index = Instant::now() + index_every;
         while !rung.stop {
             let started = Instant::now();
             if !self.originals.usage().is_scanned() {
@@ -182,7 +194,7 @@ impl Inner {
                 self.compact_index();
                 memory.crowded = self.is_crowded();
                 let took = began.elapsed().saturating_mul(INDEX_TIMES);
-                look_at_index = Instant::now() + took.max(INDEX_EVERY);
+                look_at_index = Instant::now() + took.max(index_every);
             }
             self.report_held();
             let took = started.elapsed();
@@ -211,7 +223,10 @@ impl Inner {
     }
 
     fn compact_index(&self) {
-        if let Err(error) = self.store.compact_index(&|| !self.bell.is_stopping()) {
+        if let Err(error) = self
+            .store
+            .compact_index_over(self.budgets.index_spare_bytes, &|| !self.bell.is_stopping())
+        {
             tracing::warn!(%error, "the index is not compacted");
         }
     }
@@ -249,7 +264,12 @@ impl Inner {
             ..Report::default()
         };
         self.originals_round(self.bytes_short()?, dry_run, &mut report)?;
-        self.packs_round(self.wanted(memory)?, 0, false, dry_run, memory, &mut report)?;
+        let forgotten = !dry_run && self.forget_facts(memory)?;
+        let wanted = self.wanted(memory)?;
+        if forgotten {
+            memory.facts.clear();
+        }
+        self.packs_round(wanted, 0, false, dry_run, memory, &mut report)?;
         Ok(self.ended(report))
     }
 
@@ -301,7 +321,12 @@ impl Inner {
         if !(over || ages || memory.crowded || still_needed > 0) || memory.rest.is_some_and(rests) {
             return Ok(());
         }
+        let forgotten = self.forget_facts(memory)?;
         let mut wanted = self.wanted(memory)?;
+        if forgotten {
+            // What is left of them is found out anew.
+            memory.facts.clear();
+        }
         let mut packs_bytes_wanted = self.low_water();
         if still_needed > 0 {
             packs_bytes_wanted = packs_bytes_wanted.min(held.saturating_sub(still_needed));
@@ -320,6 +345,30 @@ impl Inner {
         };
         memory.rest = idle.then(|| Rest::after(began));
         swept.map(drop)
+    }
+
+    /// Facts of images that are gone, when facts have too much of the budget. Whether any were forgotten.
+    fn forget_facts(&self, memory: &mut Memory) -> Result<bool, ReclaimError> {
+        let max = match self.budgets.chunks_bytes_max {
+            u64::MAX => u64::MAX,
+            max => max / FACTS_SHARE,
+        };
+        let held: u64 = memory.facts.values().map(|overhead| overhead.facts).sum();
+        let waits = memory.forget_after.is_some_and(|at| Instant::now() < at);
+        if held <= max || waits || !self.originals.usage().is_scanned() {
+            return Ok(false);
+        }
+        let originals = self.originals.usage().oldest_first().into_iter();
+        let here = Here {
+            originals: originals.map(|kept| (kept.digest, kept.used_unix_ms)).collect(),
+            pinned: self.store.pinned()?,
+        };
+        let bytes = held - max / 4 * 3;
+        let rows = self.store.forget_facts(bytes, &here, &|| !self.bell.is_stopping())?;
+        tracing::info!(rows, bytes, "facts of images that are gone are forgotten");
+        memory.turn = rows != Some(0);
+        memory.forget_after = (rows == Some(0)).then(|| Instant::now() + FORGET_PAUSE);
+        Ok(memory.turn)
     }
 
     /// Ages are looked at four times within the shortest of them, and not all the time.
@@ -350,7 +399,7 @@ impl Inner {
             bytes_max: match self.budgets.chunks_bytes_max {
                 u64::MAX => u64::MAX,
                 // Facts and footers stay, as many as there are: layers have what is left.
-                max => (max / 4 * 3).saturating_sub(memory.facts.values().sum()),
+                max => (max / 4 * 3).saturating_sub(memory.facts.values().map(Overhead::bytes).sum()),
             },
             reason: Reason::Budget,
             used_before_unix_ms,
@@ -438,6 +487,7 @@ impl Inner {
             bell: &self.bell,
             packs_bytes_wanted,
             unready_max: self.unready_max(),
+            turn: std::mem::take(&mut memory.turn) && !dry_run,
             urgent,
             dry_run,
         };

@@ -130,6 +130,8 @@ mod tests {
             manifests_ttl_ms: None,
             chunks_ttl_ms: None,
             refusals_max: u64::MAX,
+            index_look_ms: 600_000,
+            index_spare_bytes: u64::MAX,
         }
     }
 

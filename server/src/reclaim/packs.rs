@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::report::Report;
 use crate::store::bell::Bell;
 use crate::store::plan::Wanted;
-use crate::store::sweep::Step;
+use crate::store::sweep::{Overhead, Step};
 use crate::store::{PackId, Store, StoreError};
 
 /// A pack of which at most this share lives is always worth rewriting.
@@ -31,9 +31,9 @@ const BURST_BYTES: u64 = 4 << 20;
 /// Copying without hurry: a fraction of what a disk can do.
 const BYTES_PER_SEC: u64 = 64 << 20;
 
-/// Live facts of sealed packs, found once: a sealed pack gets no more, and what dies in it until the next start only
-/// makes it look fuller.
-pub type FactBytes = HashMap<PackId, u64>;
+/// Live facts and their like of sealed packs, found once: a sealed pack gets no more, and what dies in it until facts are
+/// forgotten, or until the next start, only makes it look fuller.
+pub type FactBytes = HashMap<PackId, Overhead>;
 
 #[derive(Debug)]
 pub struct Cycle<'a> {
@@ -43,6 +43,8 @@ pub struct Cycle<'a> {
     pub packs_bytes_wanted: u64,
     /// Layers that are refused or not converted any more: with more, the oldest pack is rewritten, which drops its own.
     pub unready_max: u64,
+    /// The oldest pack is rewritten in any case.
+    pub turn: bool,
     /// No pauses.
     pub urgent: bool,
     pub dry_run: bool,
@@ -77,7 +79,7 @@ impl Cycle<'_> {
         let mut all = Vec::new();
         let (current, end) = self.store.current_pack();
         let packs = self.store.sealed_packs();
-        let crowded = plan.unready > self.unready_max;
+        let crowded = plan.unready > self.unready_max || self.turn;
         let turned = packs.first().map(|(id, _)| *id).filter(|_| crowded);
         facts.retain(|pack, _| packs.iter().any(|(id, _)| id == pack));
         for (pack, len) in packs.into_iter().chain([(current, end)]) {
@@ -85,12 +87,12 @@ impl Cycle<'_> {
             let known = facts.get(&pack).copied().filter(|_| !is_current);
             let of_facts = match known {
                 Some(bytes) => bytes,
-                None => self.store.live_fact_bytes(pack, len, &go_on)?,
+                None => self.store.overhead(pack, len, &go_on)?,
             };
             if !is_current {
                 facts.insert(pack, of_facts);
             }
-            let live = plan.live.by_pack.get(&pack).copied().unwrap_or(0) + of_facts;
+            let live = plan.live.by_pack.get(&pack).copied().unwrap_or(0) + of_facts.bytes();
             all.push(Candidate {
                 pack,
                 len,

@@ -86,6 +86,8 @@ mod tests {
                 manifests_ttl_ms: None,
                 chunks_ttl_ms: None,
                 refusals_max: 100,
+                index_look_ms: 600_000,
+                index_spare_bytes: u64::MAX,
             },
             metrics: Metrics::new(),
             orders: Orders::new("reclaim", 1, bell.clone()),

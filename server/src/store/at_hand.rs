@@ -2,8 +2,8 @@
 //!
 //! In: facts as they were read. Out: the same, from memory alone: for callers that must not block, and that ask the store
 //! itself when nothing is at hand.
-//! Invariant: "not at hand" says nothing. A membership at hand is one that the index has (they are only added, so an old
-//! answer is at most too small); tags and manifests are forgotten when they are recorded anew.
+//! Invariant: "not at hand" says nothing. A membership at hand is one that the index has (they are added, so an old answer is
+//! at most too small); tags and manifests are forgotten when they are recorded anew, and all of them with their rows.
 //! Not here: the rules of keeping and forgetting ([`super::hot`]).
 
 use headstart_layer_format::BlobDigest;

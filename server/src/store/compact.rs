@@ -5,7 +5,7 @@
 //! they are too many, it is given up. The
 //! other one lies in `index.N` and counts, at an opening too, from the moment it is marked as whole; until then the old one
 //! does. A crash at any moment leaves one of the two.
-//! Not here: rows ([`super::index`]); when it is worth it is asked of [`Store::compact_index`] by the reclaimer.
+//! Not here: rows ([`super::index`]); when it is worth it is asked of [`Store::compact_index_over`] by the reclaimer.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +17,7 @@ use super::{Store, StoreError};
 /// In an `index.N` that has all rows.
 const WHOLE: &str = "whole";
 /// An index of no more than this is left alone: sled's own files are a good part of it.
-pub const INDEX_SLACK_BYTES: u64 = 64 << 20;
+pub const INDEX_SPARE_BYTES: u64 = 64 << 20;
 /// What a row costs at most before a compaction is worth it; a compact one has some 150 bytes a row.
 pub const ROW_BYTES_MAX: u64 = 600;
 const ROWS_A_STEP: usize = 512;
@@ -70,20 +70,15 @@ fn remove(dir: &Path) -> io::Result<()> {
 }
 
 impl Store {
-    /// Compacts the index if it is larger than [`INDEX_SLACK_BYTES`] and [`ROW_BYTES_MAX`] a row; whether it was.
-    pub fn compact_index(&self, go_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
-        self.compact_index_over(INDEX_SLACK_BYTES, go_on)
-    }
-
-    /// With another slack.
-    pub fn compact_index_over(&self, slack_bytes: u64, go_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
+    /// Compacts the index if it is larger than `spare_bytes` and [`ROW_BYTES_MAX`] a row; whether it was.
+    pub fn compact_index_over(&self, spare_bytes: u64, go_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
         let index = &self.inner.index;
         let before = index.bytes()?;
-        if before <= slack_bytes {
+        if before <= spare_bytes {
             return Ok(false);
         }
         // With so many rows it is as it should be: in most, a quarter of them are read.
-        let enough = (before - slack_bytes).div_ceil(ROW_BYTES_MAX);
+        let enough = (before - spare_bytes).div_ceil(ROW_BYTES_MAX);
         if index.count(enough, go_on)?.is_none_or(|rows| rows >= enough) {
             return Ok(false);
         }

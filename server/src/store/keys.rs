@@ -11,6 +11,9 @@ use super::pack::{Location, PackId};
 
 pub const VERSION: &[u8] = b"v";
 
+/// There since facts were forgotten: their records may have no rows.
+pub const FORGETTING: &[u8] = b"g";
+
 /// Per pack: up to where the index has seen it.
 pub const PROGRESS: u8 = b'p';
 /// Per pack whose records were all moved or dropped: its file may be gone, and is deleted at an opening.

@@ -150,7 +150,7 @@ impl Store {
         Ok(fact)
     }
 
-    /// Every manifest that was ever served.
+    /// Every manifest that was served, and is not forgotten.
     pub fn manifests(&self) -> Result<Vec<BlobDigest>, StoreError> {
         Ok(self.inner.index.manifests()?)
     }
@@ -164,6 +164,7 @@ impl Store {
     /// Records a manifest that was verified and served, and its members. Nothing is appended when the manifest and its
     /// members of this source are known: a manifest in two repositories would otherwise grow the packs at every request.
     pub fn record_manifest(&self, f: &ManifestFact) -> Result<(), StoreError> {
+        self.inner.asked.note(f.members.iter().chain([&f.digest]));
         let same = |known: ManifestFact| {
             ManifestFact {
                 source: f.source.clone(),
@@ -203,6 +204,7 @@ impl Store {
     /// Records an image's DiffIDs, which also makes its chain IDs known. A config whose length does not fit the
     /// manifest's layers says nothing and is dropped.
     pub fn record_config(&self, f: &ConfigFact) -> Result<(), StoreError> {
+        self.inner.asked.note([&f.manifest]);
         let Some(image) = self.manifest(&f.manifest)?.and_then(|m| m.image) else {
             return Ok(());
         };
@@ -243,6 +245,7 @@ impl Store {
 
     /// Records where a tag points, or that it still points there.
     pub fn confirm_tag(&self, s: &Source, tag: &str, t: &TagFact) -> Result<(), StoreError> {
+        self.inner.asked.note([&t.digest]);
         if let Some(mut row) = self.inner.index.tag(s, tag)? {
             let same = (row.fact.digest, &row.fact.media_type, row.fact.size) == (t.digest, &t.media_type, t.size);
             if same && t.confirmed_unix_secs.abs_diff(row.packed_unix_secs) < TAG_PACKED_SECS {
@@ -283,6 +286,7 @@ impl Store {
 
     /// Records that the upstream has the digest in this repository.
     pub fn add_member(&self, s: &Source, d: &BlobDigest) -> Result<(), StoreError> {
+        self.inner.asked.note([d]);
         if self.inner.index.member(s, d)? == Some(Membership::Served) {
             return Ok(());
         }
@@ -294,6 +298,7 @@ impl Store {
 
     /// Records that a manifest of the repository names these: a claim.
     pub fn claim_members(&self, s: &Source, digests: Vec<BlobDigest>) -> Result<(), StoreError> {
+        self.inner.asked.note(&digests);
         self.append_fact(&Fact::Members {
             source: s.clone(),
             digests,

@@ -13,9 +13,10 @@ mod bulk;
 mod compact;
 pub mod conversion;
 #[cfg(test)]
-mod crash;
+pub(crate) mod crash;
 pub(crate) mod disk;
 pub mod facts;
+pub mod forget;
 pub(crate) mod fuzz;
 pub mod hasher;
 pub mod hot;
@@ -53,6 +54,7 @@ use headstart_layer_format::{ChunkDigest, TocError};
 
 use crate::metrics::Metrics;
 use bell::Bell;
+pub use compact::INDEX_SPARE_BYTES;
 use in_flight::InFlight;
 use index::Index;
 pub use index::IndexError;
@@ -130,6 +132,7 @@ struct Inner {
     opened: OpenReport,
     metrics: OnceLock<Metrics>,
     at_hand: at_hand::AtHand,
+    asked: forget::Asked,
     /// See [`Store::doubt_manifests`].
     doubts_manifests: AtomicBool,
     /// The copy of the index, when this is only a look.
@@ -162,7 +165,7 @@ impl Store {
         Self::open_on(disk::Disk::default(), dir, pack_size_max)
     }
 
-    fn open_on(disk: disk::Disk, dir: &Path, pack_size_max: u64) -> Result<Self, StoreError> {
+    pub(crate) fn open_on(disk: disk::Disk, dir: &Path, pack_size_max: u64) -> Result<Self, StoreError> {
         let inner = open::open(disk, dir, pack_size_max)?;
         Ok(Self { inner })
     }

@@ -142,6 +142,7 @@ fn open_in(
         opened: report,
         metrics: OnceLock::new(),
         at_hand: Default::default(),
+        asked: Default::default(),
         doubts_manifests: AtomicBool::new(false),
         _copy: copy,
         _lock: lock,

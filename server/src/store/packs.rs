@@ -337,6 +337,12 @@ impl Packs {
         index(at)
     }
 
+    /// Runs while nothing can be appended.
+    pub fn without_appends<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _nobody = self.writer();
+        work()
+    }
+
     /// Where a chunk is, committed or not.
     pub fn chunk(&self, index: &Index, digest: &ChunkDigest) -> Result<Option<Location>, StoreError> {
         if let Some(at) = self.writer().chunks.get(digest) {

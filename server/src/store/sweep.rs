@@ -5,12 +5,15 @@
 //! flushed; (4) the file is deleted; (5) the row goes. Killed before (3), the old pack is a pack like any other with some
 //! records that are elsewhere too; after it, an opening deletes the file and never reads it. A record is dropped only
 //! if nothing refers to it, or a later one with the same key is in the log, or it says that a layer is not ready and no
-//! older pack is left that could say otherwise ([`GivenUp`]).
+//! older pack is left that could say otherwise ([`GivenUp`]), or it is a fact that was forgotten ([`super::forget`]): of
+//! tags, too, only when no older pack is left.
 //! Readers are never disturbed: a record that moved is looked up again, and an open file outlives its name.
 //! Not here: which packs, and when ([`crate::reclaim`]).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use headstart_layer_format::{BlobDigest, ChunkDigest, TocDigest};
@@ -47,6 +50,30 @@ pub struct Swept {
     pub moved_bytes: u64,
 }
 
+/// Bytes of a pack that no eviction frees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overhead {
+    /// Facts that are not forgotten.
+    pub facts: u64,
+    /// States, the footer, and what must wait for the pack's turn.
+    pub others: u64,
+}
+
+impl Overhead {
+    pub fn bytes(&self) -> u64 {
+        self.facts + self.others
+    }
+}
+
+/// Whether a fact's record must live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counts {
+    Yes,
+    /// It is forgotten, but an older one may be in an older pack.
+    ForOrder,
+    No,
+}
+
 /// States that go with their pack. A state that is not there says what `unconverted` says, as long as no earlier `ready` of
 /// that layer is in the log: so only the oldest pack's go. Refusals are worth keeping, up to a number.
 #[derive(Debug)]
@@ -76,6 +103,16 @@ impl GivenUp<'_> {
     }
 }
 
+/// Tags and memberships that a cycle has moved, as hashes of their payloads, and where to: what was forgotten and is recorded
+/// anew has more than one record, of which one is enough. The moved one is moved on when its pack is swept in the same cycle.
+type Said = Mutex<HashMap<u64, Location>>;
+
+fn hash_of(payload: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    payload.hash(&mut hasher);
+    hasher.finish()
+}
+
 enum Stop {
     Asked,
     Failed(StoreError),
@@ -103,7 +140,10 @@ impl Store {
     /// From before the plan is made until its sweeps are over: what running conversions counted on stays.
     pub fn cycle(&self) -> Cycle {
         self.inner.in_flight.cycle_begins();
-        Cycle(self.clone())
+        Cycle {
+            store: self.clone(),
+            said: Mutex::default(),
+        }
     }
 
     /// Bytes of all packs.
@@ -126,35 +166,43 @@ impl Store {
         self.inner.packs.seal_current()
     }
 
-    /// Bytes of facts and states of a pack that still count, and of its footer.
-    pub fn live_fact_bytes(&self, pack: PackId, len: u64, go_on: &dyn Fn() -> bool) -> Result<u64, StoreError> {
-        let mut bytes = 0;
+    /// Facts and states of a pack that still count, and its footer.
+    pub fn overhead(&self, pack: PackId, len: u64, go_on: &dyn Fn() -> bool) -> Result<Overhead, StoreError> {
+        let mut out = Overhead::default();
         let Some(file) = self.inner.packs.pack(pack)? else {
-            return Ok(0);
+            return Ok(out);
         };
         // The next pack will have one as well: no sweep frees it.
         if let Some((footer_at, _)) = file.contents(len)? {
-            bytes += len - footer_at;
+            out.others += len - footer_at;
         }
+        let is_oldest = self
+            .inner
+            .packs
+            .is_oldest(pack)
+            .map_err(StoreError::io("list the packs"))?;
         let scanned = read_sealed(&file, PACK_HEADER_LEN, len, |found| {
             if !go_on() {
                 return Err(Stop::Asked);
             }
-            let counts = match found.header.kind {
-                RecordKind::Chunk | RecordKind::Toc | RecordKind::Footer => false,
-                RecordKind::LayerState => self.state_counts(&found)?,
+            let bytes = found.header.record_len();
+            match found.header.kind {
+                RecordKind::Chunk | RecordKind::Toc | RecordKind::Footer => {}
+                RecordKind::LayerState if self.state_counts(&found)? => out.others += bytes,
+                RecordKind::LayerState => {}
                 RecordKind::Fact => match serde_json::from_slice(&found.payload) {
-                    Ok(fact) => self.fact_counts(&fact, &found.location)?,
-                    Err(_) => true,
+                    Ok(fact) => match self.fact_counts(&fact, &found.location, is_oldest)? {
+                        Counts::Yes => out.facts += bytes,
+                        Counts::ForOrder => out.others += bytes,
+                        Counts::No => {}
+                    },
+                    Err(_) => out.others += bytes,
                 },
-            };
-            if counts {
-                bytes += found.header.record_len();
             }
             Ok(())
         });
         match scanned {
-            Ok(_) | Err(Stop::Asked) => Ok(bytes),
+            Ok(_) | Err(Stop::Asked) => Ok(out),
             Err(Stop::Failed(error)) => Err(error),
         }
     }
@@ -167,15 +215,15 @@ impl Store {
         live: &Live,
         step: &mut dyn FnMut(Step) -> bool,
     ) -> Result<Option<Swept>, StoreError> {
-        debug_assert!(std::sync::Arc::ptr_eq(&cycle.0.inner, &self.inner));
-        match self.sweep(pack, live, step) {
+        debug_assert!(std::sync::Arc::ptr_eq(&cycle.store.inner, &self.inner));
+        match self.sweep(pack, live, &cycle.said, step) {
             Ok(swept) => Ok(Some(swept)),
             Err(Stop::Asked) => Ok(None),
             Err(Stop::Failed(error)) => Err(error),
         }
     }
 
-    fn sweep(&self, pack: PackId, live: &Live, step: &mut dyn FnMut(Step) -> bool) -> Result<Swept, Stop> {
+    fn sweep(&self, pack: PackId, live: &Live, said: &Said, step: &mut dyn FnMut(Step) -> bool) -> Result<Swept, Stop> {
         let inner = &self.inner;
         let Some((_, len)) = inner.packs.sealed().into_iter().find(|(id, _)| *id == pack) else {
             return Err(Stop::Asked);
@@ -196,7 +244,7 @@ impl Store {
             Some(file) => {
                 let mut states = HashSet::new();
                 read_sealed(&file, PACK_HEADER_LEN, len, |found| {
-                    let moved_bytes = self.carry_over(&found, live, &mut states, &mut given_up)?;
+                    let moved_bytes = self.carry_over(&found, live, said, &mut states, &mut given_up)?;
                     swept.moved_bytes += moved_bytes;
                     go_on(Step::Record { moved_bytes })
                 })?
@@ -230,6 +278,7 @@ impl Store {
         &self,
         found: &Found,
         live: &Live,
+        said: &Said,
         states: &mut HashSet<BlobDigest>,
         given_up: &mut GivenUp<'_>,
     ) -> Result<u64, Stop> {
@@ -241,7 +290,7 @@ impl Store {
                 Some(layer) => self.carry_state(&layer, &found.location, given_up)?,
                 None => false,
             },
-            RecordKind::Fact => self.carry_fact(found)?,
+            RecordKind::Fact => self.carry_fact(found, given_up.oldest, said)?,
             RecordKind::Footer => false,
         };
         Ok(if moved { len } else { 0 })
@@ -322,34 +371,63 @@ impl Store {
         Ok(true)
     }
 
-    fn carry_fact(&self, found: &Found) -> Result<bool, Stop> {
+    fn carry_fact(&self, found: &Found, is_oldest: bool, said: &Said) -> Result<bool, Stop> {
         let inner = &self.inner;
         // One that we cannot read may be a later version's.
         let fact = serde_json::from_slice::<Fact>(&found.payload).ok();
+        // Of the others, the row says which record is the one that counts.
+        let by_payload = matches!(
+            fact,
+            Some(Fact::Tag { .. } | Fact::Member { .. } | Fact::Members { .. })
+        );
+        let hash = by_payload.then(|| hash_of(&found.payload));
+        let said = || said.lock().unwrap_or_else(PoisonError::into_inner);
+        let elsewhere = hash.and_then(|hash| said().get(&hash).copied());
+        if elsewhere.is_some_and(|at| at != found.location) {
+            return Ok(false);
+        }
+        let mut to = None;
         let moved = inner.packs.move_fact(
             &found.payload,
             || match &fact {
-                Some(fact) => self.fact_counts(fact, &found.location),
+                Some(fact) => Ok(self.fact_counts(fact, &found.location, is_oldest)? != Counts::No),
                 None => Ok(true),
             },
-            |at| match &fact {
-                Some(fact) => self.fact_moved(fact, at),
-                None => Ok(()),
+            |at| {
+                to = Some(at);
+                match &fact {
+                    Some(fact) => self.fact_moved(fact, at),
+                    None => Ok(()),
+                }
             },
         )?;
+        if let (Some(to), Some(hash)) = (to, hash) {
+            said().insert(hash, to);
+        }
         if let (false, Some(Fact::Manifest(old))) = (moved, &fact) {
             let latest = self.manifest(&old.digest)?;
             if latest.is_some_and(|latest| latest.source != old.source) {
-                self.append_fact(&Fact::Members {
-                    source: old.source.clone(),
-                    digests: old.members.clone(),
-                })?;
+                let mut digests = Vec::new();
+                for digest in &old.members {
+                    // Not what was forgotten.
+                    if inner.index.member(&old.source, digest)?.is_some() {
+                        digests.push(*digest);
+                    }
+                }
+                let is_member = inner.index.member(&old.source, &old.digest)?.is_some();
+                let is_any = is_member || !digests.is_empty();
+                if !digests.is_empty() {
+                    let source = old.source.clone();
+                    self.append_fact(&Fact::Members { source, digests })?;
+                }
                 // The manifest itself was served from there; its members were only named.
-                self.append_fact(&Fact::Member {
-                    source: old.source.clone(),
-                    digest: old.digest,
-                })?;
-                return Ok(true);
+                if is_member {
+                    self.append_fact(&Fact::Member {
+                        source: old.source.clone(),
+                        digest: old.digest,
+                    })?;
+                }
+                return Ok(is_any);
             }
         }
         Ok(moved)
@@ -363,18 +441,29 @@ impl Store {
         Ok(row.is_some_and(|(at, _)| at == found.location))
     }
 
-    /// Whether no later fact says the same or more.
-    fn fact_counts(&self, fact: &Fact, at: &Location) -> Result<bool, StoreError> {
+    /// Whether no later fact says the same or more, and it is not forgotten.
+    fn fact_counts(&self, fact: &Fact, at: &Location, is_oldest: bool) -> Result<Counts, StoreError> {
         let index = &self.inner.index;
-        Ok(match fact {
+        let counts = match fact {
             Fact::Manifest(m) => index.manifest(&m.digest)? == Some(*at),
             Fact::Config { manifest, .. } => index.diff_ids(manifest)? == Some(*at),
-            Fact::Tag { source, tag, fact } => index
-                .tag(source, tag)?
-                .is_some_and(|row| row.packed_unix_secs == fact.confirmed_unix_secs && row.fact.digest == fact.digest),
-            Fact::Member { .. } | Fact::Members { .. } => true,
+            Fact::Tag { source, tag, fact } => match index.tag(source, tag)? {
+                Some(row) => row.packed_unix_secs == fact.confirmed_unix_secs && row.fact.digest == fact.digest,
+                None if is_oldest => false,
+                // Without it, an earlier one would be the latest after a rebuild.
+                None => return Ok(Counts::ForOrder),
+            },
+            Fact::Member { source, digest } => index.member(source, digest)?.is_some(),
+            Fact::Members { source, digests } => {
+                let mut any = false;
+                for digest in digests {
+                    any = any || index.member(source, digest)?.is_some();
+                }
+                any
+            }
             Fact::Pin { target, .. } => index.pin(&target.key())?.is_some_and(|(_, pin)| pin == *at),
-        })
+        };
+        Ok(if counts { Counts::Yes } else { Counts::No })
     }
 
     /// The rows that say where a fact is.
@@ -398,10 +487,13 @@ impl Store {
 
 /// While it lives, what conversions counted on is remembered beyond their end.
 #[derive(Debug)]
-pub struct Cycle(Store);
+pub struct Cycle {
+    store: Store,
+    said: Said,
+}
 
 impl Drop for Cycle {
     fn drop(&mut self) {
-        self.0.inner.in_flight.cycle_ends();
+        self.store.inner.in_flight.cycle_ends();
     }
 }

@@ -4,10 +4,14 @@
 //! Not here: power cuts (`src/store/crash`).
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use headstart_layer_format::BlobDigest;
-use headstart_server::store::facts::TagFact;
-use headstart_server::store::plan::Wanted;
+use headstart_layer_format::{BlobDigest, ChainId, DiffId};
+use headstart_server::store::audit::Audited;
+use headstart_server::store::facts::{ConfigFact, ImageFact, LayerFact, ManifestFact, TagFact};
+use headstart_server::store::forget::Here;
+use headstart_server::store::pins::PinTarget;
+use headstart_server::store::plan::{Live, Wanted};
 use headstart_server::store::sweep::Step;
 use headstart_server::store::{LayerRecord, Store};
 
@@ -168,6 +172,270 @@ fn states_that_say_no_more_than_none_go_with_the_oldest_pack() {
         assert!(!is_ready(&store, &name("evicted", n)), "the packs say the same");
     }
     assert!(count(&store).1 <= 26);
+}
+
+/// What a server learns of an image of one layer, which it shares with others, and of one of its own.
+fn image(n: u32, shared: BlobDigest) -> (ManifestFact, TagFact, ConfigFact) {
+    let name = |kind: &str| BlobDigest::of(format!("{kind} {n}").as_bytes());
+    let (config, own) = (name("config"), name("own"));
+    let layer = |digest| LayerFact {
+        digest,
+        media_type: "application/vnd.oci.image.layer.v1.tar".into(),
+        size: 99,
+    };
+    let manifest = ManifestFact {
+        source: source(n % 7),
+        digest: name("manifest"),
+        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        size: 1234,
+        members: vec![config, shared, own],
+        image: Some(ImageFact {
+            config,
+            layers: vec![layer(shared), layer(own)],
+        }),
+    };
+    let tag = TagFact {
+        digest: manifest.digest,
+        media_type: manifest.media_type.clone(),
+        size: 1234,
+        confirmed_unix_secs: 1_000_000 + u64::from(n),
+    };
+    // As `toc_of` has them.
+    let diff_ids = [shared, own].map(|layer| DiffId::of(layer.to_string().as_bytes()));
+    let config = ConfigFact {
+        manifest: manifest.digest,
+        diff_ids: diff_ids.to_vec(),
+    };
+    (manifest, tag, config)
+}
+
+fn record(store: &Store, n: u32, shared: BlobDigest) {
+    let (manifest, tag, config) = image(n, shared);
+    store.record_manifest(&manifest).unwrap();
+    store.record_config(&config).unwrap();
+    store.confirm_tag(&manifest.source, &format!("t{n}"), &tag).unwrap();
+    store.add_member(&manifest.source, &manifest.members[2]).unwrap();
+}
+
+fn is_known(store: &Store, n: u32, shared: BlobDigest) -> bool {
+    let (manifest, tag, config) = image(n, shared);
+    let known = store.manifest(&manifest.digest).unwrap();
+    let whole = known.as_ref() == Some(&manifest)
+        && store.diff_ids(&manifest.digest).unwrap() == Some(config.diff_ids.clone())
+        && store.tag(&manifest.source, &format!("t{n}")).unwrap() == Some(tag)
+        && store.is_member(&manifest.source, &manifest.digest).unwrap()
+        && store.is_member(&manifest.source, &manifest.members[2]).unwrap()
+        && store.chain(&ChainId::chain(&config.diff_ids)[1]).unwrap().is_some();
+    let nothing = known.is_none()
+        && store.diff_ids(&manifest.digest).unwrap().is_none()
+        && store.tag(&manifest.source, &format!("t{n}")).unwrap().is_none()
+        && !store.is_member(&manifest.source, &manifest.digest).unwrap()
+        // Of what is here, it is remembered where it is from.
+        && (n == 50 || !store.is_member(&manifest.source, &manifest.members[2]).unwrap())
+        && (n == 50 || store.sources(&manifest.members[2]).unwrap().is_empty())
+        && store.chain(&ChainId::chain(&config.diff_ids)[1]).unwrap().is_none();
+    assert!(whole || nothing, "all of it or nothing: {n}");
+    whole
+}
+
+/// Of 300 images the manifests of the last twenty are here, one is pinned, and one has all of its layers.
+#[test]
+fn facts_of_images_that_are_gone_are_forgotten_when_they_are_too_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (shared, _) = publish(&store, "shared", 0..4);
+    for n in 0..300 {
+        record(&store, n, shared);
+    }
+    publish(&store, "own 50", 4..6);
+    let digest = image(7, shared).0.digest;
+    store.set_pin(&PinTarget::Digest(digest), true).unwrap();
+    let here = Here {
+        originals: (280..300)
+            .map(|n| (image(n, shared).0.digest, 100 + u64::from(n)))
+            .collect(),
+        pinned: store.pinned().unwrap(),
+    };
+    let known = |store: &Store| (0..300).filter(|n| is_known(store, *n, shared)).collect::<Vec<_>>();
+    assert_eq!(known(&store).len(), 300);
+    let bytes = |store: &Store| {
+        let packs = store.sealed_packs().into_iter().chain([store.current_pack()]);
+        packs
+            .map(|(pack, len)| store.overhead(pack, len, &|| true).unwrap().facts)
+            .sum::<u64>()
+    };
+    let before = bytes(&store);
+    let rows = store.index_rows().unwrap();
+    // Those that came first go first.
+    store.forget_facts(before / 3, &here, &|| true).unwrap().unwrap();
+    let left = known(&store);
+    assert!(
+        left.contains(&7) && left.contains(&50) && left.contains(&299),
+        "{left:?}"
+    );
+    assert!(
+        !left.contains(&0) && left.contains(&270) && (150..250).contains(&left.len()),
+        "{left:?}"
+    );
+    assert!(bytes(&store) < before * 3 / 4, "{before} {}", bytes(&store));
+    // All that may go: first what nobody has asked for since it went.
+    store
+        .forget_facts(bytes(&store) * 7 / 10, &here, &|| true)
+        .unwrap()
+        .unwrap();
+    let left = known(&store);
+    assert!(left.contains(&7) && left.contains(&299) && left.len() < 80, "{left:?}");
+    let left_then = left.clone();
+    assert!(store.index_rows().unwrap() * 2 < rows);
+    assert!(store.is_member(&source(0), &shared).unwrap(), "it is here");
+    assert_ready(&store, &shared);
+    // Records that have no rows are no damage, also while they are there.
+    let mut found = Vec::new();
+    let mut step = |at: Audited| {
+        if let Audited::Found(finding) = at {
+            found.push(finding);
+        }
+        true
+    };
+    for (pack, len) in store.audit_packs().unwrap() {
+        store.audit_pack(pack, len, &mut step).unwrap();
+    }
+    store.audit_index(&mut step).unwrap();
+    assert_eq!(found, []);
+    // The records go with their packs, those of tags with the oldest.
+    for _ in 0..3 {
+        collect(&store, &keep_all());
+    }
+    assert!(store.pack_bytes() < before / 2, "{} of {before}", store.pack_bytes());
+    assert_eq!(known(&store), left_then);
+    drop(store);
+    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let store = open(dir.path());
+    assert_eq!(known(&store), left_then, "the packs say the same");
+    // Asked for again, they are recorded again; and once more what is there twice is written once.
+    for _ in 0..3 {
+        for n in 0..50 {
+            record(&store, n, shared);
+        }
+        assert_eq!((0..50).filter(|n| is_known(&store, *n, shared)).count(), 50);
+        store.forget_facts(u64::MAX, &here, &|| true).unwrap().unwrap();
+        assert_eq!(known(&store), [7]);
+    }
+    for n in 0..50 {
+        record(&store, n, shared);
+    }
+    // The same fact twice, and what undoes it in between: the last counts.
+    let target = PinTarget::Digest(BlobDigest::of(b"to and fro"));
+    for pinned in [true, false, true] {
+        store.set_pin(&target, pinned).unwrap();
+    }
+    collect(&store, &keep_all());
+    collect(&store, &keep_all());
+    assert!(store.pins().unwrap().contains(&target));
+    let once = bytes(&store);
+    assert!(once < before / 4, "{once} of {before}");
+    drop(store);
+    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let store = open(dir.path());
+    assert!(store.pins().unwrap().contains(&target));
+    assert_eq!((0..50).filter(|n| is_known(&store, *n, shared)).count(), 50);
+}
+
+/// A tag that was forgotten and whose record went must not make way for an older record of it.
+#[test]
+fn a_forgotten_tag_does_not_come_back_as_it_was_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let tag = |n: u32| TagFact {
+        digest: BlobDigest::of(&n.to_le_bytes()),
+        media_type: "m".into(),
+        size: 1,
+        confirmed_unix_secs: 1_000 + u64::from(n),
+    };
+    store.confirm_tag(&source(1), "latest", &tag(1)).unwrap();
+    publish(&store, "between", 0..8);
+    store.seal_current_pack().unwrap();
+    store.confirm_tag(&source(1), "latest", &tag(2)).unwrap();
+    store.seal_current_pack().unwrap();
+    store
+        .forget_facts(u64::MAX, &Here::default(), &|| true)
+        .unwrap()
+        .unwrap();
+    assert!(store.tag(&source(1), "latest").unwrap().is_none());
+    // The later of the two packs goes.
+    let (last, _) = *store.sealed_packs().last().unwrap();
+    let cycle = store.cycle();
+    store
+        .sweep_pack(&cycle, last, &Live::everything(), &mut |_| true)
+        .unwrap()
+        .unwrap();
+    drop((cycle, store));
+    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let store = open(dir.path());
+    let known = store.tag(&source(1), "latest").unwrap();
+    assert!(known.is_none_or(|known| known == tag(2)), "it is no older one");
+    // Turned, both are gone.
+    store
+        .forget_facts(u64::MAX, &Here::default(), &|| true)
+        .unwrap()
+        .unwrap();
+    for _ in 0..2 {
+        collect(&store, &keep_all());
+    }
+    drop(store);
+    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    assert!(open(dir.path()).tag(&source(1), "latest").unwrap().is_none());
+}
+
+/// The pack that is written to is swept after those that were moved into it.
+#[test]
+fn a_fact_that_moves_twice_in_a_cycle_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (shared, _) = publish(&store, "shared", 0..4);
+    (0..5).for_each(|n| record(&store, n, shared));
+    store.seal_current_pack().unwrap();
+    let cycle = store.cycle();
+    for _ in 0..3 {
+        for (pack, _) in store.sealed_packs() {
+            let swept = store.sweep_pack(&cycle, pack, &Live::everything(), &mut |_| true);
+            swept.unwrap().unwrap();
+        }
+        store.seal_current_pack().unwrap();
+    }
+    drop((cycle, store));
+    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let store = open(dir.path());
+    assert!((0..5).all(|n| is_known(&store, n, shared)));
+}
+
+/// Whoever asks while facts are forgotten finds them, or records them.
+#[test]
+fn what_is_asked_for_meanwhile_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (shared, _) = publish(&store, "shared", 0..4);
+    for n in 0..200 {
+        record(&store, n, shared);
+    }
+    // At the last look before rows go.
+    let looks = AtomicU32::new(0);
+    let go_on = || {
+        if looks.fetch_add(1, Ordering::SeqCst) == 200 {
+            for n in [3, 150] {
+                record(&store, n, shared);
+            }
+        }
+        true
+    };
+    store.forget_facts(u64::MAX, &Here::default(), &go_on).unwrap().unwrap();
+    assert!(looks.into_inner() > 200);
+    let known: Vec<_> = (0..200)
+        .filter(|n| store.manifest(&image(*n, shared).0.digest).unwrap().is_some())
+        .collect();
+    assert_eq!(known, [3, 150]);
+    assert!(store.tag(&source(3), "t3").unwrap().is_some());
+    assert!(store.is_member(&source(3), &image(3, shared).0.members[2]).unwrap());
 }
 
 // ---- a server and what it fetches again -------------------------------------------------------------------------

@@ -16,6 +16,7 @@ use super::layers::{chunk_bytes, toc_of};
 use super::promise;
 use crate::store::audit::{Audited, Finding, Subject};
 use crate::store::facts::{ManifestFact, Source, TagFact};
+use crate::store::forget::Here;
 use crate::store::originals::Originals;
 use crate::store::pins::PinTarget;
 use crate::store::plan::{Reason, Wanted};
@@ -119,7 +120,7 @@ impl Workload {
 
     pub fn step(&mut self) {
         let n = self.any();
-        match self.rng.below(15) {
+        match self.rng.below(16) {
             0..=3 => {
                 if publish(&self.store, n).is_ok() {
                     self.journal.promise(Key::Layer(n), Some(true));
@@ -183,6 +184,12 @@ impl Workload {
                 }
             }
             13 => self.find_damage(n),
+            14 => {
+                // As the reclaimer does it, with nothing here.
+                (0..THINGS).for_each(|n| self.journal.promise(Key::Fact(n), None));
+                let bytes = self.rng.below(4096);
+                let _ = self.store.forget_facts(bytes, &Here::default(), &|| true);
+            }
             _ => self.quarantine(n),
         }
     }

@@ -3,9 +3,9 @@
 //! In: what changes. Out: keys and rows. Invariant: none of it is seen before all of it ([`super::Index::apply`]).
 //! Not here: what keys and rows look like ([`crate::store::keys`]).
 
-use headstart_layer_format::{BlobDigest, ChunkDigest, TocDigest};
+use headstart_layer_format::{BlobDigest, ChainId, ChunkDigest, TocDigest};
 
-use super::IndexError;
+use super::{ChainRow, IndexError};
 use crate::store::keys;
 use crate::store::layers::LayerRecord;
 use crate::store::pack::{Location, PackId};
@@ -35,6 +35,28 @@ impl Batch {
         let mut row = keys::location(at);
         serde_json::to_writer(&mut row, record).map_err(|_| IndexError::BadRow("write a layer"))?;
         self.insert(keys::layer(digest), row);
+        Ok(())
+    }
+
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// A row by its key.
+    pub fn forget(&mut self, key: Vec<u8>) {
+        self.remove(key);
+    }
+
+    /// Who claims a chain ID; without any the row goes.
+    pub fn chain(&mut self, chain: &ChainId, claims: &[ChainRow]) -> Result<(), IndexError> {
+        match claims.is_empty() {
+            true => self.remove(keys::chain(chain)),
+            false => {
+                let row = serde_json::to_vec(claims).map_err(|_| IndexError::BadRow("write a chain"))?;
+                self.insert(keys::chain(chain), row);
+            }
+        }
         Ok(())
     }
 

@@ -201,6 +201,16 @@ impl Index {
         })
     }
 
+    /// From now on records of facts may have no rows.
+    pub fn note_forgetting(&self) -> Result<(), IndexError> {
+        self.put("write that facts are forgotten", keys::FORGETTING.to_vec(), &[])
+    }
+
+    /// Whether they may.
+    pub fn is_forgetting(&self) -> Result<bool, IndexError> {
+        Ok(self.row(keys::FORGETTING)?.is_some())
+    }
+
     pub fn member(&self, s: &Source, d: &BlobDigest) -> Result<Option<Membership>, IndexError> {
         let row = self.get("look up a member", &keys::member(s, d))?;
         Ok(row.map(|row| match row.is_empty() {
