@@ -5,17 +5,20 @@
 //! ([`promise`]). And the same with operations that fail: every one of them, in turn.
 //! Invariant: the double is harsher than any disk: unsynced bytes are lost, kept, torn or kept out of order, names that no
 //! sync of their directory made durable likewise, and what a failed sync was about is lost although it can be read.
-//! Here a sample runs; `HEADSTART_CRASH_POINTS` is how many moments are looked at (`scripts/campaign.sh`).
+//! The power is cut right before and right after every sync, and at so many moments in between (`HEADSTART_CRASH_POINTS`,
+//! `scripts/campaign.sh`; with as many as there are operations, at each). What is left of the rest is by chance each time.
+//! Operations that fail are as many as a third of that, spread over all syncs and all operations.
 //! Not here: kill -9 of a real server (`tests/kill.rs`), damage at rest (`tests/fsck`).
 
 mod image;
 mod journal;
 #[path = "../../../tests/support/layers.rs"]
-mod layers;
+pub(crate) mod layers;
 mod promise;
 mod refusals;
 mod workload;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -76,14 +79,22 @@ fn whatever_a_power_cut_leaves_is_right_or_missing_and_what_was_promised_is_ther
     let (_root, journal) = run(rng.below(1 << 40), None);
     let (ops, syncs) = (journal.len(), journal.syncs());
     assert!(ops > 300 && syncs.len() > 60, "{ops} operations, {} syncs", syncs.len());
-    let count = points(60);
-    for n in 0..count {
-        // Right before and right after syncs, and anywhere else.
-        let at = match n % 3 {
-            0 => syncs[rng.below(syncs.len() as u64) as usize],
-            1 => syncs[rng.below(syncs.len() as u64) as usize] + 1,
-            _ => rng.below(ops as u64 + 1) as usize,
-        };
+    let every = ops.div_ceil(points(60)).max(1);
+    // Elsewhere with each seed.
+    let first = rng.below(every as u64) as usize;
+    let around: BTreeSet<usize> = syncs.iter().flat_map(|at| [*at, at + 1]).collect();
+    let between: BTreeSet<usize> = (first..=ops).step_by(every).collect();
+    let moments = &around | &between;
+    println!(
+        "{ops} operations; cuts: {} around {} syncs, {} at every {every}th operation, {} in all",
+        around.len(),
+        syncs.len(),
+        between.len(),
+        moments.len()
+    );
+    assert!(around.len() > syncs.len() && between.len() >= points(60).min(ops) / 2);
+    let rounds = points(60).div_ceil(ops);
+    for at in std::iter::repeat_n(moments, rounds).flatten() {
         let (keep, index) = (Keep::any(&mut rng), image::IndexLeft::any(&mut rng));
         let image = dir();
         journal.image(image.path(), at, keep, index, &mut rng);
@@ -103,12 +114,24 @@ fn an_operation_that_fails_costs_what_was_not_promised_at_most() {
     let (failable, syncs) = run(plan, None).1.failable();
     assert!(failable > 300 && syncs.len() > 60, "{failable} operations");
     let count = points(60) / 3;
-    for n in 0..count {
-        let at = match (count >= failable, n % 2) {
-            (true, _) => n % failable,
-            (false, 0) => syncs[rng.below(syncs.len() as u64) as usize],
-            (false, _) => rng.below(failable as u64) as usize,
-        };
+    let spread = |of: usize, count: usize, shift: usize| {
+        let every = of.div_ceil(count.max(1)).max(1);
+        (shift % every..of).step_by(every)
+    };
+    let shift = rng.below(1 << 20) as usize;
+    // With many points, every one of both.
+    let of_syncs: BTreeSet<usize> = spread(syncs.len(), count / 2, shift).map(|at| syncs[at]).collect();
+    let of_all: BTreeSet<usize> = spread(failable, count.div_ceil(2), shift).collect();
+    let failing = &of_syncs | &of_all;
+    println!(
+        "{failable} operations, {} of them syncs; failing: {} syncs, {} of all, {} in all",
+        syncs.len(),
+        of_syncs.len(),
+        of_all.len(),
+        failing.len()
+    );
+    let rounds = count.div_ceil(failable);
+    for at in std::iter::repeat_n(failing, rounds).flatten() {
         let fault = Fault::any(at, &mut rng);
         let (_root, journal) = run(plan, Some(fault));
         for keep in [Keep::Nothing, Keep::any(&mut rng)] {
