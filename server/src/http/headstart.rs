@@ -10,7 +10,7 @@ mod images;
 mod json_view;
 mod layers;
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Router,
@@ -29,9 +29,10 @@ use http::{HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    clients::ClientKey,
     error::{ApiError, Asked, OciCode},
     profile,
-    streams::Streams,
+    streams::{Bounds, Place, Streams},
     v2::resolve,
 };
 use crate::{
@@ -42,6 +43,26 @@ use chunks::CHUNKS_BODY_SIZE_MAX;
 
 /// What a node is told to wait before it asks again about a conversion.
 const RETRY_AFTER_SECS: u64 = 1;
+
+/// Of answers with frames, beside profiles, which have bounds of their own: a part is 1 MiB, or one frame.
+const ANSWERS: Bounds = Bounds {
+    // A few KiB each.
+    streams: 8192,
+    reads: 64,
+    client_parts: 64,
+    parts: 256,
+};
+
+/// Answers with frames, by client.
+#[derive(Clone, Debug)]
+struct Answers(Streams);
+
+impl Answers {
+    fn enter(&self, key: ClientKey) -> Result<Arc<Place>, ApiError> {
+        let place = self.0.enter(key).map(Arc::new);
+        place.ok_or_else(|| busy("too many frames are being sent"))
+    }
+}
 
 /// The routes, for [`super`] to merge.
 pub fn routes(streams: Streams) -> Router<App> {
@@ -60,6 +81,7 @@ pub fn routes(streams: Streams) -> Router<App> {
                 .layer(Extension(streams)),
         )
         .route(routes::CHAIN_TEMPLATE, get(images::chain))
+        .layer(Extension(Answers(Streams::new(ANSWERS))))
 }
 
 /// `?wait_ms=`, cut to what the server grants; the repository that is meant, as in a path below `/v2/`; and of which kind

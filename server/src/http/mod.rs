@@ -21,6 +21,7 @@ pub mod headstart;
 mod health;
 pub mod identity;
 mod pace;
+mod parts;
 mod profile;
 pub mod range;
 mod request_id;
@@ -51,15 +52,27 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::App;
 use around::Around;
-use streams::Streams;
+use streams::{Bounds, Streams};
 
 /// Request bodies, but those of routes that say otherwise: `POST chunks` has `limits::CHUNK_REQUEST_MAX` digests of some 75
 /// bytes.
 const REQUEST_BODY_MAX: usize = 1 << 20;
 
+/// Of streams of profiles; the first two are configured. A part is 1 MiB, or one frame.
+const PROFILES: Bounds = Bounds {
+    streams: 0,
+    reads: 0,
+    client_parts: 16,
+    parts: 256,
+};
+
 /// Every route.
 fn router(app: App, around: Around) -> Router {
-    let streams = Streams::new(app.config.profile.streams_max, app.config.profile.reads_max);
+    let streams = Streams::new(Bounds {
+        streams: app.config.profile.streams_max,
+        reads: app.config.profile.reads_max,
+        ..PROFILES
+    });
     Router::new()
         .route("/v2/", any(v2::base))
         .route("/v2", any(v2::base))

@@ -14,8 +14,7 @@ use axum::{
     extract::{Path, Query, Request, State, rejection::QueryRejection},
     response::Response,
 };
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
+use futures_util::StreamExt as _;
 use headstart_layer_format::{
     BlobDigest, ProfileDigest,
     api::ImageStatus,
@@ -24,13 +23,13 @@ use headstart_layer_format::{
     routes,
 };
 use http::{HeaderValue, StatusCode, header};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     clients::ClientKey,
     error::{ApiError, Asked, OciCode},
     headstart::{Details, blocking, busy, digest, limited_body},
-    streams::{Place, Streams},
+    parts::parts,
+    streams::Streams,
 };
 use crate::{
     access::{Client, Named},
@@ -40,17 +39,11 @@ use crate::{
         route,
     },
     profile::{ProfileError, TraceError},
-    read::{
-        images::image_status,
-        seekable::{SeekError, Wanted},
-    },
+    read::{images::image_status, seekable::Wanted},
 };
 
-/// Frames of one turn: some 1 MiB of the usual frames. The first is smaller: somebody waits for it.
-const FRAMES_A_STEP: usize = 8;
+/// Frames of the first turn, fewer than of the others: somebody waits for it.
 const FRAMES_FIRST: usize = 2;
-/// Parts ahead of what the client took: one being sent, one being read.
-const STEPS_AHEAD: usize = 2;
 
 /// The profile of an image, for its status. A server that cannot tell says nothing: it is a hint.
 pub async fn profile_of(
@@ -168,7 +161,13 @@ pub async fn chunks(
     let held = blocking(move || Ok(seekable.hold(&layers)?)).await?;
     let counted = app.metrics.hold(Level::ProfileStreams, &[]);
     let metrics = app.metrics.clone();
-    let parts = parts(app, Arc::new(place), wanted).inspect(move |part| {
+    let (seekable, count) = (app.seekable.clone(), wanted.len());
+    let read = move |at: usize| {
+        let to = if at == 0 { FRAMES_FIRST.min(count) } else { count };
+        let (frames, taken) = seekable.framed(&wanted[at..to])?;
+        Ok((frames, at + taken))
+    };
+    let parts = parts(Arc::new(place), 0..count, read).inspect(move |part| {
         let _kept = (&held, &counted);
         if let Ok(part) = part {
             metrics.served(route::CHUNKS, part.len() as u64);
@@ -180,44 +179,6 @@ pub async fn chunks(
         HeaderValue::from_static(routes::CHUNK_STREAM_MEDIA_TYPE),
     );
     Ok(response)
-}
-
-/// Frames, a few a turn.
-fn parts(
-    app: &App,
-    place: Arc<Place>,
-    wanted: Arc<[Wanted]>,
-) -> impl futures_util::Stream<Item = Result<Bytes, SeekError>> + Send + 'static + use<> {
-    let seekable = app.seekable.clone();
-    let first = FRAMES_FIRST.min(wanted.len());
-    let later = (first..wanted.len()).step_by(FRAMES_A_STEP);
-    let starts = (first > 0).then_some((0, first)).into_iter();
-    let count = wanted.len();
-    let steps = starts.chain(later.map(move |at| (at, (at + FRAMES_A_STEP).min(count))));
-    let reads = steps.map(move |(from, to)| {
-        let (seekable, place, wanted) = (seekable.clone(), place.clone(), wanted.clone());
-        // A task, so that whoever has a turn reads at once, and gives it back, also while its client takes nothing.
-        let read = AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut step = place.step().await.ok_or(SeekError::Cancelled)?;
-            let frames = tokio::task::spawn_blocking(move || seekable.framed(&wanted[from..to])).await;
-            step.has_read();
-            Ok::<_, SeekError>((frames.unwrap_or(Err(SeekError::Cancelled))?, step))
-        }));
-        async move { read.await.unwrap_or(Err(SeekError::Cancelled)) }
-    });
-    stream::iter(reads).buffered(STEPS_AHEAD).flat_map(|part| match part {
-        Ok((frames, step)) => {
-            let frames = stream::iter(frames.into_iter().map(Ok));
-            frames
-                .map(move |frame| {
-                    // Given back when its last frame was taken.
-                    let _step = &step;
-                    frame
-                })
-                .left_stream()
-        }
-        Err(error) => stream::iter([Err(error)]).right_stream(),
-    })
 }
 
 fn unknown(manifest: &BlobDigest) -> ApiError {

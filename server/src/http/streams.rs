@@ -1,10 +1,13 @@
-//! Streams of profiles: who reads from the disk next, when many nodes are sent profiles at once.
+//! Streams of frames: who reads from the disk next, when many nodes are sent frames at once.
 //!
 //! In: streams, by client. Out: [`Step`]s, one for each part of a stream.
-//! Invariant: streams are bounded over all; reads at once too; and what was read and is not sent yet, by client. Clients
+//! Invariant: streams are bounded over all; reads at once too; and what was read and is not sent yet, by client and over all:
+//! whoever takes a byte a second keeps no more in memory than that. Half of all is for clients that have nothing yet, so a few
+//! that take nothing keep nobody out. Clients
 //! that wait take turns, a part each, so one that starts twenty images is as quick with each of them as its share
 //! allows, and delays nobody but itself. Whoever goes away leaves no place taken.
-//! Not here: whose turn is next ([`super::ring`]), requests ([`super::admission`]), bytes per second ([`super::pace`]).
+//! Not here: parts ([`super::parts`]), whose turn is next ([`super::ring`]), requests ([`super::admission`]), bytes per
+//! second ([`super::pace`]).
 
 use std::{
     collections::HashMap,
@@ -13,9 +16,17 @@ use std::{
 
 use super::{clients::ClientKey, ring::Ring};
 
-/// Parts of one client that are read and not sent: a few for each of some streams, or one that takes nothing would hold
-/// up the others.
-const CLIENT_STEPS_MAX: usize = 16;
+/// How much of each there may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub streams: usize,
+    pub reads: usize,
+    /// Parts of one client that are read and not sent: a few for each of some streams, or one that takes nothing would hold
+    /// up the others.
+    pub client_parts: usize,
+    /// The same, of all clients.
+    pub parts: usize,
+}
 
 /// Clones share the places.
 #[derive(Clone, Debug)]
@@ -23,8 +34,7 @@ pub struct Streams(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    streams_max: usize,
-    reads_max: usize,
+    bounds: Bounds,
     state: Mutex<State>,
 }
 
@@ -32,6 +42,8 @@ struct Inner {
 struct State {
     streams: usize,
     reads: usize,
+    /// Read, and not sent yet.
+    parts: usize,
     clients: HashMap<ClientKey, Share>,
     ring: Ring<Step>,
 }
@@ -59,18 +71,15 @@ pub struct Step {
 }
 
 impl Streams {
-    pub fn new(streams_max: usize, reads_max: usize) -> Self {
-        Self(Arc::new(Inner {
-            streams_max,
-            reads_max,
-            state: Mutex::default(),
-        }))
+    pub fn new(bounds: Bounds) -> Self {
+        let state = Mutex::default();
+        Self(Arc::new(Inner { bounds, state }))
     }
 
     /// `None`: there are too many streams.
     pub fn enter(&self, key: ClientKey) -> Option<Place> {
         let mut state = self.state();
-        if state.streams >= self.0.streams_max {
+        if state.streams >= self.0.bounds.streams {
             return None;
         }
         state.streams += 1;
@@ -85,11 +94,17 @@ impl Streams {
         // Those whose waiter left lock the state when they are dropped: after this lock.
         let mut untaken = Vec::new();
         let mut state = self.state();
-        while state.reads < self.0.reads_max {
-            let State { clients, ring, .. } = &mut *state;
-            let may = |key: &ClientKey| clients.get(key).is_none_or(|share| share.steps < CLIENT_STEPS_MAX);
+        let bounds = &self.0.bounds;
+        while state.reads < bounds.reads && state.parts < bounds.parts {
+            let State {
+                clients, ring, parts, ..
+            } = &mut *state;
+            let is_crowded = *parts >= bounds.parts / 2;
+            let client_parts = if is_crowded { 1 } else { bounds.client_parts };
+            let may = |key: &ClientKey| clients.get(key).is_none_or(|share| share.steps < client_parts);
             let Some((key, sender)) = ring.pop(may) else { break };
             state.reads += 1;
+            state.parts += 1;
             state.clients.entry(key).or_default().steps += 1;
             let step = Step {
                 streams: self.clone(),
@@ -146,6 +161,7 @@ impl Drop for Step {
     fn drop(&mut self) {
         {
             let mut state = self.streams.state();
+            state.parts -= 1;
             if self.reading {
                 state.reads -= 1;
             }
@@ -179,6 +195,15 @@ mod tests {
 
     use super::*;
 
+    fn streams(streams: usize, reads: usize) -> Streams {
+        Streams::new(Bounds {
+            streams,
+            reads,
+            client_parts: 16,
+            parts: 64,
+        })
+    }
+
     fn key(last: u8) -> ClientKey {
         ClientKey::new(IpAddr::from([10, 0, 0, last]))
     }
@@ -204,7 +229,7 @@ mod tests {
 
     #[tokio::test]
     async fn clients_take_turns_however_many_streams_one_has() {
-        let streams = Streams::new(100, 1);
+        let streams = streams(100, 1);
         let order = Arc::new(Mutex::new(Vec::new()));
         let first = streams.enter(key(9)).unwrap();
         let mut held = first.step().await.unwrap();
@@ -230,7 +255,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_goes_away_leaves_nothing() {
-        let streams = Streams::new(2, 1);
+        let streams = streams(2, 1);
         let (one, two) = (streams.enter(key(1)).unwrap(), streams.enter(key(2)).unwrap());
         assert!(streams.enter(key(3)).is_none());
         let held = one.step().await.unwrap();
@@ -250,16 +275,16 @@ mod tests {
         );
         drop((one, three));
         let state = streams.state();
-        assert_eq!((state.streams, state.reads), (0, 0));
+        assert_eq!((state.streams, state.reads, state.parts), (0, 0, 0));
         assert!(state.clients.is_empty(), "{:?}", state.clients);
     }
 
     #[tokio::test]
     async fn a_client_that_takes_nothing_holds_up_itself_alone() {
-        let streams = Streams::new(100, 2);
+        let streams = streams(100, 2);
         let stalled = streams.enter(key(1)).unwrap();
         let mut unsent = Vec::new();
-        for _ in 0..CLIENT_STEPS_MAX {
+        for _ in 0..16 {
             let mut step = stalled.step().await.unwrap();
             step.has_read();
             unsent.push(step);
@@ -281,5 +306,34 @@ mod tests {
                 .await
                 .unwrap(),
         );
+    }
+
+    /// So many that each could have its share only if there were twice as much.
+    #[tokio::test]
+    async fn clients_that_take_nothing_are_bounded_over_all_and_leave_room_for_those_that_have_nothing() {
+        let streams = streams(1000, 100);
+        let mut unsent = Vec::new();
+        for last in 1..=8 {
+            let place = streams.enter(key(last)).unwrap();
+            while let Ok(step) = tokio::time::timeout(Duration::from_millis(20), place.step()).await {
+                let mut step = step.unwrap();
+                step.has_read();
+                unsent.push(step);
+            }
+        }
+        // Two with all that a client may have; then one for each.
+        assert_eq!(unsent.len(), 32 + 6);
+        for last in 9..=34 {
+            let place = streams.enter(key(last)).unwrap();
+            let step = tokio::time::timeout(Duration::from_secs(60), place.step()).await;
+            unsent.push(step.unwrap().unwrap());
+        }
+        assert_eq!(unsent.len(), 64);
+        let late = streams.enter(key(99)).unwrap();
+        let waits = tokio::time::timeout(Duration::from_millis(20), late.step()).await;
+        assert!(waits.is_err(), "there is no more room");
+        unsent.pop();
+        let step = tokio::time::timeout(Duration::from_secs(60), late.step()).await;
+        assert!(step.unwrap().is_some());
     }
 }

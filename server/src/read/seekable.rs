@@ -1,18 +1,17 @@
 //! The seekable blob of a layer: chunk frames in table order, as one virtual file. And chunks by digest.
 //!
-//! In: a layer digest and byte ranges of its seekable blob, or chunk digests. Out: streams of frames from the packs.
+//! In: a layer digest and byte ranges of its seekable blob, or chunk digests. Out: frames from the packs, a part at a time.
 //! Invariant: every frame was checked against its pack record, and its length against the layer's table, before a byte of
-//! it leaves; a chunk that is not there any more ends the stream with an error and sends its layer back to conversion,
-//! so a client never takes a gap for the end.
-//! Not here: HTTP (`http/headstart.rs`), packs (`store`). This is a border between async and the synchronous store: each
-//! step of a stream is one short blocking task, so a slow client holds no thread.
+//! it leaves; a chunk that is not there any more is an error and sends its layer back to conversion. A part is no more than
+//! [`PART_BYTES`], or one frame. However many ask for a layer at once, its TOC is read and decoded once.
+//! Not here: HTTP, and who reads when (`http/parts.rs`), packs (`store`). All of this blocks, for a moment: each part is a
+//! short blocking task, so a slow client holds no thread.
 
 use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, stream};
 use headstart_layer_format::{
-    BlobDigest, BlobOffset, BlobRange, ChunkDigest, Toc,
+    BlobDigest, BlobOffset, BlobRange, ChunkDigest, Toc, TocDigest,
     api::TocSummary,
     chunk_stream::{ChunkHeader, ChunkStatus},
     toc::ChunkTable,
@@ -25,11 +24,11 @@ use crate::store::{LayerHold, LayerRecord, Store, StoreError};
 const TABLES_SIZE_MAX: u64 = 64 << 20;
 /// Memory of one chunk in a table: entry and two running sums.
 const CHUNK_MEMORY: u32 = 56;
-/// Frames read in one blocking task: about 1 MiB of the usual 64-256 KiB frames, so that the hop between threads is
-/// small beside the read.
-const FRAMES_A_STEP: u32 = 8;
-/// Steps in flight per stream: one being sent, one being read.
-const STEPS_AHEAD: usize = 2;
+/// Read in one blocking task, so that the hop between threads is small beside the read; at least one frame, and at most
+/// [`FRAMES_MAX`].
+pub const PART_BYTES: u64 = 1 << 20;
+/// Frames may be of a few bytes.
+const FRAMES_MAX: usize = 64;
 
 /// Why a stream of frames ended early.
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +41,21 @@ pub enum SeekError {
     Cancelled,
 }
 
+/// Why there is no table.
+#[derive(Debug, thiserror::Error)]
+enum NoTable {
+    #[error("the layer is not ready any more")]
+    NotReady,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// Readers of every converted layer.
 #[derive(Clone, Debug)]
 pub struct Seekable {
     store: Store,
-    tables: Cache<BlobDigest, Arc<LayerData>>,
+    /// By TOC: a layer that is converted again may get another.
+    tables: Cache<TocDigest, Arc<LayerData>>,
 }
 
 /// One digest in `POST chunks`.
@@ -69,7 +78,7 @@ pub struct LayerData {
 #[derive(Clone, Debug)]
 pub struct Opened {
     data: Arc<LayerData>,
-    hold: Arc<LayerHold>,
+    _hold: Arc<LayerHold>,
 }
 
 impl std::ops::Deref for Opened {
@@ -92,68 +101,60 @@ impl Seekable {
     /// The layer's blob; `None` when it is not ready. Blocks for a read of the TOC when the table is not cached.
     pub fn open(&self, layer: &BlobDigest) -> Result<Option<Opened>, StoreError> {
         if !matches!(self.store.layer(layer)?, Some(LayerRecord::Ready { .. })) {
-            self.tables.invalidate(layer);
             return Ok(None);
         }
         // Before the look that counts, so that an eviction either sees the hold or is seen.
         let Some(hold) = self.store.hold_layer(layer) else {
             return Ok(None);
         };
-        let hold = Arc::new(hold);
-        Ok(self.data(layer)?.map(|data| Opened { data, hold }))
+        let _hold = Arc::new(hold);
+        Ok(self.data(layer)?.map(|data| Opened { data, _hold }))
     }
 
     fn data(&self, layer: &BlobDigest) -> Result<Option<Arc<LayerData>>, StoreError> {
         // The record is asked every time: a layer that went back to unconverted must not be served from the cache.
         let Some(LayerRecord::Ready { toc: summary, .. }) = self.store.layer(layer)? else {
-            self.tables.invalidate(layer);
             return Ok(None);
         };
-        if let Some(known) = self.tables.get(layer).filter(|d| d.summary.digest == summary.digest) {
-            return Ok(Some(known));
+        // Those who come meanwhile wait for the first.
+        match self
+            .tables
+            .try_get_with(summary.digest, || self.read_table(layer, &summary.digest))
+        {
+            // A TOC names its layer.
+            Ok(data) => Ok((data.layer == *layer).then_some(data)),
+            Err(error) => match &*error {
+                NoTable::NotReady => Ok(None),
+                NoTable::Store(error) => Err(StoreError::Io {
+                    what: "read a TOC",
+                    source: std::io::Error::other(error.to_string()),
+                }),
+            },
         }
-        let Some((summary, encoded)) = self.store.toc(layer)? else {
-            return Ok(None);
-        };
+    }
+
+    fn read_table(&self, layer: &BlobDigest, digest: &TocDigest) -> Result<Arc<LayerData>, NoTable> {
+        let read = self.store.toc(layer)?;
+        // Or it was converted again since.
+        let read = read.filter(|(summary, _)| summary.digest == *digest);
+        let (summary, encoded) = read.ok_or(NoTable::NotReady)?;
         let toc = match Toc::decode(&encoded) {
             Ok(toc) => toc,
             Err(error) => {
                 self.store
                     .unconvert_layer(layer, &format!("its TOC does not decode: {error}"))?;
-                return Ok(None);
+                return Err(NoTable::NotReady);
             }
         };
-        let data = Arc::new(LayerData {
-            layer: *layer,
-            summary,
-            table: toc.chunks().clone(),
-        });
-        self.tables.insert(*layer, data.clone());
-        Ok(Some(data))
+        Ok(Arc::new(LayerData::of(&toc, summary)))
     }
 
-    /// Bytes `range` of the seekable blob, within its size.
-    pub fn stream(
-        &self,
-        opened: &Opened,
-        range: Range<u64>,
-    ) -> impl Stream<Item = Result<Bytes, SeekError>> + Send + 'static + use<> {
-        let chunks = opened.table.covering_frames(BlobRange {
-            start: BlobOffset(range.start),
-            len: range.end.saturating_sub(range.start),
-        });
-        let (store, opened) = (self.store.clone(), opened.clone());
-        let steps = chunks.clone().step_by(FRAMES_A_STEP as usize).map(move |first| {
-            let step = first..first.saturating_add(FRAMES_A_STEP).min(chunks.end);
-            let (store, data, range) = (store.clone(), opened.data.clone(), range.clone());
-            let hold = opened.hold.clone();
-            blocking(move || {
-                let frames = data.frames(&store, step, &range);
-                drop(hold);
-                frames
-            })
-        });
-        flatten(steps)
+    /// The next frames of bytes `range` of the seekable blob, cut to it, from the chunk `first` on; and the chunk that
+    /// follows. Blocks.
+    pub fn part(&self, opened: &Opened, range: &Range<u64>, first: u32) -> Result<(Vec<Bytes>, u32), SeekError> {
+        let chunks = opened.part(range, first);
+        let next = chunks.end;
+        Ok((opened.frames(&self.store, chunks, range)?, next))
     }
 
     /// Counts as a use of the layers that are ready, and keeps them until dropped.
@@ -185,24 +186,19 @@ impl Seekable {
         Ok(wanted.collect())
     }
 
-    /// A part of a framed answer, for streams that take turns. Blocks.
-    pub fn framed(&self, wanted: &[Wanted]) -> Result<Vec<Bytes>, SeekError> {
-        framed(&self.store, wanted)
-    }
-
-    /// The framed answer to `POST chunks`, in the order asked.
-    pub fn chunks(
-        &self,
-        digests: Vec<Wanted>,
-    ) -> impl Stream<Item = Result<Bytes, SeekError>> + Send + 'static + use<> {
-        let store = self.store.clone();
-        let digests: Arc<[Wanted]> = digests.into();
-        let steps = (0..digests.len()).step_by(FRAMES_A_STEP as usize).map(move |first| {
-            let (store, digests) = (store.clone(), digests.clone());
-            let step = first..(first + FRAMES_A_STEP as usize).min(digests.len());
-            blocking(move || framed(&store, &digests[step]))
-        });
-        flatten(steps)
+    /// The beginning of the framed answer to `POST chunks`, in the order asked, and how many it is of. Blocks.
+    pub fn framed(&self, wanted: &[Wanted]) -> Result<(Vec<Bytes>, usize), SeekError> {
+        let (mut bytes, mut count) = (0, 0);
+        for wanted in wanted.iter().take(FRAMES_MAX) {
+            if let Wanted::Chunk(digest) = wanted {
+                bytes += u64::from(self.store.chunk_frame_len(digest)?.unwrap_or_default());
+            }
+            if count > 0 && bytes > PART_BYTES {
+                break;
+            }
+            count += 1;
+        }
+        Ok((framed(&self.store, &wanted[..count])?, count))
     }
 }
 
@@ -229,6 +225,30 @@ impl LayerData {
 
     pub fn table(&self) -> &ChunkTable {
         &self.table
+    }
+
+    /// The chunks that bytes `range` of the blob are in.
+    pub fn covering(&self, range: &Range<u64>) -> Range<u32> {
+        self.table.covering_frames(BlobRange {
+            start: BlobOffset(range.start),
+            len: range.end.saturating_sub(range.start),
+        })
+    }
+
+    /// Those of one part.
+    fn part(&self, range: &Range<u64>, first: u32) -> Range<u32> {
+        let (mut bytes, mut end) = (0, first);
+        for chunk in (first..self.covering(range).end)
+            .take(FRAMES_MAX)
+            .map_while(|i| self.table.chunk(i))
+        {
+            bytes += chunk.frame.len;
+            if end > first && bytes > PART_BYTES {
+                break;
+            }
+            end += 1;
+        }
+        first..end
     }
 
     /// Frames of `chunks`, cut to `range`.
@@ -279,25 +299,5 @@ fn framed(store: &Store, wanted: &[Wanted]) -> Result<Vec<Bytes>, SeekError> {
     Ok(out)
 }
 
-async fn blocking(
-    work: impl FnOnce() -> Result<Vec<Bytes>, SeekError> + Send + 'static,
-) -> Result<Vec<Bytes>, SeekError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or(Err(SeekError::Cancelled))
-}
-
-/// Steps in order, a few ahead; the first error is the last item.
-fn flatten<F>(
-    steps: impl Iterator<Item = F> + Send + 'static,
-) -> impl Stream<Item = Result<Bytes, SeekError>> + Send + 'static
-where
-    F: Future<Output = Result<Vec<Bytes>, SeekError>> + Send + 'static,
-{
-    stream::iter(steps).buffered(STEPS_AHEAD).flat_map(|step| {
-        stream::iter(match step {
-            Ok(frames) => frames.into_iter().map(Ok).collect(),
-            Err(error) => vec![Err(error)],
-        })
-    })
-}
+#[cfg(test)]
+mod tests;

@@ -21,13 +21,14 @@ use headstart_layer_format::{
 use http::{HeaderValue, StatusCode, header};
 use serde::Deserialize;
 
-use super::{blocking, limited_body};
+use super::{Answers, blocking, limited_body};
 use crate::{
     access::{AccessError, Client, Named},
     app::App,
     http::{
         clients::ClientKey,
         error::{ApiError, Asked, OciCode},
+        parts::parts,
         profile,
         streams::Streams,
     },
@@ -52,6 +53,7 @@ pub(super) async fn chunks(
     State(app): State<App>,
     Extension(client): Extension<Client>,
     Extension(streams): Extension<Streams>,
+    Extension(answers): Extension<Answers>,
     Extension(key): Extension<ClientKey>,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -78,8 +80,14 @@ pub(super) async fn chunks(
         return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
     let (wanted, held) = readable(&app, &client, request).await?;
-    let metrics = app.metrics.clone();
-    let stream = app.seekable.chunks(wanted).inspect(move |part| {
+    let place = answers.enter(key)?;
+    let (metrics, seekable) = (app.metrics.clone(), app.seekable.clone());
+    let count = wanted.len();
+    let read = move |at: usize| {
+        let (frames, taken) = seekable.framed(&wanted[at..])?;
+        Ok((frames, at + taken))
+    };
+    let stream = parts(place, 0..count, read).inspect(move |part| {
         // Until the stream ends, their chunks do not go.
         let _held = &held;
         if let Ok(part) = part {

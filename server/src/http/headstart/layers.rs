@@ -20,7 +20,7 @@ use headstart_layer_format::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
-    Details, RETRY_AFTER_SECS, blocking, busy, digest, json,
+    Answers, Details, RETRY_AFTER_SECS, blocking, busy, digest, json,
     json_view::{json_view, wants_json},
 };
 use crate::{
@@ -28,8 +28,10 @@ use crate::{
     app::App,
     http::{
         body::{Representation, ranged_response},
+        clients::ClientKey,
         error::{ApiError, OciCode},
         generated::Generated,
+        parts::parts,
     },
     metrics::route,
 };
@@ -98,6 +100,7 @@ pub(super) async fn toc(
 pub(super) async fn data(
     State(app): State<App>,
     Extension(client): Extension<Client>,
+    (Extension(answers), Extension(key)): (Extension<Answers>, Extension<ClientKey>),
     method: Method,
     headers: HeaderMap,
     Path(layer): Path<String>,
@@ -119,8 +122,15 @@ pub(super) async fn data(
         route: route::DATA,
     };
     let seekable = app.seekable.clone();
+    let place = answers.enter(key)?;
     Ok(ranged_response(&method, &headers, rep, &app.metrics, move |range| {
-        seekable.stream(&opened, range)
+        let (seekable, opened) = (seekable.clone(), opened.clone());
+        let chunks = opened.covering(&range);
+        let read = move |at: usize| {
+            let (frames, next) = seekable.part(&opened, &range, at as u32)?;
+            Ok((frames, next as usize))
+        };
+        parts(place.clone(), chunks.start as usize..chunks.end as usize, read)
     }))
 }
 
