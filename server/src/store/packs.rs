@@ -2,7 +2,8 @@
 //!
 //! In: records. Out: locations, payloads. Invariant: index rows for chunks and TOCs are written only after the pack was
 //! synced ([`Packs::commit`]), and in one batch with the pack's progress, so a crash never leaves a row without its
-//! bytes, and an opening replays exactly what has no rows. A pack is sealed when a higher number exists.
+//! bytes, and an opening replays exactly what has no rows. A pack is sealed when a higher number exists. Readers never wait
+//! for whoever writes, who may be sealing a pack: what they need of the one being written is in [`Fresh`].
 //! Here is the writing half: appending, rolling, committing. Reading is in [`reading`], moving and deleting in [`moving`], a
 //! pack whose sync failed in [`salvage`].
 //! Not here: the meaning of facts and layer states ([`super`], [`super::layers`]); what is moved or deleted, and when
@@ -17,7 +18,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use headstart_layer_format::{BlobDigest, ChunkDigest, TocDigest};
 
@@ -48,6 +49,8 @@ pub struct Packs {
     dir: PathBuf,
     pack_size_max: u64,
     writer: Mutex<Writer>,
+    /// Changed with the writer's lock held, for a moment.
+    fresh: RwLock<Fresh>,
     /// Held for a whole commit, so that batches reach the index in log order.
     committing: Mutex<()>,
     /// Open ones. The file of a deleted pack must be closed at once, or its space is not free.
@@ -58,13 +61,20 @@ pub struct Packs {
     bytes: AtomicU64,
 }
 
+/// What is not in the index, or not in the list of sealed packs.
+#[derive(Debug)]
+struct Fresh {
+    pack: Arc<Pack>,
+    /// Appended, not committed.
+    chunks: HashMap<ChunkDigest, Location>,
+}
+
 #[derive(Debug)]
 struct Writer {
     pack: Arc<Pack>,
     end: u64,
     /// Appended, not committed.
     rows: Vec<Row>,
-    chunks: HashMap<ChunkDigest, Location>,
     bytes: u64,
     /// Synced packs that were rolled since the last commit, with their ends.
     rolled: Vec<(PackId, u64)>,
@@ -113,15 +123,15 @@ impl Packs {
         end: u64,
         sealed: BTreeMap<PackId, u64>,
     ) -> Self {
+        let current = Arc::new(current);
         Self {
             disk,
             dir: dir.to_owned(),
             pack_size_max,
             writer: Mutex::new(Writer {
-                pack: Arc::new(current),
+                pack: Arc::clone(&current),
                 end,
                 rows: Vec::new(),
-                chunks: HashMap::new(),
                 bytes: 0,
                 rolled: Vec::new(),
                 dirty: false,
@@ -131,6 +141,10 @@ impl Packs {
                 synced: end,
                 given: end,
                 suspects: Vec::new(),
+            }),
+            fresh: RwLock::new(Fresh {
+                pack: current,
+                chunks: HashMap::new(),
             }),
             committing: Mutex::new(()),
             sealed: Hot::new(OPEN_PACKS_MAX),
@@ -142,6 +156,15 @@ impl Packs {
     /// A panic elsewhere cannot leave the writer half-changed: `end` moves last.
     fn writer(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whole changes only.
+    fn fresh(&self) -> RwLockReadGuard<'_, Fresh> {
+        self.fresh.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fresh_mut(&self) -> RwLockWriteGuard<'_, Fresh> {
+        self.fresh.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Taken before the writer's lock.
@@ -192,6 +215,7 @@ impl Packs {
         self.sealed
             .keep(self.sealed.ticket(), w.pack.id, Arc::clone(&w.pack), 1);
         w.pack = Arc::new(next);
+        self.fresh_mut().pack = Arc::clone(&w.pack);
         w.end = PACK_HEADER_LEN;
         w.synced = PACK_HEADER_LEN;
         w.given = PACK_HEADER_LEN;
@@ -281,18 +305,14 @@ impl Packs {
         frame: &[u8],
     ) -> Result<(Location, bool), StoreError> {
         let mut w = self.writer();
-        let known = match w.chunks.get(digest) {
-            Some(at) => Some(*at),
-            None => index.chunk(digest)?,
-        };
-        if let Some(at) = known {
+        if let Some(at) = self.chunk(index, digest)? {
             return Ok((at, false));
         }
         let at = self
             .append(&mut w, RecordKind::Chunk, digest.as_bytes(), raw_len, frame)
             .map_err(StoreError::io("write a chunk"))?;
         w.rows.push(Row::Chunk(*digest, at));
-        w.chunks.insert(*digest, at);
+        self.fresh_mut().chunks.insert(*digest, at);
         let full = w.bytes >= UNCOMMITTED_BYTES_MAX || w.rows.len() >= UNCOMMITTED_ROWS_MAX;
         let ahead = w.ahead();
         drop(w);
@@ -345,10 +365,12 @@ impl Packs {
 
     /// Where a chunk is, committed or not.
     pub fn chunk(&self, index: &Index, digest: &ChunkDigest) -> Result<Option<Location>, StoreError> {
-        if let Some(at) = self.writer().chunks.get(digest) {
-            return Ok(Some(*at));
+        let fresh = self.fresh().chunks.get(digest).copied();
+        match fresh {
+            Some(at) => Ok(Some(at)),
+            // It is there before it is fresh no more.
+            None => Ok(index.chunk(digest)?),
         }
-        Ok(index.chunk(digest)?)
     }
 
     /// Syncs what was appended so far, then indexes it. Afterwards it survives anything.
@@ -379,11 +401,12 @@ impl Packs {
             w.synced = end;
         }
         if outcome.is_ok() {
+            let mut fresh = self.fresh_mut();
             for row in &rows {
                 if let Row::Chunk(digest, at) = row
-                    && w.chunks.get(digest) == Some(at)
+                    && fresh.chunks.get(digest) == Some(at)
                 {
-                    w.chunks.remove(digest);
+                    fresh.chunks.remove(digest);
                 }
             }
         } else {
@@ -482,5 +505,70 @@ mod tests {
             }
         }
         assert_eq!((gives, syncs), (4, 1));
+    }
+
+    /// Holds up the sync of a pack that is being sealed.
+    #[derive(Debug)]
+    struct Slow {
+        armed: std::sync::atomic::AtomicBool,
+        syncs: Mutex<std::sync::mpsc::Sender<()>>,
+        go_on: Mutex<std::sync::mpsc::Receiver<()>>,
+    }
+
+    impl Witness for Slow {
+        fn about_to(&self, op: Op<'_>) -> io::Result<()> {
+            if matches!(op, Op::Sync(_)) && self.armed.swap(false, Ordering::SeqCst) {
+                self.syncs.lock().unwrap().send(()).unwrap();
+                let _ = self.go_on.lock().unwrap().recv();
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn readers_pass_while_a_pack_is_sealed() {
+        const WAIT: std::time::Duration = std::time::Duration::from_secs(60);
+        let dir = tempfile::tempdir().unwrap();
+        let (syncs, is_syncing) = std::sync::mpsc::channel();
+        let (let_on, go_on) = std::sync::mpsc::channel();
+        let slow = Arc::new(Slow {
+            armed: false.into(),
+            syncs: Mutex::new(syncs),
+            go_on: Mutex::new(go_on),
+        });
+        let disk = Disk::with(slow.clone());
+        let index = Index::fresh(dir.path()).unwrap().unwrap();
+        let pack = Pack::create(&disk, dir.path(), PackId(1)).unwrap();
+        let packs = Packs::new(disk, dir.path(), 64 << 10, pack, PACK_HEADER_LEN, BTreeMap::new());
+        let frames: Vec<_> = (0..3u8).map(|n| vec![n; 30 << 10]).collect();
+        let put = |frame: &Vec<u8>| {
+            packs
+                .append_chunk(&index, &ChunkDigest::of(frame), 30 << 10, frame)
+                .unwrap()
+        };
+        put(&frames[0]);
+        packs.commit(&index).unwrap();
+        put(&frames[1]);
+        slow.armed.store(true, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            let rolls = scope.spawn(|| put(&frames[2]));
+            is_syncing.recv_timeout(WAIT).unwrap();
+            // One that is in the index, and one that is not.
+            let (read, reads) = std::sync::mpsc::channel();
+            let (packs, index, frames) = (&packs, &index, &frames);
+            scope.spawn(move || {
+                for frame in &frames[..2] {
+                    let digest = ChunkDigest::of(frame);
+                    let at = packs.chunk(index, &digest).unwrap().unwrap();
+                    let payload = packs.read(at, RecordKind::Chunk, digest.as_bytes()).unwrap();
+                    read.send(payload.is_some_and(|payload| payload == *frame)).unwrap();
+                }
+            });
+            let whole = [reads.recv_timeout(WAIT), reads.recv_timeout(WAIT)];
+            drop(let_on);
+            assert_eq!(whole, [Ok(true), Ok(true)]);
+            let (at, new) = rolls.join().unwrap();
+            assert!(new && at.pack == PackId(2));
+        });
     }
 }

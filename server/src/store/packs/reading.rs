@@ -21,7 +21,7 @@ const LOOKUPS_MAX: usize = 3;
 impl Packs {
     /// An open pack; `None`: it has no valid header.
     pub fn pack(&self, id: PackId) -> io::Result<Option<Arc<Pack>>> {
-        let current = Arc::clone(&self.writer().pack);
+        let current = Arc::clone(&self.fresh().pack);
         if current.id == id {
             return Ok(Some(current));
         }

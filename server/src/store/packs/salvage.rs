@@ -69,7 +69,7 @@ impl Packs {
         w.rows.retain_mut(|row| match row {
             Row::Chunk(_, at) | Row::Toc(_, at) | Row::Layer(_, _, at) => moves(at),
         });
-        w.chunks.retain(|_, at| moves(at));
+        self.fresh_mut().chunks.retain(|_, at| moves(at));
         w.rolled
             .iter_mut()
             .filter(|(id, _)| *id == pack.id)
