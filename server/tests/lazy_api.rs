@@ -226,6 +226,33 @@ async fn a_served_manifest_makes_its_layers_seekable() {
     server.stop().await;
 }
 
+/// As older builders push it: Docker's media types, and gzip.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_docker_schema_2_image_with_gzip_layers_is_converted() {
+    let layers = (0..3).map(|seed| {
+        let mut layer = LayerBuilder::new(Dialect::Gnu);
+        layer.dir("usr", Meta::mode(0o755));
+        layer.file("usr/file", Meta::mode(0o644), Rng::new(seed).bytes(300_000));
+        layer.file("usr/text", Meta::mode(0o600), Rng::new(seed).text(90_000));
+        layer.finish(Compression::Gzip)
+    });
+    let image = SyntheticImage::new(Flavor::Docker, layers.collect());
+    let manifest = "application/vnd.docker.distribution.manifest.v2+json";
+    assert_eq!(image.manifest_media_type, manifest);
+    assert_eq!(
+        image.layers[0].media_type,
+        "application/vnd.docker.image.rootfs.diff.tar.gzip"
+    );
+    let origin = Origin::with_image(REPOSITORY, "latest", &image);
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path(), &origin).await;
+    let answer = get(format!("{}/v2/{REPOSITORY}/manifests/latest", server.url)).await;
+    assert_eq!(answer.headers()["content-type"], manifest);
+    assert_eq!(answer.bytes().await.unwrap(), image.manifest);
+    assert_whole(&server.url, &image).await;
+    server.stop().await;
+}
+
 /// An image whose config claims a DiffID that is not the layer's: refused for that image, ready for the honest one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lying_config_refuses_the_layer_for_its_own_image_only() {

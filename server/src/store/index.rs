@@ -6,6 +6,8 @@
 //! Not here: what rows say, by kind ([`rows`], [`batch`]); what is written to packs, and when ([`super::packs`]).
 
 mod batch;
+#[cfg(test)]
+mod doubt;
 mod rows;
 
 use std::collections::HashSet;
