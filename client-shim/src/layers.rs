@@ -28,7 +28,7 @@ use crate::fetch::servers::{Servers, TocAnswer};
 use crate::memory;
 use crate::presentation::{self, Presentation, PresentationError, Surroundings, implied};
 use crate::profile::ImagePrefetch;
-use crate::survival::Keeper;
+use crate::survival::{Keeper, Progress};
 use crate::telemetry::{self, Cause, number, within};
 use crate::upkeep::{self, InUse};
 

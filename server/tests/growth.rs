@@ -106,6 +106,7 @@ fn learn(store: &Store, originals: &Originals, n: u64) {
         size: 720,
         members: layers.iter().map(|layer| layer.digest).chain([config]).collect(),
         image: Some(ImageFact { config, layers }),
+        foreign: Vec::new(),
     };
     store.record_manifest(&fact).unwrap();
     let diff_ids = [n / 100 * 100, n].map(|n| DiffId::of(name(n).as_bytes())).to_vec();

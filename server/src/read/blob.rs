@@ -18,8 +18,15 @@ use futures_util::{Stream, stream};
 use rustix::io::ReadWriteFlags;
 
 use super::{
-    blocking::blocking, errand::Errand, error::ReadError, fetch::Boarded, flight::Flight, passage::Passage,
-    patience::Patience, turns::FetchTurn,
+    blocking::blocking,
+    errand::Errand,
+    error::ReadError,
+    fetch::Boarded,
+    flight::{Flight, HOLD_BACK},
+    passage::Passage,
+    patience::Patience,
+    recheck::Verdict,
+    turns::FetchTurn,
 };
 use crate::store::opened::Opened;
 
@@ -95,7 +102,7 @@ impl Blob {
     /// Waits until all of it is here, verified, or will not come.
     pub async fn arrived(&self) -> Result<(), ReadError> {
         match &self.place {
-            Place::Disk(_) => Ok(()),
+            Place::Disk(_) | Place::Doubted { .. } => Ok(()),
             Place::Upstream { .. } => Err(ReadError::Incomplete),
             Place::Flight { seat, .. } => {
                 let flight = &seat.fetch().flight;
@@ -231,7 +238,8 @@ impl Read for BlockingReader {
             return Ok(0);
         }
         let (file, readable) = match &self.place {
-            Place::Disk(opened) => (opened.file(), self.range.end),
+            // Who reads all of it on a thread compares it with the digest.
+            Place::Disk(opened) | Place::Doubted { opened, .. } => (opened.file(), self.range.end),
             Place::Flight { seat, .. } => {
                 let flight = &seat.fetch().flight;
                 (flight.file(), followed(flight, &self.range, &mut self.patience)?)

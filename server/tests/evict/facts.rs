@@ -189,6 +189,7 @@ fn image(n: u32, shared: BlobDigest) -> (ManifestFact, TagFact, ConfigFact) {
         media_type: "application/vnd.oci.image.manifest.v1+json".into(),
         size: 1234,
         members: vec![config, shared, own],
+        foreign: Vec::new(),
         image: Some(ImageFact {
             config,
             layers: vec![layer(shared), layer(own)],

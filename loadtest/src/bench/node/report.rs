@@ -128,13 +128,13 @@ impl Report {
             }
         }
         out.push_str(&format!("{table}\n\n"));
-        let mut table = plain_table(&["the shim", "shown by", "layers", "RSS MiB", "idle CPU %", "ms a layer"]);
+        let mut table = plain_table(&["daemon", "", "layers", "RSS MiB", "idle CPU %", "ms a layer"]);
         for memory in &self.memory {
             table.add_row([
-                memory.what.clone(),
-                memory.shown_by.to_owned(),
+                memory.who.to_owned(),
+                memory.what.to_owned(),
                 memory.layers.to_string(),
-                number(memory.rss_bytes as f64 / f64::from(1 << 20)),
+                number(mib(memory.rss_bytes)),
                 number(memory.idle_cpu_percent),
                 memory.mount_ms.map_or("-".to_owned(), number),
             ]);
