@@ -13,6 +13,7 @@ use headstart_shim::app;
 use headstart_shim::cli;
 use headstart_shim::config::{Config, ConfigError, LogConfig, LogFormat};
 use headstart_shim::fetch::servers::{FetchError, Servers};
+use headstart_shim::memory;
 use headstart_shim::survival::{self, ServiceManager};
 use headstart_shim::telemetry::{self, TelemetryError, Traces};
 use tokio::signal::unix::{SignalKind, signal};
@@ -105,6 +106,7 @@ fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainEr
         Servers::new(&config.servers, &config.fetch)?;
         return Ok(());
     }
+    memory::settle();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
