@@ -5,7 +5,7 @@
 //!
 //! Trees of layers are a million small allocations; glibc keeps what was freed between others for good, unless it is told
 //! (malloc_trim(3)). What is free at the end of an arena it gives back from the first arena alone, and threads get others:
-//! there 10 MB stayed of each tree that was read. Other allocators do it by themselves.
+//! there some 10 MB stayed of trees that had been read. Other allocators do it by themselves.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 

@@ -1,8 +1,8 @@
 //! The tree of the mount: `layers/<slot>/...` and, not listed, `data/<slot>`; not tied to any binding.
 //!
 //! In: layers added and removed, and questions about nodes. Out: attributes, names, link targets, attributes values, and
-//! plans of reads. Invariant: answers depend only on the layers' TOCs; nothing here waits for the
-//! network; of the disk, for a few blocks, or where a layer's tree must be made first, for its TOC.
+//! plans of reads. Invariant: answers depend only on the layers' TOCs; nothing here waits for the network. It waits for the
+//! disk: for a few blocks, most of them in the page cache, and for a layer's TOC where its tree must be made first.
 //! Not here: the kernel protocol (`fuse/kernel.rs`), bytes of files (`fuse/read_plan.rs`).
 
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Writing a tree file.
 //!
 //! In: a TOC. Out: its tree in blocks. Invariant: equal TOCs make equal files; the header is written last, so what was not
-//! written to its end is no tree. Memory: 16 bytes an inode, and what one inode has in the heap.
+//! written to its end is no tree. Memory: 8 bytes an inode, and what one inode has in the heap.
 //! Not here: names of files, and when they are written (`TreeFile::make`).
 
 use std::fs::File;
