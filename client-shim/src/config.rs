@@ -284,6 +284,8 @@ mod tests {
             "[metrics]\nlisten = 'unix:relative'",
             "[metrics]\nport = 1",
             "[telemetry]\notlp_endpoint = 'collector:4318'",
+            "[telemetry]\notlp_endpoint = 'http://collector:4318x'",
+            "[telemetry]\notlp_endpoint = 'http://'",
             "[telemetry]\notlp_endpoint = 'http://me:hunter2@c:4318'",
             "[telemetry]\notlp_endpoint = 'http://c:4318?key=hunter2'",
             "[telemetry]\ntrace_ratio = 1.1",

@@ -112,8 +112,15 @@ fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainEr
         .build()
         .map_err(MainError::Runtime)?;
     runtime.block_on(async {
-        let traces = Traces::start(&config.telemetry)?;
+        // Without spans all goes on: readers of a predecessor's mount wait for this process.
+        let (traces, untraced) = match Traces::start(&config.telemetry) {
+            Ok(traces) => (traces, None),
+            Err(error) => (None, Some(error)),
+        };
         start_logging(&config.log, traces.as_ref())?;
+        if let Some(error) = untraced {
+            tracing::error!(%error, "no-traces");
+        }
         let stop = CancellationToken::new();
         stop_on_signals(stop.clone()).map_err(MainError::Signals)?;
         let told = stop.clone();

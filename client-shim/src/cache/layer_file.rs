@@ -105,6 +105,8 @@ impl LayerFile {
                 }
                 // Another file, and not this one emptied: somebody may have it mounted, and all of it may be right.
                 std::fs::remove_file(dir.join(DATA))?;
+                // That one is what the kernel has, not the next.
+                marks::forget_lent(dir)?;
                 data = open_data(dir)?;
                 data.set_len(data_size)?;
                 ChunkBitmap::new(len)

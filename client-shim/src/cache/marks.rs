@@ -45,6 +45,14 @@ pub(super) fn lend(dir: &Path) -> io::Result<()> {
     std::fs::write(dir.join(LENT), read(Path::new(BOOT_ID)).unwrap_or_default())
 }
 
+/// The data file is another from now on.
+pub(super) fn forget_lent(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_file(dir.join(LENT)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Mounts outlive the process that made them, but no boot.
 pub(super) fn is_lent(dir: &Path) -> bool {
     let lent = read(&dir.join(LENT));

@@ -49,9 +49,12 @@ impl Default for TelemetryConfig {
 impl TelemetryConfig {
     /// What types cannot say: the key, and what it must be.
     pub(crate) fn check(&self) -> Result<(), (&'static str, &'static str)> {
-        let endpoint = self.otlp_endpoint.as_deref().unwrap_or("http://");
+        let endpoint = self.otlp_endpoint.as_deref().unwrap_or("http://nobody");
         if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
             return Err(("telemetry.otlp_endpoint", "must begin with http:// or https://"));
+        }
+        if reqwest::Url::parse(endpoint).is_err() {
+            return Err(("telemetry.otlp_endpoint", "must be a URL with a host"));
         }
         let authority = endpoint.split("://").nth(1).and_then(|rest| rest.split('/').next());
         if authority.is_some_and(|authority| authority.contains('@')) || endpoint.contains(['?', '#']) {

@@ -8,8 +8,6 @@ const PRESENTATION: PresentationChoice = PresentationChoice::Fuse;
 #[path = "../lazy/cache.rs"]
 mod cache;
 mod damage;
-#[path = "../lazy/explore.rs"]
-mod explore;
 #[path = "../lazy/faults.rs"]
 mod faults;
 #[path = "../lazy/layers.rs"]

@@ -32,10 +32,13 @@ pub fn parts(
         // A task, so that whoever has a turn reads at once, and gives it back, also while its client takes nothing.
         let task = async move {
             let mut step = place.step().await.ok_or(SeekError::Cancelled)?;
-            let part = tokio::task::spawn_blocking(move || read(at)).await;
-            step.has_read();
-            let (frames, next) = part.unwrap_or(Err(SeekError::Cancelled))?;
-            Ok((frames, next, step))
+            // With the step: what was begun counts until it has ended, also if nobody waits for it any more.
+            let part = tokio::task::spawn_blocking(move || {
+                let part = read(at);
+                step.has_read();
+                part.map(|(frames, next)| (frames, next, step))
+            });
+            part.await.unwrap_or(Err(SeekError::Cancelled))
         };
         (at < whole.end).then(|| AbortOnDropHandle::new(tokio::spawn(task)))
     };

@@ -322,7 +322,13 @@ impl Blobs {
         }
         let verdict = self.yard().rechecks.of(self.yard(), digest, &opened);
         match timeout(RECHECK_WAIT, verdict.clone().right()).await {
-            Ok(Ok(())) => Ok(Some((Place::Disk(opened), member))),
+            Ok(Ok(())) => {
+                // Once more, to be kept open.
+                let (yard, wanted) = (self.yard().clone(), *digest);
+                let again = blocking(move || Ok(yard.originals.open_file(&wanted)?)).await?;
+                let again = again.filter(|again| self.yard().originals.is_intact(digest, again));
+                Ok(Some((Place::Disk(again.unwrap_or(opened)), member)))
+            }
             Ok(Err(ReadError::DigestMismatch)) => Ok(None),
             Ok(Err(error)) => Err(error),
             Err(_) => Ok(Some((Place::Doubted { opened, verdict }, member))),

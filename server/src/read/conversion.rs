@@ -292,7 +292,8 @@ impl State {
 
     /// Whether a thread could do something else.
     fn is_thread_wanted(&self) -> bool {
-        !self.waiting.is_empty() || !self.short.is_empty()
+        let is_any = !self.waiting.is_empty() || !self.short.is_empty();
+        is_any && self.aside.len() < aside::ASIDE_MAX
     }
 
     fn is_any_running(&self) -> bool {

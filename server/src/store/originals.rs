@@ -186,6 +186,10 @@ impl Originals {
 
     /// As [`Originals::get`]; the file stays open for those who come next, if it is known to be intact.
     pub fn open_file(&self, digest: &BlobDigest) -> io::Result<Option<Arc<Opened>>> {
+        if self.0.open.get(digest).is_some_and(|open| open.is_doubted()) {
+            self.0.usage.mark_intact(digest, 0);
+            self.0.open.forget(digest);
+        }
         let ticket = self.0.open.ticket();
         let Some((file, _)) = self.get(digest)? else {
             return Ok(None);
@@ -204,6 +208,11 @@ impl Originals {
 
     /// It has been compared.
     pub fn mark_intact(&self, digest: &BlobDigest, opened: &Opened) {
+        // Whoever renamed it may not have got the name synced, or somebody put it there: nobody counts it yet.
+        let is_there = || fs::metadata(self.path(digest)).is_ok_and(|m| m.ino() == opened.inode());
+        if self.kept(digest).is_none() && is_there() {
+            self.0.usage.add(digest, opened.size(), now_ms());
+        }
         self.0.usage.mark_intact(digest, opened.inode());
     }
 
@@ -573,6 +582,29 @@ mod tests {
         assert_eq!(open("one").partial(&digest, "other").unwrap().prefix(), 0);
         let partial = open("two").partial(&digest, "u").unwrap();
         assert_eq!((partial.size(), partial.prefix()), (None, 0));
+    }
+
+    #[test]
+    fn a_file_is_intact_until_it_is_doubted_also_one_that_nobody_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let originals = Originals::open(dir.path()).unwrap();
+        originals.scan(|| true).unwrap();
+        let digest = BlobDigest::of(b"abc");
+        let path = originals.path(&digest);
+        fs::create_dir_all(parent(&path)).unwrap();
+        fs::write(&path, b"abc").unwrap();
+        let open = || originals.open_file(&digest).unwrap().unwrap();
+        assert!(!originals.is_intact(&digest, &open()) && originals.file_at_hand(&digest).is_none());
+        originals.mark_intact(&digest, &open());
+        assert!(originals.is_intact(&digest, &open()) && originals.kept(&digest).is_some());
+        // Whoever met an error had the file that is kept open; whoever comes next opens it anew.
+        originals.file_at_hand(&digest).unwrap().doubt();
+        assert!(!originals.is_intact(&digest, &open()));
+        // What is gone is not counted again.
+        let gone = open();
+        originals.remove(&digest).unwrap();
+        originals.mark_intact(&digest, &gone);
+        assert!(originals.kept(&digest).is_none());
     }
 
     #[test]

@@ -406,7 +406,8 @@ impl Store {
         }
         if let (false, Some(Fact::Manifest(old))) = (moved, &fact) {
             let latest = self.manifest(&old.digest)?;
-            if latest.is_some_and(|latest| latest.source != old.source) {
+            // Of one that was forgotten, the memberships that stay have no other record.
+            if latest.is_none_or(|latest| latest.source != old.source) {
                 let mut digests = Vec::new();
                 for digest in &old.members {
                     // Not what was forgotten.

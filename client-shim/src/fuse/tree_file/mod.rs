@@ -70,8 +70,10 @@ impl TreeFile {
     /// the next to write it writes over. Waits for no disk: what power loss tears is found when it is read.
     pub fn make(path: &Path, toc: &Toc, digest: &TocDigest) -> io::Result<()> {
         let new = path.with_extension("new");
-        writer::write(toc, Seal::of(digest), &File::create(&new)?)?;
-        std::fs::rename(&new, path)
+        let made = File::create(&new).and_then(|file| writer::write(toc, Seal::of(digest), &file));
+        let made = made.and_then(|()| std::fs::rename(&new, path));
+        // As on a full disk, which needs the room.
+        made.inspect_err(|_| drop(std::fs::remove_file(&new)))
     }
 
     /// As [`TreeFile::make`] and [`TreeFile::open`], in memory that no disk can damage.

@@ -12,6 +12,9 @@ use headstart_layer_format::BlobDigest;
 use super::{Job, Shared, State};
 use crate::read::{ReadError, blob::Blob};
 
+/// Each has a fetch under way, of those that the server may have: the rest of them are for layers that arrive quickly.
+pub(super) const ASIDE_MAX: usize = 16;
+
 /// For whoever asks why it is not converted.
 pub(super) const REASON: &str = "its blob arrives slowly; it is converted when all of it is here";
 
