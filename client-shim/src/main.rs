@@ -15,7 +15,7 @@ use headstart_shim::config::{Config, ConfigError, LogConfig, LogFormat};
 use headstart_shim::fetch::servers::{FetchError, Servers};
 use headstart_shim::memory;
 use headstart_shim::survival::{self, ServiceManager};
-use headstart_shim::telemetry::{self, TelemetryError, Traces};
+use headstart_shim::telemetry::{self, Traces};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
@@ -90,8 +90,6 @@ enum MainError {
     Servers(#[from] FetchError),
     #[error("accept log.level: {0}")]
     LogLevel(#[from] tracing_subscriber::filter::ParseError),
-    #[error(transparent)]
-    Telemetry(#[from] TelemetryError),
     #[error("start the runtime: {0}")]
     Runtime(std::io::Error),
     #[error("listen for signals: {0}")]
