@@ -25,6 +25,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+/// Whatever ends the server.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 /// Blocking tasks that still run when the runtime ends get this long; they hold nothing that is not synced.
 const RUNTIME_END: Duration = Duration::from_secs(2);
 
@@ -90,11 +93,13 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let result = runtime.block_on(run(config));
+    // On the runtime's own threads: what this one does, such as accepting connections, would wake another each time.
+    let result = runtime.block_on(runtime.spawn(run(config)));
     runtime.shutdown_timeout(RUNTIME_END);
     match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(error.as_ref()),
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => fail(error.as_ref()),
+        Err(error) => fail(&error),
     }
 }
 
@@ -110,7 +115,7 @@ fn ask(command: Command, config: Option<&Path>) -> ExitCode {
     }
 }
 
-async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+async fn run(config: Config) -> Result<(), Failure> {
     let traces = Traces::start(&config.telemetry)?;
     let limit = log::to_stderr(&config.log, traces.as_ref());
     tokio::spawn(limit.clone().keep_reporting());
@@ -123,7 +128,7 @@ async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// `metrics` is where they are left for whoever sends the last of them.
-async fn serve(config: Config, metrics: &mut Option<Metrics>) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(config: Config, metrics: &mut Option<Metrics>) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     // Before anything that takes long, so that a stop during a rebuild of the index is one too.
     stop_on_signal(stop.clone())?;

@@ -145,7 +145,8 @@ impl Reading {
                         };
                         let flight = &seat.fetch().flight;
                         // What was given out so far is in the file still, and is part of what the digest is of.
-                        let begun = (*whole && range.end == flight.size()).then(|| flight.file().clone());
+                        let begun = (*whole && range.end == flight.size())
+                            .then(|| (flight.early(&(0..range.start)), flight.file().clone()));
                         let passage = Passage::new(errand.clone(), range.clone(), flight.size());
                         self = Self::Past(Box::new(passage.after(begun).await?));
                         continue;
@@ -180,7 +181,13 @@ async fn block(place: &Place, range: &mut Range<u64>, whole: bool) -> Result<Opt
         }
         Place::Flight { seat, withheld } => {
             let fetch = seat.fetch();
-            (fetch.flight.file(), fetch.readable(range, *withheld).await?)
+            let readable = fetch.readable(range, *withheld).await?;
+            let early = fetch.flight.early(&(range.start..readable));
+            if !early.is_empty() {
+                range.start += early.len() as u64;
+                return Ok(Some(early));
+            }
+            (fetch.flight.file(), readable)
         }
         Place::Upstream { .. } => return Err(ReadError::Disk("the blob is not here".into())),
     };
@@ -242,7 +249,15 @@ impl Read for BlockingReader {
             Place::Disk(opened) | Place::Doubted { opened, .. } => (opened.file(), self.range.end),
             Place::Flight { seat, .. } => {
                 let flight = &seat.fetch().flight;
-                (flight.file(), followed(flight, &self.range, &mut self.patience)?)
+                let readable = followed(flight, &self.range, &mut self.patience)?;
+                let early = flight.early(&(self.range.start..readable));
+                if !early.is_empty() {
+                    let n = early.len().min(buffer.len());
+                    buffer[..n].copy_from_slice(&early[..n]);
+                    self.range.start += n as u64;
+                    return Ok(n);
+                }
+                (flight.file(), readable)
             }
             Place::Upstream { .. } => return Err(ReadError::Disk("the blob is not here".into()).into()),
         };

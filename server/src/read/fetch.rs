@@ -35,9 +35,10 @@ pub struct Fetch {
 
 impl Fetch {
     /// To be called in the fetch's span.
-    pub fn new(errand: Errand, opened: Opened) -> (Arc<Self>, First) {
+    pub fn new(errand: Errand, mut opened: Opened) -> (Arc<Self>, First) {
         let stop = errand.yard.stop.child_token();
-        let flight = Flight::new(opened.partial, opened.size, stop);
+        let early = opened.early();
+        let flight = Flight::new(opened.partial, opened.size, early, stop);
         (
             Arc::new(Self {
                 errand,

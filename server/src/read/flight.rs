@@ -6,6 +6,9 @@
 //! that turn out wrong: the client sees a broken answer. A failed flight fails every reader at once. Readers never slow
 //! the fetch or each other, and their leaving stops nothing that they share.
 //!
+//! The first bytes of a blob, if they came with the head of the answer, are given to readers before they are in the file
+//! ([`Flight::early`]). Whoever compares the digest compares them with the file, too.
+//!
 //! What cannot be promised: a Range of a blob that is not here is answered as it arrives, and nothing can be said about
 //! its bytes before the blob is whole. But the end of the blob is withheld from who reads just that, too, when all else is
 //! here or on its way and not much ([`CLOSING`]): who fetches a wrong blob in parts does not get the last of them. The
@@ -24,6 +27,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use tokio::sync::{Notify, futures::Notified};
 use tokio_util::sync::CancellationToken;
 
@@ -42,11 +46,16 @@ pub const HOLD_BACK: u64 = 64 << 10;
 /// once has under way. Readers of the end alone (of an index that lies there) would wait too long for more.
 const CLOSING: u64 = 64 << 20;
 
+/// The first bytes that are kept in memory, for who waits for them: a client has something to do with them while the
+/// next ones are written.
+pub const EARLY_MAX: usize = 16 << 10;
+
 /// One blob in flight.
 #[derive(Debug)]
 pub struct Flight {
     partial: Partial,
     size: u64,
+    early: Bytes,
     pub(super) state: Mutex<State>,
     /// Wakes readers and runs in tasks.
     notify: Notify,
@@ -69,6 +78,8 @@ pub(super) struct State {
     /// Readers.
     pub aboard: usize,
     size: u64,
+    /// So many bytes of the blob's beginning need not be in the file to be read.
+    early: u64,
     /// Nobody may board any more.
     pub closed: bool,
     /// Why no further byte will be written.
@@ -92,9 +103,11 @@ pub enum View {
 }
 
 impl Flight {
-    pub fn new(partial: Partial, size: u64, stop: CancellationToken) -> Self {
+    /// `early`: the first bytes of the blob, which are on their way into the file; at most [`EARLY_MAX`].
+    pub fn new(partial: Partial, size: u64, early: Bytes, stop: CancellationToken) -> Self {
         let mut state = State {
             size,
+            early: early.len() as u64,
             ..State::default()
         };
         partial
@@ -104,6 +117,7 @@ impl Flight {
         Self {
             partial,
             size,
+            early,
             state: Mutex::new(state),
             notify: Notify::new(),
             condvar: Condvar::new(),
@@ -113,6 +127,17 @@ impl Flight {
 
     pub fn file(&self) -> &Arc<File> {
         self.partial.file()
+    }
+
+    /// The bytes of `range` that need not be in the file to be read. Empty when its first one has to be.
+    pub fn early(&self, range: &Range<u64>) -> Bytes {
+        let len = self.early.len() as u64;
+        let end = range.end.min(len);
+        match range.start < end {
+            // Both are at most the length.
+            true => self.early.slice(range.start as usize..end as usize),
+            false => Bytes::new(),
+        }
     }
 
     pub fn partial(&self) -> &Partial {
@@ -341,7 +366,11 @@ impl State {
             Some(Err(error)) => return View::Failed(error.clone()),
             None => {}
         }
-        let here = self.landed.end_from(range.start).min(range.end);
+        let mut here = self.landed.end_from(range.start);
+        if range.start < self.early {
+            here = here.max(self.early);
+        }
+        let here = here.min(range.end);
         let limit = match withheld {
             true => here.min(range.end.saturating_sub(HOLD_BACK)),
             false if range.end == self.size && self.is_closing() => {
@@ -398,7 +427,7 @@ mod tests {
         let digest = headstart_layer_format::BlobDigest::of(b"x");
         let mut partial = originals.partial(&digest, "u").unwrap();
         partial.set_size(SIZE).unwrap();
-        Flight::new(partial, SIZE, CancellationToken::new())
+        Flight::new(partial, SIZE, Bytes::new(), CancellationToken::new())
     }
 
     fn claim(flight: &Flight, range: Range<u64>) -> u64 {
@@ -446,6 +475,26 @@ mod tests {
             assert!(matches!(view, View::Failed(ReadError::DigestMismatch)));
         }
         assert!(flight.has_failed() && !flight.board());
+    }
+
+    #[test]
+    fn first_bytes_are_given_before_they_are_in_the_file_but_nothing_of_a_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let flight = Flight {
+            early: Bytes::from_static(b"early"),
+            ..flight(&dir)
+        };
+        flight.state().early = 5;
+        assert_eq!(upto(&flight, 0..SIZE, true), Some(5));
+        assert_eq!(upto(&flight, 2..SIZE, true), Some(5));
+        assert_eq!(upto(&flight, 0..HOLD_BACK, true), None);
+        assert_eq!(upto(&flight, 5..SIZE, true), None);
+        assert_eq!(flight.early(&(0..SIZE)), "early");
+        assert_eq!(flight.early(&(1..3)), "ar");
+        assert!(flight.early(&(5..9)).is_empty() && flight.early(&(3..3)).is_empty());
+        let all = claim(&flight, 0..SIZE);
+        flight.write(all, &[1; 100]).unwrap();
+        assert_eq!(upto(&flight, 0..SIZE, true), Some(100));
     }
 
     #[test]

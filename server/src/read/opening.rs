@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
 
 use super::{
@@ -14,6 +15,7 @@ use super::{
     demand::AHEAD_RANGE,
     errand::{Errand, pause},
     error::ReadError,
+    flight::{EARLY_MAX, HOLD_BACK},
     wants::Wants,
     whole::SEGMENT,
 };
@@ -42,6 +44,21 @@ pub enum First {
 }
 
 impl Opened {
+    /// The first bytes of the blob, if they came with the head of the answer and nothing of the blob is here. Not of a blob
+    /// that is withheld to the last byte.
+    pub(super) fn early(&mut self) -> Bytes {
+        match &mut self.first {
+            First::Whole(Some(body))
+                if body.start == 0 && self.size > HOLD_BACK && self.partial.present().is_empty() =>
+            {
+                let came = body.peek();
+                // A copy: the piece can be many times as large, and this is kept.
+                Bytes::copy_from_slice(&came[..came.len().min(EARLY_MAX)])
+            }
+            _ => Bytes::new(),
+        }
+    }
+
     /// [`ReadError::Incomplete`]: an original is here, after all.
     pub async fn ask(errand: &Errand, wants: &Wants) -> Result<Self, ReadError> {
         let is_new = errand
@@ -71,7 +88,12 @@ impl Opened {
             Some(partial) => (partial, None),
             // The most common case: the file is made while the upstream is asked.
             None if wants.is_whole() && errand.yard.config.parallel_ranges <= 1 => {
-                let (partial, answer) = tokio::join!(make(), errand.from(0));
+                let making = async {
+                    // The request is on its way before another thread is woken for the file.
+                    tokio::task::yield_now().await;
+                    make().await
+                };
+                let (answer, partial) = tokio::join!(errand.from(0), making);
                 let partial = partial?;
                 // Should somebody have begun it all the same, that is continued, and this answer is of no use.
                 let is_empty = partial.size().is_none();

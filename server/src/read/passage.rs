@@ -69,12 +69,13 @@ impl Passage {
         self
     }
 
-    /// The reader was given everything before the range, out of this file.
-    pub async fn after(mut self, begun: Option<Arc<File>>) -> Result<Self, ReadError> {
-        if let Some(file) = begun {
+    /// The reader was given everything before the range: these first bytes, and out of this file what is behind them.
+    pub async fn after(mut self, begun: Option<(Bytes, Arc<File>)>) -> Result<Self, ReadError> {
+        if let Some((early, file)) = begun {
             let (mut hasher, given) = (BlobHasher::of(&self.errand.digest), self.range.start);
             let hashed = blocking(move || {
-                let (mut at, mut buffer) = (0, vec![0; HASH_BUFFER]);
+                hasher.update(&early);
+                let (mut at, mut buffer) = (early.len() as u64, vec![0; HASH_BUFFER]);
                 while at < given {
                     let len = (given - at).min(HASH_BUFFER as u64) as usize;
                     file.read_exact_at(&mut buffer[..len], at)?;

@@ -134,7 +134,7 @@ impl Fetch {
             return Ok(());
         };
         let mut skip = left.start.saturating_sub(body.start);
-        let mut is_first = true;
+        let mut is_first = self.flight.early(&(left.start..left.end)).is_empty();
         loop {
             let chunk = tokio::select! {
                 biased;
@@ -151,7 +151,7 @@ impl Fetch {
             skip -= skipped;
             // It fits `usize`: it is at most the length of `bytes`.
             let _ = bytes.split_to(skipped as usize);
-            // Somebody waits for the first bytes; those behind them have to keep up with the network only.
+            // Readers wait for the first bytes, if they do not have them; those behind them have to keep up with the network only.
             if std::mem::take(&mut is_first) {
                 let first = bytes.split_to(bytes.len().min(FIRST_WRITE));
                 if blocking_here(self.write(claim, first)).await? {

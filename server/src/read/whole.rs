@@ -262,6 +262,11 @@ fn hash(digest: &BlobDigest, flight: &Flight) -> io::Result<Option<BlobDigest>> 
         };
         let len = (end - at).min(HASH_BUFFER as u64) as usize;
         flight.file().read_exact_at(&mut buffer[..len], at)?;
+        let early = flight.early(&(at..at + len as u64));
+        // They came in another answer than what is in the file, and readers have them.
+        if early[..] != buffer[..early.len()] {
+            return Err(io::Error::other("the upstream said something else first"));
+        }
         hasher.update(&buffer[..len]);
         at += len as u64;
     }
@@ -275,5 +280,37 @@ impl Drop for Landing {
         self.0.flight.ground(ReadError::Incomplete);
         self.0.flight.finish(Err(ReadError::Incomplete));
         self.0.flight.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::store::originals::Originals;
+
+    #[test]
+    fn bytes_that_readers_have_and_the_file_has_not_are_no_verdict() {
+        let blob = vec![7; 3 * HASH_BUFFER];
+        let digest = BlobDigest::of(&blob);
+        for (early, is_same) in [(vec![7; 100], true), (vec![8; 100], false), (Vec::new(), true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let originals = Originals::open(dir.path()).unwrap();
+            let mut partial = originals.partial(&digest, "u").unwrap();
+            let size = blob.len() as u64;
+            partial.set_size(size).unwrap();
+            let flight = Flight::new(partial, size, Bytes::from(early), CancellationToken::new());
+            let claim = flight.state().claims.add(0..size, true);
+            // The border of what was written first is within the early bytes.
+            flight.write(claim, &blob[..50]).unwrap();
+            flight.write(claim, &blob[50..]).unwrap();
+            let found = hash(&digest, &flight);
+            match is_same {
+                true => assert_eq!(found.unwrap(), Some(digest)),
+                false => assert!(found.is_err()),
+            }
+        }
     }
 }

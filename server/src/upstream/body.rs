@@ -9,6 +9,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use reqwest::Response;
 
 use super::{
@@ -51,6 +52,8 @@ pub struct BlobBody {
     pub size: Option<u64>,
     at: u64,
     response: Box<Response>,
+    /// Looked at, and not read yet: an answer of `response`.
+    peeked: Option<reqwest::Result<Option<Bytes>>>,
     flow: Box<Flow>,
     /// Bytes that the budget has not been asked for.
     owed: u64,
@@ -98,11 +101,25 @@ impl BlobBody {
             size,
             at: start,
             response: Box::new(response),
+            peeked: None,
             flow: Box::new(flow),
             owed: 0,
             came: 0,
             waited: Duration::ZERO,
         }
+    }
+
+    /// The next bytes if they have come already, of `start..end`; they are still to be read. Waits for nothing, the budget
+    /// included.
+    pub fn peek(&mut self) -> &[u8] {
+        if self.peeked.is_none() {
+            self.peeked = self.response.chunk().now_or_never();
+        }
+        let Some(Ok(Some(chunk))) = &self.peeked else {
+            return &[];
+        };
+        let left = self.end.map_or(u64::MAX, |end| end.saturating_sub(self.at));
+        &chunk[..chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX))]
     }
 
     /// The next bytes; `None` at the end of the body.
@@ -112,7 +129,10 @@ impl BlobBody {
             return Ok(None);
         }
         let asked = Instant::now();
-        let chunk = self.response.chunk().await;
+        let chunk = match self.peeked.take() {
+            Some(peeked) => peeked,
+            None => self.response.chunk().await,
+        };
         self.waited += asked.elapsed();
         let chunk = match chunk {
             Ok(chunk) => chunk,
