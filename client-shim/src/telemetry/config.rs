@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use headstart_telemetry::check_endpoint;
 use serde::Deserialize;
 
 /// Where traces are sent.
@@ -49,19 +50,8 @@ impl Default for TelemetryConfig {
 impl TelemetryConfig {
     /// What types cannot say: the key, and what it must be.
     pub(crate) fn check(&self) -> Result<(), (&'static str, &'static str)> {
-        let endpoint = self.otlp_endpoint.as_deref().unwrap_or("http://nobody");
-        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-            return Err(("telemetry.otlp_endpoint", "must begin with http:// or https://"));
-        }
-        if reqwest::Url::parse(endpoint).is_err() {
-            return Err(("telemetry.otlp_endpoint", "must be a URL with a host"));
-        }
-        let authority = endpoint.split("://").nth(1).and_then(|rest| rest.split('/').next());
-        if authority.is_some_and(|authority| authority.contains('@')) || endpoint.contains(['?', '#']) {
-            return Err((
-                "telemetry.otlp_endpoint",
-                "must not carry a user, a password or a query; use OTEL_EXPORTER_OTLP_HEADERS",
-            ));
+        if let Some(endpoint) = &self.otlp_endpoint {
+            check_endpoint(endpoint).map_err(|must| ("telemetry.otlp_endpoint", must))?;
         }
         if !(0.0..=1.0).contains(&self.trace_ratio) {
             return Err(("telemetry.trace_ratio", "must be from 0 to 1"));

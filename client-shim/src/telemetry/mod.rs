@@ -5,7 +5,7 @@
 //! away costs spans and nothing else: the queue is bounded and drops what does not fit, exports and the flush at the end have
 //! time-outs, and neither a call nor a reader waits for any of them. Only spans of our own crate are sent; their names are a
 //! closed set, and their fields are chosen in our code and hold no header and no query.
-//! Not here: metrics (Prometheus asks for them: [`crate::metrics`]), logs.
+//! Not here: the way to the collector (`headstart-telemetry`), metrics (Prometheus asks for them: [`crate::metrics`]), logs.
 //!
 //! # The spans
 //! name                                           | of what, and its parent
@@ -22,45 +22,26 @@
 mod cause;
 mod config;
 mod misses;
-mod reported;
 
 use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
-use opentelemetry::trace::{Status, TraceContextExt as _, TracerProvider as _};
-use opentelemetry::{Context, KeyValue};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _};
-use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::runtime::Tokio;
-use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, Sampler, SdkTracerProvider, span_processor_with_async_runtime::BatchSpanProcessor,
-};
+use headstart_telemetry::{Collector, Spans, TelemetryError, is_span_of, resource};
+use http::HeaderMap;
 use reqwest::RequestBuilder;
-use tokio::sync::oneshot;
-use tokio::time::timeout;
-use tracing::level_filters::LevelFilter;
 use tracing::{Instrument as _, Metadata, Span, Subscriber};
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 
 pub use self::cause::Cause;
 pub use self::config::TelemetryConfig;
 use self::misses::Misses;
 pub(crate) use self::misses::miss;
-use self::reported::Reported;
+pub(crate) use headstart_telemetry::{failed, number};
 
-/// Spans that wait for export, and spans of one export. A span has about a kilobyte.
+/// Spans that wait for export.
 const QUEUE_LEN: usize = 2048;
-const BATCH_LEN: usize = 512;
-/// Spans wait this long for others to be sent with.
-const BATCH_DELAY: Duration = Duration::from_secs(2);
 
 /// Only spans of these targets are sent.
 const OWN_TARGET: &str = "headstart_shim";
@@ -77,16 +58,10 @@ struct Started {
     misses: Misses,
 }
 
-/// Why there is no telemetry.
-#[derive(Debug, thiserror::Error)]
-#[error("use [telemetry]: {0}")]
-pub struct TelemetryError(String);
-
 /// The way of spans to the collector. One a process.
 #[derive(Debug)]
 pub struct Traces {
-    provider: SdkTracerProvider,
-    is_failing: Arc<AtomicBool>,
+    spans: Spans,
     flush_timeout: Duration,
 }
 
@@ -96,30 +71,15 @@ impl Traces {
         let Some(endpoint) = &config.otlp_endpoint else {
             return Ok(None);
         };
-        let exporter = SpanExporter::builder()
-            .with_http()
-            .with_protocol(Protocol::HttpBinary)
-            .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
-            .with_timeout(Duration::from_millis(config.export_timeout_ms))
-            .build()
-            .map_err(|e| TelemetryError(e.to_string()))?;
-        let batches = BatchConfigBuilder::default()
-            .with_max_queue_size(QUEUE_LEN)
-            .with_max_export_batch_size(BATCH_LEN)
-            .with_scheduled_delay(BATCH_DELAY)
-            // The exporter's own time is up first, and it says so.
-            .with_max_export_timeout(Duration::from_millis(config.export_timeout_ms.saturating_mul(2)))
-            .build();
-        let is_failing = Arc::new(AtomicBool::new(false));
-        let processor = BatchSpanProcessor::builder(Reported::new(exporter, Arc::clone(&is_failing)), Tokio)
-            .with_batch_config(batches)
-            .build();
-        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.trace_ratio)));
-        let provider = SdkTracerProvider::builder()
-            .with_span_processor(processor)
-            .with_sampler(sampler)
-            .with_resource(resource(config))
-            .build();
+        let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let host = ("host.name".to_owned(), node);
+        let attributes = std::iter::once((&host.0, &host.1)).chain(&config.resource);
+        let collector = Collector {
+            endpoint,
+            resource: resource(&config.service_name, env!("CARGO_PKG_VERSION"), attributes),
+            export_timeout: Duration::from_millis(config.export_timeout_ms),
+        };
+        let spans = collector.spans(config.trace_ratio, QUEUE_LEN)?;
         let started = Started {
             trust_traceparent: config.trust_traceparent,
             propagate_to_servers: config.propagate_to_servers,
@@ -127,8 +87,7 @@ impl Traces {
         };
         match STARTED.set(started) {
             Ok(()) => Ok(Some(Self {
-                provider,
-                is_failing,
+                spans,
                 flush_timeout: Duration::from_millis(config.flush_timeout_ms),
             })),
             Err(_) => Err(TelemetryError("it is in use in this process already".into())),
@@ -140,66 +99,24 @@ impl Traces {
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
-        tracing_opentelemetry::layer()
-            .with_tracer(self.provider.tracer(OWN_TARGET))
-            .with_location(false)
-            .with_threads(false)
-            .with_filter(filter_fn(is_own_span).with_max_level_hint(LevelFilter::INFO))
+        self.spans.layer(OWN_TARGET)
     }
 
     /// The end: sends what was not sent yet, if that is quickly done. Who took nothing before is not waited for.
     pub async fn finish(self) {
-        if self.is_failing.load(Ordering::Relaxed) {
-            return;
-        }
-        let (done, wait) = oneshot::channel();
-        // A thread that nobody waits for: the end of the runtime would wait for one of its own.
-        let flush = move || {
-            let _ = self.provider.force_flush();
-            let _ = done.send(());
-        };
-        let max = self.flush_timeout;
-        if std::thread::Builder::new().spawn(flush).is_ok() {
-            let _ = timeout(max, wait).await;
-        }
+        self.spans.finish(self.flush_timeout).await;
     }
-}
-
-fn is_own_span(meta: &Metadata<'_>) -> bool {
-    meta.is_span() && meta.target().starts_with(OWN_TARGET)
 }
 
 /// What belongs into the log. Spans do not: whoever has a collector has them there, everybody else does not pay for them.
 pub fn is_for_log(meta: &Metadata<'_>) -> bool {
-    !is_own_span(meta) && !meta.target().starts_with(LIBRARY_TARGET)
-}
-
-fn resource(config: &TelemetryConfig) -> Resource {
-    let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let attributes = config.resource.iter().map(|(k, v)| KeyValue::new(k.clone(), v.clone()));
-    Resource::builder()
-        .with_service_name(config.service_name.clone())
-        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-        .with_attribute(KeyValue::new("host.name", node))
-        .with_attributes(attributes)
-        .build()
+    !is_span_of(meta, OWN_TARGET) && !meta.target().starts_with(LIBRARY_TARGET)
 }
 
 /// A call's span continues the caller's trace if that is trusted, and points to it if not.
 pub(crate) fn adopt(span: &Span, headers: &HeaderMap) {
-    let Some(started) = STARTED.get().filter(|_| headers.contains_key("traceparent")) else {
-        return;
-    };
-    let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &Carrier(headers));
-    let theirs = context.span().span_context().clone();
-    if !theirs.is_valid() {
-        return;
-    }
-    if started.trust_traceparent {
-        // Fails only without the layer, and then there is no trace.
-        let _ = span.set_parent(context);
-    } else {
-        span.add_link(theirs);
+    if let Some(started) = STARTED.get() {
+        headstart_telemetry::adopt(span, headers, started.trust_traceparent);
     }
 }
 
@@ -208,9 +125,9 @@ pub(crate) fn propagate(request: RequestBuilder) -> RequestBuilder {
     if !STARTED.get().is_some_and(|started| started.propagate_to_servers) {
         return request;
     }
-    let mut headers = CarrierMut(HeaderMap::new());
-    TraceContextPropagator::new().inject_context(&Span::current().context(), &mut headers);
-    request.headers(headers.0)
+    let mut headers = HeaderMap::new();
+    headstart_telemetry::inject(&mut headers);
+    request.headers(headers)
 }
 
 /// Does something within a span, which says so if it fails.
@@ -220,38 +137,4 @@ pub(crate) async fn within<T, E: Display>(span: Span, work: impl Future<Output =
         failed(&span, error);
     }
     outcome
-}
-
-/// That what a span is about went wrong, and why. The text is one that is in the log.
-pub(crate) fn failed(span: &Span, why: impl Display) {
-    if !span.is_disabled() {
-        span.set_status(Status::error(why.to_string()));
-    }
-}
-
-/// A number as spans have it: of an unsigned one the layer would make a text.
-pub(crate) fn number(n: impl TryInto<i64>) -> i64 {
-    n.try_into().unwrap_or(i64::MAX)
-}
-
-struct Carrier<'a>(&'a HeaderMap);
-
-impl Extractor for Carrier<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).and_then(|value| value.to_str().ok())
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(HeaderName::as_str).collect()
-    }
-}
-
-struct CarrierMut(HeaderMap);
-
-impl Injector for CarrierMut {
-    fn set(&mut self, key: &str, value: String) {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(key), HeaderValue::try_from(value)) {
-            self.0.insert(name, value);
-        }
-    }
 }

@@ -293,7 +293,7 @@ fn a_collector_that_is_away_is_said_once() {
     let said = |node: &Node| {
         node.log()
             .lines()
-            .filter(|l| l.contains("collector takes no spans"))
+            .filter(|l| l.contains("collector takes nothing"))
             .count()
     };
     until("it is noticed", || said(&node) > 0);

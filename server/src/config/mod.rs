@@ -184,7 +184,7 @@ impl Config {
             return bad(what);
         }
         if let Err(what) = self.telemetry.check() {
-            return bad(what);
+            return bad(&what);
         }
         if let Err(what) = self.fetch.check() {
             return bad(what);

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use headstart_telemetry::check_endpoint;
 use serde::Deserialize;
 
 /// Where traces and metrics are sent.
@@ -50,20 +51,15 @@ impl Default for TelemetryConfig {
 
 impl TelemetryConfig {
     /// What types cannot say.
-    pub(super) fn check(&self) -> Result<(), &'static str> {
-        let endpoint = self.otlp_endpoint.as_deref().unwrap_or("http://");
-        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-            return Err("otlp_endpoint must begin with http:// or https://");
-        }
-        let authority = endpoint.split("://").nth(1).and_then(|rest| rest.split('/').next());
-        if authority.is_some_and(|authority| authority.contains('@')) || endpoint.contains(['?', '#']) {
-            return Err("otlp_endpoint must not carry a user, a password or a query; use OTEL_EXPORTER_OTLP_HEADERS");
+    pub(super) fn check(&self) -> Result<(), String> {
+        if let Some(endpoint) = &self.otlp_endpoint {
+            check_endpoint(endpoint).map_err(|must| format!("otlp_endpoint {must}"))?;
         }
         if !(0.0..=1.0).contains(&self.trace_ratio) {
-            return Err("trace_ratio must be from 0 to 1");
+            return Err("trace_ratio must be from 0 to 1".into());
         }
         if self.metrics_interval_ms < 100 || self.export_timeout_ms == 0 {
-            return Err("metrics_interval_ms must be at least 100, export_timeout_ms at least 1");
+            return Err("metrics_interval_ms must be at least 100, export_timeout_ms at least 1".into());
         }
         Ok(())
     }

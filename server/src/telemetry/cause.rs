@@ -7,16 +7,12 @@
 
 use std::{fmt, sync::Arc};
 
-use opentelemetry::{
-    Context,
-    trace::{SpanContext, TraceContextExt as _},
-};
+use headstart_telemetry::Ancestor;
 use tracing::{
     Dispatch, Level, Span, Subscriber, dispatcher,
     field::{Field, Visit},
     span::{Attributes, Id, Record},
 };
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{
     Layer, Registry,
     filter::{LevelFilter, filter_fn},
@@ -32,7 +28,7 @@ const REQUEST_ID: &str = "request_id";
 /// See the file's comment.
 #[derive(Clone, Debug)]
 pub struct Cause {
-    context: SpanContext,
+    ancestor: Ancestor,
     request: Option<Arc<str>>,
 }
 
@@ -40,7 +36,7 @@ impl Cause {
     /// The span that is current here.
     pub fn here() -> Self {
         Self {
-            context: Span::current().context().span().span_context().clone(),
+            ancestor: Ancestor::here(),
             request: dispatcher::get_default(current_request),
         }
     }
@@ -48,9 +44,7 @@ impl Cause {
     /// Makes `span`, which has no parent in this process, a child of the cause. It gets the request's name, if it has a
     /// field for it.
     pub fn of(&self, span: Span) -> Span {
-        if self.context.is_valid() {
-            let _ = span.set_parent(Context::new().with_remote_span_context(self.context.clone()));
-        }
+        self.ancestor.adopt(&span);
         if let Some(request) = &self.request {
             span.record(REQUEST_ID, tracing::field::display(request));
         }
@@ -59,9 +53,7 @@ impl Cause {
 
     /// The span that is current here is also about what the cause does.
     pub fn link(&self) {
-        if self.context.is_valid() {
-            Span::current().add_link(self.context.clone());
-        }
+        self.ancestor.link(&Span::current());
     }
 }
 

@@ -289,7 +289,7 @@ async fn a_collector_that_is_away_is_said_once() {
         super::upstream(&origin)
     );
     let mut server = Binary::start(&config, "", &[]);
-    let said = |server: &Binary| server.lines("headstart_server::telemetry::reported").len();
+    let said = |server: &Binary| server.lines("headstart_telemetry::reported").len();
     for _ in 0..600 {
         if said(&server) > 0 {
             break;

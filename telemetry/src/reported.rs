@@ -6,7 +6,10 @@
 //! Not here: retries; what cannot be sent is dropped.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,23 +24,24 @@ const REASON_LEN_MAX: usize = 200;
 
 /// See the file's comment.
 #[derive(Debug)]
-pub struct Reported<E> {
+pub(super) struct Reported<E> {
     exporter: E,
     what: &'static str,
-    failing: AtomicBool,
+    /// Shared with whoever decides by it.
+    is_failing: Arc<AtomicBool>,
 }
 
 impl<E> Reported<E> {
-    pub fn new(exporter: E, what: &'static str) -> Self {
+    pub(super) fn new(exporter: E, what: &'static str, is_failing: Arc<AtomicBool>) -> Self {
         Self {
             exporter,
             what,
-            failing: AtomicBool::new(false),
+            is_failing,
         }
     }
 
     fn report(&self, result: OTelSdkResult) -> OTelSdkResult {
-        let (what, was) = (self.what, self.failing.swap(result.is_err(), Ordering::Relaxed));
+        let (what, was) = (self.what, self.is_failing.swap(result.is_err(), Ordering::Relaxed));
         match &result {
             Err(error) if !was => {
                 let error: String = error.to_string().chars().take(REASON_LEN_MAX).collect();
