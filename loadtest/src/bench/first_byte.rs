@@ -3,13 +3,14 @@
 //!
 //! In: a [`FirstByteConfig`]. Out: a [`Report`]: for each situation the times, and their ratios.
 //! Invariant: every blob is asked for once at each, in turns, over a new connection, so that each is cold for the mirror
-//! and neither has an open way there. The upstream is in this process and the same for both. Of a situation "with ingest"
+//! and neither has an open way there. The upstream is the same for both: one in this process, which can be as far away as
+//! wanted, or a real docker-registry on this machine. Of a situation "with ingest"
 //! only asks count before and after which conversions were under way.
 //! Not here: warm blobs and rates ([`super::run`]).
 
 use std::{fmt::Write as _, net::SocketAddr, path::PathBuf, process::Command, time::Duration, time::Instant};
 
-use headstart_layer_format::routes;
+use headstart_layer_format::{BlobDigest, routes};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -25,7 +26,11 @@ use crate::{
     corpus::{Compression, Dialect, LayerBuilder, Meta, Rng, SyntheticImage, SyntheticLayer},
     origin::{Auth, Fault, Origin, Target},
     playground::{
-        PlaygroundError, Result, ports, progress::Progress, registry::answers, report::median, workdir::WorkDir,
+        PlaygroundError, Result, ports,
+        progress::Progress,
+        registry::{Registry, answers},
+        report::median,
+        workdir::WorkDir,
     },
 };
 
@@ -47,6 +52,8 @@ pub struct FirstByteConfig {
     pub headstart: PathBuf,
     /// What the upstream lets pass before its head: the way to it. One situation each.
     pub upstream_delay_ms: Vec<u64>,
+    /// Also a situation with a docker-registry on this machine.
+    pub registry: bool,
     pub rounds: usize,
     /// Other caching proxies, for comparison: `nginx`, `registry-proxy`.
     pub peers: Vec<String>,
@@ -64,6 +71,7 @@ impl Default for FirstByteConfig {
         Self {
             headstart: PathBuf::new(),
             upstream_delay_ms: vec![0, 20],
+            registry: true,
             rounds: 60,
             peers: vec!["nginx".into(), "registry-proxy".into()],
             pause_ms: 250,
@@ -84,7 +92,7 @@ pub struct Times {
 
 #[derive(Debug, Serialize)]
 pub struct Situation {
-    pub upstream_delay_ms: u64,
+    pub upstream: String,
     pub ingest: bool,
     pub direct: Vec<Times>,
     pub mirror: Vec<Times>,
@@ -101,67 +109,127 @@ pub async fn run(config: &FirstByteConfig, progress: &Progress) -> Result<Report
     let work = WorkDir::create()?;
     let mut situations = Vec::new();
     let mut seed = 0;
-    for &upstream_delay_ms in &config.upstream_delay_ms {
+    for &delay_ms in &config.upstream_delay_ms {
         for ingest in [false, true] {
-            let origin = Origin::start(Auth::Anonymous);
-            let mut mirror = start(&work, config, &origin).await?;
-            let mut peers = Vec::new();
-            for name in config.peers.iter().filter(|_| !ingest) {
-                peers.push(peers::caching_proxy(&work, name, &origin.url()).await?);
-            }
-            let mut situation = Situation {
-                upstream_delay_ms,
-                ingest,
-                direct: Vec::new(),
-                mirror: Vec::new(),
-                peers: peers.iter().map(|peer| (peer.label.clone(), Vec::new())).collect(),
-            };
-            if ingest {
-                progress.step("making layers to convert");
-                begin_ingest(config, &origin, mirror.address).await?;
-            }
-            let delay = Fault::DelayHeaders(Duration::from_millis(upstream_delay_ms));
-            origin.always(Target::Blobs, delay);
-            for round in 0..config.rounds {
-                progress.step(format!(
-                    "upstream {upstream_delay_ms} ms away, {}: round {} of {}",
-                    if ingest { "conversions ahead" } else { "idle" },
-                    round + 1,
-                    config.rounds
-                ));
-                seed += 1;
-                let blob = origin.add_blob(REPOSITORY, Rng::new(seed).bytes(config.blob_bytes));
-                let path = format!("/v2/{REPOSITORY}/blobs/{blob}");
-                if ingest && conversions(mirror.address).await? == 0 {
-                    return Err(ended_early());
-                }
-                // Whoever comes second finds the blob in the upstream's memory.
-                let (direct, through) = if round % 2 == 0 {
-                    let direct = ask(origin.address(), &path).await?;
-                    (direct, ask(mirror.address, &path).await?)
-                } else {
-                    let through = ask(mirror.address, &path).await?;
-                    (ask(origin.address(), &path).await?, through)
-                };
-                if ingest && conversions(mirror.address).await? == 0 {
-                    return Err(ended_early());
-                }
-                situation.direct.push(direct);
-                situation.mirror.push(through);
-                for (peer, (_, times)) in peers.iter().zip(&mut situation.peers) {
-                    times.push(ask(peer.address, &path).await?);
-                }
-                tokio::time::sleep(Duration::from_millis(config.pause_ms)).await;
-                origin.remove(REPOSITORY, &blob);
-            }
-            situations.push(situation);
-            mirror.process.stop();
-            for mut peer in peers {
-                peer.process.stop();
+            let upstream = Source::Scripted(Origin::start(Auth::Anonymous));
+            let label = format!("{delay_ms} ms away");
+            situations.push(situation(&work, config, progress, (upstream, label), delay_ms, ingest, &mut seed).await?);
+        }
+    }
+    if config.registry {
+        let storage = work.dir("first-byte-registry")?;
+        let registry = Registry::start(&work, "first-byte-registry", &storage, false).await?;
+        let upstream = (Source::Registry(registry), "docker-registry".to_owned());
+        situations.push(situation(&work, config, progress, upstream, 0, false, &mut seed).await?);
+    }
+    Ok(Report { situations })
+}
+
+/// The upstream.
+enum Source {
+    Scripted(Origin),
+    Registry(Registry),
+}
+
+impl Source {
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Scripted(origin) => origin.address(),
+            Self::Registry(registry) => registry.address,
+        }
+    }
+
+    fn add_blob(&self, bytes: Vec<u8>) -> Result<BlobDigest> {
+        match self {
+            Self::Scripted(origin) => Ok(origin.add_blob(REPOSITORY, bytes)),
+            Self::Registry(registry) => {
+                let what = "put a blob into the registry's storage";
+                let digest = BlobDigest::of(&bytes);
+                registry
+                    .put(REPOSITORY, &digest, &bytes)
+                    .map_err(PlaygroundError::io(what))?;
+                Ok(digest)
             }
         }
     }
-    Ok(Report { situations })
+
+    fn remove(&self, blob: &BlobDigest) {
+        match self {
+            Self::Scripted(origin) => origin.remove(REPOSITORY, blob),
+            Self::Registry(registry) => {
+                let _ = std::fs::remove_file(registry.blob(blob));
+            }
+        }
+    }
+}
+
+async fn situation(
+    work: &WorkDir,
+    config: &FirstByteConfig,
+    progress: &Progress,
+    (upstream, label): (Source, String),
+    delay_ms: u64,
+    ingest: bool,
+    seed: &mut u64,
+) -> Result<Situation> {
+    let url = format!("http://{}", upstream.address());
+    let mut mirror = start(work, config, &url).await?;
+    let mut peers = Vec::new();
+    for name in config.peers.iter().filter(|_| !ingest) {
+        peers.push(peers::caching_proxy(work, name, &url).await?);
+    }
+    let mut situation = Situation {
+        upstream: label,
+        ingest,
+        direct: Vec::new(),
+        mirror: Vec::new(),
+        peers: peers.iter().map(|peer| (peer.label.clone(), Vec::new())).collect(),
+    };
+    if let Source::Scripted(origin) = &upstream {
+        if ingest {
+            progress.step("making layers to convert");
+            begin_ingest(config, origin, mirror.address).await?;
+        }
+        origin.always(Target::Blobs, Fault::DelayHeaders(Duration::from_millis(delay_ms)));
+    }
+    for round in 0..config.rounds {
+        progress.step(format!(
+            "upstream {}, {}: round {} of {}",
+            situation.upstream,
+            if ingest { "conversions ahead" } else { "idle" },
+            round + 1,
+            config.rounds
+        ));
+        *seed += 1;
+        let blob = upstream.add_blob(Rng::new(*seed).bytes(config.blob_bytes))?;
+        let path = format!("/v2/{REPOSITORY}/blobs/{blob}");
+        if ingest && conversions(mirror.address).await? == 0 {
+            return Err(ended_early());
+        }
+        // Whoever comes second finds the blob in the upstream's memory.
+        let (direct, through) = if round % 2 == 0 {
+            let direct = ask(upstream.address(), &path).await?;
+            (direct, ask(mirror.address, &path).await?)
+        } else {
+            let through = ask(mirror.address, &path).await?;
+            (ask(upstream.address(), &path).await?, through)
+        };
+        if ingest && conversions(mirror.address).await? == 0 {
+            return Err(ended_early());
+        }
+        situation.direct.push(direct);
+        situation.mirror.push(through);
+        for (peer, (_, times)) in peers.iter().zip(&mut situation.peers) {
+            times.push(ask(peer.address, &path).await?);
+        }
+        tokio::time::sleep(Duration::from_millis(config.pause_ms)).await;
+        upstream.remove(&blob);
+    }
+    mirror.process.stop();
+    for mut peer in peers {
+        peer.process.stop();
+    }
+    Ok(situation)
 }
 
 fn ended_early() -> PlaygroundError {
@@ -171,7 +239,7 @@ fn ended_early() -> PlaygroundError {
     )
 }
 
-async fn start(work: &WorkDir, config: &FirstByteConfig, origin: &Origin) -> Result<peers::Peer> {
+async fn start(work: &WorkDir, config: &FirstByteConfig, url: &str) -> Result<peers::Peer> {
     if !config.headstart.is_file() {
         return Err(PlaygroundError::BinaryMissing(config.headstart.clone()));
     }
@@ -181,8 +249,7 @@ async fn start(work: &WorkDir, config: &FirstByteConfig, origin: &Origin) -> Res
     let text = format!(
         "listen = \"{address}\"\ndata_dir = {data_dir}\ndefault_upstream = \"bench.test\"\n\
          [ingest]\nzstd_level = {ZSTD_LEVEL}\n[log]\nfilter = \"warn\"\n\
-         [[upstreams]]\nname = \"bench.test\"\nurl = \"{}\"\n",
-        origin.url()
+         [[upstreams]]\nname = \"bench.test\"\nurl = \"{url}\"\n"
     );
     let mut command = Command::new(&config.headstart);
     command.arg("--config").arg(work.write(format!("{label}.toml"), &text)?);
@@ -299,7 +366,7 @@ impl Report {
                     _ => number(situation.ratio_of(times, of)),
                 };
                 table.add_row([
-                    format!("{} ms away", situation.upstream_delay_ms),
+                    situation.upstream.clone(),
                     if situation.ingest { "ahead" } else { "none" }.to_owned(),
                     asked.to_owned(),
                     number(quantile(times, 0.5, |t| t.head_ms)),
@@ -315,8 +382,8 @@ impl Report {
         for situation in self.situations.iter().filter(|s| s.ingest) {
             let _ = writeln!(
                 text,
-                "With an upstream {} ms away, conversions were under way during all {} asks.",
-                situation.upstream_delay_ms,
+                "With an upstream {}, conversions were under way during all {} asks.",
+                situation.upstream,
                 situation.mirror.len()
             );
         }
@@ -343,7 +410,7 @@ mod tests {
             all.iter().map(of).collect()
         };
         let situation = Situation {
-            upstream_delay_ms: 20,
+            upstream: "20 ms away".into(),
             ingest: true,
             direct: times(&[10.0, 1.0, 1000.0]),
             mirror: times(&[11.0, 500.0, 9.0]),

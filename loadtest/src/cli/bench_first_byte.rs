@@ -16,7 +16,8 @@ use super::bench::{finished, server_beside, show};
 /// Compare the time to the first byte of a cold blob through the mirror with that of its upstream.
 ///
 /// Starts an upstream and the mirror on loopback, and asks for new blobs at either in turn: with nothing else to do, and
-/// while the mirror converts an image (half a minute of it by default). Build with --release first.
+/// while the mirror converts an image (half a minute of it by default). Then the same with a docker-registry as the
+/// upstream. Build with --release first.
 #[derive(Debug, Args)]
 pub struct FirstByteArgs {
     /// headstart-server's binary. Default: beside this one.
@@ -25,6 +26,9 @@ pub struct FirstByteArgs {
     /// How long the upstream takes to its head, in milliseconds, one situation each.
     #[arg(long, value_delimiter = ',', value_name = "MS,...")]
     upstream_delay_ms: Vec<u64>,
+    /// Leave out the situation with a docker-registry as the upstream.
+    #[arg(long)]
+    no_registry: bool,
     /// Blobs in each situation.
     #[arg(long)]
     rounds: Option<usize>,
@@ -59,6 +63,7 @@ pub async fn run(args: FirstByteArgs, mut config: FirstByteConfig) -> Result<Exi
     if !args.peers.is_empty() {
         config.peers = args.peers.into_iter().filter(|peer| peer != "none").collect();
     }
+    config.registry &= !args.no_registry;
     config.rounds = args.rounds.unwrap_or(config.rounds);
     config.pause_ms = args.pause_ms.unwrap_or(config.pause_ms);
     config.blob_bytes = args.blob_bytes.unwrap_or(config.blob_bytes);

@@ -6,6 +6,7 @@
 //! Not here: what is in the storage ([`super::image`]).
 
 use std::{
+    fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
@@ -83,6 +84,24 @@ impl Registry {
         let hex = digest.to_string().split_off("sha256:".len());
         let blobs = self.storage.join("docker/registry/v2/blobs/sha256");
         blobs.join(&hex[..2]).join(&hex).join("data")
+    }
+
+    /// Has a repository have a blob, without a push.
+    pub fn put(&self, repository: &str, digest: &BlobDigest, bytes: &[u8]) -> io::Result<()> {
+        let link = self
+            .storage
+            .join("docker/registry/v2/repositories")
+            .join(repository)
+            .join("_layers")
+            .join(digest.to_string().replace(':', "/"))
+            .join("link");
+        for (path, bytes) in [(self.blob(digest), bytes), (link, digest.to_string().as_bytes())] {
+            if let Some(dir) = path.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            fs::write(path, bytes)?;
+        }
+        Ok(())
     }
 
     pub fn url(&self) -> String {
