@@ -503,8 +503,9 @@ impl Inner {
         }
     }
 
-    /// Tells the presentation which layers are whole. Blocks.
+    /// Tells the presentation which layers are whole, and has it settle. Blocks.
     fn settle(&self) {
+        self.presentation.settle();
         for known in self.all() {
             // A start that is being recorded is seen to its end.
             if known.layer.file().is_whole() && !known.layer.recorder().is_wanted() {

@@ -27,7 +27,7 @@ use crate::atomic_file;
 use crate::contents::Contents;
 use crate::fetch::{ChunkSink, VerifiedChunk};
 
-const DATA: &str = "data";
+pub(super) const DATA: &str = "data";
 pub(super) const BITMAP: &str = "bitmap";
 const IMAGE: &str = "erofs";
 const TREE: &str = "tree";
@@ -57,7 +57,7 @@ pub struct LayerFile {
     /// The whole gave another.
     pub(super) quarantined: AtomicBool,
     /// The kernel reads the file by itself.
-    lent: AtomicBool,
+    pub(super) lent: AtomicBool,
     /// How often claims were taken back.
     pub(super) evictions: AtomicU64,
     /// Where the next eviction begins.
@@ -249,31 +249,9 @@ impl LayerFile {
     }
 
     /// With the lock no flush and no eviction is under way, so what is not dirty is durable, and stays.
-    fn is_settled(&self, retired: &bool) -> bool {
+    pub(super) fn is_settled(&self, retired: &bool) -> bool {
         let is_sure = self.is_verified() && !self.is_quarantined();
         !retired && is_sure && !self.dirty.load(Ordering::Acquire) && self.is_full()
-    }
-
-    /// The data space as a file that needs nobody to read it, if it is whole and within what may be lent. Whoever is given it
-    /// may keep it: from now on no byte of it goes before the layer does.
-    pub fn whole(&self) -> Option<PathBuf> {
-        let retired = self.retired.lock().unwrap_or_else(|p| p.into_inner());
-        if !self.is_settled(&retired) {
-            return None;
-        }
-        if !self.is_lent() {
-            let len = self.chunks().data_size();
-            if !self.room.lend(len) {
-                return None;
-            }
-            if let Err(error) = marks::lend(&self.dir) {
-                tracing::warn!(dir = %self.dir.display(), %error, "cache-layer-not-lent");
-                self.room.returned(len);
-                return None;
-            }
-            self.lent.store(true, Ordering::Release);
-        }
-        Some(self.dir.join(DATA))
     }
 
     /// Where the layer's EROFS image goes.

@@ -96,6 +96,11 @@ impl Room {
         (within_cap && above_floor).then_some(place)
     }
 
+    /// Whether the disk has room for a file beside the chunks, and the floor besides.
+    pub(crate) fn may_keep(&self, len: u64) -> bool {
+        self.leaves(len, self.free_bytes_min)
+    }
+
     /// Whether there is room for what nobody has asked for.
     pub fn may_fill(&self, len: u64) -> bool {
         let used = self.used.load(Ordering::Relaxed).saturating_add(len);

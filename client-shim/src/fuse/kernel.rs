@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use super::node_id::Node;
 use super::probe_file;
 use super::read_plan::ReadPlan;
-use super::tree_fs::{DirItem, FsError, Lookup, TreeFs};
+use super::tree_fs::{DirItem, FsError, Lookup, Told, TreeFs};
 use super::wire::abi::{flag, fopen};
 use super::wire::reply::{Errno, Listing, Reply};
 use super::wire::request::{Request, What};
@@ -189,8 +189,10 @@ impl KernelFs {
     fn readdirplus(&self, ino: u64, offset: u64, size: u32, reply: Reply) {
         let mut listing = Listing::new(size);
         let listed = node(ino).and_then(|n| {
-            let visit =
-                &mut |item: DirItem<'_>| listing.add_plus(&item.attr, item.name, item.next, ttl(item.attr.node));
+            let visit = &mut |item: DirItem<'_>| match item.told {
+                Told::All => listing.add_plus(&item.attr, item.name, item.next, ttl(item.attr.node)),
+                Told::Kind => listing.add_bare(&item.attr, item.name, item.next),
+            };
             self.tree.read_dir(n, offset, visit)
         });
         match listed {

@@ -2,11 +2,14 @@
 //!
 //! In: a layer. Out: its [`TreeFile`], and answers of it. Invariant: a file that was found damaged is not asked again: the
 //! next answer comes from one that was made anew from the TOC, and if that is damaged too, from memory that no disk can
-//! damage. Most layers are shown as images, and nobody asks.
+//! damage. What is in memory only for want of room on the disk goes there once there is some. Most layers are shown as images, and
+//! nobody asks.
 //! Not here: what is in the file (`tree_file`), answers in the terms of requests (`fuse/tree_fs.rs`).
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use headstart_layer_format::Toc;
 
 use super::tree_file::{Blocks, TreeError, TreeFile};
 use super::tree_fs::FsError;
@@ -17,6 +20,8 @@ use crate::counters::Counters;
 const MAKES_MAX: u32 = 1;
 /// Making a tree takes the time of many answers: where it cannot be done, it is not tried for each.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often a tree without room on the disk is tried there again: the TOC is read for it.
+const ROOM_AGAIN: Duration = Duration::from_secs(10);
 
 /// What trees of layers share on a node.
 #[derive(Clone, Debug)]
@@ -30,11 +35,15 @@ pub(super) struct Shown {
     pub(super) layer: Arc<Layer>,
     shared: Shared,
     state: Mutex<State>,
+    /// Held while the file is written, so that one writes it. Nobody who has it waits for the state.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     tree: Option<Arc<TreeFile>>,
+    /// Since when it is in memory for want of room on the disk, or was tried there.
+    homeless: Option<Instant>,
     /// How often it was found damaged.
     damages: u32,
     /// When it could not be made.
@@ -47,6 +56,7 @@ impl Shown {
             layer,
             shared,
             state: Mutex::default(),
+            writing: Mutex::default(),
         }
     }
 
@@ -100,14 +110,55 @@ impl Shown {
         }
         let toc = contents.toc()?;
         if state.damages <= MAKES_MAX {
-            let made = TreeFile::make(&path, &toc, digest).map_err(TreeError::from);
-            match made.and_then(|()| TreeFile::open(&path, digest, blocks)) {
+            match self.make(&toc) {
                 Ok(tree) => return Ok(tree),
                 // As on a full disk.
-                Err(error) => tracing::warn!(layer = %self.layer.digest(), %error, "layer-tree-not-on-disk"),
+                Err(error) => {
+                    tracing::warn!(layer = %self.layer.digest(), %error, "layer-tree-not-on-disk");
+                    state.homeless = Some(Instant::now());
+                }
             }
         }
         TreeFile::in_memory(&toc, digest, blocks)
+    }
+
+    fn make(&self, toc: &Toc) -> Result<TreeFile, TreeError> {
+        let (path, digest) = (self.layer.file().tree(), self.layer.contents().toc_digest());
+        let _writing = self.writing.lock().unwrap_or_else(|p| p.into_inner());
+        TreeFile::make(&path, toc, digest)?;
+        TreeFile::open(&path, digest, &self.shared.blocks)
+    }
+
+    /// A tree that is in memory because the disk had no room goes there, if there is some. Who asks meanwhile is answered from
+    /// memory. Blocks.
+    pub(super) fn settle(&self) {
+        let homeless = {
+            let mut state = self.lock();
+            match (&state.tree, state.homeless) {
+                (Some(tree), Some(at)) if at.elapsed() >= ROOM_AGAIN => {
+                    let tree = Arc::clone(tree);
+                    state.homeless = Some(Instant::now());
+                    tree
+                }
+                _ => return,
+            }
+        };
+        if !homeless.len().is_ok_and(|len| self.layer.file().room().may_keep(len)) {
+            return;
+        }
+        let toc = self.layer.contents().toc().map_err(TreeError::from);
+        match toc.and_then(|toc| self.make(&toc)) {
+            Ok(tree) => {
+                let mut state = self.lock();
+                // Unless it was given up meanwhile.
+                if state.tree.as_ref().is_some_and(|now| Arc::ptr_eq(now, &homeless)) {
+                    state.tree = Some(Arc::new(tree));
+                    state.homeless = None;
+                    tracing::info!(layer = %self.layer.digest(), "layer-tree-on-disk-again");
+                }
+            }
+            Err(error) => tracing::debug!(layer = %self.layer.digest(), %error, "layer-tree-still-not-on-disk"),
+        }
     }
 
     fn damaged(&self, tree: &Arc<TreeFile>, error: &TreeError) {
@@ -115,6 +166,7 @@ impl Shown {
         // Somebody else may have seen it first.
         if state.tree.as_ref().is_some_and(|now| Arc::ptr_eq(now, tree)) {
             state.tree = None;
+            state.homeless = None;
             self.note(&mut state, error);
         }
     }

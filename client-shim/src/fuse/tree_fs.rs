@@ -58,7 +58,17 @@ pub struct DirItem<'a> {
     /// Where to go on after this one.
     pub next: u64,
     pub name: &'a [u8],
+    /// Its node and kind, and the rest if it is told.
     pub attr: Attr,
+    pub told: Told,
+}
+
+/// How much a listing says of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    All,
+    /// Which node it is, and that it is a directory. Who wants more asks for it.
+    Kind,
 }
 
 /// How full the mount is.
@@ -108,6 +118,12 @@ impl TreeFs {
         if let Ok(shown) = self.shown(slot) {
             let _ = shown.tree();
         }
+    }
+
+    /// Trees that are in memory because the disk had no room go there, where it has again. Blocks; nobody else waits for it.
+    pub fn settle(&self) {
+        let all: Vec<Arc<Shown>> = self.read_layers().values().cloned().collect();
+        all.iter().for_each(|shown| shown.settle());
     }
 
     /// False when it was not shown.
@@ -193,6 +209,7 @@ impl TreeFs {
                 next: at as u64 + 1,
                 name,
                 attr: self.attr(node)?,
+                told: Told::All,
             };
             if !visit(item) {
                 return Ok(());
@@ -205,32 +222,36 @@ impl TreeFs {
                     next: 3,
                     name: LAYERS_NAME.as_bytes(),
                     attr: self.attr(Node::Layers)?,
+                    told: Told::All,
                 });
                 Ok(())
             }
             // Neither names of devices nor their directory are for anybody to find.
             Node::Root | Node::Devices | Node::Probe | Node::Device { .. } => Ok(()),
-            Node::Layers => self.read_layers_dir(from, visit),
+            Node::Layers => {
+                self.read_layers_dir(from, visit);
+                Ok(())
+            }
             Node::File { slot, inode } => read_layer_dir(&*self.shown(slot)?, slot, inode, from, visit),
         }
     }
 
-    /// Positions are slots, so that a listing survives layers that come and go.
-    fn read_layers_dir(&self, from: u64, visit: &mut dyn FnMut(DirItem<'_>) -> bool) -> Result<(), FsError> {
+    /// Positions are slots, so that a listing survives layers that come and go. No tree is asked: where layers are shown as
+    /// images most have none yet, and to make them all would keep everybody else waiting.
+    fn read_layers_dir(&self, from: u64, visit: &mut dyn FnMut(DirItem<'_>) -> bool) {
         let from = u32::try_from(from).unwrap_or(u32::MAX);
-        for (&slot, shown) in self.read_layers().range(from..) {
+        for &slot in self.read_layers().range(from..).map(|(slot, _)| slot) {
             let name = slot.to_string();
-            let root = shown.ask(|tree| about(tree, InodeId::ROOT, |record| Ok(Ok(*record))))?;
             let item = DirItem {
                 next: u64::from(slot) + 3,
                 name: name.as_bytes(),
-                attr: root.attr(Node::layer_root(slot)),
+                attr: Attr::own_directory(Node::layer_root(slot), 2),
+                told: Told::Kind,
             };
             if !visit(item) {
                 break;
             }
         }
-        Ok(())
     }
 
     /// Value of an extended attribute.
@@ -365,6 +386,7 @@ fn read_layer_dir(
                     next: at + 3,
                     name,
                     attr: record.attr(Node::File { slot, inode }),
+                    told: Told::All,
                 };
                 at += 1;
                 visit(item)

@@ -22,7 +22,7 @@ use super::readahead::raised;
 use super::replace::replace_image;
 use super::whole::Whole;
 use super::{FuseTree, Presentation, PresentationError};
-use crate::cache::Layer;
+use crate::cache::{Layer, Loan};
 use crate::erofs::{self, ErofsError};
 use crate::fuse::mount_table::mounts;
 
@@ -124,13 +124,23 @@ impl ErofsTree {
         let image = layer.file().image();
         write_image(&*layer.contents().toc()?, &image)?;
         let slot = layer.slot().to_string();
-        let (data, device) = match self.local(layer) {
-            Some(device) => (Data::Settled, device),
-            None => (Data::Asked, Device::asked(self.fuse.device(&slot))),
-        };
+        let asked = Device::asked(self.fuse.device(&slot));
         let at = self.mounts.join(slot);
         std::fs::create_dir_all(&at)?;
-        if let Err(error) = mount_image(&image, &device, &at, self.readahead_kib) {
+        let mount = |device: &Device| mount_image(&image, device, &at, self.readahead_kib);
+        let mut data = Data::Asked;
+        if let Some((loan, device)) = self.local(layer) {
+            // Refused once, it would be the next time; we are as good.
+            data = Data::Settled;
+            match mount(&device) {
+                Ok(()) => return Ok(Shown { at, data }),
+                Err(error) => {
+                    tracing::warn!(layer = %layer.digest(), %error, "layer-not-read-without-us");
+                    layer.file().take_back(&loan);
+                }
+            }
+        }
+        if let Err(error) = mount(&asked) {
             // Empty, as nothing was mounted.
             let _ = std::fs::remove_dir(&at);
             return Err(error.into());
@@ -139,13 +149,15 @@ impl ErofsTree {
     }
 
     /// The layer's own file, if it is whole, the kernel may read it, and what is lent leaves room for it (`cache/room.rs`).
-    fn local(&self, layer: &Layer) -> Option<Device> {
+    fn local(&self, layer: &Layer) -> Option<(Loan, Device)> {
         let direct = match self.whole {
             Whole::Direct => true,
             Whole::Cached => false,
             Whole::Asked => return None,
         };
-        Some(Device::local(layer.file().whole()?, direct))
+        let loan = layer.file().whole()?;
+        let device = Device::local(loan.path.clone(), direct);
+        Some((loan, device))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Shown>> {
@@ -181,7 +193,7 @@ impl Presentation for ErofsTree {
         };
         // Not now, for want of room in what may be lent: it is asked again with every flush of the node (`layers.rs`), and
         // mounted from its file once others are gone. By the order of slots at a start, by who comes first afterwards.
-        let Some(device) = self.local(layer) else {
+        let Some((loan, device)) = self.local(layer) else {
             return;
         };
         // Once: what was refused now would be the next time. The next start mounts the file at once.
@@ -189,8 +201,15 @@ impl Presentation for ErofsTree {
         let _span = tracing::info_span!(parent: None, "switch layer", layer = %layer.digest()).entered();
         match replace_image(&layer.file().image(), &device, &shown.at, self.readahead_kib) {
             Ok(()) => tracing::info!(layer = %layer.digest(), slot = layer.slot(), "layer-read-without-us"),
-            Err(error) => tracing::warn!(layer = %layer.digest(), %error, "layer-not-switched"),
+            Err(error) => {
+                tracing::warn!(layer = %layer.digest(), %error, "layer-not-switched");
+                layer.file().take_back(&loan);
+            }
         }
+    }
+
+    fn settle(&self) {
+        self.fuse.settle();
     }
 
     fn withdraw(&self, layer: &Layer) {

@@ -113,6 +113,10 @@ impl Presentation for FuseTree {
         Ok(path)
     }
 
+    fn settle(&self) {
+        self.tree.settle();
+    }
+
     fn withdraw(&self, layer: &Layer) {
         if self.tree.remove(layer.slot()) {
             self.mount.forget_slot(layer.slot());

@@ -69,6 +69,8 @@ pub trait Presentation: Send + Sync + std::fmt::Debug {
     /// All of a shown layer is here and durable: whoever mounts it from now on may do without this process. May be said
     /// again and again, and is cheap then. Blocks.
     fn completed(&self, _: &Layer) {}
+    /// Has what it keeps where it belongs. To be said from time to time; cheap when there is nothing to do. Blocks.
+    fn settle(&self) {}
     /// Stops showing it. Nobody has it mounted any more.
     fn withdraw(&self, layer: &Layer);
     /// For people and metrics.

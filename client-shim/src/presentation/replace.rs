@@ -1,7 +1,8 @@
 //! Another mount in the place of one that is in use.
 //!
 //! In: a mount point with an EROFS image on it, and an image with a device. Out: the new mount at that point. Invariant: at every
-//! moment somebody who looks there sees one of the two; whoever uses the old one keeps it until he lets go.
+//! moment somebody who looks there sees one of the two; whoever uses the old one keeps it until he lets go. After an error nobody
+//! ever saw the new one.
 //! Not here: when a layer is worth it (`erofs_tree.rs`).
 
 use std::io;
@@ -34,5 +35,9 @@ pub(super) fn replace_image(image: &Path, device: &Device, at: &Path, readahead_
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_BENEATH;
     move_mount(&new, "", CWD, at, flags)?;
     // Overlays have clones of the old mount, and processes in it keep it: only its place is taken.
-    Ok(unmount(at, UnmountFlags::DETACH)?)
+    if let Err(error) = unmount(at, UnmountFlags::DETACH) {
+        // Both are right. The new one is there to stay, and seen once the old one goes.
+        tracing::warn!(path = %at.display(), error = %io::Error::from(error), "old-mount-not-undone");
+    }
+    Ok(())
 }

@@ -184,3 +184,30 @@ fn a_tree_for_which_there_is_no_room_is_in_memory() {
     check(&shown, &layer, 50, &READS);
     assert_eq!((shown.damages(), shown.layer.file().tree().exists()), (0, false));
 }
+
+/// Memory is not where it stays: once there is room the tree goes to the disk, under whoever asks.
+#[test]
+fn a_tree_goes_to_the_disk_once_there_is_room() {
+    let (runtime, layer) = (runtime(), some_blocks());
+    let shown = shown(&runtime, &layer);
+    let path = shown.layer.file().tree();
+    fs::create_dir(path.with_extension("new")).unwrap();
+    check(&shown, &layer, 50, &READS);
+    shown.tree.settle();
+    assert!(!path.exists());
+    fs::remove_dir(path.with_extension("new")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !path.exists() {
+        assert!(Instant::now() < deadline, "it stays in memory");
+        std::thread::sleep(Duration::from_millis(100));
+        shown.tree.settle();
+    }
+    let number = fs::metadata(&path).unwrap().ino();
+    // What is asked from now on comes from there: else nobody would notice this.
+    shown.damage();
+    check(&shown, &layer, 50, &READS);
+    assert_eq!(shown.damages(), 1);
+    // And it is settled.
+    shown.tree.settle();
+    assert_ne!(fs::metadata(&path).unwrap().ino(), number, "made anew, for the damage");
+}

@@ -314,6 +314,98 @@ fn a_cap_bounds_what_is_read_without_us_and_the_rest_can_go() {
     assert_eq!((lent(&node), node.counters().read_errors.get()), (0, 0));
 }
 
+/// What the kernel did not take is not lent: it can go, and another layer has its place.
+#[test]
+fn a_layer_that_the_kernel_refuses_is_not_lent() {
+    const LEN: usize = 1 << 20;
+    let server = FakeServer::start();
+    let file = |seed| LayerBuilder::new().add("f", Item::file(noise(LEN, seed)));
+    let layers: Vec<_> = (0..3).map(|seed| file(seed).build(64 << 10)).collect();
+    layers.iter().for_each(|l| server.serve(l));
+    let size = layers[0].toc.chunks().data_size();
+    let root = tempfile::tempdir().unwrap();
+    let config = LazyConfig {
+        whole_layers: WholeLayers::Direct,
+        // One is lent and no more; two are kept.
+        cache_bytes_max: size * 5 / 2,
+        ..quick_flush()
+    };
+    let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
+    let others = layers[1..].iter().map(|l| l.digest).collect::<Vec<_>>();
+    node.layers.in_use().set(move || others.iter().copied().collect());
+    let dirs: Vec<_> = layers.iter().map(|l| node.show(l)).collect();
+    let is_right = |i: usize| read_anew(&dirs[i].join("f")).unwrap() == noise(LEN, i as u64);
+    // Another file, as the one that is mounted must stay as it is.
+    let image = root.path().join("cache").join(layers[0].digest.hex()).join("erofs");
+    fs::write(image.with_extension("bad"), [0; 8192]).unwrap();
+    fs::rename(image.with_extension("bad"), &image).unwrap();
+    assert!(is_right(0));
+    node.until(&layers[0].digest, "all of it is here, and right", |l| l.verified);
+    // Some rounds of the flush, which tries.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(is_right(0) && !reads_directly(&dirs[0]));
+    assert!(is_right(1));
+    wait_until("the second to be lent", || reads_directly(&dirs[1]));
+    assert_eq!(node.layers.status().lent_bytes, size);
+    assert!(is_right(2));
+    node.until(&layers[0].digest, "given back in part", |l| l.chunks_present < l.chunks);
+    assert!((0..3).all(is_right));
+    assert!(
+        !root
+            .path()
+            .join("cache")
+            .join(layers[0].digest.hex())
+            .join("lent")
+            .exists()
+    );
+}
+
+/// Most layers have no tree, and to make them all for a look at their names would keep everybody else waiting.
+#[test]
+fn listing_the_layers_makes_no_trees() {
+    let server = FakeServer::start();
+    let layers: Vec<_> = (0..3)
+        .map(|seed| {
+            LayerBuilder::new()
+                .add(format!("f{seed}"), Item::file(noise(1000, seed)))
+                .build(1 << 20)
+        })
+        .collect();
+    layers.iter().for_each(|l| server.serve(l));
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open(root.path(), &[&server]);
+    let slots: Vec<String> = layers
+        .iter()
+        .map(|l| node.show(l).file_name().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    let made = || {
+        let trees = layers
+            .iter()
+            .map(|l| root.path().join("cache").join(l.digest.hex()).join("tree"));
+        trees.filter(|tree| tree.exists()).count()
+    };
+    let all = root.path().join("mnt/layers");
+    for _ in 0..2 {
+        let listed = fs::read_dir(&all).unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            assert!(entry.file_type().unwrap().is_dir());
+            entry.file_name().into_string().unwrap()
+        });
+        let mut listed: Vec<String> = listed.collect();
+        listed.sort();
+        assert_eq!((&listed, made()), (&slots, 0));
+    }
+    // One is made for whoever looks into it.
+    let within = all.join(&slots[1]).join("f1");
+    assert!(fs::read(within).unwrap() == noise(1000, 1));
+    assert_eq!(made(), 1);
+    node.release(&layers[0].digest);
+    let listed = fs::read_dir(&all)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert_eq!(listed.collect::<Vec<_>>(), slots[1..]);
+}
+
 /// Names, attributes and what is not there are the kernel's own business, as soon as a layer is shown.
 #[test]
 fn walks_and_stats_and_misses_ask_nobody() {

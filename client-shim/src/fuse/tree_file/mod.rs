@@ -114,6 +114,11 @@ impl TreeFile {
         })
     }
 
+    /// Bytes of it.
+    pub(crate) fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
     /// `None` for an id of another tree.
     pub(crate) fn inode(&self, id: InodeId) -> Result<Option<Record>, TreeError> {
         self.inode_near(id, &mut None)

@@ -177,23 +177,35 @@ impl Listing {
 
     /// False when it is full. `next`: where to go on after this name.
     pub fn add(&mut self, attr: &Attr, name: &[u8], next: u64) -> bool {
-        self.put(None, attr, name, next)
+        self.put(&Plus::Absent, attr, name, next)
     }
 
     /// With attributes, which the kernel may keep for `ttl`.
     pub fn add_plus(&mut self, attr: &Attr, name: &[u8], next: u64, ttl: Duration) -> bool {
-        self.put(Some(ttl), attr, name, next)
+        self.put(&Plus::Entry(ttl), attr, name, next)
     }
 
-    fn put(&mut self, ttl: Option<Duration>, attr: &Attr, name: &[u8], next: u64) -> bool {
+    /// Without them, where the kernel asked for them too: it looks the name up when somebody wants them.
+    pub fn add_bare(&mut self, attr: &Attr, name: &[u8], next: u64) -> bool {
+        self.put(&Plus::Empty, attr, name, next)
+    }
+
+    fn put(&mut self, plus: &Plus, attr: &Attr, name: &[u8], next: u64) -> bool {
         // struct fuse_dirent: ino, off, namelen, type; then the name. struct fuse_direntplus: an entry before it.
-        let len = (ttl.map_or(0, |_| ENTRY_LEN) + 24 + name.len()).next_multiple_of(8);
+        let entry_len = match plus {
+            Plus::Absent => 0,
+            Plus::Entry(_) | Plus::Empty => ENTRY_LEN,
+        };
+        let len = (entry_len + 24 + name.len()).next_multiple_of(8);
         if self.out.len() + len > self.size {
             return false;
         }
         let end = self.out.len() + len;
-        if let Some(ttl) = ttl {
-            put_entry(&mut self.out, attr, ttl);
+        match plus {
+            Plus::Absent => {}
+            Plus::Entry(ttl) => put_entry(&mut self.out, attr, *ttl),
+            // A node id of 0, which in a listing means that nothing is said.
+            Plus::Empty => self.out.resize(self.out.len() + ENTRY_LEN, 0),
         }
         self.out.extend(attr.node.id().to_ne_bytes());
         self.out.extend(next.to_ne_bytes());
@@ -207,6 +219,15 @@ impl Listing {
     pub fn send(self, reply: Reply) {
         reply.data(&self.out);
     }
+}
+
+/// What stands before a name where the kernel asked for attributes too.
+#[derive(Clone, Copy, Debug)]
+enum Plus {
+    /// It did not.
+    Absent,
+    Entry(Duration),
+    Empty,
 }
 
 const ENTRY_LEN: usize = 128;
