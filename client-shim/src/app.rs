@@ -123,11 +123,22 @@ async fn open_lazy(
         }
         if begun.elapsed() >= OPEN_MAX {
             tracing::error!(%error, "mount-given-up: containers get errors from it");
-            keeper.let_go();
+            give_up(root, keeper).await;
             return Err(error);
         }
         tracing::warn!(%error, "lazy-layers-not-opened: readers wait, trying again");
         stop.run_until_cancelled(tokio::time::sleep(OPEN_AGAIN)).await;
+    }
+}
+
+/// Whoever waits for an answer of a mount that a predecessor left gets an error.
+async fn give_up(root: &Path, keeper: &Keeper) {
+    keeper.let_go();
+    // Also where a thread of the predecessor hangs in the kernel, and has what the keeper let go of.
+    let mount = root.join(presentation::MOUNT);
+    let detached = tokio::task::spawn_blocking(move || presentation::detach_stale(&mount)).await;
+    if let Ok(Err(error)) = detached {
+        tracing::error!(%error, "mount-not-detached: whoever reads from it may wait for ever");
     }
 }
 

@@ -220,6 +220,9 @@ const STALE_MOUNTS_MAX: usize = 32;
 
 /// Detaches whatever is mounted at `path`: a mount whose process was killed answers every call with an error, and new
 /// mounts on top of it would pile up. The caller holds the node's lock, so nobody serves it.
+///
+/// By force, which ends its connection with the kernel: everybody who waits for an answer gets an error. Letting go of all
+/// descriptors does not suffice: a killed shim whose last thread waits for such an answer has its own open until it comes.
 pub fn detach_stale(path: &Path) -> io::Result<()> {
     let path = mount_table::resolved(path)?;
     for _ in 0..STALE_MOUNTS_MAX {
@@ -227,7 +230,7 @@ pub fn detach_stale(path: &Path) -> io::Result<()> {
             return Ok(());
         }
         tracing::info!(path = %path.display(), "stale-mount-detached");
-        unmount(&path, UnmountFlags::DETACH)?;
+        unmount(&path, UnmountFlags::DETACH | UnmountFlags::FORCE)?;
     }
     Err(io::Error::other("it is mounted over and over"))
 }

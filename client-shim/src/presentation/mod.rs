@@ -26,6 +26,7 @@ use crate::cache::{Layer, LazyConfig};
 use crate::counters::Counters;
 use crate::survival::Keeper;
 
+pub use crate::fuse::session::detach_stale;
 pub use choice::{MOUNT, open};
 pub use erofs_tree::ErofsTree;
 pub use fuse_tree::FuseTree;
