@@ -33,7 +33,7 @@ pub struct Keeper(Arc<Inner>);
 struct Inner {
     by: By,
     /// Who would keep under other circumstances, and may have what a predecessor left: another setting, another systemd.
-    formerly: By,
+    formerly: Vec<By>,
     /// For a holder that must be given it anew.
     kept: Mutex<Option<Kept>>,
 }
@@ -92,7 +92,7 @@ impl By {
 
 impl Keeper {
     pub fn nobody() -> Self {
-        Self::by(By::Nobody, By::Nobody)
+        Self::by(By::Nobody, Vec::new())
     }
 
     /// `root`: the node's directory, whose lock the caller holds.
@@ -100,16 +100,19 @@ impl Keeper {
         let holder = By::Holder(Mutex::new(HolderClient::new(root)));
         let manager = manager.map(|m| (m.keeps_while_stopped(), By::ServiceManager(Arc::clone(m))));
         let (by, formerly) = match (with, manager) {
-            (KeepWith::Nobody, _) => (By::Nobody, By::Nobody),
-            (KeepWith::Systemd, Some((_, manager))) | (KeepWith::Auto, Some((true, manager))) => (manager, holder),
+            (KeepWith::Nobody, Some((_, manager))) => (By::Nobody, vec![holder, manager]),
+            (KeepWith::Nobody, None) => (By::Nobody, vec![holder]),
+            (KeepWith::Systemd, Some((_, manager))) | (KeepWith::Auto, Some((true, manager))) => {
+                (manager, vec![holder])
+            }
             (KeepWith::Systemd, None) => return Err(KeepError::NoServiceManager),
-            (KeepWith::Holder | KeepWith::Auto, Some((_, manager))) => (holder, manager),
-            (KeepWith::Holder | KeepWith::Auto, None) => (holder, By::Nobody),
+            (KeepWith::Holder | KeepWith::Auto, Some((_, manager))) => (holder, vec![manager]),
+            (KeepWith::Holder | KeepWith::Auto, None) => (holder, Vec::new()),
         };
         Ok(Self::by(by, formerly))
     }
 
-    fn by(by: By, formerly: By) -> Self {
+    fn by(by: By, formerly: Vec<By>) -> Self {
         Self(Arc::new(Inner {
             by,
             formerly,
@@ -127,11 +130,12 @@ impl Keeper {
         if let Some(kept) = self.0.by.take() {
             return Some(kept);
         }
-        let kept = self.0.formerly.take()?;
+        let kept = self.0.formerly.iter().find_map(By::take)?;
         match self.0.by.keep(&kept) {
+            // With nobody this process alone has it from now on, as is asked for; readers go on until its end.
             Ok(()) => {
                 tracing::info!("mount-kept-by-another-keeper");
-                self.0.formerly.forget();
+                self.0.formerly.iter().for_each(By::forget);
             }
             Err(error) => tracing::error!(%error, "mount-not-kept: containers will not survive a restart"),
         }
@@ -140,18 +144,22 @@ impl Keeper {
 
     /// Whether a predecessor left something that nobody took yet: readers wait.
     pub fn has_left(&self) -> bool {
-        self.0.by.has() || self.0.formerly.has()
+        self.0.by.has() || self.0.formerly.iter().any(By::has)
     }
 
     /// Gives up what a predecessor left: whoever waits for an answer gets an error.
     pub fn let_go(&self) {
         // What a service manager gave us would hold the mount as well as what it keeps.
-        drop((self.0.by.take(), self.0.formerly.take()));
+        drop(self.0.by.take());
+        self.0.formerly.iter().for_each(|keeper| drop(keeper.take()));
         self.forget();
     }
 
-    /// A mount was taken over: the keeper has it already.
+    /// A mount was taken over: the keeper has it already, if there is one.
     pub fn keep_on(&self, kept: Kept) {
+        if matches!(self.0.by, By::Nobody) {
+            return;
+        }
         *lock(&self.0.kept) = Some(kept);
         self.watch();
     }
@@ -159,7 +167,6 @@ impl Keeper {
     /// Keeps a new mount, instead of anything before.
     pub fn keep(&self, kept: Kept) {
         match self.give(&kept) {
-            Ok(()) if matches!(self.0.by, By::Nobody) => {}
             Ok(()) => self.keep_on(kept),
             Err(error) => tracing::error!(%error, "mount-not-kept: containers will not survive a restart"),
         }
@@ -174,7 +181,7 @@ impl Keeper {
         lock(&self.0.kept).take();
         self.0.by.forget();
         // A predecessor may have been killed between giving to the one and taking from the other.
-        self.0.formerly.forget();
+        self.0.formerly.iter().for_each(By::forget);
     }
 
     /// Notices the end of a holder, and starts another.

@@ -134,6 +134,11 @@ impl Node {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// From the next start on.
+    pub fn keep_with(&mut self, keep_with: &'static str) {
+        self.kind.keep_with = keep_with;
+    }
+
     /// Writes the shim's configuration.
     pub fn configure(&self) -> PathBuf {
         let Kind {

@@ -124,16 +124,27 @@ fn the_holder_dies_and_is_replaced_and_knows_no_other_words() {
     assert!(node.log().contains("mount-taken-over"));
 }
 
-/// Holder and shim are killed: what is left is a dead mount, which the next start replaces.
+/// Holder and shim are killed: what is left is a dead mount, which the next start replaces. It ends what is left of it, also where
+/// a thread of the killed shim hangs in the kernel and has the device open, as the test has it here.
 #[test]
 fn without_a_keeper_the_next_start_begins_anew() {
     let mut node = Node::new(Kind::EROFS);
     node.start();
     node.run_container();
-    read_all(&node);
+    let mut files = node.files();
+    let (last, _) = files.pop().unwrap();
+    for (path, expected) in files {
+        assert!(fs::read(path).unwrap() == *expected);
+    }
+    let hung = node.kept_device();
     node.kill();
     ask_holder(&node.root(), b"quit");
+    let reader = std::thread::spawn(move || fs::read(last));
+    eventually("a request that nobody reads", || has_requests(&hung));
     node.start();
+    eventually("the reader is told", || reader.is_finished());
+    assert!(reader.join().unwrap().is_err());
+    drop(hung);
     // The container's own mounts died with the connection; a new one's do not.
     node.unmount_container();
     node.mount_container();
@@ -279,6 +290,43 @@ fn the_keeper_may_be_another_at_each_start() {
     node.stop();
     assert!(!node.has_holder());
     assert_eq!(node.mounts_below(), Vec::<String>::new());
+}
+
+/// Nobody is to keep mounts any more: the next start has what was kept, and is then the only one.
+#[test]
+fn a_mount_that_nobody_is_to_keep_any_more_is_taken_over_once() {
+    for (managed, kind) in [(false, Kind::EROFS), (true, Kind::EROFS), (false, Kind::FUSE)] {
+        let mut node = Node::new(Kind {
+            keep_with: "auto",
+            ..kind
+        });
+        let manager = managed.then(|| Manager::start(node.dir.path()));
+        node.environment = manager.as_ref().map(Manager::environment).unwrap_or_default();
+        node.server.latency(Duration::from_millis(3));
+        node.start();
+        node.run_container();
+        assert_eq!(node.has_holder(), !managed);
+        let readers = Readers::start(4, node.files());
+        readers.until_all_go_on();
+
+        node.kill();
+        node.keep_with("nobody");
+        node.descriptors = manager.as_ref().map(Manager::stored).unwrap_or_default();
+        node.start();
+        node.descriptors.clear();
+        readers.until_all_go_on();
+        readers.stop();
+        read_all(&node);
+        assert!(node.log().contains("mount-taken-over"), "{}", node.log());
+        eventually("the holder is gone", || !node.has_holder());
+        if let Some(manager) = &manager {
+            eventually("nothing is stored any more", || manager.stored().is_empty());
+        }
+        // A stop leaves nothing, as without a keeper ever, whoever uses it.
+        node.stop();
+        assert_eq!(node.mounts_below(), Vec::<String>::new());
+        node.unmount_container();
+    }
 }
 
 /// Ready means that mounts are back: a reader that waits has its answer before or soon after, without any call.
