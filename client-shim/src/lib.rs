@@ -23,6 +23,7 @@ pub mod layers;
 pub mod memory;
 pub mod metrics;
 pub mod observe;
+mod parallel;
 pub mod presentation;
 mod process_id;
 pub mod profile;

@@ -23,6 +23,7 @@ use crate::contents::Contents;
 use crate::counters::Counters;
 use crate::dir_lock::DirLock;
 use crate::fetch::original::{BlobSource, Sources};
+use crate::parallel;
 use crate::survival::Progress;
 
 /// Prefix of directories on their way out.
@@ -82,18 +83,23 @@ impl CacheDir {
             return Err(CacheError::InUse(path.to_owned()));
         };
         let room = Room::new(path, config, Arc::clone(counters));
-        let mut layers = Vec::new();
+        let mut dirs = Vec::new();
         for entry in std::fs::read_dir(path).map_err(io)? {
             let dir = entry.map_err(io)?.path();
-            if !std::fs::symlink_metadata(&dir).is_ok_and(|m| m.is_dir()) {
-                continue;
+            if std::fs::symlink_metadata(&dir).is_ok_and(|m| m.is_dir()) {
+                dirs.push(dir);
             }
-            match load(&dir, &room) {
-                Some(layer) => layers.push(layer),
-                None => drop_layer(&dir),
+        }
+        // Readers of a predecessor's mount wait for this.
+        let loaded = parallel::each(&dirs, |dir| {
+            let layer = load(dir, &room);
+            if layer.is_none() {
+                drop_layer(dir);
             }
             progress.step();
-        }
+            layer
+        });
+        let mut layers: Vec<StoredLayer> = loaded.into_iter().flatten().collect();
         layers.sort_by_key(|l| l.slot);
         let used_max = layers.last().map_or(0, |l| l.slot);
         let cache = Self {

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use headstart_layer_format::Toc;
-use headstart_shim::cache::{CacheError, LayerFile};
+use headstart_shim::cache::{CacheDir, CacheError, LayerFile, LazyConfig};
 use headstart_shim::contents::Contents;
 use headstart_shim::fetch::{ChunkSink, VerifiedChunk};
 use headstart_shim::layers::LayersError;
@@ -181,4 +183,39 @@ fn a_released_layer_leaves_nothing_and_comes_back_in_another_slot() {
     let node = Node::open(root.path(), &[&server]);
     slots.insert(node.present(&layers[0].digest).unwrap().slot);
     assert_eq!(slots.len(), 4);
+}
+
+/// Readers of a restarted shim wait until all layers are loaded: one whose disk is slow does not keep the others waiting.
+#[test]
+fn layers_are_loaded_side_by_side() {
+    let root = tempfile::tempdir().unwrap();
+    let slow: Vec<_> = ["a", "b"].map(|name| root.path().join(name)).to_vec();
+    for dir in &slow {
+        fs::create_dir(dir).unwrap();
+        let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, dir.join("layer"), fifo, mode, 0).unwrap();
+    }
+    // A reader of the one gets its end only when there is a reader of the other.
+    let met = Arc::new(AtomicUsize::new(0));
+    let writers: Vec<_> = slow
+        .iter()
+        .map(|dir| {
+            let (path, met) = (dir.join("layer"), Arc::clone(&met));
+            std::thread::spawn(move || {
+                let _fifo = fs::File::options().write(true).open(path).unwrap();
+                met.fetch_add(1, Ordering::SeqCst);
+                let begun = Instant::now();
+                while met.load(Ordering::SeqCst) < 2 {
+                    if begun.elapsed() > Duration::from_secs(20) {
+                        return false;
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                true
+            })
+        })
+        .collect();
+    let (_, layers) = CacheDir::open(root.path(), &LazyConfig::default(), &Default::default()).unwrap();
+    assert!(layers.is_empty());
+    assert!(writers.into_iter().all(|w| w.join().unwrap()), "one after the other");
 }
