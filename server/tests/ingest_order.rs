@@ -10,7 +10,7 @@ use std::time::Duration;
 use headstart_layer_format::api::{ImageStatus, LayerState, LayerStatus};
 use headstart_layer_format::{BlobDigest, routes};
 use headstart_loadtest::corpus::{Compression, Dialect, Flavor, LayerBuilder, Meta, SyntheticImage, SyntheticLayer};
-use headstart_loadtest::origin::{Auth, Origin, Target};
+use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
 use support::{REPOSITORY, Server, config, noise};
 
 fn layer(len: usize, seed: u64) -> SyntheticLayer {
@@ -104,6 +104,46 @@ async fn layers_that_arrive_slowly_are_in_nobodys_way_and_are_converted_when_the
     until(&server, &slow, &[LayerState::Ready; 4]).await;
     // Fetched once, however often they were begun.
     for layer in &slow.layers {
+        assert_eq!(origin.gets(&layer.digest).len(), 1);
+    }
+    server.stop().await;
+}
+
+/// Four workers, and four layers of which their upstream says nothing for now, not even how large they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_nobody_answers_for_are_in_nobodys_way_and_are_converted_when_somebody_does() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let silent: Vec<_> = (0..4).map(|seed| layer(200_000, seed)).collect();
+    let held = |layer: &SyntheticLayer| origin.hold_heads(Target::Digest(layer.digest));
+    let gates: Vec<_> = silent.iter().map(held).collect();
+    // The answer for one of them will be "no": a failure, and no end of anything.
+    let no = Fault::Status {
+        code: 404,
+        retry_after_secs: None,
+    };
+    origin.always(Target::Digest(silent[0].digest), no);
+    let [silent, quick] = [silent, vec![layer(300_000, 9)]].map(|layers| SyntheticImage::new(Flavor::Oci, layers));
+    let mut config = config(&origin, dir.path());
+    assert_eq!(config.ingest.workers, 4);
+    config.ingest.slow_after_ms = 400;
+    let server = Server::with(config).await;
+    silent.push(&origin, REPOSITORY, "silent");
+    assert_eq!(server.fetch(&server.manifest_url(silent.manifest_digest)).await.0, 200);
+    until(&server, &silent, &[LayerState::Converting; 4]).await;
+    quick.push(&origin, REPOSITORY, "quick");
+    assert_eq!(server.fetch(&server.manifest_url(quick.manifest_digest)).await.0, 200);
+    until(&server, &quick, &[LayerState::Ready]).await;
+    let route = routes::image(&silent.manifest_digest);
+    let (_, body) = server.fetch(&format!("http://{}{route}", server.address)).await;
+    let status: ImageStatus = serde_json::from_slice(&body.unwrap()).unwrap();
+    let waits = |layer: &&LayerStatus| {
+        layer.state == LayerState::Queued && layer.reason.as_ref().is_some_and(|why| why.contains("not answered"))
+    };
+    assert!(status.layers.iter().find(waits).is_some(), "{status:?}");
+    gates.iter().for_each(|gate| gate.open());
+    use LayerState::{Failed, Ready};
+    until(&server, &silent, &[Failed, Ready, Ready, Ready]).await;
+    for layer in &silent.layers[1..] {
         assert_eq!(origin.gets(&layer.digest).len(), 1);
     }
     server.stop().await;

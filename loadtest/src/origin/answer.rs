@@ -253,6 +253,7 @@ impl Exchange<'_> {
         for f in &faults {
             match f {
                 Fault::DelayHeaders(pause) => tokio::time::sleep(*pause).await,
+                Fault::HoldHead { gate } => gate.passed().await,
                 Fault::ResetAtOnce => {
                     self.link.reset_at_end();
                     return Err(Dropped);

@@ -35,6 +35,8 @@ pub enum Fault {
     Status { code: u16, retry_after_secs: Option<u64> },
     /// The head comes late.
     DelayHeaders(Duration),
+    /// The head waits until the test opens the gate.
+    HoldHead { gate: Gate },
     /// The body comes slowly.
     Throttle { bytes_per_sec: u64 },
     /// The connection is closed after so many body bytes, with the full length announced.

@@ -186,6 +186,13 @@ impl Origin {
         gate
     }
 
+    /// Holds answers back altogether, until the gate is opened.
+    pub fn hold_heads(&self, target: Target) -> Gate {
+        let gate = Gate::new();
+        self.always(target, Fault::HoldHead { gate: gate.clone() });
+        gate
+    }
+
     /// Behaves again.
     pub fn clear_faults(&self) {
         self.state.rules().clear();

@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{CliError, local::LocalBlob, show, usage};
 use crate::{
     config::Config,
-    ingest::{ConvertError, Ingest, Progress, Rank},
+    ingest::{ConvertError, Failure, Ingest, Progress, Rank, Refusal},
     store::{LayerRecord, Store},
 };
 
@@ -188,7 +188,7 @@ fn convert_all(arguments: &Arguments, config: Config, stop: &Stop) -> Result<Rep
     let budgets = config.cache.budgets(dir).map_err(error)?;
     let store = Store::open_with(dir, budgets.pack_size_max())?;
 
-    let time_max = Duration::from_millis(ingest.time_max_ms);
+    let time_max_ms = ingest.time_max_ms;
     let ingest = Ingest::start(&ingest, |_| {}).map_err(|error| CliError::Threads { error })?;
     let (packs, cpu, started) = (store.pack_bytes(), usage::cpu(), Instant::now());
     let peak = AtomicU64::new(0);
@@ -204,8 +204,8 @@ fn convert_all(arguments: &Arguments, config: Config, stop: &Stop) -> Result<Rep
                         peak.fetch_max(usage::peak_rss().unwrap_or(0), Ordering::Relaxed);
                         usage::forget_peak();
                     }
-                    let progress = stop.begin(time_max);
-                    let mut layer = convert_one(blob, &store, &ingest, &progress);
+                    let progress = stop.begin(Duration::from_millis(time_max_ms));
+                    let mut layer = convert_one(blob, &store, &ingest, &progress, time_max_ms);
                     layer.peak_rss_bytes = usage::peak_rss().filter(|_| alone);
                     let at = blobs.iter().position(|b| b.digest == blob.digest);
                     if let Some(slot) = at.and_then(|at| done.get(at)) {
@@ -232,22 +232,29 @@ fn convert_all(arguments: &Arguments, config: Config, stop: &Stop) -> Result<Rep
     Ok(Report { layers, total })
 }
 
-fn convert_one(blob: &LocalBlob, store: &Store, ingest: &Ingest, progress: &Progress) -> Layer {
+fn convert_one(blob: &LocalBlob, store: &Store, ingest: &Ingest, progress: &Progress, time_max_ms: u64) -> Layer {
     let started = Instant::now();
-    let (state, reason, made) = match store.layer(&blob.digest) {
+    let settled = store.layer(&blob.digest);
+    let (state, reason, made) = match settled.map(|found| found.filter(|record| record.is_settled(time_max_ms))) {
         Ok(Some(LayerRecord::Ready { .. })) => (State::Already, None, None),
         Ok(Some(LayerRecord::Refused { reason, .. })) => (State::Refused, Some(reason), None),
         Ok(_) => match blob.open() {
             Ok(file) => match ingest.convert(file, &blob.digest, store, Rank::default(), progress) {
                 Ok(toc) => (State::Ready, None, Some(toc)),
-                Err(ConvertError::Refused(refusal)) => {
-                    let reason = refusal.to_string();
-                    match store.refuse_layer(&blob.digest, &reason) {
-                        Ok(()) => (State::Refused, Some(reason), None),
-                        Err(error) => (State::Failed, Some(error.to_string()), None),
+                Err(error) => {
+                    let error = match error {
+                        // There is no upstream that could be slow.
+                        ConvertError::Failed(Failure::TimedOut) => Refusal::OverTime { time_max_ms }.into(),
+                        error => error,
+                    };
+                    match error {
+                        ConvertError::Refused(refusal) => match refusal.record(store, &blob.digest) {
+                            Ok(reason) => (State::Refused, Some(reason), None),
+                            Err(error) => (State::Failed, Some(error.to_string()), None),
+                        },
+                        ConvertError::Failed(failed) => (State::Failed, Some(failed.to_string()), None),
                     }
                 }
-                Err(failed) => (State::Failed, Some(failed.to_string()), None),
             },
             Err(error) => (State::Failed, Some(error.to_string()), None),
         },

@@ -50,7 +50,8 @@ pub struct IngestConfig {
     /// A layer whose rest would take longer than this to come, at the pace of its upstream, makes room for others that wait
     /// for a thread; it is converted when all of its blob is here.
     pub slow_after_ms: u64,
-    /// Wall time of one conversion, which includes waiting for the upstream.
+    /// Wall time of one conversion, which includes waiting for the upstream. A layer that takes longer, the upstream's doing
+    /// aside, stays an ordinary blob, and is tried again a day later, or when there is more time.
     pub time_max_ms: u64,
     /// First pause after a failed conversion; doubles with each further failure, up to 64 times this.
     pub retry_after_ms: u64,

@@ -1,15 +1,15 @@
 //! Why a conversion ended without a TOC, sorted by what to do next.
 //!
-//! Invariant: [`Refusal`] is a property of the layer's (verified) bytes and is recorded for good; [`Failure`] says
-//! nothing about the layer, and a later request tries again. On their way through decoders both travel inside an
-//! [`io::Error`].
+//! Invariant: [`Refusal`] is a property of the layer's (verified) bytes and is recorded for good (but that it takes too long is
+//! one of the machine, too, so that it is tried again one day); [`Failure`] says nothing about the layer, and a later request
+//! tries again. On their way through decoders both travel inside an [`io::Error`].
 //! Not here: states of layers (`read/layers.rs`).
 
 use std::io;
 
-use headstart_layer_format::TocError;
+use headstart_layer_format::{BlobDigest, TocError};
 
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
@@ -34,6 +34,11 @@ pub enum Refusal {
     Path(&'static str),
     #[error("the layer has more than {max} {what}")]
     OverBudget { what: &'static str, max: u64 },
+    /// Whoever converts says so, of a [`Failure::TimedOut`] that was not an upstream's doing.
+    #[error(
+        "the conversion takes more than {time_max_ms} ms (ingest.time_max_ms); it is tried again with more, or after a day"
+    )]
+    OverTime { time_max_ms: u64 },
     #[error(transparent)]
     Toc(#[from] TocError),
 }
@@ -62,11 +67,22 @@ pub enum Failure {
 }
 
 impl Refusal {
-    /// For metrics: a bound, the stream, the tar, a path in it, or what the format cannot say.
+    /// Records it of the layer; the reason as it is told.
+    pub fn record(&self, store: &Store, layer: &BlobDigest) -> Result<String, StoreError> {
+        let reason = self.to_string();
+        match self {
+            Self::OverTime { time_max_ms } => store.refuse_layer_for_now(layer, &reason, *time_max_ms)?,
+            _ => store.refuse_layer(layer, &reason)?,
+        }
+        Ok(reason)
+    }
+
+    /// For metrics: a bound, time, the stream, the tar, a path in it, or what the format cannot say.
     pub fn label(&self) -> &'static str {
         match self {
             Self::OverBudget { what, .. } if *what == super::memory::WHAT => "memory",
             Self::OverBudget { .. } => "bound",
+            Self::OverTime { .. } => "time",
             Self::Decompress(_) => "stream",
             Self::Tar(_) | Self::TarTruncated => "tar",
             Self::Path(_) => "path",

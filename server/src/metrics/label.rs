@@ -89,7 +89,10 @@ pub const UPSTREAM: Label = Label {
 pub const METHOD: Label = closed("method", &["GET", "HEAD", "TOKEN"]);
 pub const EXCHANGE: Label = closed("outcome", &["ok", "denied", "failed", "foreign_realm"]);
 pub const OUTCOME: Label = closed("outcome", &["ready", "refused", "failed", "timed_out", "postponed"]);
-pub const REFUSAL: Label = closed("reason", &["bound", "memory", "stream", "tar", "path", "format"]);
+pub const REFUSAL: Label = closed(
+    "reason",
+    &["bound", "memory", "time", "stream", "tar", "path", "format"],
+);
 pub const INGEST_KIND: Label = closed("kind", &["compressed", "tar", "new_chunks", "reused_chunks"]);
 pub const DAMAGED: Label = closed(
     "what",

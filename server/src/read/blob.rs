@@ -14,7 +14,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{FutureExt as _, Stream, stream};
+use headstart_layer_format::BlobDigest;
 use rustix::io::ReadWriteFlags;
 
 use super::{
@@ -56,6 +57,10 @@ pub(super) enum Place {
 }
 
 impl Blob {
+    pub fn digest(&self) -> &BlobDigest {
+        &self.errand.digest
+    }
+
     pub fn size(&self) -> u64 {
         match &self.place {
             Place::Disk(opened) | Place::Doubted { opened, .. } => opened.size(),
@@ -87,6 +92,16 @@ impl Blob {
             },
         };
         stream::try_unfold(state, |state| state.next())
+    }
+
+    /// Whether all of it is here, and what its digest says. Does not wait.
+    pub fn is_verified(&self) -> bool {
+        match &self.place {
+            Place::Disk(_) => true,
+            Place::Doubted { verdict, .. } => matches!(verdict.clone().right().now_or_never(), Some(Ok(()))),
+            Place::Flight { seat, .. } => matches!(seat.fetch().flight.outcome(), Some(Ok(()))),
+            Place::Upstream { .. } => false,
+        }
     }
 
     /// For a thread (the conversion): follows the flight, and says "end" only after the digest was verified. When it loses
@@ -230,7 +245,7 @@ pub struct BlockingReader {
 fn followed(flight: &Flight, range: &Range<u64>, patience: &mut Patience) -> io::Result<u64> {
     loop {
         // At the end of the range this waits for the verdict.
-        if let Some(end) = flight.readable_blocking(range, patience.until())? {
+        if let Some(end) = patience.wait(|until| flight.readable_blocking(range, until))? {
             return Ok(end);
         }
         if patience.is_over(flight.arrived(), flight.size()) {

@@ -4,15 +4,18 @@
 //! image the smallest layer first: the small ones are ready early, and the whole image not later.
 //! Invariant: a layer is in the queue at most once; a refusal is recorded for good, a failure only here, with a pause
 //! that grows; one for which others leave no memory waits until another has ended, and then comes before all that is
-//! behind it, so many times; one whose blob arrives slowly has no thread while others want it ([`aside`]); every
-//! conversion's time, CPU time and bytes are logged and counted.
-//! Not here: whether a layer should be queued ([`super::layers`]).
+//! behind it, so many times; one whose upstream is slow to answer or to send has no thread while others want it
+//! ([`aside`]); every conversion's time, CPU time and bytes are logged and counted.
+//! Not here: whether a layer should be queued ([`super::layers`]), getting at its blob ([`open`]), what is kept of how it
+//! ended ([`outcome`]).
 
 mod aside;
+mod open;
+mod outcome;
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,13 +34,13 @@ use crate::metrics::{
     Metrics,
     names::{Gauge, Level},
 };
+use crate::store::Store;
 use crate::store::facts::Source;
-use crate::store::{Store, StoreError};
 use crate::telemetry::Cause;
 use crate::upstream::Caller;
+use aside::Awaited;
+use outcome::Outcome;
 
-/// Sources tried for one conversion.
-const SOURCES_TRIED_MAX: usize = 4;
 /// Failures remembered; with more, those whose pause is over are forgotten, then all.
 const FAILURES_MAX: usize = 4096;
 /// The pause after a failure doubles at most this often.
@@ -92,8 +95,10 @@ struct State {
     waiting: BTreeMap<(Rank, u64), Job>,
     /// Those that found too little memory, until another conversion ends.
     short: BTreeMap<(Rank, u64), Job>,
-    /// Those whose blobs arrive slowly, until they are here. No more than fetches that are under way.
+    /// Those whose upstreams are slow, until there is an answer, or the blob. No more than fetches that are under way.
     aside: HashMap<BlobDigest, Job>,
+    /// The blobs of those that were, and are in the queue again.
+    opened: HashMap<BlobDigest, Blob>,
     /// Counts jobs.
     pushed: u64,
     /// Counts images.
@@ -234,6 +239,7 @@ impl Queue {
         state.waiting.clear();
         state.short.clear();
         state.aside.clear();
+        state.opened.clear();
         self.shared.stop.cancel();
         state.known.retain(|_, known| known.running.is_some());
         for known in state.known.values() {
@@ -293,7 +299,7 @@ impl State {
     /// Whether a thread could do something else.
     fn is_thread_wanted(&self) -> bool {
         let is_any = !self.waiting.is_empty() || !self.short.is_empty();
-        is_any && self.aside.len() < aside::ASIDE_MAX
+        is_any && self.aside.len() + self.opened.len() < aside::ASIDE_MAX
     }
 
     fn is_any_running(&self) -> bool {
@@ -359,8 +365,8 @@ impl Shared {
             let mut state = self.state();
             match outcome {
                 Outcome::NoMemory(reason) => state.wait_for_memory(job, reason),
-                Outcome::Slow(blob) => {
-                    self.set_aside(&mut state, job, blob);
+                Outcome::Slow(awaited) => {
+                    self.set_aside(&mut state, job, awaited);
                     state.give_a_turn();
                 }
                 Outcome::Failed(reason) | Outcome::TimedOut(reason) => {
@@ -410,16 +416,19 @@ impl Shared {
     }
 
     fn convert(self: &Arc<Self>, job: &Job, progress: &Progress) -> Outcome {
+        let opened = self.state().opened.remove(&job.layer);
         match self.store.layer(&job.layer) {
-            Ok(None) => {}
             // Settled since it was queued.
-            Ok(Some(_)) => return Outcome::Settled,
+            Ok(Some(record)) if record.is_settled(self.config.time_max_ms) => return Outcome::Settled,
+            Ok(_) => {}
             Err(e) => return Outcome::Failed(e.to_string()),
         }
-        let blob = match self.open(job) {
+        let opening = Instant::now();
+        let blob = match opened.map_or_else(|| self.open(job, self.patience()), Ok) {
             Ok(blob) => blob,
-            Err(reason) => return Outcome::Failed(reason),
+            Err(outcome) => return outcome,
         };
+        let for_head = opening.elapsed();
         if let Some(known) = self.state().known.get_mut(&job.layer) {
             known.size = Some(blob.size());
         }
@@ -430,56 +439,25 @@ impl Shared {
             size: blob.size(),
             ..job.rank()
         };
-        let others = Arc::downgrade(self);
-        let is_wanted = move || others.upgrade().is_some_and(|shared| shared.state().is_thread_wanted());
-        let patience = Patience::new(Duration::from_millis(self.config.slow_after_ms), is_wanted);
-        let lost = patience.lost();
+        let patience = self.patience();
+        let (lost, waited) = (patience.lost(), patience.waited_nanos());
         match ingest.convert(blob.blocking_reader(patience), &job.layer, &self.store, rank, progress) {
             Ok(_) => Outcome::Ready,
             Err(ConvertError::Failed(_)) if lost.load(Ordering::Relaxed) && !progress.is_cancelled() => {
-                Outcome::Slow(blob)
+                Outcome::Slow(Awaited::Body(Box::new(blob)))
             }
-            Err(ConvertError::Refused(refusal)) => {
-                let reason = refusal.to_string();
-                match self.store.refuse_layer(&job.layer, &reason) {
-                    Ok(()) => {
-                        self.metrics.ingest_refusal(refusal.label());
-                        Outcome::Refused(reason)
-                    }
-                    Err(e) => Outcome::Failed(e.to_string()),
-                }
-            }
-            Err(ConvertError::Failed(failure @ Failure::NoMemory)) => Outcome::NoMemory(failure.to_string()),
-            Err(ConvertError::Failed(failure @ Failure::TimedOut)) => Outcome::TimedOut(failure.to_string()),
-            Err(ConvertError::Failed(failure)) => {
-                if matches!(failure, Failure::DigestMismatch) {
-                    // It was read from a disk that lies; the next try fetches it again.
-                    let forgotten = self.runtime.block_on(self.blobs.forget_damaged(&job.layer));
-                    if let Err(error) = forgotten {
-                        tracing::error!(%error, layer = %job.layer, "failed to forget a damaged original");
-                    }
-                }
-                Outcome::Failed(failure.to_string())
+            Err(error) => {
+                let waited = for_head + Duration::from_nanos(waited.load(Ordering::Relaxed));
+                self.outcome_of(&blob, error, waited)
             }
         }
     }
 
-    fn open(&self, job: &Job) -> Result<Blob, String> {
-        let recorded = self.store.sources(&job.layer).map_err(|e: StoreError| e.to_string())?;
-        let mut sources: Vec<Source> = job.source.iter().cloned().collect();
-        sources.extend(recorded.into_iter().filter(|s| job.source.as_ref() != Some(s)));
-        let mut reason = "read the original: no source is known".to_owned();
-        for source in sources.iter().take(SOURCES_TRIED_MAX) {
-            let caller = match job.source.as_ref() == Some(source) {
-                true => &job.caller,
-                false => &Caller::Server,
-            };
-            match self.runtime.block_on(self.blobs.open(source, caller, &job.layer)) {
-                Ok(blob) => return Ok(blob),
-                Err(error) => reason = format!("read the original: {error}"),
-            }
-        }
-        Err(reason)
+    /// With a slow upstream, as long as nobody else wants the thread.
+    fn patience(self: &Arc<Self>) -> Patience {
+        let others = Arc::downgrade(self);
+        let is_wanted = move || others.upgrade().is_some_and(|shared| shared.state().is_thread_wanted());
+        Patience::new(Duration::from_millis(self.config.slow_after_ms), is_wanted)
     }
 
     fn remember_failure(&self, state: &mut State, layer: BlobDigest, reason: String) {
@@ -499,59 +477,6 @@ impl Shared {
         };
         state.failed.insert(layer, failed);
     }
-
-    fn report(&self, layer: &BlobDigest, outcome: &Outcome, wall: Duration, progress: &Progress) {
-        let (name, reason) = match outcome {
-            Outcome::Settled => return,
-            Outcome::Ready => ("ready", ""),
-            Outcome::Refused(reason) => ("refused", reason.as_str()),
-            Outcome::Failed(reason) => ("failed", reason.as_str()),
-            Outcome::TimedOut(reason) => ("timed_out", reason.as_str()),
-            Outcome::NoMemory(reason) => ("postponed", reason.as_str()),
-            Outcome::Slow(_) => ("postponed", aside::REASON),
-        };
-        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        let bytes = [
-            ("compressed", read(&progress.compressed)),
-            ("tar", read(&progress.tar)),
-            ("new_chunks", read(&progress.new_chunks)),
-            ("reused_chunks", read(&progress.reused_chunks)),
-        ];
-        self.metrics.ingest_layer(name);
-        tracing::Span::current().record("outcome", name);
-        self.metrics
-            .ingest_seconds(wall.as_secs_f64(), progress.cpu().as_secs_f64());
-        for (kind, n) in bytes {
-            self.metrics.ingest_bytes(kind, n);
-        }
-        tracing::info!(
-            %layer,
-            outcome = name,
-            reason,
-            wall_ms = wall.as_millis() as u64,
-            cpu_ms = progress.cpu().as_millis() as u64,
-            compressed_bytes = bytes[0].1,
-            tar_bytes = bytes[1].1,
-            new_chunk_bytes = bytes[2].1,
-            reused_chunk_bytes = bytes[3].1,
-            "a conversion ended"
-        );
-    }
-}
-
-#[derive(Debug)]
-enum Outcome {
-    /// Nothing was left to do.
-    Settled,
-    Ready,
-    Refused(String),
-    Failed(String),
-    /// A failure like any other, and the one that the layer's maker can cause.
-    TimedOut(String),
-    /// Others have it.
-    NoMemory(String),
-    /// It arrives slowly, and others wait.
-    Slow(Blob),
 }
 
 /// Lowers the priority of this thread and of those it starts (Linux: nice values are per thread and inherited).

@@ -2,7 +2,8 @@
 //!
 //! In: served manifests, and requests for layers. Out: [`LayerStatus`]. Invariant: nobody waits without a limit, and
 //! nothing that is ready, refused or under way is queued again; where conversions are switched off, nothing is, and a layer
-//! that is neither ready nor refused is as unknown as one that was never served. What a restart forgets (queued, converting, failed) is
+//! that is neither ready nor refused is as unknown as one that was never served. One that is refused only for now is queued
+//! again when that is over. What a restart forgets (queued, converting, failed) is
 //! simply unconverted; the next request queues it.
 //! Not here: the workers ([`super::conversion`]), the conversion itself (`ingest`). Whether an image may use a layer
 //! (media type, DiffID) is the image's question: see `read/images.rs`.
@@ -68,6 +69,7 @@ struct Inner {
     store: Store,
     blobs: Blobs,
     converts: bool,
+    time_max_ms: u64,
     manifests: Arc<Semaphore>,
     config_reads: Semaphore,
     /// Served manifests that leave nothing to do, and when that was seen.
@@ -91,7 +93,7 @@ impl Layers {
     /// Starts the workers. To be called on a Tokio runtime, which they use to open blobs.
     pub fn new(store: Store, blobs: Blobs, config: IngestConfig, metrics: Metrics) -> Layers {
         store.observe(metrics.clone());
-        let converts = config.enabled;
+        let (converts, time_max_ms) = (config.enabled, config.time_max_ms);
         let queue = Queue::start(store.clone(), blobs.clone(), config, metrics);
         Layers {
             queue: Arc::new(queue),
@@ -99,6 +101,7 @@ impl Layers {
                 store,
                 blobs,
                 converts,
+                time_max_ms,
                 manifests: Arc::new(Semaphore::new(MANIFESTS_MAX)),
                 config_reads: Semaphore::new(CONFIG_READS_MAX),
                 settled: Hot::new(SETTLED_MAX),
@@ -245,6 +248,15 @@ impl Layers {
         }
         match self.status(&layer)? {
             None if job.source.is_none() => Ok(None),
+            Some(status) if status.state == LayerState::Refused && self.is_refused_no_more(&layer)? => {
+                let queued = self.queue.push(job);
+                // While there is no room, it stays what it was.
+                Ok(Some(if queued.state == LayerState::Unknown {
+                    status
+                } else {
+                    queued
+                }))
+            }
             // It may move up.
             Some(status) if status.state == LayerState::Queued => Ok(Some(self.queue.push(job))),
             Some(status)
@@ -255,6 +267,11 @@ impl Layers {
             }
             _ => Ok(Some(self.queue.push(job))),
         }
+    }
+
+    fn is_refused_no_more(&self, layer: &BlobDigest) -> Result<bool, StoreError> {
+        let record = self.inner.store.layer(layer)?;
+        Ok(record.is_some_and(|record| !record.is_settled(self.inner.time_max_ms)))
     }
 
     /// Queues the layer when it is unconverted and a source is recorded, waits until it is ready, refused or failed or

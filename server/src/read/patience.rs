@@ -1,13 +1,14 @@
 //! How long a thread follows a blob that arrives.
 //!
-//! In: how much of the blob is here, each time its reader has to wait. Out: whether to leave it for later.
+//! In: how much of the blob is here, each time its reader has to wait, and for how long it did. Out: whether to leave it for
+//! later, and the waits' sum.
 //! Invariant: nobody gives up what will be here soon at its pace, nor what nobody else wants the thread for. Only arriving
 //! counts: a reader that is slow itself loses no patience.
 //! Not here: what becomes of a blob that is left ([`super::conversion`]).
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Looks within the longest time that the rest of a blob may take.
@@ -22,6 +23,7 @@ pub struct Patience {
     looked: Instant,
     arrived: Option<u64>,
     lost: Arc<AtomicBool>,
+    waited_nanos: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for Patience {
@@ -41,12 +43,27 @@ impl Patience {
             looked: Instant::now(),
             arrived: None,
             lost: Arc::default(),
+            waited_nanos: Arc::default(),
         }
     }
 
     /// Says, also when the reader is gone, whether it gave up.
     pub fn lost(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.lost)
+    }
+
+    /// Says, also when the reader is gone, for how long it waited for bytes to arrive.
+    pub fn waited_nanos(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.waited_nanos)
+    }
+
+    /// Runs what waits for bytes to arrive.
+    pub(super) fn wait<T>(&self, wait: impl FnOnce(Instant) -> T) -> T {
+        let begun = Instant::now();
+        let out = wait(self.until());
+        self.waited_nanos
+            .fetch_add(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        out
     }
 
     /// When to look next.
