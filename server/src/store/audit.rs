@@ -235,7 +235,11 @@ impl Store {
                 // One that does not parse may be a later version's.
                 let fact = serde_json::from_slice::<Fact>(&found.payload).ok();
                 let Some(fact) = fact else { return Ok(None) };
-                let lacking = self.lacking_row(&fact)?;
+                // What was swept before says nothing any more, though it may be read here still.
+                let lacking = match self.lacking_row(&fact)? {
+                    Some(_) if self.is_swept(pack.id)? => None,
+                    lacking => lacking,
+                };
                 Ok(lacking.map(|key| (Subject::Row(key), "the index lacks a fact")))
             }
             RecordKind::Footer => {
@@ -265,6 +269,8 @@ impl Store {
         Ok(match fact {
             // Rows of the next two are dropped when their record is damaged, so their want says nothing.
             Fact::Config { .. } => None,
+            // Nor does what takes rows away.
+            Fact::Untagged { .. } | Fact::Pin { pinned: false, .. } => None,
             Fact::Manifest(m) => lacking(
                 index.member(&m.source, &m.digest)?.is_some(),
                 keys::member(&m.source, &m.digest),

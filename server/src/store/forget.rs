@@ -2,8 +2,7 @@
 //!
 //! In: how much is to go, what is here, what is pinned. Out: fewer rows; sweeps drop the records that have none.
 //! Invariant: what goes is only rows, which a rebuild brings back while the packs have their records: they are true still,
-//! and go again. A tag's record is dropped with the oldest pack only ([`super::sweep`]), so no older one comes back in its
-//! place. Pinned images stay, and whatever is asked for meanwhile: it is noted ([`Asked`]) *before* its rows are looked at,
+//! and go again; of tags the latest alone ([`super::untag`]). Pinned images stay, and whatever is asked for meanwhile: it is noted ([`Asked`]) *before* its rows are looked at,
 //! and rows go while nobody appends facts, after a look at the notes. Whoever asks later has it fetched, and recorded anew.
 //! Not here: when, and how much ([`crate::reclaim`]).
 
@@ -17,12 +16,13 @@ use super::index::Batch;
 use super::layers::LayerRecord;
 use super::learned::Fact;
 use super::pack::Location;
+use super::packs::Alone;
 use super::{Store, StoreError, keys};
 
 /// What a tag and its like take beside a manifest and a config.
 const BESIDE_BYTES: u64 = 300;
 /// Rows that are looked at, or images that go, while nobody appends a fact.
-const AT_ONCE: usize = 64;
+pub(super) const AT_ONCE: usize = 64;
 
 /// What was asked for since a forgetting began; `None`: there is none.
 #[derive(Debug, Default)]
@@ -106,7 +106,7 @@ impl Store {
         images.truncate(count);
         let going = images;
         let gone: HashSet<_> = going.iter().map(|image| image.digest).collect();
-        let Some(needed) = self.needed(here, &gone, too_few, go_on)? else {
+        let Some(mut needed) = self.needed(here, &gone, too_few, go_on)? else {
             return Ok(None);
         };
         self.inner.index.note_forgetting()?;
@@ -117,6 +117,7 @@ impl Store {
                 return Ok(None);
             }
         }
+        self.add_kept(&going, &mut needed)?;
         let Some(members) = self.forget_members(&needed, go_on)? else {
             return Ok(None);
         };
@@ -205,16 +206,30 @@ impl Store {
         Ok(Some(needed))
     }
 
-    /// Runs while no fact is appended; `asked` tells what must stay. Rows that went.
-    fn forgetting(
+    /// Of images that were to go, those that were asked for meanwhile have their rows still: what they name stays with them.
+    /// Whoever records one after this has its members noted.
+    fn add_kept(&self, going: &[Image], needed: &mut HashSet<BlobDigest>) -> Result<(), StoreError> {
+        for image in going {
+            if let Some(at) = self.inner.index.manifest(&image.digest)? {
+                needed.insert(image.digest);
+                if let Some(Fact::Manifest(fact)) = self.fact_at(&at)? {
+                    needed.extend(fact.members);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs while nobody else appends a fact; `asked` tells what must stay. Rows that went.
+    pub(super) fn forgetting(
         &self,
-        work: impl FnOnce(&HashSet<BlobDigest>, &mut Batch) -> Result<(), StoreError>,
+        work: impl FnOnce(&HashSet<BlobDigest>, &mut Batch, &mut Alone<'_>) -> Result<(), StoreError>,
     ) -> Result<u64, StoreError> {
-        self.inner.packs.without_appends(|| {
+        self.inner.packs.alone(|log| {
             let asked = self.inner.asked.lock();
             let mut rows = Batch::default();
             if let Some(asked) = &*asked {
-                work(asked, &mut rows)?;
+                work(asked, &mut rows, log)?;
             }
             let count = rows.len() as u64;
             self.inner.index.apply(rows)?;
@@ -233,7 +248,7 @@ impl Store {
                 configs.insert(image.digest, ChainId::chain(&diff_ids));
             }
         }
-        let forgotten = self.forgetting(|asked, rows| {
+        let forgotten = self.forgetting(|asked, rows, _| {
             // More than one of them may have claimed one.
             let mut chains = HashMap::new();
             for image in images.iter().filter(|image| !asked.contains(&image.digest)) {
@@ -285,7 +300,7 @@ impl Store {
                 .collect();
             let ends = members.len() < page.len();
             let mut gone = Vec::new();
-            count += self.forgetting(|asked, rows| {
+            count += self.forgetting(|asked, rows, _| {
                 let goes = |digest: &BlobDigest| !needed.contains(digest) && !asked.contains(digest);
                 for (source, digest) in members.iter().filter(|(_, digest)| goes(digest)) {
                     rows.forget(keys::member(source, digest));
@@ -301,29 +316,5 @@ impl Store {
                 return Ok(ends.then_some(count));
             }
         }
-    }
-
-    fn forget_tags(&self, needed: &HashSet<BlobDigest>, go_on: &dyn Fn() -> bool) -> Result<Option<u64>, StoreError> {
-        let (index, mut count) = (&self.inner.index, 0);
-        for tags in self.all_tags()?.chunks(AT_ONCE) {
-            let mut gone = Vec::new();
-            count += self.forgetting(|asked, rows| {
-                for (source, tag, _) in tags {
-                    let now = index.tag(source, tag)?.map(|row| row.fact.digest);
-                    if now.is_some_and(|digest| !needed.contains(&digest) && !asked.contains(&digest)) {
-                        rows.forget(keys::tag(source, tag));
-                        gone.push(keys::tag(source, tag));
-                    }
-                }
-                Ok(())
-            })?;
-            for key in &gone {
-                self.inner.at_hand.tags.forget(key.as_slice());
-            }
-            if !go_on() {
-                return Ok(None);
-            }
-        }
-        Ok(Some(count))
     }
 }

@@ -23,7 +23,7 @@ pub use rows::{ChainRow, TagRow};
 pub(super) use rows::{is_chain, layer_row};
 
 /// Changes when rows change shape; another version is rebuilt, never migrated.
-const INDEX_VERSION: u32 = 3;
+const INDEX_VERSION: u32 = 4;
 /// sled's page cache: rows are tens of bytes, so this holds the hot part of a million chunks.
 const CACHE_BYTES_MAX: u64 = 64 << 20;
 /// The store's own lock says that nobody else has the index. What still has sled's is a thread of sled's that has not ended

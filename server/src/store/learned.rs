@@ -40,6 +40,13 @@ pub(super) enum Fact {
         tag: String,
         fact: TagFact,
     },
+    /// It is forgotten: what was written of it before means nothing.
+    Untagged {
+        source: Source,
+        tag: String,
+        /// What was written before is in this pack, or an earlier one.
+        behind: u32,
+    },
     Member {
         source: Source,
         digest: BlobDigest,
@@ -84,6 +91,11 @@ pub(super) fn index_fact(index: &Index, fact: &Fact, at: Location) -> Result<(),
                 packed_unix_secs: fact.confirmed_unix_secs,
             },
         )?,
+        Fact::Untagged { source, tag, .. } => {
+            index.forget_tag(source, tag)?;
+            // Records before this one have no rows.
+            index.note_forgetting()?;
+        }
         Fact::Member { source, digest } => index.add_member(source, digest, Membership::Served, SOURCES_MAX)?,
         // As it was in the manifest: a claim.
         Fact::Members { source, digests } => {

@@ -253,7 +253,7 @@ fn say(said: &mut HashSet<u64>, fact: &Fact) {
         Fact::Tag { source, tag, fact } => {
             said.insert(tag_said(source, tag, &fact.digest));
         }
-        Fact::Config { .. } | Fact::Pin { .. } => {}
+        Fact::Config { .. } | Fact::Untagged { .. } | Fact::Pin { .. } => {}
     }
 }
 

@@ -43,6 +43,7 @@ mod recover;
 mod seal;
 pub mod sweep;
 pub mod units;
+mod untag;
 pub mod usage;
 
 use std::io;

@@ -31,6 +31,7 @@ use super::record::{RecordHeader, RecordKind};
 use super::recover::scan;
 use super::seal::{Draft, RECORDS_MAX};
 use super::{StoreError, keys};
+pub use moving::Alone;
 use salvage::Suspect;
 
 /// Open sealed packs kept: one file descriptor each.
@@ -355,12 +356,6 @@ impl Packs {
             .append(&mut w, RecordKind::Fact, &[], 0, payload)
             .map_err(StoreError::io("write a fact"))?;
         index(at)
-    }
-
-    /// Runs while nothing can be appended.
-    pub fn without_appends<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _nobody = self.writer();
-        work()
     }
 
     /// Where a chunk is, committed or not.

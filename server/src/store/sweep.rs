@@ -5,15 +5,14 @@
 //! flushed; (4) the file is deleted; (5) the row goes. Killed before (3), the old pack is a pack like any other with some
 //! records that are elsewhere too; after it, an opening deletes the file and never reads it. A record is dropped only
 //! if nothing refers to it, or a later one with the same key is in the log, or it says that a layer is not ready and no
-//! older pack is left that could say otherwise ([`GivenUp`]), or it is a fact that was forgotten ([`super::forget`]): of
-//! tags, too, only when no older pack is left.
+//! older pack is left that could say otherwise ([`GivenUp`]), or it is a fact that does not count any more ([`facts`]).
 //! Readers are never disturbed: a record that moved is looked up again, and an open file outlives its name.
 //! Not here: which packs, and when ([`crate::reclaim`]).
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+mod facts;
+
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use headstart_layer_format::{BlobDigest, ChunkDigest, TocDigest};
@@ -27,6 +26,7 @@ use super::plan::Live;
 use super::record::RecordKind;
 use super::recover::{Found, ScanEnd, read_sealed};
 use super::{Store, StoreError, keys};
+use facts::Said;
 
 /// Where a sweep is; whoever runs it may pause or stop it there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,28 +65,22 @@ impl Overhead {
     }
 }
 
-/// Whether a fact's record must live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Counts {
-    Yes,
-    /// It is forgotten, but an older one may be in an older pack.
-    ForOrder,
-    No,
-}
-
 /// States that go with their pack. A state that is not there says what `unconverted` says, as long as no earlier `ready` of
 /// that layer is in the log: so only the oldest pack's go. Refusals are worth keeping, up to a number.
 #[derive(Debug)]
 struct GivenUp<'a> {
-    /// Whether any may go.
-    oldest: bool,
+    pack: PackId,
+    /// The oldest of the others: any may go only if that is a later one.
+    beside: PackId,
     refusals: &'a AtomicU64,
     layers: Vec<BlobDigest>,
+    /// The same for what is not pinned any more, by the keys of its targets; those that went elsewhere stay.
+    pins: Vec<Vec<u8>>,
 }
 
 impl GivenUp<'_> {
     fn takes(&mut self, layer: &BlobDigest, record: &LayerRecord) -> bool {
-        let goes = self.oldest
+        let goes = self.pack < self.beside
             && match record {
                 LayerRecord::Ready { .. } => false,
                 LayerRecord::Unconverted => true,
@@ -101,16 +95,6 @@ impl GivenUp<'_> {
         }
         goes
     }
-}
-
-/// Tags and memberships that a cycle has moved, as hashes of their payloads, and where to: what was forgotten and is recorded
-/// anew has more than one record, of which one is enough. The moved one is moved on when its pack is swept in the same cycle.
-type Said = Mutex<HashMap<u64, Location>>;
-
-fn hash_of(payload: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    payload.hash(&mut hasher);
-    hasher.finish()
 }
 
 enum Stop {
@@ -142,7 +126,7 @@ impl Store {
         self.inner.in_flight.cycle_begins();
         Cycle {
             store: self.clone(),
-            said: Mutex::default(),
+            said: Said::default(),
         }
     }
 
@@ -176,11 +160,7 @@ impl Store {
         if let Some((footer_at, _)) = file.contents(len)? {
             out.others += len - footer_at;
         }
-        let is_oldest = self
-            .inner
-            .packs
-            .is_oldest(pack)
-            .map_err(StoreError::io("list the packs"))?;
+        let beside = self.oldest_beside(pack)?;
         let scanned = read_sealed(&file, PACK_HEADER_LEN, len, |found| {
             if !go_on() {
                 return Err(Stop::Asked);
@@ -191,11 +171,10 @@ impl Store {
                 RecordKind::LayerState if self.state_counts(&found)? => out.others += bytes,
                 RecordKind::LayerState => {}
                 RecordKind::Fact => match serde_json::from_slice(&found.payload) {
-                    Ok(fact) => match self.fact_counts(&fact, &found.location, is_oldest)? {
-                        Counts::Yes => out.facts += bytes,
-                        Counts::ForOrder => out.others += bytes,
-                        Counts::No => {}
-                    },
+                    Ok(fact) if !self.fact_counts(&fact, &found.location, beside)? => {}
+                    // To forget more would not free it.
+                    Ok(Fact::Untagged { .. }) => out.others += bytes,
+                    Ok(_) => out.facts += bytes,
                     Err(_) => out.others += bytes,
                 },
             }
@@ -235,9 +214,11 @@ impl Store {
             moved_bytes: 0,
         };
         let mut given_up = GivenUp {
-            oldest: inner.packs.is_oldest(pack).map_err(StoreError::io("list the packs"))?,
+            pack,
+            beside: self.oldest_beside(pack)?,
             refusals: &live.refusals_over,
             layers: Vec::new(),
+            pins: Vec::new(),
         };
         let mut go_on = |at| if step(at) { Ok(()) } else { Err(Stop::Asked) };
         let scanned = match inner.packs.pack(pack)? {
@@ -261,7 +242,7 @@ impl Store {
         go_on(Step::Moved)?;
         self.commit()?;
         go_on(Step::Committed)?;
-        inner.packs.doom(&inner.index, pack, &given_up.layers)?;
+        inner.packs.doom(&inner.index, pack, &given_up.layers, &given_up.pins)?;
         // A kill loses what sled has not written; it must not lose this and find the file gone.
         inner.index.flush()?;
         go_on(Step::Doomed)?;
@@ -290,7 +271,7 @@ impl Store {
                 Some(layer) => self.carry_state(&layer, &found.location, given_up)?,
                 None => false,
             },
-            RecordKind::Fact => self.carry_fact(found, given_up.oldest, said)?,
+            RecordKind::Fact => self.carry_fact(found, given_up, said)?,
             RecordKind::Footer => false,
         };
         Ok(if moved { len } else { 0 })
@@ -371,67 +352,9 @@ impl Store {
         Ok(true)
     }
 
-    fn carry_fact(&self, found: &Found, is_oldest: bool, said: &Said) -> Result<bool, Stop> {
-        let inner = &self.inner;
-        // One that we cannot read may be a later version's.
-        let fact = serde_json::from_slice::<Fact>(&found.payload).ok();
-        // Of the others, the row says which record is the one that counts.
-        let by_payload = matches!(
-            fact,
-            Some(Fact::Tag { .. } | Fact::Member { .. } | Fact::Members { .. })
-        );
-        let hash = by_payload.then(|| hash_of(&found.payload));
-        let said = || said.lock().unwrap_or_else(PoisonError::into_inner);
-        let elsewhere = hash.and_then(|hash| said().get(&hash).copied());
-        if elsewhere.is_some_and(|at| at != found.location) {
-            return Ok(false);
-        }
-        let mut to = None;
-        let moved = inner.packs.move_fact(
-            &found.payload,
-            || match &fact {
-                Some(fact) => Ok(self.fact_counts(fact, &found.location, is_oldest)? != Counts::No),
-                None => Ok(true),
-            },
-            |at| {
-                to = Some(at);
-                match &fact {
-                    Some(fact) => self.fact_moved(fact, at),
-                    None => Ok(()),
-                }
-            },
-        )?;
-        if let (Some(to), Some(hash)) = (to, hash) {
-            said().insert(hash, to);
-        }
-        if let (false, Some(Fact::Manifest(old))) = (moved, &fact) {
-            let latest = self.manifest(&old.digest)?;
-            // Of one that was forgotten, the memberships that stay have no other record.
-            if latest.is_none_or(|latest| latest.source != old.source) {
-                let mut digests = Vec::new();
-                for digest in &old.members {
-                    // Not what was forgotten.
-                    if inner.index.member(&old.source, digest)?.is_some() {
-                        digests.push(*digest);
-                    }
-                }
-                let is_member = inner.index.member(&old.source, &old.digest)?.is_some();
-                let is_any = is_member || !digests.is_empty();
-                if !digests.is_empty() {
-                    let source = old.source.clone();
-                    self.append_fact(&Fact::Members { source, digests })?;
-                }
-                // The manifest itself was served from there; its members were only named.
-                if is_member {
-                    self.append_fact(&Fact::Member {
-                        source: old.source.clone(),
-                        digest: old.digest,
-                    })?;
-                }
-                return Ok(is_any);
-            }
-        }
-        Ok(moved)
+    fn oldest_beside(&self, pack: PackId) -> Result<PackId, StoreError> {
+        let beside = self.inner.packs.oldest_beside(pack);
+        beside.map_err(StoreError::io("list the packs"))
     }
 
     fn state_counts(&self, found: &Found) -> Result<bool, StoreError> {
@@ -440,43 +363,6 @@ impl Store {
         };
         let row = self.inner.index.layer_row(&layer)?;
         Ok(row.is_some_and(|(at, _)| at == found.location))
-    }
-
-    /// Whether no later fact says the same or more, and it is not forgotten.
-    fn fact_counts(&self, fact: &Fact, at: &Location, is_oldest: bool) -> Result<Counts, StoreError> {
-        let index = &self.inner.index;
-        let counts = match fact {
-            Fact::Manifest(m) => index.manifest(&m.digest)? == Some(*at),
-            Fact::Config { manifest, .. } => index.diff_ids(manifest)? == Some(*at),
-            Fact::Tag { source, tag, fact } => match index.tag(source, tag)? {
-                Some(row) => row.packed_unix_secs == fact.confirmed_unix_secs && row.fact.digest == fact.digest,
-                None if is_oldest => false,
-                // Without it, an earlier one would be the latest after a rebuild.
-                None => return Ok(Counts::ForOrder),
-            },
-            Fact::Member { source, digest } => index.member(source, digest)?.is_some(),
-            Fact::Members { source, digests } => {
-                let mut any = false;
-                for digest in digests {
-                    any = any || index.member(source, digest)?.is_some();
-                }
-                any
-            }
-            Fact::Pin { target, .. } => index.pin(&target.key())?.is_some_and(|(_, pin)| pin == *at),
-        };
-        Ok(if counts { Counts::Yes } else { Counts::No })
-    }
-
-    /// The rows that say where a fact is.
-    fn fact_moved(&self, fact: &Fact, at: Location) -> Result<(), StoreError> {
-        let index = &self.inner.index;
-        match fact {
-            Fact::Manifest(m) => index.set_manifest(&m.digest, &at)?,
-            Fact::Config { manifest, .. } => index.set_diff_ids(manifest, &at)?,
-            Fact::Pin { target, pinned } => index.set_pin(&target.key(), *pinned, &at)?,
-            Fact::Tag { .. } | Fact::Member { .. } | Fact::Members { .. } => {}
-        }
-        Ok(())
     }
 
     /// `None`: it is damaged.

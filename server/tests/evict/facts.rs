@@ -4,7 +4,6 @@
 //! Not here: power cuts (`src/store/crash`).
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use headstart_layer_format::{BlobDigest, ChainId, DiffId};
 use headstart_server::store::audit::Audited;
@@ -175,7 +174,7 @@ fn states_that_say_no_more_than_none_go_with_the_oldest_pack() {
 }
 
 /// What a server learns of an image of one layer, which it shares with others, and of one of its own.
-fn image(n: u32, shared: BlobDigest) -> (ManifestFact, TagFact, ConfigFact) {
+pub fn image(n: u32, shared: BlobDigest) -> (ManifestFact, TagFact, ConfigFact) {
     let name = |kind: &str| BlobDigest::of(format!("{kind} {n}").as_bytes());
     let (config, own) = (name("config"), name("own"));
     let layer = |digest| LayerFact {
@@ -210,7 +209,7 @@ fn image(n: u32, shared: BlobDigest) -> (ManifestFact, TagFact, ConfigFact) {
     (manifest, tag, config)
 }
 
-fn record(store: &Store, n: u32, shared: BlobDigest) {
+pub fn record(store: &Store, n: u32, shared: BlobDigest) {
     let (manifest, tag, config) = image(n, shared);
     store.record_manifest(&manifest).unwrap();
     store.record_config(&config).unwrap();
@@ -218,7 +217,7 @@ fn record(store: &Store, n: u32, shared: BlobDigest) {
     store.add_member(&manifest.source, &manifest.members[2]).unwrap();
 }
 
-fn is_known(store: &Store, n: u32, shared: BlobDigest) -> bool {
+pub fn is_known(store: &Store, n: u32, shared: BlobDigest) -> bool {
     let (manifest, tag, config) = image(n, shared);
     let known = store.manifest(&manifest.digest).unwrap();
     let whole = known.as_ref() == Some(&manifest)
@@ -303,7 +302,7 @@ fn facts_of_images_that_are_gone_are_forgotten_when_they_are_too_many() {
     }
     store.audit_index(&mut step).unwrap();
     assert_eq!(found, []);
-    // The records go with their packs, those of tags with the oldest.
+    // The records go with their packs.
     for _ in 0..3 {
         collect(&store, &keep_all());
     }
@@ -342,52 +341,6 @@ fn facts_of_images_that_are_gone_are_forgotten_when_they_are_too_many() {
     assert_eq!((0..50).filter(|n| is_known(&store, *n, shared)).count(), 50);
 }
 
-/// A tag that was forgotten and whose record went must not make way for an older record of it.
-#[test]
-fn a_forgotten_tag_does_not_come_back_as_it_was_before() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let tag = |n: u32| TagFact {
-        digest: BlobDigest::of(&n.to_le_bytes()),
-        media_type: "m".into(),
-        size: 1,
-        confirmed_unix_secs: 1_000 + u64::from(n),
-    };
-    store.confirm_tag(&source(1), "latest", &tag(1)).unwrap();
-    publish(&store, "between", 0..8);
-    store.seal_current_pack().unwrap();
-    store.confirm_tag(&source(1), "latest", &tag(2)).unwrap();
-    store.seal_current_pack().unwrap();
-    store
-        .forget_facts(u64::MAX, &Here::default(), &|| true)
-        .unwrap()
-        .unwrap();
-    assert!(store.tag(&source(1), "latest").unwrap().is_none());
-    // The later of the two packs goes.
-    let (last, _) = *store.sealed_packs().last().unwrap();
-    let cycle = store.cycle();
-    store
-        .sweep_pack(&cycle, last, &Live::everything(), &mut |_| true)
-        .unwrap()
-        .unwrap();
-    drop((cycle, store));
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
-    let store = open(dir.path());
-    let known = store.tag(&source(1), "latest").unwrap();
-    assert!(known.is_none_or(|known| known == tag(2)), "it is no older one");
-    // Turned, both are gone.
-    store
-        .forget_facts(u64::MAX, &Here::default(), &|| true)
-        .unwrap()
-        .unwrap();
-    for _ in 0..2 {
-        collect(&store, &keep_all());
-    }
-    drop(store);
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
-    assert!(open(dir.path()).tag(&source(1), "latest").unwrap().is_none());
-}
-
 /// The pack that is written to is swept after those that were moved into it.
 #[test]
 fn a_fact_that_moves_twice_in_a_cycle_is_kept() {
@@ -408,35 +361,6 @@ fn a_fact_that_moves_twice_in_a_cycle_is_kept() {
     std::fs::remove_dir_all(dir.path().join("index")).unwrap();
     let store = open(dir.path());
     assert!((0..5).all(|n| is_known(&store, n, shared)));
-}
-
-/// Whoever asks while facts are forgotten finds them, or records them.
-#[test]
-fn what_is_asked_for_meanwhile_stays() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let (shared, _) = publish(&store, "shared", 0..4);
-    for n in 0..200 {
-        record(&store, n, shared);
-    }
-    // At the last look before rows go.
-    let looks = AtomicU32::new(0);
-    let go_on = || {
-        if looks.fetch_add(1, Ordering::SeqCst) == 200 {
-            for n in [3, 150] {
-                record(&store, n, shared);
-            }
-        }
-        true
-    };
-    store.forget_facts(u64::MAX, &Here::default(), &go_on).unwrap().unwrap();
-    assert!(looks.into_inner() > 200);
-    let known: Vec<_> = (0..200)
-        .filter(|n| store.manifest(&image(*n, shared).0.digest).unwrap().is_some())
-        .collect();
-    assert_eq!(known, [3, 150]);
-    assert!(store.tag(&source(3), "t3").unwrap().is_some());
-    assert!(store.is_member(&source(3), &image(3, shared).0.members[2]).unwrap());
 }
 
 // ---- a server and what it fetches again -------------------------------------------------------------------------

@@ -10,6 +10,7 @@ mod layers;
 mod support;
 
 mod facts;
+mod forgotten;
 mod order;
 mod served;
 mod sweeps;

@@ -194,6 +194,10 @@ impl Index {
         self.put_json("write a tag", keys::tag(s, tag), row)
     }
 
+    pub fn forget_tag(&self, s: &Source, tag: &str) -> Result<(), IndexError> {
+        self.set_row(&keys::tag(s, tag), None)
+    }
+
     /// Names of the tags of one source, at most `max`.
     pub fn tags_of(&self, s: &Source, max: usize) -> Result<Vec<String>, IndexError> {
         self.collect("list tags", &keys::tag(s, ""), max, |tag, _| {

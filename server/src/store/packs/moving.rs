@@ -5,32 +5,62 @@
 //! Not here: what counts, and in which order a pack goes ([`crate::store::sweep`]).
 
 use std::io;
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
 use headstart_layer_format::{BlobDigest, ChunkDigest};
 
-use super::{Packs, Row};
+use super::{Packs, Row, Writer};
 use crate::store::index::{Batch, Index};
 use crate::store::pack::{Location, PackId};
 use crate::store::record::RecordKind;
 use crate::store::{StoreError, keys};
 
-impl Packs {
-    /// Whether no other pack is older, nor one that cannot be read at the moment.
-    pub fn is_oldest(&self, id: PackId) -> io::Result<bool> {
-        let first = self.lengths().keys().next().copied();
-        Ok(first == Some(id) && self.strangers()?.iter().all(|stranger| *stranger > id))
+/// The only one that may append.
+pub struct Alone<'a> {
+    packs: &'a Packs,
+    writer: MutexGuard<'a, Writer>,
+}
+
+impl Alone<'_> {
+    /// The pack that is written: everything before is in this one, or an earlier one.
+    pub fn pack(&self) -> PackId {
+        self.writer.pack.id
     }
 
-    /// Says that a pack is doomed, and in the same step forgets those of `states` that are still in it.
-    pub fn doom(&self, index: &Index, id: PackId, states: &[BlobDigest]) -> Result<(), StoreError> {
-        // A later state, whose row is on its way, comes before or after this.
+    /// Appends a fact, whose rows are the caller's to write.
+    pub fn append_fact(&mut self, payload: &[u8]) -> Result<Location, StoreError> {
+        let appended = self.packs.append(&mut self.writer, RecordKind::Fact, &[], 0, payload);
+        appended.map_err(StoreError::io("write a fact"))
+    }
+}
+
+impl Packs {
+    /// The oldest of the other packs, the one that is written included, and those that cannot be read at the moment.
+    pub fn oldest_beside(&self, id: PackId) -> io::Result<PackId> {
+        // In this order: what is sealed meanwhile is the current one here.
+        let (current, _) = self.current();
+        let strange = self.strangers()?.into_iter().find(|other| *other != id);
+        let sealed = self.lengths().keys().copied().find(|other| *other != id);
+        Ok([sealed, strange].into_iter().flatten().fold(current, PackId::min))
+    }
+
+    /// Says that a pack is doomed, and in the same step forgets those of `states` and of `pins` (keys of targets that are not
+    /// pinned) that are still in it.
+    pub fn doom(&self, index: &Index, id: PackId, states: &[BlobDigest], pins: &[Vec<u8>]) -> Result<(), StoreError> {
+        // A later state, whose row is on its way, comes before or after this; so does a pin.
         let _order = self.committing();
+        let _nobody = self.writer();
         let mut batch = Batch::default();
         batch.doom(id);
         for layer in states {
             if index.layer_row(layer)?.is_some_and(|(at, _)| at.pack == id) {
                 batch.forget_layer(layer);
+            }
+        }
+        for target in pins {
+            if index.pin(target)?.is_some_and(|(_, at)| at.pack == id) {
+                batch.forget(keys::pin(target));
             }
         }
         Ok(index.apply(batch)?)
@@ -54,6 +84,14 @@ impl Packs {
             self.bytes.fetch_sub(len, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Runs while nobody else can append.
+    pub fn alone<T>(&self, work: impl FnOnce(&mut Alone<'_>) -> T) -> T {
+        work(&mut Alone {
+            packs: self,
+            writer: self.writer(),
+        })
     }
 
     /// Writes a chunk's record once more, at the end of the log; its row follows with the next commit.
