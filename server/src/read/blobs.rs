@@ -43,6 +43,7 @@ use crate::{
     store::{
         Store,
         facts::Source,
+        opened::Opened,
         originals::{Originals, Stored},
     },
     upstream::{BlobAnswer, BlobBody, Caller, Upstream, UpstreamError, Upstreams},
@@ -220,13 +221,13 @@ impl Blobs {
 
     /// The size of a blob, for HEAD: asks the upstream for no more than that when the blob is not here.
     pub async fn size(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<u64, ReadError> {
-        let found = self.look(source, digest).await?;
+        let found = self.look_for_size(source, digest).await?;
         let errand = self.errand(source, caller, digest)?;
-        if let Some((place, member)) = found {
+        if let Some((size, member)) = found {
             if !member {
                 self.confirm(&errand, source).await?;
             }
-            return Ok(Blob { place, errand }.size());
+            return Ok(size);
         }
         match self.ask(&errand, source).await? {
             Some(size) => check_not_emptied(digest, size).map(|()| size),
@@ -302,10 +303,39 @@ impl Blobs {
 
     /// On disk? And known to be in the repository? What turns out to be damaged at once is not there.
     async fn look(&self, source: &Source, digest: &BlobDigest) -> Result<Option<(Place, bool)>, ReadError> {
+        match self.find(source, digest).await? {
+            Some((opened, member)) => {
+                let place = self.compare(digest, opened).await?;
+                Ok(place.map(|place| (place, member)))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// How large it is, if it is on disk, and whether it is known to be in the repository. A file that is as long as a manifest
+    /// says need not be read for that: it is compared beside the answer.
+    async fn look_for_size(&self, source: &Source, digest: &BlobDigest) -> Result<Option<(u64, bool)>, ReadError> {
+        let Some((opened, member)) = self.find(source, digest).await? else {
+            return Ok(None);
+        };
+        let size = opened.size();
+        if self.yard().originals.is_intact(digest, &opened) {
+            return Ok(Some((size, member)));
+        }
+        if self.0.store.size_at_hand(digest) == Some(size) {
+            self.yard().rechecks.begin(self.yard(), digest, &opened);
+            return Ok(Some((size, member)));
+        }
+        let place = self.compare(digest, opened).await?;
+        Ok(place.map(|_| (size, member)))
+    }
+
+    /// The file, and whether it is known to be in the repository.
+    async fn find(&self, source: &Source, digest: &BlobDigest) -> Result<Option<(Arc<Opened>, bool)>, ReadError> {
         if self.0.store.member_at_hand(source, digest)
             && let Some(opened) = self.yard().originals.file_at_hand(digest)
         {
-            return Ok(Some((Place::Disk(opened), true)));
+            return Ok(Some((opened, true)));
         }
         let (inner, source, wanted) = (self.0.clone(), source.clone(), *digest);
         let found = blocking(move || {
@@ -314,11 +344,13 @@ impl Blobs {
             };
             Ok(Some((opened, inner.store.is_member(&source, &wanted)?)))
         });
-        let Some((opened, member)) = found.await? else {
-            return Ok(None);
-        };
+        found.await
+    }
+
+    /// Whether it still is what its digest names; `None`: it is not, and is gone.
+    async fn compare(&self, digest: &BlobDigest, opened: Arc<Opened>) -> Result<Option<Place>, ReadError> {
         if self.yard().originals.is_intact(digest, &opened) {
-            return Ok(Some((Place::Disk(opened), member)));
+            return Ok(Some(Place::Disk(opened)));
         }
         let verdict = self.yard().rechecks.of(self.yard(), digest, &opened);
         match timeout(RECHECK_WAIT, verdict.clone().right()).await {
@@ -327,11 +359,11 @@ impl Blobs {
                 let (yard, wanted) = (self.yard().clone(), *digest);
                 let again = blocking(move || Ok(yard.originals.open_file(&wanted)?)).await?;
                 let again = again.filter(|again| self.yard().originals.is_intact(digest, again));
-                Ok(Some((Place::Disk(again.unwrap_or(opened)), member)))
+                Ok(Some(Place::Disk(again.unwrap_or(opened))))
             }
             Ok(Err(ReadError::DigestMismatch)) => Ok(None),
             Ok(Err(error)) => Err(error),
-            Err(_) => Ok(Some((Place::Doubted { opened, verdict }, member))),
+            Err(_) => Ok(Some(Place::Doubted { opened, verdict })),
         }
     }
 

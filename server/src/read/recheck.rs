@@ -26,6 +26,9 @@ use crate::store::{
     opened::Opened,
 };
 
+/// Each of them has its file open.
+const BESIDE_MAX: usize = 64;
+
 /// Which file: the digest's path may have led to another one before.
 type Key = (BlobDigest, u64);
 type Said = Option<Result<(), ReadError>>;
@@ -53,6 +56,15 @@ impl Default for Rechecks {
 }
 
 impl Rechecks {
+    /// Begins the reading of this file, unless many are waiting for theirs already: nobody waits for this one, and whoever asks for
+    /// its bytes begins it.
+    pub fn begin(&self, yard: &Arc<Yard>, digest: &BlobDigest, opened: &Arc<Opened>) {
+        let waiting = self.running.lock().unwrap_or_else(PoisonError::into_inner).len();
+        if waiting < BESIDE_MAX {
+            drop(self.of(yard, digest, opened));
+        }
+    }
+
     /// Joins the reading of this file, or begins it, in a task of its own.
     pub fn of(&self, yard: &Arc<Yard>, digest: &BlobDigest, opened: &Arc<Opened>) -> Verdict {
         let key = (*digest, opened.inode());

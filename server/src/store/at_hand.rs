@@ -18,6 +18,7 @@ use super::{
 /// Some hundred bytes each.
 const MEMBERS_MAX: usize = 32 << 10;
 const TAGS_MAX: usize = 8 << 10;
+const SIZES_MAX: usize = 32 << 10;
 
 /// By the number of digests, which is what makes some manifests' facts large; a digest costs some hundred bytes.
 const MANIFEST_DIGESTS_MAX: usize = 128 << 10;
@@ -28,6 +29,8 @@ pub(super) struct AtHand {
     pub(super) members: Hot<Vec<u8>, Membership>,
     pub(super) tags: Hot<Vec<u8>, TagFact>,
     pub(super) manifests: Hot<BlobDigest, ManifestFact>,
+    /// Of layers, as manifests say.
+    sizes: Hot<BlobDigest, u64>,
 }
 
 impl Default for AtHand {
@@ -36,6 +39,17 @@ impl Default for AtHand {
             members: Hot::new(MEMBERS_MAX),
             tags: Hot::new(TAGS_MAX),
             manifests: Hot::new(MANIFEST_DIGESTS_MAX),
+            sizes: Hot::new(SIZES_MAX),
+        }
+    }
+}
+
+impl AtHand {
+    /// What a manifest says of its layers. A digest has one size: what was kept before is never out of date.
+    pub(super) fn keep_sizes(&self, fact: &ManifestFact) {
+        let ticket = self.sizes.ticket();
+        for layer in fact.image.iter().flat_map(|image| &image.layers) {
+            self.sizes.keep(ticket, layer.digest, layer.size, 1);
         }
     }
 }
@@ -60,6 +74,12 @@ impl Store {
     /// As [`Store::manifest`].
     pub fn manifest_at_hand(&self, d: &BlobDigest) -> Option<ManifestFact> {
         self.inner.at_hand.manifests.get(d)
+    }
+
+    /// How large a layer is, if a manifest that was read or recorded lately says so. Whoever wrote that may be wrong: believe it
+    /// when something else says the same.
+    pub fn size_at_hand(&self, d: &BlobDigest) -> Option<u64> {
+        self.inner.at_hand.sizes.get(d)
     }
 
     /// What makes a digest a member.

@@ -207,6 +207,7 @@ impl Store {
         match self.read_fact(|| Ok(self.inner.index.manifest(d)?))? {
             Some(Fact::Manifest(m)) if m.digest == *d => {
                 manifests.keep(ticket, *d, m.clone(), at_hand::weight(&m));
+                self.inner.at_hand.keep_sizes(&m);
                 Ok(Some(m))
             }
             _ => Ok(None),

@@ -88,3 +88,40 @@ async fn parts_and_sizes_of_a_damaged_original_are_right() {
         server.stop().await;
     }
 }
+
+/// After a restart, a HEAD waited until the file was read. What a manifest says of a layer, and the file, are enough for its size;
+/// the file is read all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_size_of_an_original_is_told_before_it_is_compared() {
+    let image = image(7);
+    let origin = Origin::with_image(REPOSITORY, "v1", &image);
+    let patient = Patient::new();
+    patient.heal(&template(&origin, &image).await);
+    let layer = &image.layers[0];
+    let path = original(&patient.data, &layer.digest);
+    change(&path, |bytes| bytes[1000] ^= 1);
+    let server = Server::with(config(&origin, &patient.data)).await;
+    let (status, _) = server.fetch(&server.manifest_url("v1")).await;
+    assert_eq!(status, 200);
+    let asked = || {
+        origin
+            .calls()
+            .iter()
+            .filter(|call| call.path.contains(&layer.digest.hex()))
+            .count()
+    };
+    let before = asked();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = server.blob_url(&layer.digest);
+    let head = client.head(&url).send().await.unwrap();
+    assert_eq!(head.headers()["content-length"], layer.blob.len().to_string().as_str());
+    // It is a miss, and was none when the answer was made: then the upstream would have been asked.
+    assert_eq!(asked(), before);
+    while path.exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(found(&server), 1);
+    let (status, whole) = server.fetch(&url).await;
+    assert!(status == 200 && whole.unwrap() == layer.blob);
+    server.stop().await;
+}
