@@ -150,7 +150,7 @@ impl IntoResponse for AdminError {
         let status = match &self {
             Self::Bad(_) => StatusCode::BAD_REQUEST,
             Self::Unknown(_) => StatusCode::NOT_FOUND,
-            Self::Pinned(_) | Self::Needed(_) => StatusCode::CONFLICT,
+            Self::Pinned(_) | Self::Needed(_) | Self::Store(StoreError::TooManyPins { .. }) => StatusCode::CONFLICT,
             Self::Order(_) | Self::Profile(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Read(_) | Self::Store(_) | Self::Original(_) | Self::Task(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -28,10 +28,11 @@ use crate::store::bell::{Bell, Rung};
 use crate::store::forget::Here;
 use crate::store::leftovers::Remove;
 use crate::store::originals::Originals;
+use crate::store::pins::PINS_MAX;
 use crate::store::plan::{Reason, Wanted};
 use crate::store::sweep::Overhead;
 use crate::store::usage::{SAVE_EVERY_MS, now_ms};
-use crate::store::{PackId, Store};
+use crate::store::{PackId, Store, StoreError};
 use packs::{Cycle, FactBytes};
 pub use report::{Gone, Report};
 use rest::Rest;
@@ -156,7 +157,7 @@ struct Memory {
     /// After a cycle that was not worth it.
     rest: Option<Rest>,
     ages_looked_at: Option<Instant>,
-    /// There are too many layers that are refused or not converted any more.
+    /// There are too many layers that are refused or not converted any more, or targets that are not pinned any more.
     crowded: bool,
     /// Facts were forgotten: records of theirs wait for the oldest pack's turn.
     turn: bool,
@@ -232,10 +233,14 @@ impl Inner {
     }
 
     fn is_crowded(&self) -> bool {
-        match self.store.unready_layers() {
-            Ok(count) => count > self.unready_max(),
+        let look = || {
+            let unready = self.store.unready_layers()? > self.unready_max();
+            Ok::<_, StoreError>(unready || self.store.unpinned_count()? > PINS_MAX)
+        };
+        match look() {
+            Ok(is_crowded) => is_crowded,
             Err(error) => {
-                tracing::warn!(%error, "failed to count states of layers");
+                tracing::warn!(%error, "failed to count what only the oldest pack may drop");
                 false
             }
         }
@@ -487,7 +492,7 @@ impl Inner {
             bell: &self.bell,
             packs_bytes_wanted,
             unready_max: self.unready_max(),
-            turn: std::mem::take(&mut memory.turn) && !dry_run,
+            turn: (std::mem::take(&mut memory.turn) || memory.crowded) && !dry_run,
             urgent,
             dry_run,
         };

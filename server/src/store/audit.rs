@@ -11,7 +11,7 @@ use std::io;
 
 use headstart_layer_format::{BlobDigest, ChunkDigest, Toc, TocDigest};
 
-use super::index::{TagRow, layer_row};
+use super::index::{TagRow, layer_row, member_row};
 use super::layers::LayerRecord;
 use super::learned::Fact;
 use super::pack::{Location, PACK_HEADER_LEN, Pack, PackId};
@@ -376,7 +376,7 @@ impl Store {
                 }
             }
             keys::TAG if keys::tag_from(rest).is_some() && serde_json::from_slice::<TagRow>(row).is_ok() => None,
-            keys::MEMBER if keys::member_from(rest).is_some() => None,
+            keys::MEMBER if keys::member_from(rest).is_some() && member_row(row).is_some() => None,
             keys::SOURCE if keys::blob_source_from(rest).is_some() => None,
             keys::CHAIN if rest.len() == 32 && super::index::is_chain(row) => None,
             keys::USED if keys::blob_from(rest).is_some() && row.len() == 8 => None,

@@ -21,6 +21,8 @@ use super::{Store, StoreError, keys};
 
 /// What a tag and its like take beside a manifest and a config.
 const BESIDE_BYTES: u64 = 300;
+/// What a membership takes.
+const MEMBER_BYTES: u64 = 200;
 /// Rows that are looked at, or images that go, while nobody appends a fact.
 pub(super) const AT_ONCE: usize = 64;
 
@@ -90,6 +92,11 @@ impl Store {
     /// Forgets facts of about so many bytes, if there are as many that may go; how many rows. `None`: told to stop.
     pub fn forget_facts(&self, bytes: u64, here: &Here, go_on: &dyn Fn() -> bool) -> Result<Option<u64>, StoreError> {
         let _noting = Noting::begin(&self.inner.asked);
+        self.inner.index.note_forgetting()?;
+        let Some(crowds) = self.forget_crowds(go_on)? else {
+            return Ok(None);
+        };
+        let bytes = bytes.saturating_sub(crowds.saturating_mul(MEMBER_BYTES));
         let Some(mut images) = self.images_that_may_go(here, go_on)? else {
             return Ok(None);
         };
@@ -109,8 +116,7 @@ impl Store {
         let Some(mut needed) = self.needed(here, &gone, too_few, go_on)? else {
             return Ok(None);
         };
-        self.inner.index.note_forgetting()?;
-        let mut rows = 0;
+        let mut rows = crowds;
         for images in going.chunks(AT_ONCE) {
             rows += self.forget_images(images)?;
             if !go_on() {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use super::keys;
 pub use batch::Batch;
 pub use rows::{ChainRow, TagRow};
-pub(super) use rows::{is_chain, layer_row};
+pub(super) use rows::{is_chain, layer_row, member_row};
 
 /// Changes when rows change shape; another version is rebuilt, never migrated.
 const INDEX_VERSION: u32 = 4;

@@ -189,15 +189,15 @@ impl Store {
         self.append_fact(&Fact::Manifest(f.clone()))
     }
 
-    /// Whether the rows that the fact would write are there.
+    /// Whether the rows that the fact would write are there; then they are confirmed.
     fn are_members(&self, f: &ManifestFact) -> Result<bool, StoreError> {
         let index = &self.inner.index;
         for digest in &f.members {
-            if index.member(&f.source, digest)?.is_none() {
+            if index.confirm_member(&f.source, digest)?.is_none() {
                 return Ok(false);
             }
         }
-        Ok(index.member(&f.source, &f.digest)? == Some(Membership::Served))
+        Ok(index.confirm_member(&f.source, &f.digest)? == Some(Membership::Served))
     }
 
     /// The latest fact for a manifest.
@@ -300,7 +300,7 @@ impl Store {
     /// Records that the upstream has the digest in this repository.
     pub fn add_member(&self, s: &Source, d: &BlobDigest) -> Result<(), StoreError> {
         self.inner.asked.note([d]);
-        if self.inner.index.member(s, d)? == Some(Membership::Served) {
+        if self.inner.index.confirm_member(s, d)? == Some(Membership::Served) {
             return Ok(());
         }
         self.append_fact(&Fact::Member {

@@ -15,7 +15,7 @@ use headstart_layer_format::BlobDigest;
 
 use super::audit::{Finding, Subject};
 use super::facts::{Membership, Source};
-use super::index::{Batch, TagRow};
+use super::index::{Batch, TagRow, member_row};
 use super::learned::Fact;
 use super::pack::{PACK_HEADER_LEN, PackId};
 use super::plan::Live;
@@ -101,13 +101,13 @@ impl Store {
                 ) else {
                     break 'members;
                 };
-                let served = !row.is_empty();
-                let membership = if served { Membership::Served } else { Membership::Named };
+                // Of a row that does not parse the less is believed; the audit says that it is wrong.
+                let membership = member_row(row).map_or(Membership::Named, |(membership, _)| membership);
                 if said.contains(&member_said(&source, &digest, membership)) {
                     continue;
                 }
                 restored += 1;
-                if served {
+                if membership == Membership::Served {
                     self.append_fact(&Fact::Member { source, digest })?;
                     continue;
                 }

@@ -28,6 +28,7 @@ mod layer_use;
 mod layers;
 mod learned;
 pub mod leftovers;
+pub mod members;
 pub mod mend;
 mod notes;
 mod open;
@@ -86,6 +87,8 @@ pub enum StoreError {
     Toc(TocError),
     #[error("publish a layer: chunk {0} is not stored")]
     MissingChunk(ChunkDigest),
+    #[error("pin one more: there are {max} pins, which is the most")]
+    TooManyPins { max: usize },
     #[error("store a chunk: packs exceed their budget, and nothing could be reclaimed in time")]
     OverBudget,
     /// For good, as long as the budget is what it is.

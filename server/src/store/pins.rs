@@ -19,6 +19,9 @@ const DEPTH_MAX: u32 = 4;
 /// Digests under one target; an index of a hundred platforms with a hundred layers each.
 const DIGESTS_MAX: usize = 20_000;
 
+/// Targets: what is pinned is looked up at each round of reclaiming, and never forgotten.
+pub const PINS_MAX: usize = 10_000;
+
 /// What was pinned.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -36,11 +39,15 @@ impl PinTarget {
 }
 
 impl Store {
-    /// Pins or unpins; whether that changed anything. Durable when it returns.
+    /// Pins or unpins; whether that changed anything. Durable when it returns. There are no more than [`PINS_MAX`] pins, but for those
+    /// of an earlier version.
     pub fn set_pin(&self, target: &PinTarget, pinned: bool) -> Result<bool, StoreError> {
         let before = self.inner.index.pin(&target.key())?.is_some_and(|(pinned, _)| pinned);
         if before == pinned {
             return Ok(false);
+        }
+        if pinned && self.pins()?.len() >= PINS_MAX {
+            return Err(StoreError::TooManyPins { max: PINS_MAX });
         }
         self.append_fact(&Fact::Pin {
             target: target.clone(),
@@ -48,6 +55,17 @@ impl Store {
         })?;
         self.commit()?;
         Ok(true)
+    }
+
+    /// Targets of which it is remembered that they are not pinned any more: until the oldest pack has that record.
+    pub fn unpinned_count(&self) -> Result<usize, StoreError> {
+        Ok(self
+            .inner
+            .index
+            .pins()?
+            .iter()
+            .filter(|(_, pinned, _)| !*pinned)
+            .count())
     }
 
     /// What is pinned.
@@ -95,5 +113,83 @@ impl Store {
             level = next;
         }
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::plan::Live;
+
+    fn target(n: usize) -> PinTarget {
+        PinTarget::Digest(BlobDigest::of(&n.to_le_bytes()))
+    }
+
+    /// As [`Store::set_pin`], without a sync for each.
+    fn set(store: &Store, n: usize, pinned: bool) {
+        let target = target(n);
+        store.append_fact(&Fact::Pin { target, pinned }).unwrap();
+    }
+
+    fn sweep_all(store: &Store) {
+        store.seal_current_pack().unwrap();
+        for (pack, _) in store.sealed_packs() {
+            let swept = store.sweep_pack(&store.cycle(), pack, &Live::everything(), &mut |_| true);
+            swept.unwrap().unwrap();
+        }
+    }
+
+    #[test]
+    fn there_are_no_more_pins_than_their_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (0..PINS_MAX).for_each(|n| set(&store, n, true));
+        let refused = store.set_pin(&target(PINS_MAX), true).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "pin one more: there are 10000 pins, which is the most"
+        );
+        assert!(!store.set_pin(&target(7), true).unwrap(), "it is pinned already");
+        assert!(store.set_pin(&target(7), false).unwrap());
+        assert!(store.set_pin(&target(PINS_MAX), true).unwrap());
+    }
+
+    /// What takes a pin back stayed for ever, row and record.
+    #[test]
+    fn what_was_unpinned_is_forgotten_when_no_pack_says_that_it_was_pinned() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (0..20).for_each(|n| set(&store, n, true));
+        store.seal_current_pack().unwrap();
+        (0..19).for_each(|n| set(&store, n, false));
+        store.seal_current_pack().unwrap();
+        // The later of the two: what it says must not be lost.
+        let (later, _) = store.sealed_packs()[1];
+        let swept = store.sweep_pack(&store.cycle(), later, &Live::everything(), &mut |_| true);
+        swept.unwrap().unwrap();
+        assert_eq!(
+            (store.unpinned_count().unwrap(), store.pins().unwrap()),
+            (19, vec![target(19)])
+        );
+        // Pinned again, it is so.
+        set(&store, 3, true);
+        (0..2).for_each(|_| sweep_all(&store));
+        assert_eq!(store.unpinned_count().unwrap(), 0);
+        let bytes = store.pack_bytes();
+        let pins = |store: &Store| {
+            let mut pins = store.pins().unwrap();
+            pins.sort();
+            pins
+        };
+        let mut expected = vec![target(3), target(19)];
+        expected.sort();
+        assert_eq!(pins(&store), expected);
+        store.flush().unwrap();
+        drop(store);
+        std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(pins(&store), expected);
+        assert_eq!(store.unpinned_count().unwrap(), 0);
+        assert!(bytes < 1500, "two records in {bytes}");
     }
 }

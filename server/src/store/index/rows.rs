@@ -12,6 +12,9 @@ use crate::store::facts::{Membership, Source, TagFact};
 use crate::store::keys;
 use crate::store::layers::LayerRecord;
 use crate::store::pack::{Location, PackId};
+use crate::store::usage::now_ms;
+
+const MS_A_DAY: u64 = 24 * 60 * 60 * 1000;
 
 /// One layer that a chain ID was said to end in, and the manifests that said so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,11 +219,32 @@ impl Index {
     }
 
     pub fn member(&self, s: &Source, d: &BlobDigest) -> Result<Option<Membership>, IndexError> {
-        let row = self.get("look up a member", &keys::member(s, d))?;
-        Ok(row.map(|row| match row.is_empty() {
-            true => Membership::Named,
-            false => Membership::Served,
-        }))
+        Ok(self.member_of_day(s, d)?.map(|(membership, _)| membership))
+    }
+
+    fn member_of_day(&self, s: &Source, d: &BlobDigest) -> Result<Option<(Membership, u16)>, IndexError> {
+        let what = "look up a member";
+        let Some(row) = self.get(what, &keys::member(s, d))? else {
+            return Ok(None);
+        };
+        member_row(&row).map(Some).ok_or_else(|| self.bad_row(what))
+    }
+
+    /// How it is known to be one, if it is, and that this was confirmed today: a row is written for that once a day.
+    pub fn confirm_member(&self, s: &Source, d: &BlobDigest) -> Result<Option<Membership>, IndexError> {
+        let known = self.member_of_day(s, d)?;
+        if let Some((membership, day)) = known
+            && day != today()
+        {
+            self.put_member(s, d, membership)?;
+        }
+        Ok(known.map(|(membership, _)| membership))
+    }
+
+    fn put_member(&self, s: &Source, d: &BlobDigest, membership: Membership) -> Result<(), IndexError> {
+        let [low, high] = today().to_le_bytes();
+        let row = [u8::from(membership == Membership::Served), low, high];
+        self.put("write a member", keys::member(s, d), &row)
     }
 
     /// Membership is kept always, the way back (blob to source) for at most `sources_max` sources.
@@ -231,10 +255,8 @@ impl Index {
         membership: Membership,
         sources_max: usize,
     ) -> Result<(), IndexError> {
-        match (membership, self.member(s, d)?) {
-            (Membership::Named, Some(_)) | (Membership::Served, Some(Membership::Served)) => {}
-            (Membership::Named, None) => self.put("write a member", keys::member(s, d), &[])?,
-            (Membership::Served, _) => self.put("write a member", keys::member(s, d), &[1])?,
+        if self.confirm_member(s, d)?.is_none_or(|known| known < membership) {
+            self.put_member(s, d, membership)?;
         }
         if self.sources(d, sources_max)?.len() < sources_max {
             self.put("write a source", keys::source(d, s), &[])?;
@@ -266,6 +288,22 @@ impl Index {
     pub fn set_note(&self, key: &[u8], row: Option<&[u8]>) -> Result<(), IndexError> {
         self.set_row(&keys::note(key), row)
     }
+}
+
+/// How it is known to be a member, and on which day that was confirmed last.
+pub(in crate::store) fn member_row(row: &[u8]) -> Option<(Membership, u16)> {
+    let [served, low, high] = row.try_into().ok()?;
+    let membership = match served {
+        0 => Membership::Named,
+        1 => Membership::Served,
+        _ => return None,
+    };
+    Some((membership, u16::from_le_bytes([low, high])))
+}
+
+/// Days since 1970.
+fn today() -> u16 {
+    u16::try_from(now_ms() / MS_A_DAY).unwrap_or(u16::MAX)
 }
 
 /// Whether this is the row of a chain.
