@@ -35,7 +35,7 @@ impl Store {
         for tags in going.chunks(AT_ONCE) {
             self.forgetting(|asked, _, log| {
                 let tags: Vec<&Tag> = tags.iter().filter(|(.., digest)| !asked.contains(digest)).collect();
-                for (source, tag, _) in tags.iter().copied() {
+                for (source, tag, _) in &tags {
                     let (source, tag) = (source.clone(), tag.clone());
                     let behind = log.pack().0;
                     append(log, &Fact::Untagged { source, tag, behind })?;
