@@ -539,3 +539,38 @@ async fn a_blob_that_changes_between_ranges_is_never_made_up_of_both() {
         assert!(mirror.whole(&digest).await.1.unwrap() == content);
     }
 }
+
+/// A client that asks for several ranges at once waited for one after the other, a round trip each.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_ranges_are_brought_at_once_and_sent_in_order() {
+    let mirror = Mirror::new().await;
+    let (digest, content) = mirror.blob(64 * MIB, 21);
+    // The end of each unit comes when the test says so, and all but the first range lie there.
+    let gate = mirror.origin.hold(Target::Blobs, UNIT - 100);
+    let starts: Vec<usize> = (0..12).map(|part| part * 5 * MIB + MIB - 20).rev().collect();
+    let ranges: Vec<String> = starts.iter().map(|at| format!("{at}-{}", at + 9)).collect();
+    let request = mirror.server.http.get(mirror.server.blob_url(&digest));
+    let request = request.header("range", format!("bytes=0-9,{}", ranges.join(",")));
+    let asked = tokio::spawn(async move { answer(request).await });
+    let held = |calls: &[headstart_loadtest::origin::Call]| {
+        let running = calls.iter().filter(|c| c.method == "GET" && !c.complete);
+        running.filter(|c| c.body_sent == UNIT - 100).count()
+    };
+    let four = mirror
+        .origin
+        .wait_for("four parts to be under way", |calls| held(calls) >= 4);
+    soon(four).await;
+    // There are places for more, and more is wanted.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(held(&mirror.origin.calls()), 4);
+    gate.open();
+    let (status, _, body) = soon(asked).await.unwrap();
+    assert_eq!(status, 206);
+    let (body, mut from) = (body.unwrap(), 0);
+    for at in std::iter::once(&0).chain(&starts) {
+        let part = &content[*at..at + 10];
+        let found = body[from..].windows(10).position(|w| w == part);
+        from += found.expect("the parts have the order in which they were asked for") + 10;
+    }
+    assert_eq!(mirror.origin.bytes_sent(&digest), 12 * UNIT);
+}

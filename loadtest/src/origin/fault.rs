@@ -26,6 +26,8 @@ pub enum Target {
     Path(String),
     /// Only on the CDN.
     Cdn,
+    /// Of these, what is not HEAD.
+    Gets(Box<Target>),
 }
 
 /// One thing that goes wrong.
@@ -124,6 +126,7 @@ impl Target {
             Self::Digest(d) => s.digest == Some(d),
             Self::Path(part) => s.path.contains(part),
             Self::Cdn => s.cdn,
+            Self::Gets(of) => !s.head && of.hits(s),
         }
     }
 }

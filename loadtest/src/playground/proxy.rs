@@ -31,6 +31,16 @@ pub struct Proxy {
     address: SocketAddr,
     process: Option<Process>,
     http: reqwest::Client,
+    is_encrypted: bool,
+}
+
+/// PEM files of a server that is asked over TLS.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// Clients have to show a certificate of this authority.
+    pub client_ca: Option<PathBuf>,
 }
 
 impl Proxy {
@@ -48,6 +58,24 @@ impl Proxy {
 
     /// Starts it with any configuration; `rest` is what follows address and data directory.
     pub async fn start_configured(work: &WorkDir, name: &str, binary: &Path, rest: &str) -> Result<Proxy> {
+        Proxy::start_whole(work, name, binary, rest, false).await
+    }
+
+    /// The same, over TLS: [`Proxy::get`] and its like do not work then.
+    pub async fn start_tls(work: &WorkDir, name: &str, binary: &Path, rest: &str, tls: &TlsFiles) -> Result<Proxy> {
+        let quoted = |path: &Path| toml::Value::from(path.to_string_lossy().into_owned()).to_string();
+        let (certificate, key) = (quoted(&tls.certificate), quoted(&tls.key));
+        let mut rest = format!("{rest}\n[tls]\ncert_file = {certificate}\nkey_file = {key}\n");
+        if let Some(ca) = &tls.client_ca {
+            rest.push_str(&format!(
+                "client_ca_file = {}\nclient_cert = \"required\"\n",
+                quoted(ca)
+            ));
+        }
+        Proxy::start_whole(work, name, binary, &rest, true).await
+    }
+
+    async fn start_whole(work: &WorkDir, name: &str, binary: &Path, rest: &str, is_encrypted: bool) -> Result<Proxy> {
         let data_dir = work.dir(format!("{name}.data"))?;
         let address = ports::free()?;
         let quoted = |s: &str| toml::Value::from(s).to_string();
@@ -71,6 +99,7 @@ impl Proxy {
             address,
             process: None,
             http,
+            is_encrypted,
         };
         proxy.restart().await?;
         Ok(proxy)
@@ -82,10 +111,15 @@ impl Proxy {
         let mut command = Command::new(&self.binary);
         command.arg("--config").arg(&self.config);
         let mut process = Process::spawn(&self.name, command, &self.work, false)?;
-        let address = self.address;
-        process
-            .until_ready(START_TIMEOUT, || async move { answers(address, routes::READYZ).await })
-            .await?;
+        let (address, is_encrypted) = (self.address, self.is_encrypted);
+        // It listens only when it is ready.
+        let is_ready = || async move {
+            match is_encrypted {
+                true => tokio::net::TcpStream::connect(address).await.is_ok(),
+                false => answers(address, routes::READYZ).await,
+            }
+        };
+        process.until_ready(START_TIMEOUT, is_ready).await?;
         self.process = Some(process);
         Ok(())
     }
@@ -109,7 +143,8 @@ impl Proxy {
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.is_encrypted { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
     pub fn data_dir(&self) -> &Path {
@@ -139,6 +174,14 @@ impl Proxy {
             .header(http::header::ACCEPT, accept);
         let answer = request.send().await.map_err(failed)?;
         Ok((answer.status(), answer.bytes().await.map_err(failed)?))
+    }
+
+    /// `HEAD` of any path, whatever the status.
+    pub async fn head(&self, path: &str, accept: &str) -> Result<http::StatusCode> {
+        let failed = |e: reqwest::Error| PlaygroundError::unexpected(format!("ask for the head of {path}"), e);
+        let request = self.http.head(format!("{}{path}", self.url()));
+        let answer = request.header(http::header::ACCEPT, accept).send().await;
+        Ok(answer.map_err(failed)?.status())
     }
 
     /// What the server knows of an image; `None` when it has not seen it.

@@ -8,6 +8,9 @@ use serde::Deserialize;
 
 use super::Network;
 
+/// What no client waits for.
+const ANSWER_MS_MAX: u64 = 600_000;
+
 /// Bounds of the listening side.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -28,6 +31,9 @@ pub struct HttpConfig {
     pub client_queue_max: usize,
     /// A request waits for its turn at most this long, then gets 503 or 429. Short: another mirror may have room.
     pub queue_timeout_ms: u64,
+    /// From a request below `/v2/` to the head of its answer: all waits together (turns, tokens, redirects, tries, further URLs,
+    /// what a manifest names). Below containerd's 30 s, with room for the way back. What is fetched goes on without the client.
+    pub answer_timeout_ms: u64,
     /// Body bytes per second that one client is sent, over all its connections. 0: as many as it takes.
     pub client_bytes_per_sec: u64,
     /// Addresses or networks (`10.0.0.0/8`) of proxies whose `X-Forwarded-For` tells which client is meant.
@@ -66,6 +72,7 @@ impl Default for HttpConfig {
             queue_max: 2048,
             client_queue_max: 512,
             queue_timeout_ms: 2_000,
+            answer_timeout_ms: 20_000,
             client_bytes_per_sec: 0,
             trusted_proxies: Vec::new(),
             header_timeout_ms: 10_000,
@@ -102,6 +109,9 @@ impl HttpConfig {
             self.write_timeout_ms,
             self.min_rate_window_ms,
         ];
+        if !(1..=ANSWER_MS_MAX).contains(&self.answer_timeout_ms) {
+            return Err("answer_timeout_ms must be from 1 to 600000");
+        }
         if times.contains(&0) {
             return Err(
                 "header_timeout_ms, idle_timeout_ms, write_timeout_ms and min_rate_window_ms must be at least 1",

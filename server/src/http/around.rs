@@ -5,7 +5,10 @@
 //! can (see [`ApiError::busy`]). Probes and `/metrics` need no turn.
 //! Not here: the single rooms ([`super::admission`], [`super::exchange`], [`super::answer`]).
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     body::Body,
@@ -38,6 +41,10 @@ use crate::{
 
 /// What a client is told to wait before it comes again.
 const RETRY_AFTER_SECS: u64 = 1;
+
+/// When the head of the answer must be on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct AnswerBy(pub Instant);
 
 /// The rooms.
 #[derive(Clone, Debug)]
@@ -84,6 +91,9 @@ impl Around {
         let running = connection.map(|c| c.ask(request.version() == Version::HTTP_2));
         let key = ClientKey::new(self.clients.address(peer.address.ip(), request.headers()));
         request.extensions_mut().insert(key);
+        // Its wait for a turn counts, too.
+        let patience = Duration::from_millis(self.app.config.http.answer_timeout_ms);
+        request.extensions_mut().insert(AnswerBy(Instant::now() + patience));
         let id = RequestId::of(request.headers());
         let is_head = request.method() == Method::HEAD;
         let mut exchange = Exchange::new(

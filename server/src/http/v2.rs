@@ -3,9 +3,12 @@
 //! In: requests of container runtimes. Out: the answer of one of the parts, with the headers that every answer has.
 //! Invariant: nothing is written through this API (405), and a client is challenged only where
 //! that may help. Every part passes
-//! [`Asking::enter`] before it looks at anything: which upstream is meant, and on whose behalf it may be read.
+//! [`Asking::enter`] before it looks at anything: which upstream is meant, and on whose behalf it may be read. The head of
+//! an answer is there in a bounded time, whatever it waits for (`http.answer_timeout_ms`).
 //! Not here: the parts ([`super::v2_manifest`], [`super::v2_blob`], [`super::v2_tags`], [`super::v2_referrers`]), fetching
 //! and caching (`read/`), errors as JSON ([`super::error`]), ranges ([`super::body`]).
+
+use std::time::{Duration, Instant};
 
 use axum::{
     body::Body,
@@ -18,8 +21,10 @@ use axum::{
 use headstart_layer_format::BlobDigest;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use serde::Deserialize;
+use tokio::time::timeout_at;
 
 use super::{
+    around::AnswerBy,
     body::Representation,
     error::{ApiError, Asked, OciCode},
     identity::client_of,
@@ -47,6 +52,9 @@ const CACHE_FOREVER_ONE: HeaderValue = HeaderValue::from_static("private, max-ag
 
 /// What may change; whoever caches it has to ask.
 pub(super) const CACHE_NEVER: HeaderValue = HeaderValue::from_static("no-cache");
+
+/// When an upstream has not answered in time, something older is looked for on disk so long.
+const OLDER_MAX: Duration = Duration::from_secs(1);
 
 /// Headers of an answer, all but a few: the map of them grows once instead of three times.
 const HEADERS: usize = 12;
@@ -82,6 +90,8 @@ pub(super) struct Asking<'a> {
     pub(super) headers: &'a HeaderMap,
     /// What the layers around the routes found out about the client.
     pub(super) extensions: &'a Extensions,
+    /// Upstreams are not waited for beyond this.
+    pub(super) by: Instant,
 }
 
 /// `/v2/`
@@ -151,28 +161,50 @@ async fn answer(
         return finish(query.ns.as_deref(), error.into_response());
     };
     let path = V2Path::parse(rest);
+    let by = match parts.extensions.get::<AnswerBy>() {
+        Some(AnswerBy(by)) => *by,
+        None => Instant::now() + Duration::from_millis(app.config.http.answer_timeout_ms),
+    };
     let asking = Asking {
         app,
         ns: query.ns.as_deref(),
         method,
         headers: &parts.headers,
         extensions: &parts.extensions,
+        by,
     };
-    let answer = match path {
-        _ if !matches!(*method, Method::GET | Method::HEAD) => Err(unsupported()),
-        V2Path::Base => {
-            let (app, method, extensions) = (app.clone(), method.clone(), parts.extensions.clone());
-            return base(State(app), Ok(Query(query)), method, extensions).await;
+    let answer = async {
+        match path {
+            _ if !matches!(*method, Method::GET | Method::HEAD) => Err(unsupported()),
+            V2Path::Base => {
+                let (app, method, extensions) = (app.clone(), method.clone(), parts.extensions.clone());
+                Ok(base(
+                    State(app),
+                    Ok(Query(V2Query {
+                        ns: query.ns.clone(),
+                        ..V2Query::default()
+                    })),
+                    method,
+                    extensions,
+                )
+                .await)
+            }
+            V2Path::Manifest { name, reference } => asking.manifest(name, reference).await,
+            V2Path::Blob { name, digest } => asking.blob(name, digest).await,
+            V2Path::Tags { name } => asking.tags(name, &query).await,
+            V2Path::Referrers { name, digest } => asking.referrers(name, digest, &query).await,
+            V2Path::Other => Err(
+                ApiError::new(OciCode::Unsupported, "this mirror does not have this endpoint")
+                    .with_status(StatusCode::NOT_FOUND),
+            ),
         }
-        V2Path::Manifest { name, reference } => asking.manifest(name, reference).await,
-        V2Path::Blob { name, digest } => asking.blob(name, digest).await,
-        V2Path::Tags { name } => asking.tags(name, &query).await,
-        V2Path::Referrers { name, digest } => asking.referrers(name, digest, &query).await,
-        V2Path::Other => Err(
-            ApiError::new(OciCode::Unsupported, "this mirror does not have this endpoint")
-                .with_status(StatusCode::NOT_FOUND),
-        ),
     };
+    // Parts that have something older to say say so by themselves.
+    let answer = timeout_at((by + OLDER_MAX).into(), answer).await;
+    let answer = answer.unwrap_or_else(|_| {
+        let error = ApiError::new(OciCode::Unavailable, "there is no answer in time");
+        Err(error.with_status(StatusCode::GATEWAY_TIMEOUT))
+    });
     let response = answer.unwrap_or_else(|error| error.into_response());
     finish(query.ns.as_deref(), response)
 }

@@ -16,7 +16,11 @@ use super::{
     sendfile::Windows,
     v2::{Asking, Probe, etag},
 };
-use crate::{metrics::route, read::ReadError, upstream::UpstreamError};
+use crate::{
+    metrics::route,
+    read::{ReadError, wants::Resolved},
+    upstream::UpstreamError,
+};
 
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
@@ -51,7 +55,10 @@ impl Asking<'_> {
         // The size that the headers need is learned with the first bytes, of what is asked for and no more.
         let wants = range::wants(range_asked(self.headers, &etag(&digest)))?;
         let opened = blobs.open_range(&route.source, &caller, &digest, &wants).await;
-        let blob = opened.map_err(failed)?;
+        let mut blob = opened.map_err(failed)?;
+        if let Resolved::Several(parts) = wants.resolve(blob.size()) {
+            blob = blob.in_parts(parts);
+        }
         let representation = self.representation(route::BLOBS, &digest, blob.size(), OCTETS, self.cache_forever());
         let windows = self.extensions.get::<Windows>();
         let windowed = windows

@@ -2,7 +2,7 @@
 //!
 //! In: a repository, and a tag or digest. Out: the manifest, byte for byte the upstream's.
 //! Invariant: `Content-Type`, `Content-Length` and `Docker-Content-Digest` are on GET and HEAD alike; HEAD fetches nothing
-//! but the manifest.
+//! but the manifest. A GET is a pull: the manifest is not given when its blobs are not to be had.
 //! Not here: where it comes from ([`crate::read::manifests`]).
 
 use axum::response::Response;
@@ -17,7 +17,7 @@ use crate::{
     metrics::route,
     read::{
         accept::Accept,
-        manifests::{Manifest, Warning},
+        manifests::{Manifest, Purpose, Warning},
     },
     upstream::{NameError, Reference},
 };
@@ -34,15 +34,19 @@ impl Asking<'_> {
         })?;
         let (route, caller) = self.enter(name, Probe::Manifest(reference.clone())).await?;
         let accept = Accept::new(self.headers.get_all(header::ACCEPT));
-        let manifest = self
-            .app
-            .manifests
-            .get(&route.source, &caller, &reference, &accept)
-            .await;
-        let manifest = manifest.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
+        let (manifests, failed) = (&self.app.manifests, |error| {
+            ApiError::from_read(Asked::Manifest, &error)
+        });
         // Who asks for the head may only want to know whether a tag has moved: that is no reason to fetch an image.
-        if self.method == Method::GET {
-            self.app.manifests.given(&manifest, &caller);
+        let purpose = match *self.method == Method::GET {
+            true => Purpose::Pull,
+            false => Purpose::Look,
+        };
+        let manifest = manifests.get_by(self.by, purpose, &route.source, &caller, &reference, &accept);
+        let manifest = manifest.await.map_err(failed)?;
+        if purpose == Purpose::Pull {
+            manifests.ready(&manifest, &caller, &accept).await.map_err(failed)?;
+            manifests.given(&manifest, &caller);
         }
         self.manifest_response(manifest, &reference)
     }

@@ -38,7 +38,8 @@ impl Asking<'_> {
             let code = OciCode::PaginationNumberInvalid;
             return Err(ApiError::new(code, "last is not what a link of ours says"));
         }
-        let found = self.app.referrers.get(&route.source, &caller, &digest, after).await;
+        let found = self.app.referrers.get(self.by, &route.source, &caller, &digest, after);
+        let found = found.await;
         let (found, stale) = found.map_err(|error| ApiError::from_read(Asked::Repository, &error))?;
         let mut headers = HeaderMap::new();
         // A media type has no blank: it was a `+`, which a query means to be one.

@@ -27,7 +27,7 @@ impl Asking<'_> {
         let (route, caller) = self.enter(name, Probe::Repository).await?;
         let count = count(query.n.as_deref())?;
         let last = query.last.as_deref().filter(|last| !last.is_empty());
-        let listed = self.app.tags.get(&route.source, &caller, last).await;
+        let listed = self.app.tags.get(self.by, &route.source, &caller, last).await;
         let listed = listed.map_err(|error| ApiError::from_read(Asked::Repository, &error))?;
         let all = &listed.list.tags;
         let from = last.map_or(0, |last| all.partition_point(|tag| tag.as_str() <= last));

@@ -40,7 +40,9 @@ const BLOCK: u64 = 256 << 10;
 pub struct Blob {
     pub(super) place: Place,
     /// For the way past a disk that fails.
-    pub(super) errand: Errand,
+    errand: Errand,
+    /// What will be streamed, in this order, if that is several ranges.
+    parts: Option<Arc<[Range<u64>]>>,
 }
 
 /// Where a blob is.
@@ -57,6 +59,14 @@ pub(super) enum Place {
 }
 
 impl Blob {
+    pub(super) fn new(place: Place, errand: Errand) -> Self {
+        Self {
+            place,
+            errand,
+            parts: None,
+        }
+    }
+
     pub fn digest(&self) -> &BlobDigest {
         &self.errand.digest
     }
@@ -77,8 +87,21 @@ impl Blob {
         }
     }
 
+    /// The same, of which these ranges will be streamed one after the other: those to come are brought while the first is
+    /// read.
+    pub fn in_parts(mut self, parts: Vec<Range<u64>>) -> Self {
+        self.parts = Some(parts.into());
+        self
+    }
+
     /// The bytes of `range`, which must be inside the size, at the pace they arrive and the reader takes them.
     pub fn stream(&self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, ReadError>> + Send + use<> {
+        if let Place::Flight { seat, withheld: false } = &self.place
+            && let Some(parts) = &self.parts
+            && let Some(at) = parts.iter().position(|part| *part == range)
+        {
+            seat.fetch().foresee(&parts[at..]);
+        }
         let state = match &self.place {
             Place::Upstream { size, permit } => {
                 let passage = Passage::new(self.errand.clone(), range, *size);

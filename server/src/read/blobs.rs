@@ -128,7 +128,7 @@ impl Blobs {
                 if !member {
                     self.confirm(&errand, source).await?;
                 }
-                return Ok(Blob { place, errand });
+                return Ok(Blob::new(place, errand));
             }
             if let Some(no) = self.0.negative.get(source, caller, &What::Blob(*digest)) {
                 return self.or_from_disk(skips, errand, source, no.into()).await;
@@ -154,7 +154,7 @@ impl Blobs {
                             self.confirm(&errand, source).await?;
                         }
                         match self.settle(seat, wants).await {
-                            Ok(place) => return Ok(Blob { place, errand }),
+                            Ok(place) => return Ok(Blob::new(place, errand)),
                             Err(error) => error,
                         }
                     } else if let Some(Err(error)) = fetch.flight.outcome() {
@@ -190,7 +190,7 @@ impl Blobs {
         error: ReadError,
     ) -> Result<Blob, ReadError> {
         if has_not_looked && let Ok(Some((place, true))) = self.look(source, &errand.digest).await {
-            return Ok(Blob { place, errand });
+            return Ok(Blob::new(place, errand));
         }
         Err(error)
     }
@@ -372,6 +372,11 @@ impl Blobs {
         self.yard().originals.path(digest).exists()
     }
 
+    /// Whether blobs may be begun before somebody asks for them.
+    pub(super) fn begins_early(&self) -> bool {
+        self.yard().begins_early()
+    }
+
     fn upstream(&self, source: &Source) -> Result<Arc<Upstream>, ReadError> {
         // A source may come from the index, of a time when the configuration had more upstreams.
         let upstream = self.0.upstreams.get(&source.upstream).cloned();
@@ -406,8 +411,5 @@ async fn past_the_disk(errand: Errand) -> Result<Blob, ReadError> {
     check_not_emptied(&errand.digest, size)?;
     // Before the head goes out: who waits in vain is told by a status.
     let permit = Arc::new(errand.yard.passage(errand.asker).await?);
-    Ok(Blob {
-        place: Place::Upstream { size, permit },
-        errand,
-    })
+    Ok(Blob::new(Place::Upstream { size, permit }, errand))
 }

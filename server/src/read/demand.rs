@@ -1,6 +1,7 @@
 //! What a reader of a part has fetched for it.
 //!
-//! In: where a reader is, and how far it may want to read. Out: claims and their runs, a little ahead of it.
+//! In: where a reader is, and how far it may want to read, also in several ranges. Out: claims and their runs, a little ahead
+//! of it.
 //! Invariant: nothing is fetched that is here or on its way, nor beyond the units of what was asked for, nor more than
 //! a window ahead of what the reader has taken: clients of open-ended ranges hang up early. While the whole is being
 //! fetched, a reader follows it, unless that would take long: then the part is fetched ahead, and the fetch of the
@@ -26,6 +27,11 @@ use crate::{store::units::UNIT, upstream::BlobBody};
 pub const AHEAD_RANGE: u64 = 16 * UNIT;
 /// Fetched ahead of one whose range ends with the blob: it may well hang up long before.
 const AHEAD_OPEN: u64 = 4 * UNIT;
+
+/// Of several ranges, parts that are brought at the same time.
+const FORESEEN_MAX: usize = 4;
+/// Ranges ahead that are looked at for one that is not here. Small ones lie close together.
+const LOOK_MAX: usize = 64;
 
 /// So far ahead of the fetch of the whole, a reader waits for it whatever its pace.
 const FOLLOW: u64 = 8 * UNIT;
@@ -67,6 +73,24 @@ impl Fetch {
             }
         };
         self.spawn(claim, Some((body, permit)));
+    }
+
+    /// Claims what the first of these ranges lack, for one reader who will read them one after the other: a few claims at
+    /// once, whoever's they are. One that fails is made again when he comes to it.
+    pub fn foresee(self: &Arc<Self>, ranges: &[Range<u64>]) {
+        let mut claims = Vec::new();
+        {
+            let mut state = self.flight.state();
+            for range in ranges.iter().take(LOOK_MAX) {
+                if state.claims.ranges().count() >= FORESEEN_MAX {
+                    break;
+                }
+                claims.extend(self.reserve(&mut state, range));
+            }
+        }
+        for claim in claims {
+            self.spawn(claim, None);
+        }
     }
 
     /// What a reader finds. Unless it is withheld from him, what he will need next is claimed before he looks, and

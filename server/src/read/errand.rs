@@ -73,6 +73,11 @@ impl Yard {
         self.turn(&self.wholes, asker).await
     }
 
+    /// Whether blobs may be begun before somebody asks for them.
+    pub fn begins_early(&self) -> bool {
+        self.config.cold_range && !self.wholes.is_crowded()
+    }
+
     /// A turn to fetch a range.
     pub async fn range(&self, asker: Asker) -> Result<FetchTurn, ReadError> {
         self.turn(&self.ranges, asker).await

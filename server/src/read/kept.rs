@@ -13,9 +13,10 @@ use std::{
 };
 
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use super::{blocking::blocking, coalesce::Coalesce, error::ReadError, saved::Saved};
+use crate::upstream::UpstreamError;
 
 /// What an entry weighs beside its answer: two names of up to 255 bytes in its key, and the tables. Empty answers are the
 /// cheapest to ask for, so it is they that would fill the memory.
@@ -73,8 +74,9 @@ where
         }
     }
 
-    /// The answer, and whether it is an old one that the upstream could not confirm.
-    pub async fn get<F>(&self, key: &K, ask: impl FnOnce() -> F) -> Result<(Arc<V>, bool), ReadError>
+    /// The answer, and whether it is an old one that the upstream could not confirm. An upstream that has not answered by
+    /// then is in trouble; asking it goes on.
+    pub async fn get<F>(&self, by: Instant, key: &K, ask: impl FnOnce() -> F) -> Result<(Arc<V>, bool), ReadError>
     where
         F: Future<Output = Result<V, ReadError>> + Send + 'static,
     {
@@ -103,7 +105,11 @@ where
                 answer
             }
         });
-        match (answer.await.unwrap_or(Err(ReadError::Stopping)), last) {
+        let answer = match timeout_at(by.into(), answer).await {
+            Ok(answer) => answer.unwrap_or(Err(ReadError::Stopping)),
+            Err(_) => Err(UpstreamError::Timeout.into()),
+        };
+        match (answer, last) {
             (Err(ReadError::Upstream(error)), Some((value, _))) if error.is_outage() => Ok((value, true)),
             (Err(ReadError::Upstream(error)), None) if error.is_outage() => match self.read(key).await {
                 Some(value) => Ok((value, true)),
@@ -159,8 +165,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let saved = Saved::open(dir.path()).unwrap();
         let kept: Kept<u32, Vec<u8>> = Kept::new(Duration::from_secs(60), 100 << 10, saved, Vec::len);
+        let by = Instant::now() + Duration::from_secs(60);
         for key in 0..2000 {
-            kept.get(&key, || async { Ok(Vec::new()) }).await.unwrap();
+            kept.get(by, &key, || async { Ok(Vec::new()) }).await.unwrap();
         }
         kept.kept.run_pending_tasks();
         assert!(

@@ -17,6 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
+use tokio::time::{timeout, timeout_at};
 
 use super::{
     accept::{Accept, Class},
@@ -64,7 +65,17 @@ pub enum Warning {
     Deleted,
 }
 
-/// Requests with the same key get the same answer.
+/// What somebody wants a manifest for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its head, or what it says: whether its repository gives blobs is asked as cheaply as can be.
+    Look,
+    /// To pull what it names: [`Manifests::ready`] is asked before it is given.
+    Pull,
+}
+
+/// Requests with the same key get the same answer, whatever their purpose: what a look has asked for more, or a pull for
+/// less, is made up for by [`Manifests::ready`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     source: Source,
@@ -144,16 +155,57 @@ impl Manifests {
         self.inner.layers.manifest_served(&manifest.fact, caller);
     }
 
+    /// Whether a client that is about to be given this manifest can have what it names, as far as the upstream can be asked
+    /// at once. Costs nothing when all of it is here. Of what is not, a pull's first requests have begun afterwards.
+    pub async fn ready(&self, manifest: &Manifest, caller: &Caller, accept: &Accept) -> Result<(), ReadError> {
+        // What is served in spite of the upstream's trouble was looked at for just that.
+        if manifest.warning.is_some() || self.inner.obtainable.is_begun(caller, &manifest.fact) {
+            return Ok(());
+        }
+        self.inner.ready(manifest, caller, accept).await
+    }
+
+    /// The same as [`Manifests::get`], by this time. When the upstream has not answered by then, that is trouble as any
+    /// other: a tag's last digest may be served for it. What was begun goes on, for who asks next.
+    pub async fn get_by(
+        &self,
+        by: Instant,
+        purpose: Purpose,
+        source: &Source,
+        caller: &Caller,
+        reference: &Reference,
+        accept: &Accept,
+    ) -> Result<Manifest, ReadError> {
+        let got = timeout_at(by.into(), self.get(purpose, source, caller, reference, accept)).await;
+        match (got, reference) {
+            (Ok(got), _) => got,
+            (Err(_), Reference::Digest(_)) => Err(UpstreamError::Timeout.into()),
+            (Err(_), Reference::Tag(tag)) => {
+                let policy = self.inner.policies.of(&source.upstream);
+                let last = self.inner.last(source, tag, accept, &policy).await?;
+                let last = last.map(|(digest, _)| digest);
+                let spite = self
+                    .inner
+                    .in_spite(source, caller, tag, last, UpstreamError::Timeout, &policy);
+                spite.await
+            }
+        }
+    }
+
     /// The manifest that `reference` means.
     pub async fn get(
         &self,
+        purpose: Purpose,
         source: &Source,
         caller: &Caller,
         reference: &Reference,
         accept: &Accept,
     ) -> Result<Manifest, ReadError> {
         let tag = match reference {
-            Reference::Digest(digest) => return self.inner.by_digest(source, caller, digest, accept).await,
+            Reference::Digest(digest) => {
+                let digest = self.inner.by_digest(purpose, source, caller, digest, accept);
+                return digest.await;
+            }
             Reference::Tag(tag) => tag.clone(),
         };
         // Most requests end here; joining others would cost more than the answer.
@@ -167,9 +219,9 @@ impl Manifests {
             class: accept.class(),
         };
         let (inner, accept) = (self.inner.clone(), accept.clone());
-        let result = self
-            .running
-            .run(key.clone(), || async move { inner.by_tag(&key, &tag, &accept).await });
+        let result = self.running.run(key.clone(), || async move {
+            inner.by_tag(purpose, &key, &tag, &accept).await
+        });
         result.await.unwrap_or(Err(ReadError::Stopping))
     }
 }
@@ -177,6 +229,7 @@ impl Manifests {
 impl Inner {
     async fn by_digest(
         self: &Arc<Self>,
+        purpose: Purpose,
         source: &Source,
         caller: &Caller,
         digest: &BlobDigest,
@@ -191,7 +244,7 @@ impl Inner {
             return Err(no.into());
         }
         let found = self.fetch_digest(source, caller, digest, accept, Some(what)).await?;
-        self.vouch(caller, &found, accept).await?;
+        self.vouch(purpose, caller, &found, accept).await?;
         self.hand_out(found, caller, None).await
     }
 
@@ -214,7 +267,13 @@ impl Inner {
         Ok(Some(self.hand_out(found, caller, None).await?))
     }
 
-    async fn by_tag(self: &Arc<Self>, key: &Key, tag: &Tag, accept: &Accept) -> Result<Manifest, ReadError> {
+    async fn by_tag(
+        self: &Arc<Self>,
+        purpose: Purpose,
+        key: &Key,
+        tag: &Tag,
+        accept: &Accept,
+    ) -> Result<Manifest, ReadError> {
         let policy = self.policies.of(&key.source.upstream);
         let last = self.last(&key.source, tag, accept, &policy).await?;
         if let Some((digest, true)) = last
@@ -233,30 +292,42 @@ impl Inner {
                 answer
             }
         };
-        let error = match answer {
+        match answer {
             Ok(found) => {
-                self.vouch(&key.caller, &found, accept).await?;
-                return self.hand_out(found, &key.caller, None).await;
+                self.vouch(purpose, &key.caller, &found, accept).await?;
+                self.hand_out(found, &key.caller, None).await
             }
-            Err(ReadError::Upstream(error)) => error,
-            Err(error) => return Err(error),
-        };
-        let Some(warning) = in_spite_of(&error, &policy) else {
+            Err(ReadError::Upstream(error)) => self.in_spite(&key.source, &key.caller, tag, last, error, &policy).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the tag meant last, where the policy allows that in spite of this error.
+    async fn in_spite(
+        &self,
+        source: &Source,
+        caller: &Caller,
+        tag: &Tag,
+        last: Option<BlobDigest>,
+        error: UpstreamError,
+        policy: &Policy,
+    ) -> Result<Manifest, ReadError> {
+        let Some(warning) = in_spite_of(&error, policy) else {
             return Err(error.into());
         };
         let found = match &last {
-            Some(digest) => self.shelf.find(&key.source, digest).await?,
+            Some(digest) => self.shelf.find(source, digest).await?,
             None => None,
         };
         let Some(found) = found else {
             return Err(error.into());
         };
-        self.obtainable.check(&key.caller, &found.fact, Some(&error)).await?;
+        self.obtainable.check(caller, &found.fact, Some(&error)).await?;
         tracing::warn!(
-            upstream = key.source.upstream, repository = key.source.repository, tag = tag.as_str(), %error,
+            upstream = source.upstream, repository = source.repository, tag = tag.as_str(), %error,
             "tag is served without the upstream's word"
         );
-        self.hand_out(found, &key.caller, Some(warning)).await
+        self.hand_out(found, caller, Some(warning)).await
     }
 
     /// Where the tag pointed last, for a client that takes `accept`; and whether that may be answered without asking.
@@ -393,38 +464,77 @@ impl Inner {
     }
 
     /// Before a manifest that the upstream has just given or confirmed is served.
-    async fn vouch(self: &Arc<Self>, caller: &Caller, found: &Found, accept: &Accept) -> Result<(), ReadError> {
-        if !self.obtainable.is_vouched(&found.fact.source, caller) {
-            let vouched = tokio::time::timeout(VOUCH_MAX, self.ask_for_blobs(caller, found, accept));
-            vouched.await.unwrap_or(Ok(()))?;
+    async fn vouch(
+        self: &Arc<Self>,
+        purpose: Purpose,
+        caller: &Caller,
+        found: &Found,
+        accept: &Accept,
+    ) -> Result<(), ReadError> {
+        let fact = &found.fact;
+        // For a pull, more than that is asked before it is given.
+        let is_asked = purpose == Purpose::Pull && (is_index(&fact.media_type) || fact.image.is_some());
+        if !is_asked && !self.obtainable.is_vouched(&fact.source, caller) {
+            let ask = async {
+                match self.image_of(caller, fact, &found.bytes, accept).await? {
+                    Some(image) => self.obtainable.vouch(caller, &image).await,
+                    None => Ok(()),
+                }
+            };
+            timeout(VOUCH_MAX, ask).await.unwrap_or(Ok(()))?;
         }
         // Afterwards: what was just asked is not asked twice.
-        self.obtainable.confirm_soon(caller, &found.fact);
+        self.obtainable.confirm_soon(caller, fact);
         Ok(())
     }
 
-    /// Of an index, its child for machines like ours stands for all: the client most likely asks for it next.
-    async fn ask_for_blobs(self: &Arc<Self>, caller: &Caller, found: &Found, accept: &Accept) -> Result<(), ReadError> {
-        if !is_index(&found.fact.media_type) {
-            return self.obtainable.vouch(caller, &found.fact).await;
+    /// Before a client is given what it will pull by.
+    async fn ready(self: &Arc<Self>, manifest: &Manifest, caller: &Caller, accept: &Accept) -> Result<(), ReadError> {
+        let fact = &manifest.fact;
+        if !is_index(&fact.media_type) {
+            return match fact.image {
+                Some(_) => self.obtainable.begin(caller, fact, self.layers.converts()).await,
+                None => Ok(()),
+            };
+        }
+        let ask = async {
+            match self.image_of(caller, fact, &manifest.bytes, accept).await? {
+                // Its reader may want another platform, and another image: nothing is fetched for a guess.
+                Some(image) => self.obtainable.begin(caller, &image, false).await,
+                None => Ok(()),
+            }
+        };
+        timeout(VOUCH_MAX, ask).await.unwrap_or(Ok(()))?;
+        self.obtainable.settle(caller, fact);
+        Ok(())
+    }
+
+    /// What a manifest's blobs are asked for by: itself, or of an index its child for machines like ours, which stands for
+    /// all: the client most likely asks for it next. None if nothing needs to be asked.
+    async fn image_of(
+        self: &Arc<Self>,
+        caller: &Caller,
+        fact: &ManifestFact,
+        bytes: &Bytes,
+        accept: &Accept,
+    ) -> Result<Option<ManifestFact>, ReadError> {
+        if !is_index(&fact.media_type) {
+            return Ok(Some(fact.clone()));
         }
         // Other machines than ours may be what the cluster is made of.
-        if self.obtainable.is_whole(&found.fact).await? {
-            return Ok(());
+        if self.obtainable.is_whole(fact).await? {
+            return Ok(None);
         }
-        let source = &found.fact.source;
-        let Some(child) = own_child(&found.bytes) else {
-            return Ok(());
+        let Some(child) = own_child(bytes) else {
+            return Ok(None);
         };
-        let child = match self.shelf.find(source, &child).await? {
+        let child = match self.shelf.find(&fact.source, &child).await? {
             Some(child) => Ok(child),
-            None => self.fetch_digest(source, caller, &child, accept, None).await,
+            None => self.fetch_digest(&fact.source, caller, &child, accept, None).await,
         };
-        match child {
-            Ok(child) if !is_index(&child.fact.media_type) => self.obtainable.vouch(caller, &child.fact).await,
-            // Some indexes name children that were never pushed.
-            _ => Ok(()),
-        }
+        // Some indexes name children that were never pushed.
+        let child = child.ok().filter(|child| !is_index(&child.fact.media_type));
+        Ok(child.map(|child| child.fact))
     }
 
     async fn hand_out(&self, found: Found, caller: &Caller, warning: Option<Warning>) -> Result<Manifest, ReadError> {

@@ -5,6 +5,7 @@
 //! Not here: HTTP.
 
 pub mod accept;
+mod beginnings;
 mod blob;
 pub mod blobs;
 pub(crate) mod blocking;

@@ -6,7 +6,11 @@
 //! mirror. An image that is here as a whole costs no upstream call; one that is not costs at most one, for everybody who
 //! asks within [`REMEMBERED`], and none while the upstream was seen to answer within [`GOOD_FOR`]. That an upstream has
 //! confirmed a manifest just now does not mean that its blobs can be had (they are often elsewhere, behind another name or a
-//! firewall): the head of one is asked for, once a repository and [`BLOBS_GOOD_FOR`]. Whatever takes long is taken for a yes.
+//! firewall). For who asks for its head only, the head of one of them is asked for, once a repository and
+//! [`BLOBS_GOOD_FOR`]; a head that takes long is taken for a yes. Who asks for the manifest itself will fetch its blobs, and so
+//! will the conversion: they are begun before it is given ([`super::beginnings`]), all that are not here, and one that does
+//! not begin withholds it. Where nothing is fetched unasked, and of an index, whose reader may want another platform, the heads
+//! of all of them are asked for instead.
 //! A blob is here only for repositories that are known to have it: where not everybody may read everything, one that came
 //! with another repository is confirmed in the background while the upstream is up ([`Obtainable::confirm_soon`]).
 //! Not here: which manifests are confirmed when ([`super::manifests`]).
@@ -16,15 +20,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use headstart_layer_format::BlobDigest;
 use moka::sync::Cache;
 
 use super::{
+    beginnings::{self, AT_ONCE},
     blobs::Blobs,
     blocking::blocking,
     coalesce::Coalesce,
     document::{is_foreign, is_index},
     error::ReadError,
+    turns::Asker,
 };
 use crate::{
     store::{
@@ -55,6 +62,9 @@ const DEPTH_MAX: u32 = 3;
 /// Children of an index that are looked at. Real ones have some dozens.
 const CHILDREN_MAX: usize = 256;
 
+/// Blobs of an image that are asked about. What runs has at most 127 layers.
+const BLOBS_MAX: usize = 128;
+
 /// What is not here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Missing {
@@ -68,6 +78,7 @@ enum Missing {
 pub struct Obtainable {
     inner: Arc<Inner>,
     probes: Coalesce<(Source, Caller, Missing), Result<(), UpstreamError>>,
+    beginning: Coalesce<(Source, Caller, BlobDigest), Result<(), ReadError>>,
 }
 
 #[derive(Debug)]
@@ -79,6 +90,8 @@ struct Inner {
     /// Manifests whose blobs were looked at in the background.
     confirmed: Cache<(Source, BlobDigest), ()>,
     probed: Cache<(Source, Caller, Missing), Result<(), UpstreamError>>,
+    /// Manifests of which everything is here, has begun to come, or was promised a moment ago.
+    begun: Cache<(Source, Caller, BlobDigest), ()>,
     /// An outage concerns everything of an upstream.
     down: Cache<String, UpstreamError>,
     /// Repositories that gave the head of a blob, or did not: of these, an upstream that answers is no proof.
@@ -105,6 +118,10 @@ impl Obtainable {
                     .max_capacity(ENTRIES_MAX)
                     .time_to_live(REMEMBERED)
                     .build(),
+                begun: Cache::builder()
+                    .max_capacity(ENTRIES_MAX)
+                    .time_to_live(REMEMBERED)
+                    .build(),
                 down: Cache::builder()
                     .max_capacity(ENTRIES_MAX)
                     .time_to_live(REMEMBERED)
@@ -119,6 +136,7 @@ impl Obtainable {
                     .build(),
             }),
             probes: Coalesce::default(),
+            beginning: Coalesce::default(),
         }
     }
 
@@ -188,25 +206,79 @@ impl Obtainable {
 
     /// Of an image whose manifest the upstream has just confirmed: whether its repository gives blobs at all.
     pub async fn vouch(&self, caller: &Caller, fact: &ManifestFact) -> Result<(), ReadError> {
-        let inner = &self.inner;
-        let source = &fact.source;
-        let Some(missing @ Missing::Blob(_)) = self.missing(fact, true).await? else {
+        let Some(Missing::Blob(digest)) = self.missing(fact, true).await? else {
             return Ok(());
         };
+        self.ask_for_head(caller, fact, digest).await?;
+        self.inner.vouched.insert((fact.source.clone(), caller.clone()), ());
+        Ok(())
+    }
+
+    /// Before a client is given the image's manifest: whether all of its blobs can be had. `fetches`: they are wanted here
+    /// anyway, so they are begun. Once for everybody who asks meanwhile, and not again for a moment.
+    pub async fn begin(&self, caller: &Caller, fact: &ManifestFact, fetches: bool) -> Result<(), ReadError> {
+        let key = (fact.source.clone(), caller.clone(), fact.digest);
+        if self.inner.begun.contains_key(&key) {
+            return Ok(());
+        }
+        let (asker, after) = (Asker::current(), key.clone());
+        let begun = self.beginning.run(key, || {
+            let (all, caller, fact) = (self.clone(), caller.clone(), fact.clone());
+            asker.asks(async move {
+                let begun = all.begin_missing(&caller, &fact, fetches).await;
+                match &begun {
+                    Ok(()) => all.inner.begun.insert(after, ()),
+                    // So that an index above it is withheld next time: its platform is chosen after the mirror.
+                    Err(error) => all.inner.blobs.withhold(&fact.source, &caller, &fact.digest, error),
+                }
+                begun
+            })
+        });
+        begun.await.unwrap_or(Err(ReadError::Stopping))
+    }
+
+    /// The same is known without asking: nothing of it was missing a moment ago.
+    pub fn is_begun(&self, caller: &Caller, fact: &ManifestFact) -> bool {
+        let key = (fact.source.clone(), caller.clone(), fact.digest);
+        self.inner.begun.contains_key(&key)
+    }
+
+    /// Nothing of this index needs to be asked about for a moment.
+    pub fn settle(&self, caller: &Caller, index: &ManifestFact) {
+        let key = (index.source.clone(), caller.clone(), index.digest);
+        self.inner.begun.insert(key, ());
+    }
+
+    async fn begin_missing(&self, caller: &Caller, fact: &ManifestFact, fetches: bool) -> Result<(), ReadError> {
+        let (inner, of) = (self.inner.clone(), fact.clone());
+        let missing = blocking(move || inner.missing_blobs(&of, true, BLOBS_MAX)).await?;
+        if !fetches || !self.inner.blobs.begins_early() {
+            let heads = stream::iter(missing).map(|digest| self.ask_for_head(caller, fact, digest));
+            return heads.buffer_unordered(AT_ONCE).try_collect().await;
+        }
+        let begun = beginnings::begin(&self.inner.blobs, &fact.source, caller, missing).await;
+        begun.map_err(|(blob, error)| {
+            tracing::info!(
+                manifest = %fact.digest, %blob, upstream = fact.source.upstream, repository = fact.source.repository, %error,
+                "manifest is withheld: one of its blobs cannot be had"
+            );
+            error
+        })
+    }
+
+    async fn ask_for_head(&self, caller: &Caller, fact: &ManifestFact, digest: BlobDigest) -> Result<(), ReadError> {
+        let (inner, source) = (&self.inner, &fact.source);
         let Some(upstream) = inner.upstreams.get(&source.upstream).cloned() else {
             return Ok(());
         };
-        match self.probe(source, caller, upstream, missing).await {
-            Ok(()) => {
-                inner.vouched.insert((source.clone(), caller.clone()), ());
-                Ok(())
-            }
+        match self.probe(source, caller, upstream, Missing::Blob(digest)).await {
+            Ok(()) => Ok(()),
             // A limit passes.
             Err(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout | UpstreamError::Busy) => Ok(()),
             Err(error) => {
                 tracing::info!(
-                    manifest = %fact.digest, upstream = source.upstream, repository = source.repository, %error,
-                    "manifest is withheld: the upstream has it, but does not give its blobs"
+                    manifest = %fact.digest, blob = %digest, upstream = source.upstream, repository = source.repository,
+                    %error, "manifest is withheld: the upstream has it, but does not give its blobs"
                 );
                 // The repository has other images, too: they are asked about, and not condemned.
                 inner.suspect.insert((source.clone(), caller.clone()), ());
@@ -365,23 +437,31 @@ impl Inner {
     }
 
     fn missing_blob(&self, fact: &ManifestFact, arrives: bool) -> Result<Option<Missing>, ReadError> {
-        let mut unclaimed = Vec::new();
+        let missing = self.missing_blobs(fact, arrives, 1)?;
+        Ok(missing.first().copied().map(Missing::Blob))
+    }
+
+    /// At most `count` of them.
+    fn missing_blobs(&self, fact: &ManifestFact, arrives: bool, count: usize) -> Result<Vec<BlobDigest>, ReadError> {
+        let (mut missing, mut unclaimed) = (Vec::new(), Vec::new());
         for digest in fact.members.iter().filter(|digest| !is_foreign(fact, digest)) {
             let comes = self.blobs.is_on_disk(digest) || (arrives && self.blobs.is_arriving(digest));
             let is_member = comes && self.store.is_member(&fact.source, digest)?;
             if !comes || (!is_member && self.store.doubts_manifests()) {
-                return Ok(Some(Missing::Blob(*digest)));
-            }
-            if !is_member {
+                missing.push(*digest);
+                if missing.len() >= count {
+                    return Ok(missing);
+                }
+            } else if !is_member {
                 unclaimed.push(*digest);
             }
         }
         // The manifest was recorded for another repository, and is in this one because an index of it says so. What it
         // names is claimed for this one, too: where a manifest's word is enough, its blobs are given on this one.
-        if !unclaimed.is_empty() {
+        if missing.is_empty() && !unclaimed.is_empty() {
             self.store.claim_members(&fact.source, unclaimed)?;
         }
-        Ok(None)
+        Ok(missing)
     }
 
     /// Here, and known to be the repository's.

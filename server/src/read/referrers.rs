@@ -9,7 +9,10 @@
 //!
 //! OCI distribution-spec, "Listing Referrers", "Referrers Tag Schema".
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use headstart_layer_format::{BlobDigest, digest::hex};
 
@@ -19,7 +22,7 @@ use super::{
     document::{OCI_INDEX, is_index},
     error::ReadError,
     kept::{Kept, Named},
-    manifests::Manifests,
+    manifests::{Manifests, Purpose},
     saved::Saved,
 };
 use crate::{
@@ -63,9 +66,11 @@ impl Referrers {
         }
     }
 
-    /// What refers to `digest`, from the first or after what an earlier answer said, and whether that is an old answer.
+    /// What refers to `digest`, from the first or after what an earlier answer said, and whether that is an old answer. The
+    /// upstream is not waited for beyond `by`.
     pub async fn get(
         &self,
+        by: Instant,
         source: &Source,
         caller: &Caller,
         digest: &BlobDigest,
@@ -74,7 +79,7 @@ impl Referrers {
         let upstream = self.upstreams.get(&source.upstream).cloned();
         let upstream = upstream.ok_or(UpstreamError::NotFound { name_unknown: true })?;
         let key = (source.clone(), caller.clone(), *digest, after.map(str::to_owned));
-        let answer = self.kept.get(&key, || {
+        let answer = self.kept.get(by, &key, || {
             let (source, caller, digest, after) = key.clone();
             let (store, manifests) = (self.store.clone(), self.manifests.clone());
             async move {
@@ -106,7 +111,7 @@ async fn fallback(
         return Ok(Referring::default());
     };
     let accept = Accept::new(&[http::HeaderValue::from_static(OCI_INDEX)]);
-    let index = match manifests.get(source, caller, &tag, &accept).await {
+    let index = match manifests.get(Purpose::Look, source, caller, &tag, &accept).await {
         Ok(index) if is_index(&index.media_type) => index,
         Ok(_) | Err(ReadError::BadManifest(_) | ReadError::Upstream(UpstreamError::NotFound { .. })) => {
             return Ok(Referring::default());

@@ -6,7 +6,10 @@
 //! as a part; never where it only asks for patience.
 //! Not here: paging of clients (`http/v2_tags.rs`), and where tags point ([`super::manifests`]).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -85,24 +88,36 @@ impl TagLists {
         }
     }
 
-    /// A piece of the list that has what follows `last` in it, if anything follows.
-    pub async fn get(&self, source: &Source, caller: &Caller, last: Option<&str>) -> Result<Listed, ReadError> {
-        let first = self.piece(source, caller, None).await?;
+    /// A piece of the list that has what follows `last` in it, if anything follows. Not to be waited for beyond `by`.
+    pub async fn get(
+        &self,
+        by: Instant,
+        source: &Source,
+        caller: &Caller,
+        last: Option<&str>,
+    ) -> Result<Listed, ReadError> {
+        let first = self.piece(by, source, caller, None).await?;
         let covers = |list: &TagList| !list.more || list.tags.last().is_some_and(|end| last < Some(end.as_str()));
         match last {
-            Some(last) if !covers(&first.list) => self.piece(source, caller, Some(last)).await,
+            Some(last) if !covers(&first.list) => self.piece(by, source, caller, Some(last)).await,
             _ => Ok(first),
         }
     }
 
-    async fn piece(&self, source: &Source, caller: &Caller, after: Option<&str>) -> Result<Listed, ReadError> {
+    async fn piece(
+        &self,
+        by: Instant,
+        source: &Source,
+        caller: &Caller,
+        after: Option<&str>,
+    ) -> Result<Listed, ReadError> {
         if let Some(no) = self.negative.get(source, caller, &What::Tags) {
             return Err(no.into());
         }
         let upstream = self.upstreams.get(&source.upstream).cloned();
         let upstream = upstream.ok_or(UpstreamError::NotFound { name_unknown: true })?;
         let key = (source.clone(), caller.clone(), after.map(str::to_owned));
-        let answer = self.kept.get(&key, || {
+        let answer = self.kept.get(by, &key, || {
             let (source, caller, after) = key.clone();
             async move {
                 let page = upstream.tags(&source.repository, &caller, after.as_deref()).await?;

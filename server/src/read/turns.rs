@@ -50,6 +50,7 @@ impl Asker {
 #[derive(Debug)]
 pub struct Turns {
     places: Arc<Semaphore>,
+    all: usize,
     one_max: usize,
     askers: Mutex<Askers>,
 }
@@ -73,6 +74,7 @@ impl Turns {
     pub fn new(places: usize) -> Self {
         Self {
             places: Arc::new(Semaphore::new(places)),
+            all: places,
             one_max: places - places.div_ceil(4).min(places - 1),
             askers: Mutex::new(Askers {
                 shares: HashMap::new(),
@@ -95,6 +97,11 @@ impl Turns {
             })
         };
         timeout(wait, both).await.ok().flatten()
+    }
+
+    /// Whether more than half of them are out: who only wants to be early leaves the rest to others.
+    pub fn is_crowded(&self) -> bool {
+        self.places.available_permits() < self.all.div_ceil(2)
     }
 
     fn share(&self, asker: Asker) -> Arc<Semaphore> {

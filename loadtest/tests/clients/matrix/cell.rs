@@ -9,7 +9,7 @@ use std::time::Duration;
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::{
     corpus::SyntheticImage,
-    origin::{Call, Fault, Origin, Target},
+    origin::{Call, Origin},
     playground::proxy::Proxy,
 };
 
@@ -130,20 +130,22 @@ impl Cell {
 
     /// Asks the server for what shall be in its cache.
     async fn warm(&self, warm: Warm, proxy: &Proxy) {
-        let mut paths = Vec::new();
-        if warm == Warm::Manifest {
-            // A manifest makes the server convert, and so fetch; it must not get them.
-            self.upstream.always(Target::Blobs, Fault::Wall { at: 0 });
-        }
-        if warm != Warm::Cold {
-            paths.push("manifests/v1".to_owned());
-        }
-        if warm == Warm::Everything {
-            paths.extend(images::blobs(&self.image).iter().map(|d| format!("blobs/{d}")));
+        let (kind, mut paths) = (self.image.manifest_media_type, Vec::new());
+        let below = |path: &str| format!("/v2/{}/{REPOSITORY}/{path}", self.registry);
+        match warm {
+            Warm::Cold => {}
+            // A GET would bring blobs, too.
+            Warm::Manifest => {
+                let status = proxy.head(&below("manifests/v1"), kind).await.unwrap();
+                assert_eq!(status, 200, "{}", self.registry);
+            }
+            Warm::Everything => {
+                paths.push(below("manifests/v1"));
+                paths.extend(images::blobs(&self.image).iter().map(|d| below(&format!("blobs/{d}"))));
+            }
         }
         for path in paths {
-            let path = format!("/v2/{}/{REPOSITORY}/{path}", self.registry);
-            let (status, _) = proxy.get(&path, self.image.manifest_media_type).await.unwrap();
+            let (status, _) = proxy.get(&path, kind).await.unwrap();
             assert_eq!(status, 200, "{path}");
         }
     }

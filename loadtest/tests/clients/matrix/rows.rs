@@ -90,6 +90,19 @@ fn layer(image: &SyntheticImage) -> Target {
     Target::Digest(image.layers[0].digest)
 }
 
+fn config(image: &SyntheticImage) -> Target {
+    Target::Digest(image.config_digest)
+}
+
+fn gets(of: Target) -> Target {
+    Target::Gets(Box::new(of))
+}
+
+/// Takes the request, and never answers.
+fn silent(origin: &Origin, target: Target) {
+    origin.always(target, Fault::DelayHeaders(Duration::from_secs(60)));
+}
+
 pub fn all() -> Vec<Row> {
     vec![
         Row::refuses("401", |o, _| o.set_auth(Auth::basic("user", "secret"))),
@@ -100,9 +113,7 @@ pub fn all() -> Vec<Row> {
         Row::refuses("503", |o, _| status(o, Target::Everything, 503)),
         Row::refuses("reset at open", |o, _| o.always(Target::Everything, Fault::ResetAtOnce)),
         Row::refuses("down, cold cache", |o, _| o.stop()),
-        Row::refuses("no answer at all", |o, _| {
-            o.always(Target::Everything, Fault::DelayHeaders(Duration::from_secs(60)));
-        }),
+        Row::refuses("no answer at all", |o, _| silent(o, Target::Everything)),
         Row::refuses("wrong digest header on manifests", |o, _| {
             o.always(Target::Manifests, Fault::WrongDigestHeader);
         }),
@@ -156,6 +167,27 @@ pub fn all() -> Vec<Row> {
         Row::refuses("blobs reset at open", |o, _| {
             o.always(Target::Blobs, Fault::ResetAtOnce)
         }),
+        Row::refuses("401 on blobs", |o, _| status(o, Target::Blobs, 401)),
+        Row::refuses("403 on blobs", |o, _| status(o, Target::Blobs, 403)),
+        Row::refuses("429 on blobs", |o, _| status(o, Target::Blobs, 429)),
+        Row::refuses("503 on blobs", |o, _| status(o, Target::Blobs, 503)),
+        Row::refuses("no answer on blobs", |o, _| silent(o, Target::Blobs)),
+        Row::refuses("401 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 401)),
+        Row::refuses("403 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 403)),
+        Row::refuses("429 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 429)),
+        Row::refuses("503 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 503)),
+        Row::refuses("no answer on GET of blobs", |o, _| silent(o, gets(Target::Blobs))),
+        Row::refuses("401 on one layer", |o, i| status(o, layer(i), 401)),
+        Row::refuses("403 on one layer", |o, i| status(o, layer(i), 403)),
+        Row::refuses("404 on one layer", |o, i| status(o, layer(i), 404)),
+        Row::refuses("429 on one layer", |o, i| status(o, layer(i), 429)),
+        Row::refuses("503 on one layer", |o, i| status(o, layer(i), 503)),
+        Row::refuses("no answer on one layer", |o, i| silent(o, layer(i))),
+        Row::refuses("403 on GET of one layer", |o, i| status(o, gets(layer(i)), 403)),
+        Row::refuses("no answer on GET of one layer", |o, i| silent(o, gets(layer(i)))),
+        Row::refuses("403 on the config", |o, i| status(o, config(i), 403)),
+        Row::refuses("503 on GET of the config", |o, i| status(o, gets(config(i)), 503)),
+        Row::refuses("no answer on GET of the config", |o, i| silent(o, gets(config(i)))),
         Row {
             containerd: &[BlobsElsewhere, NextHost, SecondTry],
             ..Row::lacks("a layer stops half-way for good", |o, image| {

@@ -1,0 +1,191 @@
+//! A manifest is given when its blobs can be had: what is asked for that, and what it costs.
+//!
+//! In: an upstream of which one thing is wrong, or slow. Out: who is refused, and what the upstream was asked.
+//! Not here: that what is wrong about one image touches no other (`withheld.rs`), and the clients (loadtest, `clients`).
+
+mod support;
+
+use std::time::Duration;
+
+use headstart_layer_format::BlobDigest;
+use headstart_loadtest::origin::{Auth, Call, Fault, Origin, Target};
+use headstart_server::config::Config;
+use serde_json::json;
+use support::{REPOSITORY, Server, config, noise, until};
+
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const MIB: usize = 1 << 20;
+
+/// One image; its blobs are the config and one layer a size.
+struct Image {
+    origin: Origin,
+    manifest: BlobDigest,
+    blobs: Vec<(BlobDigest, usize)>,
+}
+
+impl Image {
+    fn new(sizes: &[usize]) -> Image {
+        let origin = Origin::start(Auth::Anonymous);
+        let mut blobs: Vec<(BlobDigest, usize)> = Vec::new();
+        for (seed, size) in sizes.iter().enumerate() {
+            blobs.push((origin.add_blob(REPOSITORY, noise(*size, seed as u64 + 1)), *size));
+        }
+        let layer = |(digest, size): &(BlobDigest, usize)| json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": size });
+        let layers: Vec<_> = blobs.iter().map(layer).collect();
+        let text = json!({ "rootfs": { "type": "layers", "diff_ids": [] } }).to_string();
+        let config = origin.add_blob(REPOSITORY, text.clone());
+        blobs.push((config, text.len()));
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+            "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": text.len() },
+            "layers": layers,
+        });
+        let manifest = origin.add_manifest(REPOSITORY, Some("a"), OCI_MANIFEST, manifest.to_string());
+        Image {
+            origin,
+            manifest,
+            blobs,
+        }
+    }
+
+    async fn server(&self, change: impl FnOnce(&mut Config)) -> (Server, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(&self.origin, dir.path());
+        config.upstreams[0].breaker.failures_max = 1000;
+        config.fetch.tries_max = 1;
+        change(&mut config);
+        self.origin.clear_faults();
+        self.origin.clear_calls();
+        (Server::with(config).await, dir)
+    }
+
+    fn blob_calls(&self, method: &str) -> Vec<Call> {
+        let calls = self.origin.calls().into_iter();
+        calls.filter(|c| c.is_blob() && c.method == method).collect()
+    }
+}
+
+fn gets(digest: BlobDigest) -> Target {
+    Target::Gets(Box::new(Target::Digest(digest)))
+}
+
+fn status(code: u16) -> Fault {
+    Fault::Status {
+        code,
+        retry_after_secs: None,
+    }
+}
+
+/// The HEAD of each blob is right, and so are all GETs but one.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_blob_that_cannot_be_got_withholds_the_image() {
+    let image = Image::new(&[1000, 3 * MIB, 2000]);
+    for (blob, _) in &image.blobs {
+        for (code, expected) in [(401, 403), (403, 403), (404, 404), (416, 502), (429, 429), (503, 502)] {
+            let (server, _dir) = image.server(|_| {}).await;
+            image.origin.always(gets(*blob), status(code));
+            assert_eq!(server.fetch(&server.manifest_url("a")).await.0, expected, "{code}");
+            // A moment later that is still known, and costs nothing.
+            let asked = image.origin.gets(blob).len();
+            assert_eq!(server.fetch(&server.manifest_url(image.manifest)).await.0, expected);
+            assert_eq!(image.origin.gets(blob).len(), asked);
+            server.stop().await;
+        }
+        let (server, _dir) = image.server(|config| config.fetch.header_timeout_ms = 300).await;
+        image
+            .origin
+            .always(gets(*blob), Fault::DelayHeaders(Duration::from_secs(60)));
+        assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 504);
+        server.stop().await;
+    }
+}
+
+/// However many blobs there are, they are begun together, and the manifest waits for the first byte of each.
+#[tokio::test(flavor = "multi_thread")]
+async fn blobs_are_begun_together_and_brought_once() {
+    let image = Image::new(&[1000, 3 * MIB, 2000, 5 * MIB, 3000]);
+    let (server, _dir) = image.server(|_| {}).await;
+    let gate = image.origin.hold(Target::Blobs, 0);
+    let asked: Vec<_> = (0..20)
+        .map(|_| {
+            let request = server.http.get(server.manifest_url("a"));
+            tokio::spawn(async move { request.send().await.unwrap().status() })
+        })
+        .collect();
+    let all = image.blobs.len();
+    let begun = |calls: &[Call]| calls.iter().filter(|c| c.is_blob() && c.status > 0).count() >= all;
+    image.origin.wait_for("every blob to be begun", begun).await;
+    assert!(asked.iter().all(|one| !one.is_finished()), "no byte has come");
+    let calls = image.blob_calls("GET");
+    let unit = |call: &Call| call.range.as_deref() == Some("bytes=0-1048575");
+    assert!(calls.len() == all && calls.iter().all(unit), "{calls:#?}");
+    gate.open();
+    for one in asked {
+        assert_eq!(one.await.unwrap(), 200);
+    }
+    for (blob, size) in &image.blobs {
+        let body = server.fetch(&server.blob_url(blob)).await.1.unwrap();
+        assert_eq!(body.len(), *size);
+    }
+    let originals = &server.app.originals;
+    until("all is here", || {
+        image.blobs.iter().all(|(b, _)| originals.path(b).exists())
+    })
+    .await;
+    for (blob, size) in &image.blobs {
+        assert_eq!(image.origin.bytes_sent(blob), *size as u64, "each byte once");
+    }
+    // Warm, nobody asks about blobs.
+    image.origin.clear_calls();
+    for reference in ["a".to_owned(), image.manifest.to_string()] {
+        assert_eq!(server.fetch(&server.manifest_url(reference)).await.0, 200);
+    }
+    assert!(image.origin.calls().iter().all(|c| !c.is_blob()));
+    server.stop().await;
+}
+
+/// Who looks at a head has no blob fetched; of an index, whose reader may want another platform, heads are asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_and_choosing_fetch_no_blob() {
+    let image = Image::new(&[1000, 2000]);
+    let own = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let child = json!({ "mediaType": OCI_MANIFEST, "digest": image.manifest, "size": 1,
+                        "platform": { "os": "linux", "architecture": own } });
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [child] });
+    let add = |tag| {
+        image
+            .origin
+            .add_manifest(REPOSITORY, Some(tag), OCI_INDEX, index.to_string())
+    };
+    add("multi");
+    let (server, _dir) = image.server(|_| {}).await;
+    for reference in ["a", "multi"] {
+        let head = server.http.head(server.manifest_url(reference)).send().await.unwrap();
+        assert_eq!(head.status(), 200);
+    }
+    assert_eq!(server.fetch(&server.manifest_url("multi")).await.0, 200);
+    assert!(image.blob_calls("GET").is_empty(), "{:#?}", image.blob_calls("GET"));
+    assert_eq!(image.blob_calls("HEAD").len(), image.blobs.len());
+    server.stop().await;
+    // One of them is enough for the index to be withheld.
+    let (server, _dir) = image.server(|_| {}).await;
+    image.origin.always(Target::Digest(image.blobs[1].0), status(403));
+    assert_eq!(server.fetch(&server.manifest_url("multi")).await.0, 403);
+    server.stop().await;
+}
+
+/// Where nothing is converted, nothing is fetched unasked either.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_conversions_heads_are_asked_for() {
+    let image = Image::new(&[1000, 2000, 3000]);
+    let (server, _dir) = image.server(|config| config.ingest.enabled = false).await;
+    assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 200);
+    assert!(image.blob_calls("GET").is_empty());
+    assert_eq!(image.blob_calls("HEAD").len(), image.blobs.len());
+    server.stop().await;
+    let (server, _dir) = image.server(|config| config.ingest.enabled = false).await;
+    image.origin.always(Target::Digest(image.blobs[2].0), status(403));
+    assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 403);
+    server.stop().await;
+}
