@@ -1,5 +1,5 @@
 //! Real clients pull through the built server: containerd 1.6 and 2.1, skopeo, podman, buildah, crane, oras, and Docker's
-//! contract; and the behaviour matrix, in which the upstream misbehaves.
+//! contract; over TLS and with client certificates; and the behaviour matrix, in which the upstream misbehaves.
 //!
 //! In: Debian 12's clients, those of forky (`scripts/debian-root.sh`), `target/*/headstart-server`, docker-registry, the
 //! scripted origin. Out: assertions, and `target/playground/matrix.md`.
@@ -26,3 +26,5 @@ mod oras;
 mod podman;
 #[path = "clients/skopeo.rs"]
 mod skopeo;
+#[path = "clients/tls.rs"]
+mod tls;
