@@ -291,10 +291,15 @@ async fn a_layer_that_is_no_tar_is_refused_and_a_broken_upstream_is_a_failure_th
     image.layers.push(garbage);
     let image = SyntheticImage::new(Flavor::Oci, image.layers);
     let origin = Origin::with_image(REPOSITORY, "latest", &image);
-    origin.remove(REPOSITORY, &image.layers[0].digest);
     let dir = tempfile::tempdir().unwrap();
     let server = start(dir.path(), &origin).await;
-    pull_manifest(&server.url, &image).await;
+    // A GET would begin what is to be lost.
+    let head = client().head(format!(
+        "{}/v2/{REPOSITORY}/manifests/{}",
+        server.url, image.manifest_digest
+    ));
+    assert_eq!(head.send().await.unwrap().status(), 200);
+    origin.remove(REPOSITORY, &image.layers[0].digest);
     let status = settled(&server.url, &image).await;
     assert_eq!(status.layers[0].state, LayerState::Failed, "{status:?}");
     assert_eq!(status.layers[1].state, LayerState::Refused, "{status:?}");
