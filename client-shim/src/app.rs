@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::dir_lock::DirLock;
 use crate::fetch::servers::{FetchError, Servers};
+use crate::last_good;
 use crate::layers::{LayersError, NodeLayers};
 use crate::observe;
 use crate::presentation;
@@ -34,8 +35,8 @@ use crate::survival::{KeepError, Keeper, Progress, ServiceManager, feed_watchdog
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// How long readers of a predecessor's mount may wait for somebody who can open the cache. What passes by itself (a disk that
 /// is late, want of memory) has then passed, and it is half of what systemd allows a start.
-const OPEN_MAX: Duration = Duration::from_secs(30);
-const OPEN_AGAIN: Duration = Duration::from_secs(1);
+pub(crate) const OPEN_MAX: Duration = Duration::from_secs(30);
+pub(crate) const OPEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why the shim does not run.
 #[derive(Debug, thiserror::Error)]
@@ -77,10 +78,12 @@ pub async fn run(
     };
     let backend = NodeLazy::new(servers, layers.clone(), config.snapshotter.lazy, &config.prefetch);
     let mount = layers.as_ref().map(|_| config.root_dir.join(presentation::MOUNT));
-    let ready = || {
+    let (kept_config, stopping) = (config.clone(), stop.clone());
+    let ready = move || {
+        tokio::task::spawn_blocking(move || last_good::keep(&kept_config));
         if let Some(manager) = manager {
             manager.ready();
-            tokio::spawn(feed_watchdog(manager, mount, stop.clone()));
+            tokio::spawn(feed_watchdog(manager, mount, stopping));
         }
     };
     let served = serve_then(&config, backend, stop.clone(), ready).await;

@@ -23,7 +23,7 @@ const SOCKET_PATH_LEN_MAX: usize = 107;
 const OVERLAY_SPECIAL: [char; 3] = [':', ',', '\\'];
 
 /// Largest config file read: far above any real one, small enough to hold.
-const CONFIG_SIZE_MAX: u64 = 1 << 20;
+pub(crate) const CONFIG_SIZE_MAX: u64 = 1 << 20;
 
 /// Why there is no usable configuration.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,12 @@ pub struct Config {
     pub survival: SurvivalConfig,
     pub telemetry: TelemetryConfig,
     pub log: LogConfig,
+    /// The file, as it was read.
+    #[serde(skip)]
+    pub text: String,
+    /// Why another file, that was to be used, is not.
+    #[serde(skip)]
+    pub refused: Option<String>,
 }
 
 impl Default for Config {
@@ -76,6 +82,8 @@ impl Default for Config {
             survival: SurvivalConfig::default(),
             telemetry: TelemetryConfig::default(),
             log: LogConfig::default(),
+            text: String::new(),
+            refused: None,
         }
     }
 }
@@ -135,7 +143,9 @@ impl FromStr for Config {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        toml::from_str::<Config>(text)?.check()
+        let mut config = toml::from_str::<Config>(text)?.check()?;
+        text.clone_into(&mut config.text);
+        Ok(config)
     }
 }
 

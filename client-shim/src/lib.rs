@@ -19,6 +19,7 @@ pub mod erofs;
 pub mod fetch;
 pub mod fuse;
 pub mod fuzz;
+pub mod last_good;
 pub mod layers;
 pub mod memory;
 pub mod metrics;

@@ -4,7 +4,7 @@
 //! everything in order (containerd's calls, then the mounts) and exits with 0.
 //! Not here: anything a test would want to run in-process; that is `headstart_shim::app`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -13,8 +13,9 @@ use headstart_shim::app;
 use headstart_shim::cli;
 use headstart_shim::config::{Config, ConfigError, LogConfig, LogFormat};
 use headstart_shim::fetch::servers::{FetchError, Servers};
+use headstart_shim::last_good;
 use headstart_shim::memory;
-use headstart_shim::survival::{self, ServiceManager};
+use headstart_shim::survival::{self, Keeper, ServiceManager};
 use headstart_shim::telemetry::{self, Traces};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -98,12 +99,31 @@ enum MainError {
     App(#[from] app::AppError),
 }
 
-fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainError> {
-    let config = Config::load(args.config.as_deref())?;
-    if args.check {
-        Servers::new(&config.servers, &config.fetch)?;
-        return Ok(());
+/// The file, if a shim can run with it.
+fn load(path: Option<&Path>, manager: Option<&Arc<ServiceManager>>) -> Result<Config, MainError> {
+    let config = Config::load(path)?;
+    Servers::new(&config.servers, &config.fetch)?;
+    EnvFilter::try_new(&config.log.level)?;
+    if let Some(manager) = manager {
+        Keeper::new(config.survival.keep_with, &config.root_dir, Some(manager)).map_err(app::AppError::from)?;
     }
+    Ok(config)
+}
+
+fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainError> {
+    let (path, told) = (args.config.as_deref(), manager.as_ref());
+    let config = match load(path, told) {
+        Ok(_) if args.check => return Ok(()),
+        Ok(config) => config,
+        Err(error) if args.check => return Err(error),
+        Err(error) => {
+            eprintln!("headstart-shim: failed to {error}");
+            match last_good::instead(path, &error.to_string(), told, || load(path, told).ok()) {
+                Some(config) => config,
+                None => return Err(error),
+            }
+        }
+    };
     memory::settle();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -116,6 +136,12 @@ fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainEr
             Err(error) => (None, Some(error)),
         };
         start_logging(&config.log, traces.as_ref())?;
+        if let Some(why) = &config.refused {
+            tracing::error!(
+                why,
+                "configuration-refused: readers wait, so this is the last one that was good"
+            );
+        }
         if let Some(error) = untraced {
             tracing::error!(%error, "no-traces");
         }

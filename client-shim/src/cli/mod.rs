@@ -14,6 +14,7 @@ use clap::Subcommand;
 
 use crate::config::Config;
 use crate::doctor::{self, Places};
+use crate::last_good;
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
@@ -41,7 +42,11 @@ pub fn run(command: &Command, config: Option<&Path>) -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprintln!("headstart-shim: failed to {error}");
-            return ExitCode::FAILURE;
+            // What the shim runs with, if it runs.
+            match last_good::of(config_path.as_deref(), &error.to_string()) {
+                Some(config) => config,
+                None => return ExitCode::FAILURE,
+            }
         }
     };
     let done = match command {

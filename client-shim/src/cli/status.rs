@@ -38,6 +38,13 @@ pub fn text(s: &Status) -> String {
         s.pid,
         duration(s.up_secs)
     );
+    if let Some(why) = &s.config_refused {
+        let _ = writeln!(
+            out,
+            "the configuration file is NOT USED, but the last one that was good: failed to {}",
+            why.trim_end()
+        );
+    }
     let shown = match (&s.obstacle, &s.presentation) {
         (Some(why), _) => format!("nothing can be lazy now ({why})"),
         (None, Some(how)) => format!("layers are shown by {how}"),
@@ -209,6 +216,7 @@ mod tests {
             root_dir: "/r".into(),
             socket: "/s".into(),
             servers: vec!["http://a".into()],
+            config_refused: Some("parse configuration: no".into()),
             obstacle: None,
             presentation: Some("erofs".into()),
             calls: 1,
@@ -221,6 +229,7 @@ mod tests {
         let text = text(&status);
         for wanted in [
             "headstart-shim 1, process 7, up 2 h",
+            "NOT USED, but the last one that was good: failed to parse configuration: no",
             "shown by erofs; servers http://a",
             "python:3.12: 5 lazy layers, 12% fetched, 3.0 MiB on disk, 2 containers",
             "python:3.12: not lazy (no_server): reach any server; 5 of 5 layers ordinary",

@@ -163,6 +163,23 @@ pub fn report(config: &Config, places: &Places) -> Result<Report, DoctorError> {
         .ok()
         .and_then(|body| serde_json::from_slice::<Status>(&body).ok());
     let mut report = Report::default();
+    let runs_without = running.as_ref().and_then(|status| status.config_refused.as_ref());
+    match (&config.refused, runs_without) {
+        (Some(why), _) => report.fail(
+            "config.file",
+            format!("failed to {}", why.trim_end()),
+            "mend it and restart the shim; what follows is about the last configuration that was good",
+        ),
+        (None, Some(why)) => report.warn(
+            "config.file",
+            format!(
+                "the running shim was started without it: it had failed to {}",
+                why.trim_end()
+            ),
+            "restart the shim",
+        ),
+        (None, None) => {}
+    }
     node::check(&mut report, config, running.as_ref());
     let idmap = kernel::check(&mut report, config, running.as_ref(), runtime.handle());
     let found = containerd::check(&mut report, config, places, idmap);

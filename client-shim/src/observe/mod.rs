@@ -91,6 +91,7 @@ impl<B: LazyLayers> Observer<B> {
             root_dir: self.config.root_dir.clone(),
             socket: self.config.socket.clone(),
             servers: self.config.servers.clone(),
+            config_refused: self.config.refused.clone(),
             obstacle: self.engine.obstacle().map(|reason| reason.as_str().into()),
             presentation: lazy.as_ref().map(|l| l.presentation.into()),
             calls: self.engine.calls().total(),

@@ -51,6 +51,9 @@ pub struct Status {
     pub root_dir: PathBuf,
     pub socket: PathBuf,
     pub servers: Vec<String>,
+    /// Why the configuration file is not used, but the last one that was good.
+    #[serde(default)]
+    pub config_refused: Option<String>,
     /// Why nothing can be lazy on this node now: a value of the log field `lazy_declined`.
     pub obstacle: Option<String>,
     /// "erofs" or "fuse".

@@ -19,6 +19,7 @@ mod server;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_config;
 mod campaign;
 mod frozen;
 mod manager;

@@ -71,6 +71,8 @@ pub struct Node {
     /// Set for the next start, as a service manager would.
     pub environment: Vec<(&'static str, String)>,
     pub descriptors: Vec<OwnedFd>,
+    /// What the configuration has besides.
+    pub more: &'static str,
 }
 
 /// Files `<name>0` to `<name>7` of 512 KiB, in chunks of 32 KiB.
@@ -119,6 +121,7 @@ impl Node {
             silence_timeout_ms: 2000,
             environment: Vec::new(),
             descriptors: Vec::new(),
+            more: "",
         }
     }
 
@@ -160,7 +163,7 @@ impl Node {
             silence = self.silence_timeout_ms,
         );
         let path = self.dir.path().join("shim.toml");
-        fs::write(&path, config).unwrap();
+        fs::write(&path, config + self.more).unwrap();
         path
     }
 
