@@ -17,4 +17,5 @@ pub mod playground;
 pub mod relay;
 pub mod rivals;
 pub mod storm;
+pub mod survival;
 pub mod unpack;

@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 use crate::{
     playground::{
-        PlaygroundError, Result,
+        PlaygroundError, Result, command,
         lab::{self, ImageFacts},
         node::{Node, Rival},
         process::{Process, without_proxies},
@@ -233,6 +233,7 @@ impl Rivals {
             }
         };
         without_proxies(&mut command);
+        let launch = command::again(&command);
         let daemon = Process::spawn(&format!("{name}-rival"), command, work, false)?;
         // CRI does not tell it how long layers are, and without that it tries for many seconds.
         let puller = (kind == Kind::Soci).then(|| {
@@ -241,6 +242,7 @@ impl Rivals {
         });
         let rival = Rival {
             name: kind.name(),
+            launch,
             daemon,
             root,
             socket,

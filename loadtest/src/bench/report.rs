@@ -186,7 +186,7 @@ impl Report {
     }
 }
 
-pub(super) fn plain_table(head: &[&str]) -> Table {
+pub(crate) fn plain_table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
     table.set_header(head.to_vec());

@@ -12,6 +12,7 @@ mod bench_mirror;
 mod bench_node;
 mod coldstart;
 mod storm;
+mod survive;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -52,6 +53,7 @@ enum Command {
     /// Start a real container by ordinary pulls and lazily, and compare.
     Playground(playground::cli::PlaygroundArgs),
     Storm(storm::StormArgs),
+    Survive(survive::SurviveArgs),
 }
 
 /// The file.
@@ -89,6 +91,7 @@ impl Cli {
                 Command::BenchMirror(args) => bench_mirror::run(args, file.bench).await,
                 Command::BenchNode(args) => bench_node::run(args, file.node).await,
                 Command::Storm(args) => storm::run(args, file.storm).await,
+                Command::Survive(args) => survive::run(args).await,
             },
             Err(e) => Err(e),
         };

@@ -42,6 +42,19 @@ pub async fn run(name: &str, command: Command, work: &WorkDir) -> Result<Vec<u8>
         .map_err(|e| PlaygroundError::unexpected(format!("read the output of {name}"), e))
 }
 
+/// The same command once more: program, arguments, environment.
+pub fn again(command: &Command) -> Command {
+    let mut copy = Command::new(command.get_program());
+    copy.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => copy.env(name, value),
+            None => copy.env_remove(name),
+        };
+    }
+    copy
+}
+
 /// For `Drop`: runs `command` silently and waits at most `timeout`.
 pub fn run_quietly(mut command: Command, timeout: Duration) -> bool {
     let Ok(mut child) = command

@@ -32,6 +32,8 @@ const VIEW_KEY: &str = "headstart-view";
 #[derive(Debug)]
 pub struct Rival {
     pub name: &'static str,
+    /// What was started, to be started again.
+    pub launch: Command,
     pub daemon: Process,
     /// What it mounts is below.
     pub root: PathBuf,
@@ -42,6 +44,17 @@ pub struct Rival {
 }
 
 const RIVAL_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Rival {
+    async fn until_listens(&mut self) -> Result<()> {
+        let socket = self.socket.clone();
+        let listens = || {
+            let probe = socket.clone();
+            async move { tokio::net::UnixStream::connect(probe).await.is_ok() }
+        };
+        self.daemon.until_ready(RIVAL_TIMEOUT, listens).await
+    }
+}
 
 /// How the node gets images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -136,11 +149,7 @@ impl Node {
     /// With another lazy snapshotter.
     pub async fn start_rival(work: &WorkDir, name: &str, mut rival: Rival, hosts_toml: &str) -> Result<Node> {
         let (snapshotter, socket) = (rival.name, rival.socket.clone());
-        let listens = || {
-            let probe = socket.clone();
-            async move { tokio::net::UnixStream::connect(probe).await.is_ok() }
-        };
-        rival.daemon.until_ready(RIVAL_TIMEOUT, listens).await?;
+        rival.until_listens().await?;
         let hosts_dir = work.dir(format!("{name}.certs.d/_default"))?;
         work.write(format!("{name}.certs.d/_default/hosts.toml"), hosts_toml)?;
         let hosts_dir = hosts_dir.parent().unwrap_or(&hosts_dir).to_owned();
@@ -170,6 +179,29 @@ impl Node {
     pub fn presenter(&self) -> Option<(&Path, u32)> {
         let shim = self.shim.as_ref().map(|s| (s.root.as_path(), s.process.pid()));
         shim.or_else(|| self.rival.as_ref().map(|r| (r.root.as_path(), r.daemon.pid())))
+    }
+
+    /// kill -9 of that process.
+    pub fn kill_presenter(&mut self) {
+        if let Some(shim) = &mut self.shim {
+            shim.process.kill();
+        }
+        if let Some(rival) = &mut self.rival {
+            rival.daemon.kill();
+        }
+    }
+
+    /// Starts it again on the same state; returns when it listens.
+    pub async fn restart_presenter(&mut self) -> Result<()> {
+        if let Some(shim) = &mut self.shim {
+            shim.process = shim.successor(&self.work, &format!("{}-shim", self.name)).await?;
+        }
+        if let Some(rival) = &mut self.rival {
+            let command = command::again(&rival.launch);
+            rival.daemon = Process::spawn(&format!("{}-rival", self.name), command, &self.work, false)?;
+            rival.until_listens().await?;
+        }
+        Ok(())
     }
 
     pub fn snapshotter(&self) -> &'static str {

@@ -75,6 +75,16 @@ struct Inner {
     counters: Arc<Counters>,
     open: Open,
     is_stopping: AtomicBool,
+    is_cut: AtomicBool,
+}
+
+impl Inner {
+    fn end_all(&self) {
+        let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        for socket in open.into_values().flatten() {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 /// A running relay. Dropping it closes the listener and every connection.
@@ -102,6 +112,7 @@ impl Relay {
             counters: Arc::default(),
             open: Open::default(),
             is_stopping: AtomicBool::new(false),
+            is_cut: AtomicBool::new(false),
         });
         let (ours, socket) = (inner.clone(), listener.try_clone()?);
         let accepting = thread::Builder::new()
@@ -125,6 +136,14 @@ impl Relay {
         format!("http://{}", self.address)
     }
 
+    /// From now on, or no more, the target looks as if it had been killed: what is open ends, and what is new closes at once.
+    pub fn cut(&self, is_cut: bool) {
+        self.inner.is_cut.store(is_cut, Ordering::SeqCst);
+        if is_cut {
+            self.inner.end_all();
+        }
+    }
+
     pub fn traffic(&self) -> Traffic {
         self.meter().traffic()
     }
@@ -142,10 +161,7 @@ impl Drop for Relay {
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
         }
-        let open = std::mem::take(&mut *self.inner.open.lock().unwrap_or_else(PoisonError::into_inner));
-        for socket in open.into_values().flatten() {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
+        self.inner.end_all();
     }
 }
 
@@ -173,6 +189,9 @@ fn connection(client: TcpStream, inner: &Inner, number: u64) {
     inner.counters.connections.fetch_add(1, Ordering::Relaxed);
     let open_at = Instant::now() + inner.wire.shape().rtt;
     // A target that is down looks to the client as a connection that closes at once.
+    if inner.is_cut.load(Ordering::SeqCst) {
+        return;
+    }
     let Ok(server) = TcpStream::connect(inner.target) else {
         return;
     };
@@ -180,8 +199,8 @@ fn connection(client: TcpStream, inner: &Inner, number: u64) {
     let (client, server) = (Arc::new(client), Arc::new(server));
     let all = || inner.open.lock().unwrap_or_else(PoisonError::into_inner);
     all().insert(number, [client.clone(), server.clone()]);
-    // The relay may have been dropped before it could know this connection.
-    if inner.is_stopping.load(Ordering::SeqCst) {
+    // The relay may have been dropped, or cut, before it could know this connection.
+    if inner.is_stopping.load(Ordering::SeqCst) || inner.is_cut.load(Ordering::SeqCst) {
         all().remove(&number);
         return;
     }
@@ -270,6 +289,23 @@ mod tests {
         drop(relay);
         let ended = socket.read_u8().await;
         assert!(ended.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_cut_ends_connections_and_takes_none_until_it_is_mended() {
+        let relay = Relay::start(echo_server().await, LinkShape::default()).await.unwrap();
+        let connect = || TcpStream::connect(relay.address());
+        let mut socket = connect().await.unwrap();
+        socket.write_all(b"x").await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap(), b'x');
+        relay.cut(true);
+        assert!(socket.read_u8().await.is_err());
+        let mut other = connect().await.unwrap();
+        assert!(other.read_u8().await.is_err());
+        relay.cut(false);
+        let mut socket = connect().await.unwrap();
+        socket.write_all(b"y").await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap(), b'y');
     }
 
     #[tokio::test]

@@ -9,15 +9,13 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::NodeBenchConfig;
-use super::content::{Content, IMAGE, TAG};
+use super::content::{Content, TAG};
 use crate::playground::{
     Result, command,
     lab::Lab,
     node::{Node, Pulls},
     process::without_proxies,
     progress::Progress,
-    recipe,
     registry::Registry,
     tools,
 };
@@ -39,43 +37,56 @@ struct Maker<'a> {
     soci_files: PathBuf,
 }
 
-pub(super) async fn make(
+/// An image, and the registry that has it.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) from: String,
+    pub(crate) repository: String,
+    pub(crate) tag: &'static str,
+    /// One of the benchmark's own.
+    pub(crate) is_ours: bool,
+}
+
+impl Wanted {
+    pub(crate) fn of_content(content: &Content, repository: &str) -> Self {
+        let origin = content.origin.url();
+        Self {
+            from: origin.trim_start_matches("http://").to_owned(),
+            repository: repository.to_owned(),
+            tag: TAG,
+            is_ours: true,
+        }
+    }
+}
+
+/// `name`: of what is made for it below the work directory.
+pub(crate) async fn make(
     lab: &Lab,
-    content: &Content,
-    config: &NodeBenchConfig,
+    images: &[Wanted],
     kinds: &[Kind],
+    name: &str,
     dir: &Path,
     progress: &Progress,
 ) -> Result<PathBuf> {
     tools::require(&["skopeo"])?;
-    let storage = lab.work.dir("forms")?;
-    let registry = Registry::start(&lab.work, "forms-registry", &storage, false).await?;
+    let storage = lab.work.dir(format!("{name}-forms"))?;
+    let registry = Registry::start(&lab.work, &format!("{name}-forms-registry"), &storage, false).await?;
     let no_server = (lab.binaries.shim.as_path(), "");
+    let node = format!("{name}-forms-node");
     let maker = Maker {
         lab,
         dir,
         registry: &registry,
-        node: Node::start(&lab.work, "forms-node", Pulls::Ordinary, &[registry.url()], no_server).await?,
-        soci_files: lab.work.dir("forms-soci")?,
+        node: Node::start(&lab.work, &node, Pulls::Ordinary, &[registry.url()], no_server).await?,
+        soci_files: lab.work.dir(format!("{name}-forms-soci"))?,
     };
-    let origin = content.origin.url();
-    let origin = origin.trim_start_matches("http://");
-    let upstream = lab.upstream.address.to_string();
-    let mut images = Vec::new();
-    if config.rounds > 0 {
-        images.push((origin, IMAGE, TAG, true));
-        images.push((upstream.as_str(), recipe::REPOSITORY, recipe::TAG, false));
-    }
-    let narrow = content.narrow.iter().map(|(repository, _, _)| repository);
-    let wide = content.wide.iter().map(|(repository, _)| repository);
-    images.extend(narrow.chain(wide).map(|r| (origin, r.as_str(), TAG, true)));
-    for (from, repository, tag, is_ours) in images {
-        progress.step(format!("forms of others: {repository}"));
-        let image = maker.copy(from, repository, tag).await?;
+    for wanted in images {
+        progress.step(format!("forms of others: {}", wanted.repository));
+        let image = maker.copy(wanted).await?;
         for kind in kinds {
             match kind {
-                Kind::Soci => maker.index(&image, is_ours).await?,
-                Kind::Stargz => maker.convert(&image, repository).await?,
+                Kind::Soci => maker.index(&image, wanted.is_ours).await?,
+                Kind::Stargz => maker.convert(&image, &wanted.repository).await?,
             }
         }
     }
@@ -88,7 +99,8 @@ pub(super) async fn make(
 
 impl Maker<'_> {
     /// As gzip, which both want; where it is that already, byte for byte. Returns its name in containerd.
-    async fn copy(&self, from: &str, repository: &str, tag: &str) -> Result<String> {
+    async fn copy(&self, wanted: &Wanted) -> Result<String> {
+        let (from, repository, tag) = (&wanted.from, &wanted.repository, wanted.tag);
         let name = format!("{}/{repository}:{}", self.registry.address, Kind::Soci.tag());
         let mut skopeo = Command::new(tools::find("skopeo").unwrap_or_else(|| "skopeo".into()));
         skopeo.args(["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false"]);

@@ -8,19 +8,19 @@
 //! Not here: first reads over a network (the playground).
 
 pub mod content;
-mod forms;
+pub(crate) mod forms;
 pub mod memory;
 pub mod report;
 pub mod rows;
 pub mod watch;
-mod ways;
+pub(crate) mod ways;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Deserialize;
 
-use crate::playground::{Result, lab::Lab, measure, progress::Progress, proxy::Proxy, site::Site};
+use crate::playground::{Result, lab::Lab, measure, progress::Progress, proxy::Proxy, recipe, site::Site};
 use crate::relay::LinkShape;
 use crate::rivals::{self, Kind, Rivals};
 use content::Content;
@@ -124,7 +124,8 @@ async fn others(
         return Ok(None);
     }
     let started = async {
-        let storage = forms::make(lab, content, config, &kinds, &dir, progress).await?;
+        let wanted = wanted(lab, content, config);
+        let storage = forms::make(lab, &wanted, &kinds, "forms", &dir, progress).await?;
         Rivals::start(&lab.work, LinkShape::default(), &dir, &storage).await
     };
     match started.await {
@@ -136,6 +137,24 @@ async fn others(
             Ok(None)
         }
     }
+}
+
+/// Images that are needed in the forms of others.
+fn wanted(lab: &Lab, content: &Content, config: &NodeBenchConfig) -> Vec<forms::Wanted> {
+    let mut wanted = Vec::new();
+    if config.rounds > 0 {
+        wanted.push(forms::Wanted::of_content(content, content::IMAGE));
+        wanted.push(forms::Wanted {
+            from: lab.upstream.address.to_string(),
+            repository: recipe::REPOSITORY.to_owned(),
+            tag: recipe::TAG,
+            is_ours: false,
+        });
+    }
+    let narrow = content.narrow.iter().map(|(repository, _, _)| repository);
+    let wide = content.wide.iter().map(|(repository, _)| repository);
+    wanted.extend(narrow.chain(wide).map(|r| forms::Wanted::of_content(content, r)));
+    wanted
 }
 
 async fn read(ground: &Ground<'_>, report: &mut Report) -> Result<()> {

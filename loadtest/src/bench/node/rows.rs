@@ -59,6 +59,11 @@ impl Tree {
             files: names.into(),
         })
     }
+
+    /// The small ones, in order.
+    pub fn files(&self) -> Arc<[PathBuf]> {
+        Arc::clone(&self.files)
+    }
 }
 
 impl Row {

@@ -61,7 +61,7 @@ impl Way {
 }
 
 /// A proxy of both registries that has converted every image.
-pub(super) async fn proxy(lab: &Lab, content: &Content, progress: &Progress) -> Result<Proxy> {
+pub(crate) async fn proxy(lab: &Lab, content: &Content, progress: &Progress) -> Result<Proxy> {
     let quoted = |s: &str| toml::Value::from(s).to_string();
     let upstream = |name: &str, url: &str| format!("[[upstreams]]\nname = {}\nurl = {}\n", quoted(name), quoted(url));
     let rest = format!(
