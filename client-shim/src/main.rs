@@ -100,25 +100,30 @@ enum MainError {
 }
 
 /// The file, if a shim can run with it.
-fn load(path: Option<&Path>, manager: Option<&Arc<ServiceManager>>) -> Result<Config, MainError> {
+fn load(path: Option<&Path>) -> Result<Config, MainError> {
     let config = Config::load(path)?;
     Servers::new(&config.servers, &config.fetch)?;
     EnvFilter::try_new(&config.log.level)?;
-    if let Some(manager) = manager {
-        Keeper::new(config.survival.keep_with, &config.root_dir, Some(manager)).map_err(app::AppError::from)?;
-    }
+    Ok(config)
+}
+
+/// The same, if this process can.
+fn load_to_run(path: Option<&Path>, manager: Option<&Arc<ServiceManager>>) -> Result<Config, MainError> {
+    let config = load(path)?;
+    Keeper::new(config.survival.keep_with, &config.root_dir, manager).map_err(app::AppError::from)?;
     Ok(config)
 }
 
 fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainError> {
     let (path, told) = (args.config.as_deref(), manager.as_ref());
-    let config = match load(path, told) {
-        Ok(_) if args.check => return Ok(()),
+    if args.check {
+        return load(path).map(drop);
+    }
+    let config = match load_to_run(path, told) {
         Ok(config) => config,
-        Err(error) if args.check => return Err(error),
         Err(error) => {
             eprintln!("headstart-shim: failed to {error}");
-            match last_good::instead(path, &error.to_string(), told, || load(path, told).ok()) {
+            match last_good::instead(path, &error.to_string(), told, || load_to_run(path, told).ok()) {
                 Some(config) => config,
                 None => return Err(error),
             }

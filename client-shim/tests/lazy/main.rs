@@ -15,6 +15,7 @@ mod identity;
 mod kept_tree;
 mod layers;
 mod learn;
+mod lent;
 mod measure;
 mod mount;
 mod near;

@@ -84,6 +84,24 @@ fn a_bad_file_is_not_used_while_readers_wait() {
     }
 }
 
+/// What a file says can be wrong of this start alone: nobody manages this process.
+#[test]
+fn a_keeper_that_cannot_be_had_is_not_waited_for() {
+    let mut node = Node::new(Kind::FUSE);
+    node.start();
+    node.run_container();
+    eventually("it is kept", || node.root().join("last-good.toml").exists());
+    node.kill();
+    node.keep_with("systemd");
+    node.start();
+    read_all(&node);
+    let log = node.log();
+    assert!(
+        log.contains("configuration-refused") && log.contains("mount-taken-over"),
+        "{log}"
+    );
+}
+
 #[test]
 fn where_nobody_waits_a_bad_file_is_an_error() {
     let mut node = Node::new(Kind::FUSE);
