@@ -138,12 +138,14 @@ async fn many_images_at_once_stay_within_their_memory() {
         ..BusyConfig::default()
     };
     let report = busy::run(&config, &Progress::silent()).await.unwrap();
-    assert_eq!((report.images, report.layers, report.solo.len()), (20, 20, 2));
+    assert_eq!((report.images, report.layers, report.before.len()), (20, 20, 1));
+    assert_eq!(report.solo.len(), report.beside.len() + 1);
     assert!(
         report
             .beside
             .iter()
             .chain(&report.solo)
+            .chain(report.before.iter().flatten())
             .all(|s| s.bytes > 0 && s.errors == 0)
     );
     assert!(

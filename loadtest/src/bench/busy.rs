@@ -3,6 +3,9 @@
 //! In: a [`BusyConfig`]. Out: a [`Report`]. Invariant: every blob is at the mirror before the clock starts, so that nothing but
 //! the conversions is beside the pulls; a cell counts as "beside conversions" only if some were under way before and
 //! after it. In the end every layer must be ready, and the pulled blob must be what it was.
+//! A machine's mood changes in seconds, so each cell beside conversions has one alone before and after it: of a second mirror
+//! that converts nothing, while the first is frozen with all its conversions. What counts is the median of such threes; that
+//! the two mirrors are alike is seen before, when neither converts.
 //! Not here: what one conversion costs ([`super::ingest`]).
 
 use std::{
@@ -22,6 +25,7 @@ use headstart_layer_format::{
     api::{ImageStatus, LayerState},
     routes,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -61,7 +65,7 @@ pub struct BusyConfig {
     pub blob_bytes: usize,
     pub connections: usize,
     pub cell_ms: u64,
-    /// Cells before the conversions, and as many afterwards.
+    /// Cells of each mirror before the conversions.
     pub solo_cells: usize,
     /// More than this above what it has without conversions is an error.
     pub memory_bytes_max: u64,
@@ -94,11 +98,13 @@ pub struct Report {
     pub layers: usize,
     /// Of all layers, before compression.
     pub layer_bytes: u64,
-    /// Before and after the conversions.
+    /// Of the second mirror and of the one that will convert, by turns, before it does.
+    pub before: Vec<[Sample; 2]>,
+    /// Of the second mirror, around each of `beside`: one more than those.
     pub solo: Vec<Sample>,
-    /// Meanwhile.
+    /// Of the one that converts.
     pub beside: Vec<Sample>,
-    /// From the first manifest until every layer was ready.
+    /// From the first manifest until every layer was ready, without the time that it was frozen.
     pub convert_seconds: f64,
     pub idle_bytes: u64,
     pub peak_bytes: u64,
@@ -127,8 +133,10 @@ pub async fn run(config: &BusyConfig, progress: &Progress) -> Result<Report> {
         path: format!("/v2/{REPOSITORY}/blobs/{blob}"),
         body,
     };
-    progress.step("filling the mirror");
-    let mut mirror = start(&work, config, &origin).await?;
+    progress.step("filling the mirrors");
+    let mut mirror = start(&work, "mirror", config, &origin).await?;
+    let mut second = start(&work, "second", config, &origin).await?;
+    get(second.address, &asked.path).await?;
     let blobs = images
         .iter()
         .flat_map(|i| i.layers.iter().map(|l| l.digest).chain([i.config_digest]));
@@ -136,19 +144,22 @@ pub async fn run(config: &BusyConfig, progress: &Progress) -> Result<Report> {
         get(mirror.address, &format!("/v2/{REPOSITORY}/blobs/{digest}")).await?;
     }
     peers::settle(std::slice::from_ref(&mirror)).await;
+    peers::settle(std::slice::from_ref(&second)).await;
 
     progress.step("pulls alone");
-    let cell = Duration::from_millis(config.cell_ms);
-    let mut solo = Vec::new();
+    let length = Duration::from_millis(config.cell_ms);
+    let cell = async |peer: &peers::Peer| cell::measure(peer, &asked, config.connections, length).await;
+    let mut before = Vec::new();
     for _ in 0..config.solo_cells {
-        solo.push(cell::measure(&mirror, &asked, config.connections, cell).await?);
+        before.push([cell(&second).await?, cell(&mirror).await?]);
     }
     let pids = usage::family(mirror.process.pid());
     let idle_bytes = usage::memory(&pids);
 
     progress.step("pulls beside conversions");
     let peak = Peak::watch(pids);
-    let begun = Instant::now();
+    let (mut solo, mut beside) = (vec![cell(&second).await?], Vec::new());
+    let (begun, mut frozen_for) = (Instant::now(), Duration::ZERO);
     for image in &images {
         get(
             mirror.address,
@@ -156,34 +167,37 @@ pub async fn run(config: &BusyConfig, progress: &Progress) -> Result<Report> {
         )
         .await?;
     }
-    let mut beside = Vec::new();
     let convert_seconds = loop {
         if begun.elapsed() > SETTLE_TIMEOUT {
             return Err(PlaygroundError::unexpected("convert the images", "it takes too long"));
         }
-        let before = ready(mirror.address, &images).await?;
-        let sample = cell::measure(&mirror, &asked, config.connections, cell).await?;
-        if ready(mirror.address, &images).await? {
-            // A short run may end within its first cell, which is then better than none.
-            if beside.is_empty() && !before {
-                beside.push(sample);
-            }
-            break begun.elapsed().as_secs_f64();
+        let was_ready = ready(mirror.address, &images).await?;
+        let sample = cell(&mirror).await?;
+        let is_ready = ready(mirror.address, &images).await?;
+        let converted_for = begun.elapsed() - frozen_for;
+        // A short run may end within its first cell, which is then better than none.
+        if !is_ready || (beside.is_empty() && !was_ready) {
+            beside.push(sample);
+            let (frozen, since) = (Frozen::new(mirror.process.pid())?, Instant::now());
+            solo.push(cell(&second).await?);
+            drop(frozen);
+            frozen_for += since.elapsed();
         }
-        beside.push(sample);
+        if is_ready {
+            break converted_for.as_secs_f64();
+        }
     };
     let peak_bytes = peak.end();
-    progress.step("pulls alone again");
-    for _ in 0..config.solo_cells {
-        solo.push(cell::measure(&mirror, &asked, config.connections, cell).await?);
-    }
     let again = get(mirror.address, &asked.path).await?;
     if BlobDigest::of(&again) != blob {
         return Err(PlaygroundError::unexpected("pull the blob again", "it has other bytes"));
     }
     mirror.process.stop();
-    let errors = solo
+    second.process.stop();
+    let errors = before
         .iter()
+        .flatten()
+        .chain(&solo)
         .chain(&beside)
         .find_map(|sample: &Sample| sample.first_error.clone());
     if let Some(error) = errors {
@@ -193,6 +207,7 @@ pub async fn run(config: &BusyConfig, progress: &Progress) -> Result<Report> {
         images: config.images,
         layers: config.images * config.layers,
         layer_bytes: (config.images * config.layers * config.layer_bytes) as u64,
+        before,
         solo,
         beside,
         convert_seconds,
@@ -202,12 +217,12 @@ pub async fn run(config: &BusyConfig, progress: &Progress) -> Result<Report> {
     })
 }
 
-async fn start(work: &WorkDir, config: &BusyConfig, origin: &Origin) -> Result<peers::Peer> {
+async fn start(work: &WorkDir, name: &str, config: &BusyConfig, origin: &Origin) -> Result<peers::Peer> {
     if !config.headstart.is_file() {
         return Err(PlaygroundError::BinaryMissing(config.headstart.clone()));
     }
     let address = ports::free()?;
-    let data_dir = toml::Value::from(work.dir("mirror.data")?.to_string_lossy().into_owned());
+    let data_dir = toml::Value::from(work.dir(format!("{name}.data"))?.to_string_lossy().into_owned());
     let text = format!(
         "listen = \"{address}\"\ndata_dir = {data_dir}\ndefault_upstream = \"bench.test\"\n\
          [ingest]\n{}\n[log]\nfilter = \"warn\"\n\
@@ -216,8 +231,8 @@ async fn start(work: &WorkDir, config: &BusyConfig, origin: &Origin) -> Result<p
         origin.url()
     );
     let mut command = Command::new(&config.headstart);
-    command.arg("--config").arg(work.write("mirror.toml", &text)?);
-    peers::spawn(work, "mirror".into(), command, address, routes::READYZ).await
+    command.arg("--config").arg(work.write(format!("{name}.toml"), &text)?);
+    peers::spawn(work, name.into(), command, address, routes::READYZ).await
 }
 
 /// Text in files small and large, as programs are.
@@ -296,14 +311,43 @@ impl Peak {
     }
 }
 
-fn rate(samples: &[Sample]) -> f64 {
-    median(samples.iter().map(|s| s.bytes as f64 / s.seconds / 1e6))
+/// A process that is stopped, and goes on when this is dropped.
+struct Frozen(Pid);
+
+impl Frozen {
+    fn new(pid: u32) -> Result<Self> {
+        let unknown = || PlaygroundError::unexpected("freeze the mirror", "it has no process");
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(unknown)?;
+        kill_process(pid, Signal::STOP).map_err(|error| PlaygroundError::unexpected("freeze the mirror", error))?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // It has been there all the time.
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+fn rate(sample: &Sample) -> f64 {
+    sample.bytes as f64 / sample.seconds / 1e6
 }
 
 impl Report {
-    /// Throughput of pulls beside conversions, by that of pulls alone.
+    /// Throughput of pulls beside conversions, by that of pulls alone just before and after.
     pub fn kept(&self) -> f64 {
-        rate(&self.beside) / rate(&self.solo)
+        let around = self.solo.iter().zip(self.solo.iter().skip(1));
+        median(
+            around
+                .zip(&self.beside)
+                .map(|((a, b), beside)| rate(beside) * 2.0 / (rate(a) + rate(b))),
+        )
+    }
+
+    /// Throughput of the mirror that will convert, by that of the other, while neither does.
+    pub fn likeness(&self) -> f64 {
+        median(self.before.iter().map(|[second, mirror]| rate(mirror) / rate(second)))
     }
 
     /// What the conversions added.
@@ -322,7 +366,7 @@ impl Report {
             table.add_row([
                 name.to_owned(),
                 samples.len().to_string(),
-                number(rate(samples)),
+                number(median(samples.iter().map(rate))),
                 of(|s| s.p50_ms),
                 of(|s| s.p99_ms),
                 of(|s| Some(s.cpu_seconds / s.seconds)),
@@ -331,12 +375,13 @@ impl Report {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         format!(
             "{} images, {} layers, {:.0} MiB unpacked, converted in {:.1} s.\n{table}\n\
-             Pulls keep {:.0} % of their throughput. Memory: {:.0} MiB idle, {:.0} MiB more at most (bound: {:.0} MiB).\n",
+             Pulls keep {:.0} % of their throughput (before conversions: {:.0} %). Memory: {:.0} MiB idle, {:.0} MiB more at most (bound: {:.0} MiB).\n",
             self.images,
             self.layers,
             mib(self.layer_bytes),
             self.convert_seconds,
             100.0 * self.kept(),
+            100.0 * self.likeness(),
             mib(self.idle_bytes),
             mib(self.memory_bytes()),
             mib(self.memory_bytes_max),
