@@ -1,4 +1,5 @@
-//! pigz, unpigz and zopfli, beside the system: other writers of gzip, and the reader that containerd prefers.
+//! pigz, unpigz and zopfli, beside the system: other writers of gzip, and the reader that containerd prefers. And the stargz
+//! snapshotter's `ctr`, which makes eStargz.
 //!
 //! In: the directory that `scripts/gzip-tools.sh` makes. Out: paths of the programs.
 //! Invariant: nothing is installed, so no other containerd of this machine finds them.
@@ -23,11 +24,14 @@ impl GzipTools {
         }
         let output = make.output().map_err(PlaygroundError::io("run gzip-tools.sh"))?;
         let dir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        if dir.join("unpigz").is_file() && dir.join("zopfli").is_file() {
+        if ["unpigz", "zopfli", "ctr-remote"]
+            .iter()
+            .all(|tool| dir.join(tool).is_file())
+        {
             return Ok(GzipTools { dir });
         }
         let why = String::from_utf8_lossy(&output.stderr).into_owned();
-        Err(PlaygroundError::unexpected("fetch pigz and zopfli", why))
+        Err(PlaygroundError::unexpected("fetch pigz, zopfli and ctr-remote", why))
     }
 
     pub fn find(&self, tool: &str) -> PathBuf {

@@ -14,7 +14,7 @@ use headstart_loadtest::playground::{containerd::Release, gzip_tools::GzipTools,
 use crate::runtime::{PLAIN, Runtime};
 
 pub const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+pub const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const DOCKER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 const DOCKER_PLAIN: &str = "application/vnd.docker.image.rootfs.diff.tar";
 

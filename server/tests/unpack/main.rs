@@ -7,6 +7,7 @@
 
 mod compressed;
 mod images;
+mod made;
 mod runtime;
 mod stargz;
 mod wild;

@@ -30,8 +30,8 @@ pub struct Runtime {
     count: AtomicU32,
     tokio: tokio::runtime::Runtime,
     // Ended in this order.
-    _containerd: Containerd,
-    _work: WorkDir,
+    containerd: Containerd,
+    work: WorkDir,
 }
 
 /// What became of a layer, here and there.
@@ -62,9 +62,22 @@ impl Runtime {
             upper,
             count: AtomicU32::new(0),
             tokio,
-            _containerd: containerd,
-            _work: work,
+            containerd,
+            work,
         }
+    }
+
+    pub fn work(&self) -> &WorkDir {
+        &self.work
+    }
+
+    /// containerd's.
+    pub fn socket(&self) -> &Path {
+        &self.containerd.socket
+    }
+
+    pub fn wait<F: Future>(&self, work: F) -> F::Output {
+        self.tokio.block_on(work)
     }
 
     /// Unpacks with containerd into a new directory, and converts.
