@@ -10,6 +10,7 @@ extern crate self as headstart_server;
 
 pub mod access;
 pub mod admin;
+pub mod allocator;
 pub mod app;
 pub mod cli;
 pub mod config;

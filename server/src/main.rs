@@ -81,6 +81,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    headstart_server::allocator::set_up();
     let arguments = Arguments::parse();
     if let Some(command) = arguments.command {
         return ask(command, arguments.config.as_deref());

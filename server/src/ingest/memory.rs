@@ -3,7 +3,8 @@
 //! In: how much each kind of thing costs. Out: leave to keep it, a refusal (this layer alone needs more than there is), or
 //! a failure (the others have it now; a later try may do).
 //! Invariant: what grows with a layer's contents is counted before it is kept, so that memory is bounded by configuration
-//! whatever the input; a conversion that ends gives everything back.
+//! whatever the input; a conversion that ends gives everything back, and what the allocator keeps of that is given back to
+//! the system when it is much.
 //! A layer that is alone is never told to wait: what it may take for its contents and for its decoder are parts of the whole.
 //! Not here: memory of a fixed size (buffers, queues, encoders), which [`Memory::start`] takes as one sum.
 
@@ -32,6 +33,9 @@ pub const SKELETON_BYTE: u64 = 3;
 /// Decoder, encoders, buffers and queues of one conversion.
 const FIXED: u64 = 12 << 20;
 
+/// When conversions have freed so much, fixed sizes included, the system gets it back: more often would cost time.
+const GIVE_BACK_AT: u64 = 32 << 20;
+
 /// What a refusal for want of memory calls it.
 pub const WHAT: &str = "bytes to keep in memory (ingest.memory_bytes_max)";
 
@@ -39,12 +43,22 @@ pub const WHAT: &str = "bytes to keep in memory (ingest.memory_bytes_max)";
 #[derive(Debug)]
 pub struct MemoryPool {
     used: AtomicU64,
+    /// Since memory was last given back to the system.
+    freed: AtomicU64,
 }
 
 impl MemoryPool {
     pub const fn new() -> Self {
         Self {
             used: AtomicU64::new(0),
+            freed: AtomicU64::new(0),
+        }
+    }
+
+    /// To be called when a conversion has ended.
+    pub fn give_back(&self) {
+        if self.freed.load(Ordering::Relaxed) >= GIVE_BACK_AT && self.freed.swap(0, Ordering::Relaxed) >= GIVE_BACK_AT {
+            crate::allocator::give_back();
         }
     }
 }
@@ -108,6 +122,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         self.pool.used.fetch_sub(self.mine, Ordering::Relaxed);
+        self.pool.freed.fetch_add(self.mine, Ordering::Relaxed);
     }
 }
 

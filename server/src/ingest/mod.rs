@@ -100,7 +100,7 @@ impl Ingest {
         rank: Rank,
         progress: &Progress,
     ) -> Result<TocSummary, ConvertError> {
-        progress.count_cpu(|| {
+        let outcome = progress.count_cpu(|| {
             let seat = Arc::new(self.places.seat(rank));
             let original = Aside::new(original, Arc::clone(&seat));
             let mut original = Original::new(original, *layer, progress);
@@ -115,7 +115,9 @@ impl Ingest {
             let (tree, chunks, skeleton, diff_id, _memory) = parts?;
             let toc = Toc::new(*layer, diff_id, tree, ChunkTable::new(chunks)?, skeleton)?;
             Ok(conversion.publish_layer(layer, &toc)?)
-        })
+        });
+        self.config.memory.give_back();
+        outcome
     }
 
     fn take_apart<R: Read + Send>(
