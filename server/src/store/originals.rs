@@ -2,41 +2,42 @@
 //!
 //! In: bytes that were verified. Out: open files.
 //! Invariant: a file at `originals/<algorithm>/<hex[..2]>/<hex>` was verified against its name, synced, then renamed
-//! into place, and is never written again. Whether it still is what it was is another matter, for a file that an earlier process
-//! left ([`Originals::is_intact`]). A `<hex>.<upstream>.partial` beside it, with its `.map`, is an unfinished
+//! into place, and is never written again. A `<hex>.<upstream>.partial` beside it, with its `.map`, is an unfinished
 //! fetch: it survives a crash of this process and is resumed. It does not survive a crash of the *machine*, whose
 //! unsynced pages could be anything: the boot's id is recorded, and another one voids all partials.
 //! A file may vanish under a reader that has it open: readers hold the open file, never the path.
-//! Not here: who may read what (memberships are facts of the index), what is evicted when ([`crate::reclaim`]), and
+//! Not here: whether a file that an earlier process left still is what it was, and which are open ([`hand`]); what there is ([`kept`]);
+//! who may read what (memberships are facts of the index), what is evicted when ([`crate::reclaim`]), and
 //! concurrency: `read/blobs.rs` sees to it that one digest has one writer.
+
+mod hand;
+mod kept;
 
 use std::{
     collections::HashSet,
     fs::{self, File},
-    io::{self, Read as _},
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use bytes::Bytes;
 use headstart_layer_format::{BlobDigest, digest::hex};
 use sha2::{Digest as _, Sha256};
 
 use super::{
     bell::Bell,
     disk::Disk,
-    hasher::BlobHasher,
-    hot::Hot,
     leftovers::{self, directories},
-    opened::Opened,
     partial::{MAP_SUFFIX, Partial},
-    usage::{Kept, Usage, now_ms},
+    usage::{Usage, now_ms},
 };
+use hand::Hand;
+pub use hand::Stored;
 
 /// The directory below `data_dir`.
 const DIRECTORY: &str = "originals";
@@ -56,12 +57,6 @@ const BOOT_FILE: &str = "boot-id";
 /// Linux's name of the running boot.
 const KERNEL_BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Originals that stay open: a small part of what a process may have open, and of the connections that come with them.
-const OPEN_MAX: usize = 256;
-
-/// Memory for small originals, some thousand manifests.
-const VERIFIED_BYTES_MAX: usize = 16 << 20;
-
 /// The directory of originals; clones share it.
 #[derive(Clone, Debug)]
 pub struct Originals(Arc<Inner>);
@@ -74,10 +69,7 @@ struct Inner {
     bell: Bell,
     /// The bell is rung when more than this is kept.
     bytes_max: AtomicU64,
-    /// Kept open; an original that goes is closed.
-    open: Hot<BlobDigest, Arc<Opened>>,
-    /// Small ones that were verified.
-    verified: Hot<BlobDigest, Bytes>,
+    hand: Hand,
     /// Fetches that may be unfinished; those that ended are dropped at the next look.
     partials: Mutex<HashSet<(BlobDigest, String)>>,
 }
@@ -118,8 +110,7 @@ impl Originals {
             usage: Usage::default(),
             bell: Bell::default(),
             bytes_max: AtomicU64::new(u64::MAX),
-            open: Hot::new(OPEN_MAX),
-            verified: Hot::new(VERIFIED_BYTES_MAX),
+            hand: Hand::default(),
             partials: Mutex::default(),
         }))
     }
@@ -184,38 +175,6 @@ impl Originals {
         }
     }
 
-    /// As [`Originals::get`]; the file stays open for those who come next, if it is known to be intact.
-    pub fn open_file(&self, digest: &BlobDigest) -> io::Result<Option<Arc<Opened>>> {
-        if self.0.open.get(digest).is_some_and(|open| open.is_doubted()) {
-            self.0.usage.mark_intact(digest, 0);
-            self.0.open.forget(digest);
-        }
-        let ticket = self.0.open.ticket();
-        let Some((file, _)) = self.get(digest)? else {
-            return Ok(None);
-        };
-        let opened = Arc::new(Opened::new(file)?);
-        if self.is_intact(digest, &opened) {
-            self.0.open.keep(ticket, *digest, opened.clone(), 1);
-        }
-        Ok(Some(opened))
-    }
-
-    /// Whether this process wrote the file, or has compared it with its digest.
-    pub fn is_intact(&self, digest: &BlobDigest, opened: &Opened) -> bool {
-        !opened.is_doubted() && self.0.usage.is_intact(digest, opened.inode(), opened.size())
-    }
-
-    /// It has been compared.
-    pub fn mark_intact(&self, digest: &BlobDigest, opened: &Opened) {
-        // Whoever renamed it may not have got the name synced, or somebody put it there: nobody counts it yet.
-        let is_there = || fs::metadata(self.path(digest)).is_ok_and(|m| m.ino() == opened.inode());
-        if self.kept(digest).is_none() && is_there() {
-            self.0.usage.add(digest, opened.size(), now_ms());
-        }
-        self.0.usage.mark_intact(digest, opened.inode());
-    }
-
     /// Whether it is certain that there is no such original. No disk is touched; "no" says nothing.
     pub fn is_surely_absent(&self, digest: &BlobDigest) -> bool {
         self.0.usage.is_scanned() && self.0.usage.get(digest).is_none()
@@ -226,50 +185,6 @@ impl Originals {
         let begun = || self.partials_known().contains(&(*digest, upstream_tag(upstream)));
         // In this order: an original is known before its partial is not.
         self.0.usage.is_scanned() && !begun() && self.is_surely_absent(digest)
-    }
-
-    /// An original that is open already. No disk is touched. Counts as a use.
-    pub fn file_at_hand(&self, digest: &BlobDigest) -> Option<Arc<Opened>> {
-        let opened = self.0.open.get(digest)?;
-        // Somebody else may have taken it away: whoever comes now gets what the path says.
-        let stat = rustix::fs::fstat(&**opened.file()).ok();
-        let is_other = stat.is_none_or(|s| s.st_nlink == 0 || u64::try_from(s.st_size) != Ok(opened.size()));
-        if is_other || opened.is_doubted() {
-            // Cut or unreadable, it may be the same file still.
-            self.0.usage.mark_intact(digest, 0);
-            self.0.open.forget(digest);
-            return None;
-        }
-        self.used(digest, opened.size());
-        Some(opened)
-    }
-
-    /// A small original that was verified when it was read. No disk is touched. Counts as a use.
-    pub fn bytes_at_hand(&self, digest: &BlobDigest) -> Option<Bytes> {
-        let bytes = self.0.verified.get(digest)?;
-        self.used(digest, bytes.len() as u64);
-        Some(bytes)
-    }
-
-    /// The whole of a small original, verified once more. Damage is a miss, and the damaged file goes away.
-    pub fn read_verified(&self, digest: &BlobDigest, size_max: u64) -> io::Result<Stored> {
-        let Some((mut file, size)) = self.get(digest)? else {
-            return Ok(Stored::Miss);
-        };
-        if size > size_max {
-            return Ok(Stored::TooLarge(size));
-        }
-        let ticket = self.0.verified.ticket();
-        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-        file.read_to_end(&mut bytes)?;
-        if BlobHasher::matches(digest, &bytes) {
-            let kept = Bytes::copy_from_slice(&bytes);
-            self.0.verified.keep(ticket, *digest, kept, bytes.len());
-            Ok(Stored::Found(bytes))
-        } else {
-            self.remove(digest)?;
-            Ok(Stored::Damaged)
-        }
     }
 
     /// Forgets an original.
@@ -300,8 +215,7 @@ impl Originals {
 
     /// Its file has just been taken away from its path.
     fn moved_away(&self, digest: &BlobDigest) {
-        self.0.open.forget(digest);
-        self.0.verified.forget(digest);
+        self.0.hand.forget(digest);
         self.0.usage.remove(digest);
         // Fetched and published anew in the moment between: that one counts, and can be evicted.
         if let Ok(metadata) = fs::metadata(self.path(digest)) {
@@ -427,130 +341,10 @@ fn upstream_tag(upstream: &str) -> String {
     hex(&Sha256::digest(upstream)[..UPSTREAM_TAG_LEN])
 }
 
-/// Answer of [`Originals::read_verified`].
-#[derive(Debug, PartialEq, Eq)]
-pub enum Stored {
-    Found(Vec<u8>),
-    Miss,
-    TooLarge(u64),
-    Damaged,
-}
-
 /// Rename, made durable.
 pub(super) fn publish(disk: &Disk, from: &Path, to: &Path) -> io::Result<()> {
     disk.rename(from, to)?;
     disk.sync_dir(parent(to))
-}
-
-impl Originals {
-    /// Finds out what is kept; at start, on the reclaimer's thread. `go_on` is asked between directories.
-    pub fn scan(&self, go_on: impl Fn() -> bool) -> io::Result<()> {
-        for algorithm in directories(&self.0.root)? {
-            let name = algorithm
-                .file_name()
-                .and_then(|n| n.to_str())
-                .unwrap_or_default()
-                .to_owned();
-            for shard in directories(&algorithm)? {
-                if !go_on() {
-                    return Ok(());
-                }
-                for entry in fs::read_dir(shard)? {
-                    let entry = entry?;
-                    let file = entry.file_name();
-                    let Some(file) = file.to_str() else { continue };
-                    let (hex, suffix) = file.split_once('.').unwrap_or((file, ""));
-                    let Ok(digest) = format!("{name}:{hex}").parse::<BlobDigest>() else {
-                        continue;
-                    };
-                    if let Some((tag, PARTIAL_SUFFIX)) = suffix.split_once('.') {
-                        self.partials_known().insert((digest, tag.to_owned()));
-                    } else if suffix.is_empty()
-                        && let Ok(metadata) = entry.metadata()
-                    {
-                        // A file that goes while we look is found missing when it is evicted.
-                        self.0.usage.add(&digest, metadata.len(), modified_ms(&metadata));
-                    }
-                }
-            }
-        }
-        self.0.usage.scan_ended();
-        Ok(())
-    }
-
-    /// Unfinished fetches: digest, bytes on disk, and when they last grew.
-    pub fn partials(&self) -> Vec<Kept> {
-        let mut known = self.partials_known();
-        let mut out = Vec::new();
-        known.retain(|(digest, tag)| {
-            let Ok(metadata) = fs::metadata(self.tagged_path(digest, tag)) else {
-                return false;
-            };
-            out.push(Kept {
-                digest: *digest,
-                // Blocks and not length: a partial may have holes.
-                bytes: std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
-                used_unix_ms: modified_ms(&metadata),
-            });
-            true
-        });
-        out
-    }
-
-    /// Forgets the unfinished fetches of a digest that nobody has touched for `age`; how many those were.
-    /// `unless_in_use`: see [`Originals::sweep_leftovers`].
-    pub fn remove_partials(
-        &self,
-        digest: &BlobDigest,
-        age: Duration,
-        mut unless_in_use: impl FnMut(&Path, leftovers::Remove<'_>),
-    ) -> io::Result<u64> {
-        // Not under the lock: whoever is asked has one of his own.
-        let tags: Vec<String> = {
-            let known = self.partials_known();
-            known
-                .iter()
-                .filter(|(of, _)| of == digest)
-                .map(|(_, tag)| tag.clone())
-                .collect()
-        };
-        let mut removed = 0;
-        for tag in tags {
-            removed += leftovers::remove_old(&self.tagged_path(digest, &tag), age, &mut unless_in_use)?;
-        }
-        Ok(removed)
-    }
-
-    /// Writes last uses to the files' mtimes, where they lag by more than `lag_ms`.
-    pub fn save_uses(&self, lag_ms: u64) {
-        for (digest, used_unix_ms) in self.0.usage.to_save(lag_ms) {
-            let saved = File::open(self.path(&digest)).and_then(|file| {
-                let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(used_unix_ms);
-                file.set_times(fs::FileTimes::new().set_modified(at))
-            });
-            // It may have gone meanwhile; and the order is all that a failure costs.
-            if let Err(error) = ignore_missing(saved) {
-                tracing::warn!(%digest, %error, "the last use of an original is not saved");
-            }
-        }
-    }
-
-    fn partials_known(&self) -> MutexGuard<'_, HashSet<(BlobDigest, String)>> {
-        self.0.partials.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What is known of one.
-    pub fn kept(&self, digest: &BlobDigest) -> Option<Kept> {
-        self.0.usage.get(digest)
-    }
-}
-
-fn modified_ms(metadata: &fs::Metadata) -> u64 {
-    let since = metadata
-        .modified()
-        .ok()
-        .and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
-    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 pub(super) fn parent(path: &Path) -> &Path {
@@ -582,39 +376,5 @@ mod tests {
         assert_eq!(open("one").partial(&digest, "other").unwrap().prefix(), 0);
         let partial = open("two").partial(&digest, "u").unwrap();
         assert_eq!((partial.size(), partial.prefix()), (None, 0));
-    }
-
-    #[test]
-    fn a_file_is_intact_until_it_is_doubted_also_one_that_nobody_counted() {
-        let dir = tempfile::tempdir().unwrap();
-        let originals = Originals::open(dir.path()).unwrap();
-        originals.scan(|| true).unwrap();
-        let digest = BlobDigest::of(b"abc");
-        let path = originals.path(&digest);
-        fs::create_dir_all(parent(&path)).unwrap();
-        fs::write(&path, b"abc").unwrap();
-        let open = || originals.open_file(&digest).unwrap().unwrap();
-        assert!(!originals.is_intact(&digest, &open()) && originals.file_at_hand(&digest).is_none());
-        originals.mark_intact(&digest, &open());
-        assert!(originals.is_intact(&digest, &open()) && originals.kept(&digest).is_some());
-        // Whoever met an error had the file that is kept open; whoever comes next opens it anew.
-        originals.file_at_hand(&digest).unwrap().doubt();
-        assert!(!originals.is_intact(&digest, &open()));
-        // What is gone is not counted again.
-        let gone = open();
-        originals.remove(&digest).unwrap();
-        originals.mark_intact(&digest, &gone);
-        assert!(originals.kept(&digest).is_none());
-    }
-
-    #[test]
-    fn damage_is_a_miss_and_goes_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let originals = Originals::open(dir.path()).unwrap();
-        let digest = BlobDigest::of(b"abc");
-        originals.put(&digest, b"abc").unwrap();
-        fs::write(originals.path(&digest), b"abd").unwrap();
-        assert_eq!(originals.read_verified(&digest, 9).unwrap(), Stored::Damaged);
-        assert_eq!(originals.read_verified(&digest, 9).unwrap(), Stored::Miss);
     }
 }

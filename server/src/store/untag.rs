@@ -84,3 +84,55 @@ impl Store {
 fn append(log: &mut Alone<'_>, fact: &Fact) -> Result<Location, StoreError> {
     log.append_fact(&serde_json::to_vec(fact).map_err(|_| StoreError::Encode)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::store::disk::{Disk, Op, Witness};
+    use crate::store::facts::TagFact;
+    use crate::store::forget::Here;
+
+    /// While it is true, nothing can be synced.
+    #[derive(Debug, Default)]
+    struct Refusing(AtomicBool);
+
+    impl Witness for Refusing {
+        fn about_to(&self, op: Op<'_>) -> io::Result<()> {
+            match op {
+                Op::Sync(_) if self.0.load(Ordering::SeqCst) => Err(io::Error::other("a test's refusal")),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    /// The index writes to the disk when it likes: with the row gone and the record lost, an older one would be the latest.
+    #[test]
+    fn a_tag_is_known_until_it_is_durable_that_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let refusing = Arc::new(Refusing::default());
+        let store = Store::open_on(Disk::with(refusing.clone()), dir.path(), 1 << 20).unwrap();
+        let source = Source {
+            upstream: "u".into(),
+            repository: "r".into(),
+        };
+        let fact = TagFact {
+            digest: BlobDigest::of(b"manifest"),
+            media_type: "m".into(),
+            size: 1,
+            confirmed_unix_secs: 1,
+        };
+        store.confirm_tag(&source, "latest", &fact).unwrap();
+        store.commit().unwrap();
+        refusing.0.store(true, Ordering::SeqCst);
+        let forget = || store.forget_facts(u64::MAX, &Here::default(), &|| true);
+        assert!(forget().is_err());
+        assert_eq!(store.tag(&source, "latest").unwrap(), Some(fact));
+        refusing.0.store(false, Ordering::SeqCst);
+        forget().unwrap().unwrap();
+        assert_eq!(store.tag(&source, "latest").unwrap(), None);
+    }
+}

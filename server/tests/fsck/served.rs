@@ -8,7 +8,7 @@ use std::time::Duration;
 use headstart_loadtest::origin::Origin;
 
 use crate::damage::{change, damages, original};
-use crate::support::{REPOSITORY, Server};
+use crate::support::{REPOSITORY, Server, until};
 use crate::{Patient, assert_served, config, image, template};
 
 /// Damages that nobody meets who serves the image: the index has what they are of, and only a rebuild would read them.
@@ -117,9 +117,7 @@ async fn the_size_of_an_original_is_told_before_it_is_compared() {
     assert_eq!(head.headers()["content-length"], layer.blob.len().to_string().as_str());
     // It is a miss, and was none when the answer was made: then the upstream would have been asked.
     assert_eq!(asked(), before);
-    while path.exists() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("it is compared beside that", || !path.exists()).await;
     assert_eq!(found(&server), 1);
     let (status, whole) = server.fetch(&url).await;
     assert!(status == 200 && whole.unwrap() == layer.blob);
