@@ -107,7 +107,7 @@ impl Default for FetchConfig {
             parallel_ranges: 1,
             parallel_min_bytes: 64 << 20,
             pass_through_max: 64,
-            turn_wait_ms: 20_000,
+            turn_wait_ms: 15_000,
             partial_ttl_ms: 24 * 3_600_000,
         }
     }

@@ -2,14 +2,16 @@
 //!
 //! In: blobs that a client will fetch in a moment. Out: the first unit of each has begun to come, or why one does not.
 //! Invariant: what is asked for here is kept, and not asked for again by the client or the conversion, so no byte comes
-//! twice. A HEAD would be cheaper still and prove less: some registries answer it and not the GET that it stands for. What
-//! is our own trouble (no turn, no disk) is not held against the blob.
+//! twice. A HEAD would be cheaper still and prove less: some registries answer it and not the GET that it stands for. It is
+//! asked for where bytes would prove nothing: of a blob of which an earlier fetch has left some. What is our own trouble (no
+//! turn, no disk) is not held against the blob.
 //! Not here: which blobs those are, and what follows from a no ([`super::obtainable`]).
 
 use std::time::Instant;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use headstart_layer_format::BlobDigest;
+use tokio::time::timeout;
 
 use super::{
     blobs::Blobs,
@@ -41,8 +43,15 @@ pub async fn begin(
     let begun = stream::iter(digests).map(|digest| {
         let first = &first;
         async move {
-            if since.elapsed() > VOUCH_MAX {
+            if since.elapsed() > VOUCH_MAX || !blobs.begins_early() {
                 return Ok(());
+            }
+            if !blobs.is_new(source, &digest) {
+                let head = timeout(VOUCH_MAX, blobs.head(source, caller, &digest)).await;
+                return match head {
+                    Ok(Err(error)) if !is_ours(&error) => Err((digest, error)),
+                    _ => Ok(()),
+                };
             }
             // Dropped at once: it is kept for the next reader a moment in flight, and then on disk.
             match blobs.open_range(source, caller, &digest, first).await {

@@ -24,7 +24,7 @@ use super::blobs::Blobs;
 use super::conversion::{Job, Queue};
 use crate::ingest::IngestConfig;
 use crate::metrics::Metrics;
-use crate::store::facts::{ConfigFact, ImageFact, ManifestFact};
+use crate::store::facts::{ConfigFact, ImageFact, LayerFact, ManifestFact};
 use crate::store::hot::Hot;
 use crate::store::{LayerRecord, Store, StoreError};
 use crate::telemetry::Cause;
@@ -114,6 +114,22 @@ impl Layers {
     /// Whether layers are converted at all.
     pub fn converts(&self) -> bool {
         self.inner.converts
+    }
+
+    /// Whether a blob that a manifest names will be fetched for what is done here once the manifest is given. Blocks briefly.
+    pub fn fetches(&self, fact: &ManifestFact, blob: &BlobDigest) -> Result<bool, StoreError> {
+        let Some(image) = fact.image.as_ref().filter(|_| self.inner.converts) else {
+            return Ok(false);
+        };
+        if image.config == *blob {
+            return Ok(self.inner.store.diff_ids(&fact.digest)?.is_none());
+        }
+        let is_layer = |layer: &&LayerFact| layer.digest == *blob && is_tar_layer(&layer.media_type);
+        if image.layers.iter().find(is_layer).is_none() {
+            return Ok(false);
+        }
+        let record = self.inner.store.layer(blob)?;
+        Ok(record.is_none_or(|record| !record.is_settled(self.inner.time_max_ms)))
     }
 
     /// A manifest was verified, recorded and is being given to a client: queue its layers, learn its DiffIDs. What has to be
@@ -248,7 +264,11 @@ impl Layers {
         }
         match self.status(&layer)? {
             None if job.source.is_none() => Ok(None),
-            Some(status) if status.state == LayerState::Refused && self.is_refused_no_more(&layer)? => {
+            Some(status)
+                if status.state == LayerState::Refused
+                    && self.queue.may_retry(&layer)
+                    && self.is_refused_no_more(&layer)? =>
+            {
                 let queued = self.queue.push(job);
                 // While there is no room, it stays what it was.
                 Ok(Some(if queued.state == LayerState::Unknown {

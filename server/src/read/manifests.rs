@@ -493,14 +493,14 @@ impl Inner {
         let fact = &manifest.fact;
         if !is_index(&fact.media_type) {
             return match fact.image {
-                Some(_) => self.obtainable.begin(caller, fact, self.layers.converts()).await,
+                Some(_) => self.obtainable.begin(caller, fact, Some(&self.layers)).await,
                 None => Ok(()),
             };
         }
         let ask = async {
             match self.image_of(caller, fact, &manifest.bytes, accept).await? {
                 // Its reader may want another platform, and another image: nothing is fetched for a guess.
-                Some(image) => self.obtainable.begin(caller, &image, false).await,
+                Some(image) => self.obtainable.begin(caller, &image, None).await,
                 None => Ok(()),
             }
         };

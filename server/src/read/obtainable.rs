@@ -23,6 +23,7 @@ use std::{
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use headstart_layer_format::BlobDigest;
 use moka::sync::Cache;
+use tokio::time::timeout;
 
 use super::{
     beginnings::{self, AT_ONCE},
@@ -31,6 +32,8 @@ use super::{
     coalesce::Coalesce,
     document::{is_foreign, is_index},
     error::ReadError,
+    layers::Layers,
+    setbacks::is_upstreams_fault,
     turns::Asker,
 };
 use crate::{
@@ -120,7 +123,7 @@ impl Obtainable {
                     .build(),
                 begun: Cache::builder()
                     .max_capacity(ENTRIES_MAX)
-                    .time_to_live(REMEMBERED)
+                    .time_to_live(BLOBS_GOOD_FOR)
                     .build(),
                 down: Cache::builder()
                     .max_capacity(ENTRIES_MAX)
@@ -214,22 +217,25 @@ impl Obtainable {
         Ok(())
     }
 
-    /// Before a client is given the image's manifest: whether all of its blobs can be had. `fetches`: they are wanted here
-    /// anyway, so they are begun. Once for everybody who asks meanwhile, and not again for a moment.
-    pub async fn begin(&self, caller: &Caller, fact: &ManifestFact, fetches: bool) -> Result<(), ReadError> {
+    /// Before a client is given the image's manifest: whether all of its blobs can be had. `layers`: those which are wanted here
+    /// anyway are begun. Once for everybody who asks meanwhile, and not again for [`BLOBS_GOOD_FOR`].
+    pub async fn begin(&self, caller: &Caller, fact: &ManifestFact, layers: Option<&Layers>) -> Result<(), ReadError> {
         let key = (fact.source.clone(), caller.clone(), fact.digest);
         if self.inner.begun.contains_key(&key) {
             return Ok(());
         }
         let (asker, after) = (Asker::current(), key.clone());
         let begun = self.beginning.run(key, || {
-            let (all, caller, fact) = (self.clone(), caller.clone(), fact.clone());
+            let (all, caller, fact, layers) = (self.clone(), caller.clone(), fact.clone(), layers.cloned());
             asker.asks(async move {
-                let begun = all.begin_missing(&caller, &fact, fetches).await;
+                let begun = all.begin_missing(&caller, &fact, layers).await;
                 match &begun {
                     Ok(()) => all.inner.begun.insert(after, ()),
                     // So that an index above it is withheld next time: its platform is chosen after the mirror.
-                    Err(error) => all.inner.blobs.withhold(&fact.source, &caller, &fact.digest, error),
+                    Err(error) if is_upstreams_fault(error) => {
+                        all.inner.blobs.withhold(&fact.source, &caller, &fact.digest, error);
+                    }
+                    Err(_) => {}
                 }
                 begun
             })
@@ -249,13 +255,34 @@ impl Obtainable {
         self.inner.begun.insert(key, ());
     }
 
-    async fn begin_missing(&self, caller: &Caller, fact: &ManifestFact, fetches: bool) -> Result<(), ReadError> {
+    async fn begin_missing(
+        &self,
+        caller: &Caller,
+        fact: &ManifestFact,
+        layers: Option<Layers>,
+    ) -> Result<(), ReadError> {
         let (inner, of) = (self.inner.clone(), fact.clone());
-        let missing = blocking(move || inner.missing_blobs(&of, true, BLOBS_MAX)).await?;
-        if !fetches || !self.inner.blobs.begins_early() {
-            let heads = stream::iter(missing).map(|digest| self.ask_for_head(caller, fact, digest));
-            return heads.buffer_unordered(AT_ONCE).try_collect().await;
-        }
+        let (wanted, others) = blocking(move || {
+            let layers = layers.filter(|_| inner.blobs.begins_early());
+            let (mut wanted, mut others) = (Vec::new(), Vec::new());
+            for digest in inner.missing_blobs(&of, true, BLOBS_MAX)? {
+                match &layers {
+                    Some(layers) if layers.fetches(&of, &digest)? => wanted.push(digest),
+                    _ => others.push(digest),
+                }
+            }
+            Ok((wanted, others))
+        })
+        .await?;
+        let heads = stream::iter(others).map(|digest| self.ask_for_head(caller, fact, digest));
+        let heads = timeout(VOUCH_MAX, heads.buffer_unordered(AT_ONCE).try_collect::<()>());
+        // Whatever takes long is taken for a yes.
+        let heads = async { heads.await.unwrap_or(Ok(())) };
+        tokio::try_join!(heads, self.begin_all(caller, fact, wanted))?;
+        Ok(())
+    }
+
+    async fn begin_all(&self, caller: &Caller, fact: &ManifestFact, missing: Vec<BlobDigest>) -> Result<(), ReadError> {
         let begun = beginnings::begin(&self.inner.blobs, &fact.source, caller, missing).await;
         begun.map_err(|(blob, error)| {
             tracing::info!(
@@ -363,8 +390,10 @@ impl Obtainable {
         match &answer {
             // Our own limit: it says nothing about the upstream.
             Err(UpstreamError::Busy) => {}
-            // A status is about what was asked for, until the breaker has seen enough of them.
-            Err(UpstreamError::Status(_)) => self.inner.probed.insert(key, answer.clone()),
+            // A status is about what was asked for, until the breaker has seen enough of them. A limit passes.
+            Err(UpstreamError::Status(_) | UpstreamError::TooManyRequests { .. }) => {
+                self.inner.probed.insert(key, answer.clone())
+            }
             Err(error) if error.is_outage() => self.inner.down.insert(source.upstream.clone(), error.clone()),
             _ => self.inner.probed.insert(key, answer.clone()),
         }

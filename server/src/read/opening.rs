@@ -59,8 +59,8 @@ impl Opened {
         }
     }
 
-    /// [`ReadError::Incomplete`]: an original is here, after all.
-    pub async fn ask(errand: &Errand, wants: &Wants) -> Result<Self, ReadError> {
+    /// `is_member`: the repository is known to have the blob. [`ReadError::Incomplete`]: an original is here, after all.
+    pub async fn ask(errand: &Errand, wants: &Wants, is_member: bool) -> Result<Self, ReadError> {
         let is_new = errand
             .yard
             .originals
@@ -104,7 +104,7 @@ impl Opened {
         let is_empty = partial.present().is_empty();
         let opened = match wants {
             wants if wants.is_whole() => whole(errand, partial, answer).await,
-            wants => range(errand, partial, wants).await,
+            wants => range(errand, partial, wants, is_member).await,
         };
         if opened.is_err() && is_empty {
             let errand = errand.clone();
@@ -189,16 +189,19 @@ fn until(errand: &Errand, partial: &Partial) -> Option<u64> {
 }
 
 /// Asks for the first of what is wanted, or only for the size when that is recorded or cannot be learned so.
-async fn range(errand: &Errand, partial: Partial, wants: &Wants) -> Result<Opened, ReadError> {
+async fn range(errand: &Errand, mut partial: Partial, wants: &Wants, is_member: bool) -> Result<Opened, ReadError> {
     if let Some(size) = partial.size() {
         if wants.covers(size) {
             return whole(errand, partial, None).await;
         }
-        return Ok(Opened {
-            partial,
-            size,
-            first: First::Nothing,
-        });
+        if is_member || is_there(errand, size).await? {
+            return Ok(Opened {
+                partial,
+                size,
+                first: First::Nothing,
+            });
+        }
+        partial = restarted(partial).await?;
     }
     let Some(range) = wants.opening(AHEAD_RANGE) else {
         return match errand.size().await? {
@@ -234,6 +237,16 @@ async fn range(errand: &Errand, partial: Partial, wants: &Wants) -> Result<Opene
         }
         (None, First::Whole(Some(body))) => spool(errand, partial, body).await,
         (None, _) => Err(UpstreamError::BadAnswer("a part of a blob of unknown size").into()),
+    }
+}
+
+/// What is left of a fetch may be of another repository, whose word says nothing for this one: its upstream is asked. "No": the
+/// blob is another, or a GET must tell.
+async fn is_there(errand: &Errand, size: u64) -> Result<bool, ReadError> {
+    match errand.size().await {
+        Ok(now) => Ok(now.is_none_or(|now| now == size)),
+        Err(UpstreamError::Status(400 | 405 | 501)) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -131,7 +131,7 @@ fn remembered(error: &ReadError) -> Duration {
 }
 
 /// Not our disk's, our limits' or our shutdown's.
-fn is_upstreams_fault(error: &ReadError) -> bool {
+pub(super) fn is_upstreams_fault(error: &ReadError) -> bool {
     match error {
         // Our own budget for the upstream.
         ReadError::Upstream(UpstreamError::Busy) => false,

@@ -111,7 +111,12 @@ impl Fetch {
         let hashing = async {
             self.flight.begun().await;
             let fetch = self.clone();
-            tokio::task::spawn_blocking(move || hash(&fetch.errand.digest, &fetch.flight)).await
+            let hashed = tokio::task::spawn_blocking(move || hash(&fetch.errand.digest, &fetch.flight)).await;
+            if let Ok(Err(ReadError::DigestMismatch)) = &hashed {
+                self.errand.yard.metrics.corruption("upstream_blob");
+                tracing::warn!(digest = %self.errand.digest, "upstream's first bytes were others before; nothing is kept");
+            }
+            hashed
         };
         let ((), hashed) = tokio::join!(bringing, hashing);
         match (hashed, self.flight.grounded()) {
@@ -120,7 +125,7 @@ impl Fetch {
                 // An error here is that of a panicked thread; the landing tells the readers.
                 let _ = tokio::task::spawn_blocking(move || fetch.conclude(&found)).await;
             }
-            (Ok(Err(error)), None) => self.give_up(error.into()).await,
+            (Ok(Err(error)), None) => self.give_up(error).await,
             (_, error) => self.give_up(error.unwrap_or(ReadError::Incomplete)).await,
         }
     }
@@ -253,7 +258,7 @@ impl Fetch {
 }
 
 /// Follows the bytes with the hash. `None`: they do not all come.
-fn hash(digest: &BlobDigest, flight: &Flight) -> io::Result<Option<BlobDigest>> {
+fn hash(digest: &BlobDigest, flight: &Flight) -> Result<Option<BlobDigest>, ReadError> {
     let (mut hasher, mut at) = (BlobHasher::of(digest), 0);
     let mut buffer = vec![0; HASH_BUFFER];
     while at < flight.size() {
@@ -265,7 +270,7 @@ fn hash(digest: &BlobDigest, flight: &Flight) -> io::Result<Option<BlobDigest>> 
         let early = flight.early(&(at..at + len as u64));
         // They came in another answer than what is in the file, and readers have them.
         if early[..] != buffer[..early.len()] {
-            return Err(io::Error::other("the upstream said something else first"));
+            return Err(ReadError::DigestMismatch);
         }
         hasher.update(&buffer[..len]);
         at += len as u64;
@@ -309,7 +314,7 @@ mod tests {
             let found = hash(&digest, &flight);
             match is_same {
                 true => assert_eq!(found.unwrap(), Some(digest)),
-                false => assert!(found.is_err()),
+                false => assert!(matches!(found, Err(ReadError::DigestMismatch))),
             }
         }
     }

@@ -88,10 +88,13 @@ impl Blobs {
         let _held = self.yard().metrics.hold(Level::BlobFlights, &[]);
         let started = async {
             let permit = self.yard().whole(errand.asker).await?;
+            // Without anything left of an earlier fetch, the upstream is asked in any case.
+            let is_new = self.yard().originals.is_surely_new(&digest, errand.upstream.name());
+            let is_member = !is_new && self.is_member(&source, &digest).await?;
             let opened = tokio::select! {
                 biased;
                 () = self.yard().stop.cancelled() => return Err(ReadError::Stopping),
-                opened = Opened::ask(&errand, &wants) => opened?,
+                opened = Opened::ask(&errand, &wants, is_member) => opened?,
             };
             Ok((Fetch::new(errand, opened), permit))
         };

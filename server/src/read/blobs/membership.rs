@@ -46,6 +46,11 @@ impl Blobs {
         self.ask(&self.errand(source, caller, digest)?, source).await.map(drop)
     }
 
+    /// Whether nothing of the blob is here, of this upstream.
+    pub(in crate::read) fn is_new(&self, source: &Source, digest: &BlobDigest) -> bool {
+        self.yard().originals.is_surely_new(digest, &source.upstream)
+    }
+
     /// Of a blob that is here or on its way: whether it is the repository's, too. Once for everybody who asks, and not at
     /// all if that is known. A manifest that names what is not is not served for a while.
     pub(super) async fn confirm(&self, errand: &Errand, source: &Source) -> Result<(), ReadError> {
