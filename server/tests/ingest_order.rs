@@ -148,3 +148,31 @@ async fn layers_that_nobody_answers_for_are_in_nobodys_way_and_are_converted_whe
     }
     server.stop().await;
 }
+
+/// Whoever serves a manifest queues its layers in that order; after a restart they are queued by who asks for the image, in
+/// the manifest's.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_layers_go_first_in_whatever_order_they_are_queued() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let [busy, large, small] = [(100, 1), (9000, 2), (50, 3)].map(|(len, seed)| layer(len, seed));
+    let held = |layer: &SyntheticLayer| origin.hold(Target::Digest(layer.digest), 0);
+    let (busy_gate, large_gate) = (held(&busy), held(&large));
+    let [busy, two] = [vec![busy], vec![large, small]].map(|layers| SyntheticImage::new(Flavor::Oci, layers));
+    let mut config = config(&origin, dir.path());
+    (config.ingest.workers, config.ingest.slow_after_ms) = (1, 3_600_000);
+    config.ingest.enabled = false;
+    let server = Server::with(config.clone()).await;
+    for (image, tag) in [(&busy, "busy"), (&two, "two")] {
+        image.push(&origin, REPOSITORY, tag);
+        assert_eq!(server.fetch(&server.manifest_url(image.manifest_digest)).await.0, 200);
+    }
+    server.stop().await;
+    config.ingest.enabled = true;
+    let server = Server::with(config).await;
+    until(&server, &busy, &[LayerState::Converting]).await;
+    until(&server, &two, &[LayerState::Queued; 2]).await;
+    busy_gate.open();
+    until(&server, &two, &[LayerState::Converting, LayerState::Ready]).await;
+    large_gate.open();
+    until(&server, &two, &[LayerState::Ready; 2]).await;
+}
