@@ -8,6 +8,7 @@ mod support;
 use std::time::Duration;
 
 use headstart_layer_format::BlobDigest;
+use headstart_loadtest::corpus::SyntheticImage;
 use headstart_loadtest::origin::{Auth, Call, Fault, Origin, Target};
 use headstart_server::config::Config;
 use serde_json::json;
@@ -187,5 +188,81 @@ async fn without_conversions_heads_are_asked_for() {
     let (server, _dir) = image.server(|config| config.ingest.enabled = false).await;
     image.origin.always(Target::Digest(image.blobs[2].0), status(403));
     assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 403);
+    server.stop().await;
+    // A head that takes long is taken for a yes.
+    let (server, _dir) = image.server(|config| config.ingest.enabled = false).await;
+    image
+        .origin
+        .always(Target::Blobs, Fault::DelayHeaders(Duration::from_secs(60)));
+    assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 200);
+}
+
+/// What an earlier fetch has left proves nothing: the blob may be gone since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_of_which_some_is_here_is_asked_about() {
+    let image = Image::new(&[3 * MIB]);
+    let (server, dir) = image.server(|config| config.ingest.enabled = false).await;
+    let blob = image.blobs[0].0;
+    let part = server.http.get(server.blob_url(&blob)).header("Range", "bytes=0-99");
+    assert_eq!(part.send().await.unwrap().status(), 206);
+    let map = server
+        .app
+        .originals
+        .partial_path(&blob, support::UPSTREAM)
+        .with_extension("map");
+    until("a unit is kept", || map.exists()).await;
+    server.stop().await;
+    let again = |fault: Fault| {
+        image.origin.clear_faults();
+        image.origin.clear_calls();
+        image.origin.always(Target::Digest(blob), fault);
+        Server::with(config(&image.origin, dir.path()))
+    };
+    let server = again(status(403)).await;
+    assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 403);
+    server.stop().await;
+    let server = again(Fault::DelayHeaders(Duration::ZERO)).await;
+    assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 200);
+    assert!(server.fetch(&server.blob_url(&blob)).await.1.unwrap().len() == 3 * MIB);
+    // What was left is not fetched again.
+    assert_eq!(image.origin.bytes_sent(&blob), 2 * MIB as u64);
+    server.stop().await;
+}
+
+/// An image whose layers are converted is given to nodes that fetch no blobs: it costs heads, and no bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_image_that_is_converted_nothing_is_fetched() {
+    let synthetic = SyntheticImage::seeded(5);
+    let origin = Origin::with_image(REPOSITORY, "a", &synthetic);
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&origin, dir.path()).await;
+    assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 200);
+    for layer in &synthetic.layers {
+        server.anybody().ready(&layer.digest).await;
+    }
+    let (originals, store) = (server.app.originals.clone(), server.app.store.clone());
+    let config = synthetic.config_digest;
+    let blobs: Vec<_> = synthetic.layers.iter().map(|l| l.digest).chain([config]).collect();
+    until("all is known", || {
+        blobs.iter().all(|b| originals.path(b).exists())
+            && store.diff_ids(&synthetic.manifest_digest).unwrap().is_some()
+    })
+    .await;
+    let paths: Vec<_> = blobs.iter().map(|blob| originals.path(blob)).collect();
+    server.stop().await;
+    drop((originals, store));
+    paths.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    origin.clear_calls();
+    let server = Server::start(&origin, dir.path()).await;
+    for _ in 0..3 {
+        assert_eq!(
+            server.fetch(&server.manifest_url(synthetic.manifest_digest)).await.0,
+            200
+        );
+    }
+    let calls = origin.calls();
+    let of_blobs: Vec<_> = calls.iter().filter(|c| c.is_blob()).collect();
+    assert!(of_blobs.iter().all(|c| c.method == "HEAD"), "{of_blobs:#?}");
+    assert!(!of_blobs.is_empty() && of_blobs.len() <= blobs.len(), "{of_blobs:#?}");
     server.stop().await;
 }

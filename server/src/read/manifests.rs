@@ -483,8 +483,10 @@ impl Inner {
             };
             timeout(VOUCH_MAX, ask).await.unwrap_or(Ok(()))?;
         }
-        // Afterwards: what was just asked is not asked twice.
-        self.obtainable.confirm_soon(caller, fact);
+        // Afterwards: what was just asked is not asked twice. Nor is what will be asked before a pull.
+        if !is_asked {
+            self.obtainable.confirm_soon(caller, fact);
+        }
         Ok(())
     }
 

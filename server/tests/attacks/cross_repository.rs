@@ -16,7 +16,7 @@ use headstart_loadtest::{
 use headstart_server::config::{AccessMethod, AccessRule};
 use sha2::{Digest as _, Sha256};
 
-use crate::support::{Server, config};
+use crate::support::{Server, config, noise};
 
 const VICTIM: &str = "team/victim";
 const ATTACKER: &str = "team/attacker";
@@ -178,5 +178,36 @@ async fn a_shared_layer_is_confirmed_once() {
     assert_eq!(asked.len(), 1, "{asked:?}");
     assert_eq!(asked[0].method, "HEAD");
     assert_eq!(DiffId::of(&image.layers[0].tar), image.layers[0].diff_id);
+    server.stop().await;
+}
+
+/// The victim's layer is here in part, as a fetch left it that nobody needed to the end. Its bytes are no more the
+/// attacker's than those of a whole one, nor does a part that is given make the layer theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_fetch_is_no_right() {
+    const SIZE: usize = 3 << 20;
+    let origin = Origin::start(Auth::Anonymous);
+    let digest = origin.add_blob(VICTIM, noise(SIZE, 34));
+    let dir = tempfile::tempdir().unwrap();
+    let server = two_tenants(&origin, dir.path()).await;
+    let part = async |token: &str, repository: &str| {
+        let url = server.url(&format!("{repository}/blobs/{digest}"));
+        let request = server.http.get(url).header("Range", "bytes=0-99");
+        let request = request.header("Authorization", format!("Bearer {token}"));
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(part("token-v", VICTIM).await, 206);
+    // While the fetch waits for its next reader, and when it is gone.
+    let since = std::time::Instant::now();
+    while since.elapsed() < std::time::Duration::from_secs(3) {
+        assert_eq!(part("token-a", ATTACKER).await, 404);
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    }
+    let sources = server.app.store.sources(&digest).unwrap();
+    assert!(sources.iter().all(|source| source.repository == VICTIM), "{sources:?}");
+    // The victim's part costs nothing, and nobody's word is asked for it again.
+    origin.clear_calls();
+    assert_eq!(part("token-v", VICTIM).await, 206);
+    assert!(origin.calls().is_empty(), "{:?}", origin.calls());
     server.stop().await;
 }

@@ -83,7 +83,10 @@ async fn a_layer_whose_upstream_takes_too_long_is_not_refused() {
         let mut config = config(&origin, dir.path());
         config.ingest.time_max_ms = 4000;
         let server = Server::with(config).await;
-        assert_eq!(server.anybody().status(&server.manifest_url("slow")).await, 200);
+        // A GET would wait for its blobs to begin. Asking for the state of an image has it converted, too.
+        let head = server.http.head(server.manifest_url("slow"));
+        assert_eq!(head.send().await.unwrap().status(), 200);
+        first_layer(&server, &image).await;
         // Longer than a conversion may take.
         tokio::time::sleep(Duration::from_millis(5000)).await;
         assert_eq!(first_layer(&server, &image).await.state, LayerState::Converting);
