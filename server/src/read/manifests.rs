@@ -7,8 +7,10 @@
 //! its own `Accept`; never a 406 of ours. Requests for the same thing at the same time are one request upstream.
 //! Looking at a manifest starts nothing; being given it ([`Manifests::given`]) starts the conversion of its layers, for which
 //! the whole image is fetched.
-//! Not here: the disk ([`super::shelf`]), whether the blobs can be had ([`super::obtainable`]), and the conversion
+//! Not here: the disk ([`super::shelf`]), what a manifest names ([`pull`], [`super::obtainable`]), and the conversion
 //! (`layers.rs` is told, and does not delay us).
+
+mod pull;
 
 use std::{
     sync::Arc,
@@ -17,17 +19,16 @@ use std::{
 
 use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout_at;
 
 use super::{
     accept::{Accept, Class},
     blobs::Blobs,
     coalesce::Coalesce,
-    document::{is_index, own_child},
     error::ReadError,
     layers::Layers,
     negative::{Negative, What},
-    obtainable::{Obtainable, VOUCH_MAX},
+    obtainable::Obtainable,
     policy::{Policies, Policy},
     shelf::{self, Found, Shelf},
 };
@@ -46,6 +47,8 @@ use crate::{
 /// Tags whose last confirmation is kept in memory, to the millisecond; for others the store knows it to the second.
 const RECENT_MAX: u64 = 65_536;
 
+pub use self::pull::Purpose;
+
 /// A manifest to serve.
 #[derive(Clone, Debug)]
 pub struct Manifest {
@@ -63,15 +66,6 @@ pub enum Warning {
     Stale,
     /// The upstream said that the tag is gone.
     Deleted,
-}
-
-/// What somebody wants a manifest for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// Its head, or what it says: whether its repository gives blobs is asked as cheaply as can be.
-    Look,
-    /// To pull what it names: [`Manifests::ready`] is asked before it is given.
-    Pull,
 }
 
 /// Requests with the same key get the same answer, whatever their purpose: what a look has asked for more, or a pull for
@@ -461,82 +455,6 @@ impl Inner {
         let found = self.shelf.keep(source, digest, media_type, answer.bytes).await?;
         self.negative.forget_blobs(source, caller, &found.fact.members);
         Ok(found)
-    }
-
-    /// Before a manifest that the upstream has just given or confirmed is served.
-    async fn vouch(
-        self: &Arc<Self>,
-        purpose: Purpose,
-        caller: &Caller,
-        found: &Found,
-        accept: &Accept,
-    ) -> Result<(), ReadError> {
-        let fact = &found.fact;
-        // For a pull, more than that is asked before it is given.
-        let is_asked = purpose == Purpose::Pull && (is_index(&fact.media_type) || fact.image.is_some());
-        if !is_asked && !self.obtainable.is_vouched(&fact.source, caller) {
-            let ask = async {
-                match self.image_of(caller, fact, &found.bytes, accept).await? {
-                    Some(image) => self.obtainable.vouch(caller, &image).await,
-                    None => Ok(()),
-                }
-            };
-            timeout(VOUCH_MAX, ask).await.unwrap_or(Ok(()))?;
-        }
-        // Afterwards: what was just asked is not asked twice. Nor is what will be asked before a pull.
-        if !is_asked {
-            self.obtainable.confirm_soon(caller, fact);
-        }
-        Ok(())
-    }
-
-    /// Before a client is given what it will pull by.
-    async fn ready(self: &Arc<Self>, manifest: &Manifest, caller: &Caller, accept: &Accept) -> Result<(), ReadError> {
-        let fact = &manifest.fact;
-        if !is_index(&fact.media_type) {
-            return match fact.image {
-                Some(_) => self.obtainable.begin(caller, fact, Some(&self.layers)).await,
-                None => Ok(()),
-            };
-        }
-        let ask = async {
-            match self.image_of(caller, fact, &manifest.bytes, accept).await? {
-                // Its reader may want another platform, and another image: nothing is fetched for a guess.
-                Some(image) => self.obtainable.begin(caller, &image, None).await,
-                None => Ok(()),
-            }
-        };
-        timeout(VOUCH_MAX, ask).await.unwrap_or(Ok(()))?;
-        self.obtainable.settle(caller, fact);
-        Ok(())
-    }
-
-    /// What a manifest's blobs are asked for by: itself, or of an index its child for machines like ours, which stands for
-    /// all: the client most likely asks for it next. None if nothing needs to be asked.
-    async fn image_of(
-        self: &Arc<Self>,
-        caller: &Caller,
-        fact: &ManifestFact,
-        bytes: &Bytes,
-        accept: &Accept,
-    ) -> Result<Option<ManifestFact>, ReadError> {
-        if !is_index(&fact.media_type) {
-            return Ok(Some(fact.clone()));
-        }
-        // Other machines than ours may be what the cluster is made of.
-        if self.obtainable.is_whole(fact).await? {
-            return Ok(None);
-        }
-        let Some(child) = own_child(bytes) else {
-            return Ok(None);
-        };
-        let child = match self.shelf.find(&fact.source, &child).await? {
-            Some(child) => Ok(child),
-            None => self.fetch_digest(&fact.source, caller, &child, accept, None).await,
-        };
-        // Some indexes name children that were never pushed.
-        let child = child.ok().filter(|child| !is_index(&child.fact.media_type));
-        Ok(child.map(|child| child.fact))
     }
 
     async fn hand_out(&self, found: Found, caller: &Caller, warning: Option<Warning>) -> Result<Manifest, ReadError> {

@@ -1,0 +1,115 @@
+//! Before a manifest is given: whether what it names can be had, by who wants it.
+//!
+//! In: a manifest, and what it is wanted for. Out: it may be given, or why not.
+//! Invariant: an upstream is asked about an index by the image for machines like ours, which stands for all; nothing is
+//! fetched for that guess. What takes long is taken for a yes, but for a blob that is being fetched anyway.
+//! Not here: asking ([`crate::read::obtainable`]).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::{Found, Inner, Manifest};
+use crate::{
+    read::{
+        accept::Accept,
+        document::{is_index, own_child},
+        error::ReadError,
+        obtainable::VOUCH_MAX,
+    },
+    store::facts::ManifestFact,
+    upstream::Caller,
+};
+
+/// What somebody wants a manifest for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its head, or what it says: whether its repository gives blobs is asked as cheaply as can be.
+    Look,
+    /// To pull what it names: [`super::Manifests::ready`] is asked before it is given.
+    Pull,
+}
+
+impl Inner {
+    /// Before a manifest that the upstream has just given or confirmed is served.
+    pub(super) async fn vouch(
+        self: &Arc<Self>,
+        purpose: Purpose,
+        caller: &Caller,
+        found: &Found,
+        accept: &Accept,
+    ) -> Result<(), ReadError> {
+        let fact = &found.fact;
+        // For a pull, more than that is asked before it is given.
+        let is_asked = purpose == Purpose::Pull && (is_index(&fact.media_type) || fact.image.is_some());
+        if !is_asked && !self.obtainable.is_vouched(&fact.source, caller) {
+            let ask = async {
+                match self.image_of(caller, fact, &found.bytes, accept).await? {
+                    Some(image) => self.obtainable.vouch(caller, &image).await,
+                    None => Ok(()),
+                }
+            };
+            timeout(VOUCH_MAX, ask).await.unwrap_or(Ok(()))?;
+        }
+        // Afterwards: what was just asked is not asked twice. Nor is what will be asked before a pull.
+        if !is_asked {
+            self.obtainable.confirm_soon(caller, fact);
+        }
+        Ok(())
+    }
+
+    /// Before a client is given what it will pull by.
+    pub(super) async fn ready(
+        self: &Arc<Self>,
+        manifest: &Manifest,
+        caller: &Caller,
+        accept: &Accept,
+    ) -> Result<(), ReadError> {
+        let fact = &manifest.fact;
+        if !is_index(&fact.media_type) {
+            return match fact.image {
+                Some(_) => self.obtainable.begin(caller, fact, Some(&self.layers)).await,
+                None => Ok(()),
+            };
+        }
+        let ask = async {
+            match self.image_of(caller, fact, &manifest.bytes, accept).await? {
+                // Its reader may want another platform, and another image: nothing is fetched for a guess.
+                Some(image) => self.obtainable.begin(caller, &image, None).await,
+                None => Ok(()),
+            }
+        };
+        timeout(VOUCH_MAX, ask).await.unwrap_or(Ok(()))?;
+        self.obtainable.settle(caller, fact);
+        Ok(())
+    }
+
+    /// What a manifest's blobs are asked for by: itself, or of an index its child for machines like ours, which stands for
+    /// all: the client most likely asks for it next. None if nothing needs to be asked.
+    async fn image_of(
+        self: &Arc<Self>,
+        caller: &Caller,
+        fact: &ManifestFact,
+        bytes: &Bytes,
+        accept: &Accept,
+    ) -> Result<Option<ManifestFact>, ReadError> {
+        if !is_index(&fact.media_type) {
+            return Ok(Some(fact.clone()));
+        }
+        // Other machines than ours may be what the cluster is made of.
+        if self.obtainable.is_whole(fact).await? {
+            return Ok(None);
+        }
+        let Some(child) = own_child(bytes) else {
+            return Ok(None);
+        };
+        let child = match self.shelf.find(&fact.source, &child).await? {
+            Some(child) => Ok(child),
+            None => self.fetch_digest(&fact.source, caller, &child, accept, None).await,
+        };
+        // Some indexes name children that were never pushed.
+        let child = child.ok().filter(|child| !is_index(&child.fact.media_type));
+        Ok(child.map(|child| child.fact))
+    }
+}
