@@ -60,12 +60,13 @@ pub fn of(path: Option<&Path>, why: &str) -> Option<Config> {
     Some(config)
 }
 
-/// What to start with although the file cannot be used, because readers wait. Where there is nothing, the file is tried `again`
+/// What to start with although the file cannot be used, because readers wait. Where there is nothing usable, the file is tried `again`
 /// for a while, and then readers get errors. Blocks.
 pub fn instead(
     path: Option<&Path>,
     why: &str,
     manager: Option<&Arc<ServiceManager>>,
+    is_usable: impl Fn(&Config) -> bool,
     again: impl Fn() -> Option<Config>,
 ) -> Option<Config> {
     let root = root_of(path);
@@ -75,10 +76,11 @@ pub fn instead(
     if !keeper.has_left() {
         return None;
     }
-    if let Some(config) = of(path, why) {
+    // Something that both name may be gone: a certificate, say.
+    if let Some(config) = of(path, why).filter(&is_usable) {
         return Some(config);
     }
-    eprintln!("headstart-shim: readers wait, and no configuration is known that was good: trying again");
+    eprintln!("headstart-shim: readers wait, and no configuration is known that can be used: trying again");
     let begun = Instant::now();
     while begun.elapsed() < OPEN_MAX {
         std::thread::sleep(OPEN_AGAIN);

@@ -102,16 +102,27 @@ enum MainError {
 /// The file, if a shim can run with it.
 fn load(path: Option<&Path>) -> Result<Config, MainError> {
     let config = Config::load(path)?;
+    check(&config)?;
+    Ok(config)
+}
+
+/// What is in other files, or only libraries can say.
+fn check(config: &Config) -> Result<(), MainError> {
     Servers::new(&config.servers, &config.fetch)?;
     EnvFilter::try_new(&config.log.level)?;
-    Ok(config)
+    Ok(())
 }
 
 /// The same, if this process can.
 fn load_to_run(path: Option<&Path>, manager: Option<&Arc<ServiceManager>>) -> Result<Config, MainError> {
     let config = load(path)?;
-    Keeper::new(config.survival.keep_with, &config.root_dir, manager).map_err(app::AppError::from)?;
+    check_keeper(&config, manager)?;
     Ok(config)
+}
+
+fn check_keeper(config: &Config, manager: Option<&Arc<ServiceManager>>) -> Result<(), MainError> {
+    Keeper::new(config.survival.keep_with, &config.root_dir, manager).map_err(app::AppError::from)?;
+    Ok(())
 }
 
 fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainError> {
@@ -123,7 +134,9 @@ fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainEr
         Ok(config) => config,
         Err(error) => {
             eprintln!("headstart-shim: failed to {error}");
-            match last_good::instead(path, &error.to_string(), told, || load_to_run(path, told).ok()) {
+            let is_usable = |config: &Config| check(config).and_then(|()| check_keeper(config, told)).is_ok();
+            let again = || load_to_run(path, told).ok();
+            match last_good::instead(path, &error.to_string(), told, is_usable, again) {
                 Some(config) => config,
                 None => return Err(error),
             }

@@ -168,6 +168,9 @@ async fn looking_and_choosing_fetch_no_blob() {
     assert_eq!(server.fetch(&server.manifest_url("multi")).await.0, 200);
     assert!(image.blob_calls("GET").is_empty(), "{:#?}", image.blob_calls("GET"));
     assert_eq!(image.blob_calls("HEAD").len(), image.blobs.len());
+    // What was asked of the index is not enough for the image.
+    image.origin.always(gets(image.blobs[1].0), status(403));
+    assert_eq!(server.fetch(&server.manifest_url(image.manifest)).await.0, 403);
     server.stop().await;
     // One of them is enough for the index to be withheld.
     let (server, _dir) = image.server(|_| {}).await;

@@ -121,7 +121,11 @@ pub fn check_endpoint(endpoint: &str) -> Result<(), &'static str> {
     if authority.contains('@') || endpoint.contains(['?', '#']) {
         return Err("must not carry a user, a password or a query; use OTEL_EXPORTER_OTLP_HEADERS");
     }
-    match endpoint.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some()) {
+    let is_port = match authority.rsplit_once(':') {
+        Some((_, port)) if !port.ends_with(']') => port.parse::<u16>().is_ok(),
+        _ => true,
+    };
+    match is_port && endpoint.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some()) {
         true => Ok(()),
         false => Err("must be a URL with a host"),
     }
@@ -133,7 +137,12 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_a_url_without_secrets() {
-        for right in ["http://collector:4318", "https://[::1]:4318/otlp/", "http://10.0.0.1"] {
+        for right in [
+            "http://collector:4318",
+            "https://[::1]:4318/otlp/",
+            "http://10.0.0.1",
+            "http://[::1]",
+        ] {
             assert_eq!(check_endpoint(right), Ok(()), "{right}");
         }
         for wrong in [
@@ -141,6 +150,8 @@ mod tests {
             "grpc://collector:4317",
             "http://",
             "http:///v1",
+            "http://collector:4318x",
+            "http://collector:70000",
             "http://user:secret@collector",
             "http://collector?token=secret",
             "http://collector#part",

@@ -22,6 +22,8 @@ const MAKES_MAX: u32 = 1;
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often a tree without room on the disk is tried there again: the TOC is read for it.
 const ROOM_AGAIN: Duration = Duration::from_secs(10);
+/// The pause doubles with each try, up to this.
+const ROOM_AGAIN_MAX: Duration = Duration::from_secs(3600);
 
 /// What trees of layers share on a node.
 #[derive(Clone, Debug)]
@@ -42,8 +44,8 @@ pub(super) struct Shown {
 #[derive(Debug, Default)]
 struct State {
     tree: Option<Arc<TreeFile>>,
-    /// Since when it is in memory for want of room on the disk, or was tried there.
-    homeless: Option<Instant>,
+    /// Since when it is in memory for want of room on the disk, or was tried there; and when it is tried again.
+    homeless: Option<(Instant, Duration)>,
     /// How often it was found damaged.
     damages: u32,
     /// When it could not be made.
@@ -115,7 +117,7 @@ impl Shown {
                 // As on a full disk.
                 Err(error) => {
                     tracing::warn!(layer = %self.layer.digest(), %error, "layer-tree-not-on-disk");
-                    state.homeless = Some(Instant::now());
+                    state.homeless = Some((Instant::now(), ROOM_AGAIN));
                 }
             }
         }
@@ -133,19 +135,18 @@ impl Shown {
     /// memory. Blocks.
     pub(super) fn settle(&self) {
         let homeless = {
-            let mut state = self.lock();
+            let state = self.lock();
             match (&state.tree, state.homeless) {
-                (Some(tree), Some(at)) if at.elapsed() >= ROOM_AGAIN => {
-                    let tree = Arc::clone(tree);
-                    state.homeless = Some(Instant::now());
-                    tree
-                }
+                (Some(tree), Some((at, pause))) if at.elapsed() >= pause => Arc::clone(tree),
                 _ => return,
             }
         };
         if !homeless.len().is_ok_and(|len| self.layer.file().room().may_keep(len)) {
+            self.put_off(|_| ROOM_AGAIN);
             return;
         }
+        // Something else may be wrong with the disk, and a try is dear: it reads all of the TOC.
+        self.put_off(|pause| (pause * 2).min(ROOM_AGAIN_MAX));
         let toc = self.layer.contents().toc().map_err(TreeError::from);
         match toc.and_then(|toc| self.make(&toc)) {
             Ok(tree) => {
@@ -159,6 +160,11 @@ impl Shown {
             }
             Err(error) => tracing::debug!(layer = %self.layer.digest(), %error, "layer-tree-still-not-on-disk"),
         }
+    }
+
+    fn put_off(&self, longer: impl Fn(Duration) -> Duration) {
+        let mut state = self.lock();
+        state.homeless = state.homeless.map(|(_, pause)| (Instant::now(), longer(pause)));
     }
 
     fn damaged(&self, tree: &Arc<TreeFile>, error: &TreeError) {

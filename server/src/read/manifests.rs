@@ -25,6 +25,7 @@ use super::{
     accept::{Accept, Class},
     blobs::Blobs,
     coalesce::Coalesce,
+    document::is_index,
     error::ReadError,
     layers::Layers,
     negative::{Negative, What},
@@ -153,7 +154,8 @@ impl Manifests {
     /// at once. Costs nothing when all of it is here. Of what is not, a pull's first requests have begun afterwards.
     pub async fn ready(&self, manifest: &Manifest, caller: &Caller, accept: &Accept) -> Result<(), ReadError> {
         // What is served in spite of the upstream's trouble was looked at for just that.
-        if manifest.warning.is_some() || self.inner.obtainable.is_begun(caller, &manifest.fact) {
+        let begins = self.inner.layers.converts() && !is_index(&manifest.fact.media_type);
+        if manifest.warning.is_some() || self.inner.obtainable.is_begun(caller, &manifest.fact, begins) {
             return Ok(());
         }
         self.inner.ready(manifest, caller, accept).await

@@ -76,12 +76,33 @@ enum Missing {
     Child(BlobDigest),
 }
 
+/// A manifest that is to be given, to whom.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Pull {
+    source: Source,
+    caller: Caller,
+    manifest: BlobDigest,
+    /// Blobs are begun, where they are wanted here. Heads prove less.
+    begins: bool,
+}
+
+impl Pull {
+    fn of(caller: &Caller, fact: &ManifestFact, begins: bool) -> Self {
+        Self {
+            source: fact.source.clone(),
+            caller: caller.clone(),
+            manifest: fact.digest,
+            begins,
+        }
+    }
+}
+
 /// Clones share what is remembered.
 #[derive(Clone, Debug)]
 pub struct Obtainable {
     inner: Arc<Inner>,
     probes: Coalesce<(Source, Caller, Missing), Result<(), UpstreamError>>,
-    beginning: Coalesce<(Source, Caller, BlobDigest), Result<(), ReadError>>,
+    beginning: Coalesce<Pull, Result<bool, ReadError>>,
 }
 
 #[derive(Debug)]
@@ -93,8 +114,8 @@ struct Inner {
     /// Manifests whose blobs were looked at in the background.
     confirmed: Cache<(Source, BlobDigest), ()>,
     probed: Cache<(Source, Caller, Missing), Result<(), UpstreamError>>,
-    /// Manifests of which everything is here, has begun to come, or was promised a moment ago.
-    begun: Cache<(Source, Caller, BlobDigest), ()>,
+    /// Manifests of which everything is here, has begun to come, or was promised a moment ago; and until when that is good.
+    begun: Cache<Pull, Instant>,
     /// An outage concerns everything of an upstream.
     down: Cache<String, UpstreamError>,
     /// Repositories that gave the head of a blob, or did not: of these, an upstream that answers is no proof.
@@ -212,25 +233,32 @@ impl Obtainable {
         let Some(Missing::Blob(digest)) = self.missing(fact, true).await? else {
             return Ok(());
         };
-        self.ask_for_head(caller, fact, digest).await?;
-        self.inner.vouched.insert((fact.source.clone(), caller.clone()), ());
+        if self.ask_for_head(caller, fact, digest).await? {
+            self.inner.vouched.insert((fact.source.clone(), caller.clone()), ());
+        }
         Ok(())
     }
 
     /// Before a client is given the image's manifest: whether all of its blobs can be had. `layers`: those which are wanted here
-    /// anyway are begun. Once for everybody who asks meanwhile, and not again for [`BLOBS_GOOD_FOR`].
-    pub async fn begin(&self, caller: &Caller, fact: &ManifestFact, layers: Option<&Layers>) -> Result<(), ReadError> {
-        let key = (fact.source.clone(), caller.clone(), fact.digest);
-        if self.inner.begun.contains_key(&key) {
-            return Ok(());
+    /// anyway are begun. Once for everybody who asks meanwhile, and not again for a while. "No": as far as can be told, they
+    /// can.
+    pub async fn begin(
+        &self,
+        caller: &Caller,
+        fact: &ManifestFact,
+        layers: Option<&Layers>,
+    ) -> Result<bool, ReadError> {
+        let pull = Pull::of(caller, fact, layers.is_some_and(Layers::converts));
+        if self.is_known(&pull) {
+            return Ok(true);
         }
-        let (asker, after) = (Asker::current(), key.clone());
-        let begun = self.beginning.run(key, || {
+        let asker = Asker::current();
+        let begun = self.beginning.run(pull.clone(), || {
             let (all, caller, fact, layers) = (self.clone(), caller.clone(), fact.clone(), layers.cloned());
             asker.asks(async move {
                 let begun = all.begin_missing(&caller, &fact, layers).await;
                 match &begun {
-                    Ok(()) => all.inner.begun.insert(after, ()),
+                    Ok(is_proven) => all.know(pull, *is_proven),
                     // So that an index above it is withheld next time: its platform is chosen after the mirror.
                     Err(error) if is_upstreams_fault(error) => {
                         all.inner.blobs.withhold(&fact.source, &caller, &fact.digest, error);
@@ -243,16 +271,23 @@ impl Obtainable {
         begun.await.unwrap_or(Err(ReadError::Stopping))
     }
 
-    /// The same is known without asking: nothing of it was missing a moment ago.
-    pub fn is_begun(&self, caller: &Caller, fact: &ManifestFact) -> bool {
-        let key = (fact.source.clone(), caller.clone(), fact.digest);
-        self.inner.begun.contains_key(&key)
+    /// The same is known without asking. `begins`: blobs that are wanted here are begun.
+    pub fn is_begun(&self, caller: &Caller, fact: &ManifestFact, begins: bool) -> bool {
+        self.is_known(&Pull::of(caller, fact, begins))
     }
 
-    /// Nothing of this index needs to be asked about for a moment.
-    pub fn settle(&self, caller: &Caller, index: &ManifestFact) {
-        let key = (index.source.clone(), caller.clone(), index.digest);
-        self.inner.begun.insert(key, ());
+    /// Of this index, an image was asked about.
+    pub fn settle(&self, caller: &Caller, index: &ManifestFact, is_proven: bool) {
+        self.know(Pull::of(caller, index, false), is_proven);
+    }
+
+    fn is_known(&self, pull: &Pull) -> bool {
+        self.inner.begun.get(pull).is_some_and(|until| Instant::now() < until)
+    }
+
+    fn know(&self, pull: Pull, is_proven: bool) {
+        let good_for = if is_proven { BLOBS_GOOD_FOR } else { REMEMBERED };
+        self.inner.begun.insert(pull, Instant::now() + good_for);
     }
 
     async fn begin_missing(
@@ -260,14 +295,17 @@ impl Obtainable {
         caller: &Caller,
         fact: &ManifestFact,
         layers: Option<Layers>,
-    ) -> Result<(), ReadError> {
+    ) -> Result<bool, ReadError> {
         let (inner, of) = (self.inner.clone(), fact.clone());
         let (wanted, others) = blocking(move || {
             let layers = layers.filter(|_| inner.blobs.begins_early());
             let (mut wanted, mut others) = (Vec::new(), Vec::new());
             for digest in inner.missing_blobs(&of, true, BLOBS_MAX)? {
                 match &layers {
-                    Some(layers) if layers.fetches(&of, &digest)? => wanted.push(digest),
+                    // Of what an earlier fetch has left, more bytes would prove nothing.
+                    Some(layers) if layers.fetches(&of, &digest)? && !inner.blobs.has_left(&of.source, &digest) => {
+                        wanted.push(digest);
+                    }
                     _ => others.push(digest),
                 }
             }
@@ -275,14 +313,20 @@ impl Obtainable {
         })
         .await?;
         let heads = stream::iter(others).map(|digest| self.ask_for_head(caller, fact, digest));
-        let heads = timeout(VOUCH_MAX, heads.buffer_unordered(AT_ONCE).try_collect::<()>());
+        let heads = heads.buffer_unordered(AT_ONCE);
+        let heads = timeout(VOUCH_MAX, heads.try_fold(true, async |all, one| Ok(all && one)));
         // Whatever takes long is taken for a yes.
-        let heads = async { heads.await.unwrap_or(Ok(())) };
-        tokio::try_join!(heads, self.begin_all(caller, fact, wanted))?;
-        Ok(())
+        let heads = async { heads.await.unwrap_or(Ok(false)) };
+        let (promised, begun) = tokio::try_join!(heads, self.begin_all(caller, fact, wanted))?;
+        Ok(promised && begun)
     }
 
-    async fn begin_all(&self, caller: &Caller, fact: &ManifestFact, missing: Vec<BlobDigest>) -> Result<(), ReadError> {
+    async fn begin_all(
+        &self,
+        caller: &Caller,
+        fact: &ManifestFact,
+        missing: Vec<BlobDigest>,
+    ) -> Result<bool, ReadError> {
         let begun = beginnings::begin(&self.inner.blobs, &fact.source, caller, missing).await;
         begun.map_err(|(blob, error)| {
             tracing::info!(
@@ -293,15 +337,16 @@ impl Obtainable {
         })
     }
 
-    async fn ask_for_head(&self, caller: &Caller, fact: &ManifestFact, digest: BlobDigest) -> Result<(), ReadError> {
+    /// "No": as far as can be told, it can be had.
+    async fn ask_for_head(&self, caller: &Caller, fact: &ManifestFact, digest: BlobDigest) -> Result<bool, ReadError> {
         let (inner, source) = (&self.inner, &fact.source);
         let Some(upstream) = inner.upstreams.get(&source.upstream).cloned() else {
-            return Ok(());
+            return Ok(false);
         };
         match self.probe(source, caller, upstream, Missing::Blob(digest)).await {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
             // A limit passes.
-            Err(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout | UpstreamError::Busy) => Ok(()),
+            Err(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout | UpstreamError::Busy) => Ok(false),
             Err(error) => {
                 tracing::info!(
                     manifest = %fact.digest, blob = %digest, upstream = source.upstream, repository = source.repository,

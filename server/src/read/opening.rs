@@ -194,14 +194,22 @@ async fn range(errand: &Errand, mut partial: Partial, wants: &Wants, is_member: 
         if wants.covers(size) {
             return whole(errand, partial, None).await;
         }
-        if is_member || is_there(errand, size).await? {
-            return Ok(Opened {
-                partial,
-                size,
-                first: First::Nothing,
-            });
+        let is_there = match is_member {
+            true => Some(true),
+            false => is_there(errand, size).await?,
+        };
+        match is_there {
+            Some(true) => {
+                return Ok(Opened {
+                    partial,
+                    size,
+                    first: First::Nothing,
+                });
+            }
+            Some(false) => partial = restarted(partial).await?,
+            // What is here stays, unless a part shows that the blob is another.
+            None => {}
         }
-        partial = restarted(partial).await?;
     }
     let Some(range) = wants.opening(AHEAD_RANGE) else {
         return match errand.size().await? {
@@ -241,11 +249,11 @@ async fn range(errand: &Errand, mut partial: Partial, wants: &Wants, is_member: 
 }
 
 /// What is left of a fetch may be of another repository, whose word says nothing for this one: its upstream is asked. "No": the
-/// blob is another, or a GET must tell.
-async fn is_there(errand: &Errand, size: u64) -> Result<bool, ReadError> {
+/// blob is another. `None`: a GET must tell.
+async fn is_there(errand: &Errand, size: u64) -> Result<Option<bool>, ReadError> {
     match errand.size().await {
-        Ok(now) => Ok(now.is_none_or(|now| now == size)),
-        Err(UpstreamError::Status(400 | 405 | 501)) => Ok(false),
+        Ok(now) => Ok(Some(now.is_none_or(|now| now == size))),
+        Err(UpstreamError::Status(400 | 405 | 501)) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

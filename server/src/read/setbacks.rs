@@ -80,9 +80,7 @@ impl Setbacks {
 
     /// The last failure, if any.
     pub fn last(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Option<ReadError> {
-        self.blobs
-            .get(&key(source, caller, digest))
-            .map(|setback| setback.error)
+        self.get(&key(source, caller, digest)).map(|setback| setback.error)
     }
 
     /// Why a request for the blob is refused before its head: what came of it broke off in the middle, repeatedly.
@@ -167,6 +165,20 @@ mod tests {
         assert!(setbacks.refusal(&source, &Caller::Anybody, &digest).is_none());
         setbacks.ended(&source, &caller, &digest, Ok(()));
         assert!(setbacks.last(&source, &caller, &digest).is_none());
+    }
+
+    #[test]
+    fn a_failure_that_is_over_withholds_nothing() {
+        let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
+        let (source, caller) = (at("r"), Caller::Server);
+        let setback = Setback {
+            error: ReadError::Unknown,
+            until: Instant::now(),
+            broke_off: REFUSED_FROM,
+        };
+        setbacks.blobs.insert(key(&source, &caller, &digest), setback);
+        assert!(setbacks.last(&source, &caller, &digest).is_none());
+        assert!(setbacks.refusal(&source, &caller, &digest).is_none());
     }
 
     #[test]

@@ -18,7 +18,13 @@ use tracing::{Instrument as _, Span, field::Empty};
 use super::{Blobs, ReadError};
 use crate::{
     metrics::names::Level,
-    read::{errand::Errand, fetch::Fetch, negative::What, opening::Opened, wants::Wants},
+    read::{
+        errand::Errand,
+        fetch::Fetch,
+        negative::What,
+        opening::{First, Opened},
+        wants::Wants,
+    },
     store::{facts::Source, leftovers::Remove},
     telemetry::{self, Cause},
     upstream::Caller,
@@ -96,17 +102,23 @@ impl Blobs {
                 () = self.yard().stop.cancelled() => return Err(ReadError::Stopping),
                 opened = Opened::ask(&errand, &wants, is_member) => opened?,
             };
-            Ok((Fetch::new(errand, opened), permit))
+            // A manifest's claim is enough for a part that is here, and no more than a claim.
+            let is_told = !(is_member && matches!(opened.first, First::Nothing));
+            Ok((Fetch::new(errand, opened), permit, is_told))
         };
         match started.await {
-            Ok(((fetch, first), permit)) => {
-                negative.learn(&source, &caller, What::Blob(digest), Ok(()));
+            Ok(((fetch, first), permit, is_told)) => {
+                if is_told {
+                    negative.learn(&source, &caller, What::Blob(digest), Ok(()));
+                }
                 fetch.depart(first, permit);
                 publish.send_replace(Some(Ok(fetch.clone())));
                 let remembered = async {
                     // A client waits for the first bytes; nobody for this.
                     let _ = timeout(REMEMBER_DELAY_MAX, fetch.flight.begun()).await;
-                    self.remember(&source, &digest).await;
+                    if is_told {
+                        self.remember(&source, &digest).await;
+                    }
                 };
                 tokio::join!(remembered, fetch.clone().fly());
                 if let Some(outcome) = fetch.flight.outcome() {

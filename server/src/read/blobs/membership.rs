@@ -46,9 +46,10 @@ impl Blobs {
         self.ask(&self.errand(source, caller, digest)?, source).await.map(drop)
     }
 
-    /// Whether nothing of the blob is here, of this upstream.
-    pub(in crate::read) fn is_new(&self, source: &Source, digest: &BlobDigest) -> bool {
-        self.yard().originals.is_surely_new(digest, &source.upstream)
+    /// Whether an earlier fetch from this upstream has left some of the blob. Blocks briefly.
+    pub(in crate::read) fn has_left(&self, source: &Source, digest: &BlobDigest) -> bool {
+        let originals = &self.yard().originals;
+        !originals.is_surely_new(digest, &source.upstream) && originals.partial_path(digest, &source.upstream).exists()
     }
 
     /// Of a blob that is here or on its way: whether it is the repository's, too. Once for everybody who asks, and not at

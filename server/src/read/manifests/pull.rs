@@ -69,7 +69,7 @@ impl Inner {
         let fact = &manifest.fact;
         if !is_index(&fact.media_type) {
             return match fact.image {
-                Some(_) => self.obtainable.begin(caller, fact, Some(&self.layers)).await,
+                Some(_) => self.obtainable.begin(caller, fact, Some(&self.layers)).await.map(drop),
                 None => Ok(()),
             };
         }
@@ -77,11 +77,11 @@ impl Inner {
             match self.image_of(caller, fact, &manifest.bytes, accept).await? {
                 // Its reader may want another platform, and another image: nothing is fetched for a guess.
                 Some(image) => self.obtainable.begin(caller, &image, None).await,
-                None => Ok(()),
+                None => Ok(true),
             }
         };
-        timeout(VOUCH_MAX, ask).await.unwrap_or(Ok(()))?;
-        self.obtainable.settle(caller, fact);
+        let is_proven = timeout(VOUCH_MAX, ask).await.unwrap_or(Ok(false))?;
+        self.obtainable.settle(caller, fact, is_proven);
         Ok(())
     }
 
