@@ -134,7 +134,7 @@ impl Keeper {
         match self.0.by.keep(&kept) {
             // With nobody this process alone has it from now on, as is asked for; readers go on until its end.
             Ok(()) => {
-                tracing::info!("mount-kept-by-another-keeper");
+                tracing::info!("mount-taken-from-another-keeper");
                 self.0.formerly.iter().for_each(By::forget);
             }
             Err(error) => tracing::error!(%error, "mount-not-kept: containers will not survive a restart"),

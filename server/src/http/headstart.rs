@@ -33,6 +33,7 @@ use super::{
     error::{ApiError, Asked, OciCode},
     profile,
     streams::{Bounds, Place, Streams},
+    unread::drain,
     v2::resolve,
 };
 use crate::{
@@ -131,6 +132,8 @@ pub(super) async fn limited_body(
     let bad = |status, message: String| ApiError::new(OciCode::Unsupported, message).with_status(status);
     // What says itself that it is too large need not come.
     if hyper::body::Body::size_hint(request.body()).lower() > size_max as u64 {
+        let (head, body) = request.into_parts();
+        drain(&head, body);
         let message = format!("read {what}: it has more than {size_max} bytes");
         return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
