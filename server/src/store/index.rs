@@ -47,7 +47,7 @@ pub enum IndexError {
     BadRow(&'static str),
     #[error("the index knows records that no pack has")]
     AheadOfPacks,
-    #[error("the index lacks a pack that is older than others it knows")]
+    #[error("the index lacks a pack, or the end of one, that is older than others it knows")]
     LacksPack,
     #[error("there is no index")]
     Missing,
@@ -347,6 +347,13 @@ impl Index {
     fn forget_if(&self, what: &'static str, key: &[u8], row: &[u8]) -> Result<(), IndexError> {
         // Whether it was the row is nobody's concern.
         self.change(what, [key], |db| db.compare_and_swap(key, Some(row), None::<&[u8]>))
+            .map(drop)
+    }
+
+    /// Writes a row if it says `row` still, in one step.
+    fn replace_if(&self, what: &'static str, key: &[u8], row: &[u8], new: &[u8]) -> Result<(), IndexError> {
+        // Whether it did is nobody's concern.
+        self.change(what, [key], |db| db.compare_and_swap(key, Some(row), Some(new)))
             .map(drop)
     }
 

@@ -108,6 +108,23 @@ pub(super) fn index_fact(index: &Index, fact: &Fact, at: Location) -> Result<(),
     Ok(())
 }
 
+/// The rows that say where a fact is, once it was written again: unless they say that a later one counts.
+pub(super) fn follow_fact(index: &Index, fact: &Fact, from: Location, to: Location) -> Result<(), StoreError> {
+    match fact {
+        Fact::Manifest(m) if index.manifest(&m.digest)? == Some(from) => index.set_manifest(&m.digest, &to)?,
+        Fact::Config { manifest, .. } if index.diff_ids(manifest)? == Some(from) => {
+            index.set_diff_ids(manifest, &to)?
+        }
+        Fact::Pin { target, pinned } if index.pin(&target.key())?.is_some_and(|(_, at)| at == from) => {
+            index.set_pin(&target.key(), *pinned, &to)?;
+        }
+        Fact::Manifest(_) | Fact::Config { .. } | Fact::Pin { .. } => {}
+        // Their rows say nothing of where they are.
+        Fact::Tag { .. } | Fact::Untagged { .. } | Fact::Member { .. } | Fact::Members { .. } => {}
+    }
+    Ok(())
+}
+
 fn claim_chain(
     index: &Index,
     chain: &ChainId,

@@ -50,7 +50,7 @@ pub mod usage;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use headstart_layer_format::{ChunkDigest, TocError};
 
@@ -137,6 +137,8 @@ struct Inner {
     metrics: OnceLock<Metrics>,
     at_hand: at_hand::AtHand,
     asked: forget::Asked,
+    /// Who pins looks how many there are before: one at a time.
+    pinning: Mutex<()>,
     /// See [`Store::doubt_manifests`].
     doubts_manifests: AtomicBool,
     /// The copy of the index, when this is only a look.

@@ -143,6 +143,7 @@ fn open_in(
         metrics: OnceLock::new(),
         at_hand: Default::default(),
         asked: Default::default(),
+        pinning: Default::default(),
         doubts_manifests: AtomicBool::new(false),
         _copy: copy,
         _lock: lock,
@@ -269,10 +270,12 @@ fn open_index(
         if !progress.iter().all(fits) {
             return Err(IndexError::AheadOfPacks);
         }
-        // A pack that could not be read, and can be again: what it says must not be taken for later than all others.
+        // A pack that could not be read, and can be again, or the end of one that was given up and is there still: what it
+        // says must not be taken for later than all others.
         let with_records = packs.iter().filter(|(_, len)| *len > PACK_HEADER_LEN);
-        let known = with_records.map(|(pack, _)| progress.contains_key(&pack.id));
-        if known.skip_while(|known| *known).all(|known| !known) {
+        let ends = with_records.map(|(pack, len)| (progress.get(&pack.id), *len));
+        let mut behind = ends.skip_while(|(end, len)| end.is_some_and(|end| end == len)).skip(1);
+        if behind.all(|(end, _)| end.is_none()) {
             Ok((index, progress))
         } else {
             Err(IndexError::LacksPack)

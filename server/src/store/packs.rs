@@ -375,7 +375,9 @@ impl Packs {
             let mut w = self.writer();
             while let Some(suspect) = w.suspects.first().cloned() {
                 self.salvage(index, &mut w, &suspect)?;
-                w.suspects.remove(0);
+                // What failed twice of it was written once more with the first.
+                w.suspects
+                    .retain(|other| other.pack.id != suspect.pack.id || other.from < suspect.from);
             }
             if !w.dirty {
                 return Ok(());

@@ -6,6 +6,7 @@
 //! Not here: what pins protect from ([`crate::reclaim`], [`super::plan`]).
 
 use std::collections::HashSet;
+use std::sync::PoisonError;
 
 use headstart_layer_format::BlobDigest;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ impl Store {
     /// Pins or unpins; whether that changed anything. Durable when it returns. There are no more than [`PINS_MAX`] pins, but for those
     /// of an earlier version.
     pub fn set_pin(&self, target: &PinTarget, pinned: bool) -> Result<bool, StoreError> {
+        // There is nothing in it that a panic could leave half done.
+        let _alone = self.inner.pinning.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.inner.index.pin(&target.key())?.is_some_and(|(pinned, _)| pinned);
         if before == pinned {
             return Ok(false);
@@ -152,6 +155,30 @@ mod tests {
         assert!(!store.set_pin(&target(7), true).unwrap(), "it is pinned already");
         assert!(store.set_pin(&target(7), false).unwrap());
         assert!(store.set_pin(&target(PINS_MAX), true).unwrap());
+    }
+
+    /// Each looked how many there were before any of them was.
+    #[test]
+    fn there_are_no_more_pins_than_their_bound_when_many_come_at_once() {
+        const ROOM: usize = 3;
+        const COMING: usize = 12;
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (ROOM..PINS_MAX).for_each(|n| set(&store, n, true));
+        let barrier = std::sync::Barrier::new(COMING);
+        let come = |n: usize| {
+            barrier.wait();
+            store.set_pin(&target(PINS_MAX + n), true).is_ok()
+        };
+        let pinned = std::thread::scope(|scope| {
+            let come = &come;
+            let all: Vec<_> = (0..COMING).map(|n| scope.spawn(move || come(n))).collect();
+            all.into_iter()
+                .map(|one| one.join().unwrap())
+                .filter(|done| *done)
+                .count()
+        });
+        assert_eq!((pinned, store.pins().unwrap().len()), (ROOM, PINS_MAX));
     }
 
     /// What takes a pin back stayed for ever, row and record.

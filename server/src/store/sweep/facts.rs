@@ -13,7 +13,7 @@ use headstart_layer_format::{BlobDigest, ChainId, DiffId};
 
 use super::{GivenUp, Stop};
 use crate::store::index::Batch;
-use crate::store::learned::Fact;
+use crate::store::learned::{Fact, follow_fact};
 use crate::store::pack::{Location, PackId};
 use crate::store::recover::Found;
 use crate::store::{Store, StoreError, keys};
@@ -63,7 +63,7 @@ impl Store {
             |at| {
                 to = Some(at);
                 match &fact {
-                    Some(fact) => self.fact_moved(fact, at),
+                    Some(fact) => follow_fact(&inner.index, fact, found.location, at),
                     None => Ok(()),
                 }
             },
@@ -152,17 +152,5 @@ impl Store {
             Fact::Pin { pinned: false, .. } if at.pack < beside => false,
             Fact::Pin { target, .. } => index.pin(&target.key())?.is_some_and(|(_, pin)| pin == *at),
         })
-    }
-
-    /// The rows that say where a fact is.
-    fn fact_moved(&self, fact: &Fact, at: Location) -> Result<(), StoreError> {
-        let index = &self.inner.index;
-        match fact {
-            Fact::Manifest(m) => index.set_manifest(&m.digest, &at)?,
-            Fact::Config { manifest, .. } => index.set_diff_ids(manifest, &at)?,
-            Fact::Pin { target, pinned } => index.set_pin(&target.key(), *pinned, &at)?,
-            Fact::Tag { .. } | Fact::Untagged { .. } | Fact::Member { .. } | Fact::Members { .. } => {}
-        }
-        Ok(())
     }
 }
