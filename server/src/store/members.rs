@@ -106,7 +106,9 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::facts::Membership;
     use crate::store::forget::Here;
+    use crate::store::learned::Fact;
 
     fn source(n: usize) -> Source {
         Source {
@@ -148,5 +150,43 @@ mod tests {
         );
         assert!(store.is_member(&source(0), &other).unwrap());
         assert!(!store.sources(&base).unwrap().is_empty());
+    }
+
+    /// A row was read, and written again for the day, whatever had become of it in between.
+    #[test]
+    fn a_confirmation_changes_nothing_that_was_said_meanwhile() {
+        const ROUNDS: usize = 3000;
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let digest = |n: usize| BlobDigest::of(&n.to_le_bytes());
+        // Known from a manifest, confirmed long ago.
+        for n in 0..ROUNDS {
+            let key = keys::member(&source(0), &digest(n));
+            store.inner.index.set_row(&key, Some(&[0, 9, 0])).unwrap();
+        }
+        let barrier = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 0..ROUNDS {
+                    barrier.wait();
+                    store.inner.index.confirm_member(&source(0), &digest(n)).unwrap();
+                }
+            });
+            for n in 0..ROUNDS {
+                barrier.wait();
+                if n % 2 == 0 {
+                    let (source, digest) = (source(0), digest(n));
+                    store.append_fact(&Fact::Member { source, digest }).unwrap();
+                } else {
+                    let key = keys::member(&source(0), &digest(n));
+                    store.inner.index.set_row(&key, None).unwrap();
+                }
+            }
+        });
+        for n in 0..ROUNDS {
+            let known = store.inner.index.member(&source(0), &digest(n)).unwrap();
+            let expected = (n % 2 == 0).then_some(Membership::Served);
+            assert_eq!(known, expected, "{n}");
+        }
     }
 }

@@ -219,32 +219,26 @@ impl Index {
     }
 
     pub fn member(&self, s: &Source, d: &BlobDigest) -> Result<Option<Membership>, IndexError> {
-        Ok(self.member_of_day(s, d)?.map(|(membership, _)| membership))
-    }
-
-    fn member_of_day(&self, s: &Source, d: &BlobDigest) -> Result<Option<(Membership, u16)>, IndexError> {
         let what = "look up a member";
         let Some(row) = self.get(what, &keys::member(s, d))? else {
             return Ok(None);
         };
-        member_row(&row).map(Some).ok_or_else(|| self.bad_row(what))
+        let parsed = member_row(&row).map(|(membership, _)| membership);
+        parsed.map(Some).ok_or_else(|| self.bad_row(what))
     }
 
     /// How it is known to be one, if it is, and that this was confirmed today: a row is written for that once a day.
     pub fn confirm_member(&self, s: &Source, d: &BlobDigest) -> Result<Option<Membership>, IndexError> {
-        let known = self.member_of_day(s, d)?;
-        if let Some((membership, day)) = known
-            && day != today()
-        {
-            self.put_member(s, d, membership)?;
+        let (key, what) = (keys::member(s, d), "confirm a member");
+        let Some(row) = self.get(what, &key)? else {
+            return Ok(None);
+        };
+        let (membership, day) = member_row(&row).ok_or_else(|| self.bad_row(what))?;
+        if day != today() {
+            // Who has served or forgotten it meanwhile knows more.
+            self.replace_if(what, &key, &row, &confirmed_today(membership))?;
         }
-        Ok(known.map(|(membership, _)| membership))
-    }
-
-    fn put_member(&self, s: &Source, d: &BlobDigest, membership: Membership) -> Result<(), IndexError> {
-        let [low, high] = today().to_le_bytes();
-        let row = [u8::from(membership == Membership::Served), low, high];
-        self.put("write a member", keys::member(s, d), &row)
+        Ok(Some(membership))
     }
 
     /// Membership is kept always, the way back (blob to source) for at most `sources_max` sources.
@@ -256,7 +250,7 @@ impl Index {
         sources_max: usize,
     ) -> Result<(), IndexError> {
         if self.confirm_member(s, d)?.is_none_or(|known| known < membership) {
-            self.put_member(s, d, membership)?;
+            self.put("write a member", keys::member(s, d), &confirmed_today(membership))?;
         }
         if self.sources(d, sources_max)?.len() < sources_max {
             self.put("write a source", keys::source(d, s), &[])?;
@@ -299,6 +293,12 @@ pub(in crate::store) fn member_row(row: &[u8]) -> Option<(Membership, u16)> {
         _ => return None,
     };
     Some((membership, u16::from_le_bytes([low, high])))
+}
+
+/// The row of a member.
+fn confirmed_today(membership: Membership) -> [u8; 3] {
+    let [low, high] = today().to_le_bytes();
+    [u8::from(membership == Membership::Served), low, high]
 }
 
 /// Days since 1970.
