@@ -6,8 +6,8 @@
 //! the damaged pack is rewritten ([`Store::rewrite_packs`], by the reclaimer's thread: one sweep at a time).
 //! Not here: finding ([`super::audit`]).
 
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -16,11 +16,12 @@ use headstart_layer_format::BlobDigest;
 use super::audit::{Finding, Subject};
 use super::facts::{Membership, Source};
 use super::index::{Batch, TagRow, member_row};
-use super::learned::Fact;
+use super::learned::{Fact, index_fact};
 use super::pack::{PACK_HEADER_LEN, PackId};
 use super::plan::Live;
 use super::recover::{read_sealed, scan};
 use super::sweep::Step;
+use super::untag::append;
 use super::{Store, StoreError, keys};
 
 /// Digests in one fact, when members are written anew.
@@ -83,7 +84,8 @@ impl Store {
         Ok(Mended::Done)
     }
 
-    /// Writes to the packs once more what the index knows of tags and members, and no whole record says. How many.
+    /// Writes to the packs once more what the index knows of tags (also that they are forgotten) and members, and no whole
+    /// record says. How many.
     /// `go_on` is asked for each record that is read; told to stop, it has done nothing.
     pub fn restore(&self, go_on: &dyn Fn() -> bool) -> Result<u64, StoreError> {
         let Some(said) = self.said(go_on)? else { return Ok(0) };
@@ -103,7 +105,7 @@ impl Store {
                 };
                 // Of a row that does not parse the less is believed; the audit says that it is wrong.
                 let membership = member_row(row).map_or(Membership::Named, |(membership, _)| membership);
-                if said.contains(&member_said(&source, &digest, membership)) {
+                if said.members.contains(&member_said(&source, &digest, membership)) {
                     continue;
                 }
                 restored += 1;
@@ -118,17 +120,32 @@ impl Store {
             }
         }
         self.append_named(named)?;
-        for (source, tag, _) in self.all_tags()? {
-            let Some(TagRow { fact, .. }) = self.inner.index.tag(&source, &tag)? else {
-                continue;
-            };
-            if !said.contains(&tag_said(&source, &tag, &fact.digest)) {
+        for (source, tag, digest) in self.all_tags()? {
+            if said.tags.get(&hash_of(&(&source, &tag))) != Some(&hash_of(&digest)) {
                 restored += 1;
-                self.append_fact(&Fact::Tag { source, tag, fact })?;
+                self.say_tag_again(source, tag)?;
             }
+        }
+        for (source, tag) in said.taken_back.into_values() {
+            restored += 1;
+            self.say_tag_again(source, tag)?;
         }
         self.commit()?;
         Ok(restored)
+    }
+
+    /// What the index knows of a tag, behind everything that was said of it: where it points, or that it is forgotten.
+    fn say_tag_again(&self, source: Source, tag: String) -> Result<(), StoreError> {
+        let index = &self.inner.index;
+        self.inner.packs.alone(|log| {
+            let behind = log.pack().0;
+            let fact = match index.tag(&source, &tag)? {
+                Some(TagRow { fact, .. }) => Fact::Tag { source, tag, fact },
+                None => Fact::Untagged { source, tag, behind },
+            };
+            let at = append(log, &fact)?;
+            index_fact(index, &fact, at)
+        })
     }
 
     fn append_named(&self, named: Option<(Source, Vec<BlobDigest>)>) -> Result<(), StoreError> {
@@ -154,18 +171,18 @@ impl Store {
         Ok(())
     }
 
-    /// What whole records say of members and tags, as hashes: 8 bytes each. `None`: it was told to stop.
-    fn said(&self, go_on: &dyn Fn() -> bool) -> Result<Option<HashSet<u64>>, StoreError> {
+    /// What whole records say of members and tags. `None`: it was told to stop.
+    fn said(&self, go_on: &dyn Fn() -> bool) -> Result<Option<Said>, StoreError> {
         enum Stop {
             Asked,
-            Failed(std::io::Error),
+            Failed(StoreError),
         }
         impl From<std::io::Error> for Stop {
             fn from(error: std::io::Error) -> Self {
-                Self::Failed(error)
+                Self::Failed(error.into())
             }
         }
-        let mut said = HashSet::new();
+        let mut said = Said::default();
         let (current, _) = self.current_pack();
         for (id, len) in self.audit_packs()? {
             let pack = match self.inner.packs.pack(id) {
@@ -177,7 +194,8 @@ impl Store {
             };
             let visit = |found: super::recover::Found| {
                 if let Ok(fact) = serde_json::from_slice::<Fact>(&found.payload) {
-                    say(&mut said, &fact);
+                    let row = |source: &Source, tag: &str| self.inner.index.tag(source, tag);
+                    said.say(fact, row).map_err(|error| Stop::Failed(error.into()))?;
                 }
                 if go_on() { Ok(()) } else { Err(Stop::Asked) }
             };
@@ -188,7 +206,7 @@ impl Store {
             match read {
                 Ok(_) => {}
                 Err(Stop::Asked) => return Ok(None),
-                Err(Stop::Failed(error)) => return Err(error.into()),
+                Err(Stop::Failed(error)) => return Err(error),
             }
         }
         Ok(Some(said))
@@ -232,39 +250,161 @@ impl Store {
     }
 }
 
-fn say(said: &mut HashSet<u64>, fact: &Fact) {
-    let mut served = |source: &Source, digest: &BlobDigest| {
-        said.insert(member_said(source, digest, Membership::Served));
-        said.insert(member_said(source, digest, Membership::Named));
-    };
-    match fact {
-        Fact::Manifest(m) => {
-            served(&m.source, &m.digest);
-            for digest in &m.members {
-                said.insert(member_said(&m.source, digest, Membership::Named));
+/// What whole records say, in their order. As hashes: 8 bytes a membership, 16 a tag.
+#[derive(Default)]
+struct Said {
+    members: HashSet<u64>,
+    /// Where each tag pointed last.
+    tags: HashMap<u64, u64>,
+    /// Those of them that are forgotten, which no record says: as many at most as wait for the oldest pack's turn.
+    taken_back: HashMap<u64, (Source, String)>,
+}
+
+impl Said {
+    /// `row`: what the index knows of a tag.
+    fn say<E>(&mut self, fact: Fact, row: impl FnOnce(&Source, &str) -> Result<Option<TagRow>, E>) -> Result<(), E> {
+        let mut served = |source: &Source, digest: &BlobDigest| {
+            self.members.insert(member_said(source, digest, Membership::Served));
+            self.members.insert(member_said(source, digest, Membership::Named));
+        };
+        match fact {
+            Fact::Manifest(m) => {
+                served(&m.source, &m.digest);
+                for digest in &m.members {
+                    self.members.insert(member_said(&m.source, digest, Membership::Named));
+                }
             }
-        }
-        Fact::Member { source, digest } => served(source, digest),
-        Fact::Members { source, digests } => {
-            for digest in digests {
-                said.insert(member_said(source, digest, Membership::Named));
+            Fact::Member { source, digest } => served(&source, &digest),
+            Fact::Members { source, digests } => {
+                for digest in &digests {
+                    self.members.insert(member_said(&source, digest, Membership::Named));
+                }
             }
+            Fact::Tag { source, tag, fact } => {
+                let key = hash_of(&(&source, &tag));
+                self.tags.insert(key, hash_of(&fact.digest));
+                if row(&source, &tag)?.is_none() {
+                    self.taken_back.insert(key, (source, tag));
+                }
+            }
+            Fact::Untagged { source, tag, .. } => {
+                let key = hash_of(&(&source, &tag));
+                self.tags.remove(&key);
+                self.taken_back.remove(&key);
+            }
+            // Rows say where these are: they are looked at one by one.
+            Fact::Config { .. } | Fact::Pin { .. } => {}
         }
-        Fact::Tag { source, tag, fact } => {
-            said.insert(tag_said(source, tag, &fact.digest));
-        }
-        Fact::Config { .. } | Fact::Untagged { .. } | Fact::Pin { .. } => {}
+        Ok(())
     }
 }
 
-fn member_said(source: &Source, digest: &BlobDigest, membership: Membership) -> u64 {
+fn hash_of(what: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (keys::MEMBER, source, digest, membership == Membership::Served).hash(&mut hasher);
+    what.hash(&mut hasher);
     hasher.finish()
 }
 
-fn tag_said(source: &Source, tag: &str, digest: &BlobDigest) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (keys::TAG, source, tag, digest).hash(&mut hasher);
-    hasher.finish()
+fn member_said(source: &Source, digest: &BlobDigest, membership: Membership) -> u64 {
+    hash_of(&(source, digest, membership == Membership::Served))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+    use crate::store::facts::TagFact;
+    use crate::store::forget::Here;
+
+    fn source() -> Source {
+        Source {
+            upstream: "u".into(),
+            repository: "r".into(),
+        }
+    }
+
+    /// A pack of its own each time.
+    fn confirm(store: &Store, digest: &[u8]) -> PackId {
+        let fact = TagFact {
+            digest: BlobDigest::of(digest),
+            media_type: "m".into(),
+            size: 1,
+            confirmed_unix_secs: 7,
+        };
+        store.confirm_tag(&source(), "t", &fact).unwrap();
+        sealed(store)
+    }
+
+    fn forget(store: &Store) -> PackId {
+        store
+            .forget_facts(u64::MAX, &Here::default(), &|| true)
+            .unwrap()
+            .unwrap();
+        sealed(store)
+    }
+
+    fn sealed(store: &Store) -> PackId {
+        store.seal_current_pack().unwrap();
+        store.commit().unwrap();
+        store.sealed_packs().last().unwrap().0
+    }
+
+    /// What is known of the tag once a pack's facts were damaged and mended, without the index.
+    fn known_after(dir: &Path, store: Store, damaged: PackId) -> Option<BlobDigest> {
+        let path = dir.join(format!("packs/{:08}.pack", damaged.0));
+        let bytes = std::fs::read(&path).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        let mut count = 0;
+        for begins in [&b"{\"tag\":"[..], b"{\"untagged\":"] {
+            for at in (0..bytes.len()).filter(|&at| bytes[at..].starts_with(begins)) {
+                file.write_all_at(b"#", at as u64).unwrap();
+                count += 1;
+            }
+        }
+        assert_eq!(count, 1, "one record in each pack");
+        let before = store.tag(&source(), "t").unwrap();
+        assert_eq!(store.restore(&|| true).unwrap(), 1);
+        assert_eq!(store.restore(&|| true).unwrap(), 0, "once is enough");
+        assert_eq!(store.rewrite_packs(&[damaged], &|| true).unwrap(), 1);
+        assert_eq!(store.tag(&source(), "t").unwrap(), before);
+        drop(store);
+        std::fs::remove_dir_all(dir.join("index")).unwrap();
+        Store::open(dir)
+            .unwrap()
+            .tag(&source(), "t")
+            .unwrap()
+            .map(|fact| fact.digest)
+    }
+
+    /// An older record says the same, and one between the two says otherwise: it was taken for said.
+    #[test]
+    fn a_tag_that_points_where_it_once_did_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        confirm(&store, b"first");
+        confirm(&store, b"between");
+        let last = confirm(&store, b"first");
+        assert_eq!(known_after(dir.path(), store, last), Some(BlobDigest::of(b"first")));
+    }
+
+    #[test]
+    fn a_tag_that_was_forgotten_and_is_known_anew_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        confirm(&store, b"first");
+        forget(&store);
+        let last = confirm(&store, b"first");
+        assert_eq!(known_after(dir.path(), store, last), Some(BlobDigest::of(b"first")));
+    }
+
+    /// What took a tag back was written once, and nobody knew that it was lost.
+    #[test]
+    fn that_a_tag_is_forgotten_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        confirm(&store, b"first");
+        let last = forget(&store);
+        assert_eq!(known_after(dir.path(), store, last), None);
+    }
 }

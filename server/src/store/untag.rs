@@ -81,7 +81,7 @@ impl Store {
     }
 }
 
-fn append(log: &mut Alone<'_>, fact: &Fact) -> Result<Location, StoreError> {
+pub(super) fn append(log: &mut Alone<'_>, fact: &Fact) -> Result<Location, StoreError> {
     log.append_fact(&serde_json::to_vec(fact).map_err(|_| StoreError::Encode)?)
 }
 
