@@ -19,6 +19,7 @@ use headstart_loadtest::corpus::SyntheticImage;
 use headstart_loadtest::origin::Origin;
 use headstart_server::store::facts::{ConfigFact, ImageFact, LayerFact, ManifestFact, Source, TagFact};
 use headstart_server::store::originals::Originals;
+use headstart_server::store::pins::PinTarget;
 use headstart_server::store::{LayerRecord, Store, StoreError};
 use support::{REPOSITORY, Server};
 
@@ -222,6 +223,72 @@ async fn a_day_of_images_stays_within_its_budgets_and_no_reader_fails() {
     let store = Store::open(dir.path()).unwrap();
     assert!(!store.open_report().index_rebuilt && store.open_report().damaged_records == 0);
     layers::assert_ready(&store, &BlobDigest::of(name(count - 1).as_bytes()));
+}
+
+/// In the oldest pack everything lives, so that it would never be swept for its own sake, and what says that tags were forgotten
+/// would stay for ever: each may take back something in an older pack.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_takes_forgotten_tags_back_does_not_pile_up_behind_a_pack_that_lives() {
+    const IMAGES: u32 = 1600;
+    let origin = Origin::with_image(REPOSITORY, "v1", &SyntheticImage::seeded(1));
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = support::config(&origin, dir.path());
+    config.cache.chunks_bytes_max = Some(CHUNKS_BYTES_MAX);
+    let server = Server::with(config).await;
+    let store = server.app.store.clone();
+    tokio::task::block_in_place(|| {
+        let (base, _) = layers::publish(&store, "base", 0..40);
+        store.set_pin(&PinTarget::Digest(base), true).unwrap();
+        for n in 0..IMAGES {
+            tag_image(&store, n);
+            if n % 10 == 9 {
+                store.commit().unwrap();
+                let patience = Instant::now() + Duration::from_secs(60);
+                while store.pack_bytes() > CHUNKS_BYTES_MAX {
+                    assert!(
+                        Instant::now() < patience,
+                        "{} bytes after {n} images",
+                        store.pack_bytes()
+                    );
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            if n % 100 == 99 {
+                println!("{n}: {} bytes, {:?}", store.pack_bytes(), store.sealed_packs());
+            }
+        }
+        layers::assert_ready(&store, &base);
+    });
+    drop(store);
+    server.stop().await;
+}
+
+fn tag_image(store: &Store, n: u32) {
+    let source = Source {
+        upstream: support::UPSTREAM.into(),
+        repository: REPOSITORY.into(),
+    };
+    let fact = ManifestFact {
+        source: source.clone(),
+        digest: BlobDigest::of(&n.to_le_bytes()),
+        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        size: 720,
+        members: Vec::new(),
+        image: None,
+        foreign: Vec::new(),
+    };
+    store.record_manifest(&fact).unwrap();
+    for alias in 0..3 {
+        let fact = TagFact {
+            digest: fact.digest,
+            media_type: fact.media_type.clone(),
+            size: 720,
+            confirmed_unix_secs: 1_700_000_000,
+        };
+        store
+            .confirm_tag(&source, &format!("build-{n}-{alias}"), &fact)
+            .unwrap();
+    }
 }
 
 /// The readers end, also when something fails.
