@@ -73,6 +73,12 @@ fn every_kept_input_holds() {
     Kept::beside(env!("CARGO_MANIFEST_DIR"), |target| target).all_hold(&TARGETS);
 }
 
+/// libFuzzer's side of the table.
+#[test]
+fn every_entry_point_has_its_target() {
+    Kept::beside(env!("CARGO_MANIFEST_DIR"), |target| target).have_targets(&TARGETS, "headstart_shim");
+}
+
 /// Writes `fuzz/seeds/shim_*` anew: `cargo test --workspace --test fuzz_node -- --ignored write_the_shims_seeds`
 #[test]
 #[ignore = "it changes the repository"]

@@ -1,7 +1,7 @@
 //! Inputs that are files of the repository: the seeds, and those that failed once.
 //!
-//! In: `fuzz/` and the entry points. Out: nothing, or a panic that names the file. Invariant: of each entry point at least one kept
-//! input is accepted. Not here: what seeds are made of.
+//! In: `fuzz/` and the entry points. Out: nothing, or a panic that names the file. Invariant: of each entry point at
+//! least one kept input is accepted. Not here: what seeds are made of.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,34 @@ impl Kept {
                 }
             }
             assert!(accepted > 0, "no kept input of {name} is accepted");
+        }
+    }
+
+    /// `fuzz/` is no part of the workspace, and nothing else compiles it: each entry point of a library has its target
+    /// there, word for word, and its program, and there is no other.
+    pub fn have_targets(&self, targets: &[Target], library: &str) {
+        let manifest = fs::read_to_string(self.dir.join("Cargo.toml")).expect("read fuzz/Cargo.toml");
+        for (name, _) in targets {
+            let target = fs::read_to_string(self.dir.join(format!("fuzz_targets/{name}.rs"))).unwrap_or_default();
+            let expected = format!(
+                "//! `{library}::fuzz::{name}` under libFuzzer.\n#![no_main]\n\n\
+                 libfuzzer_sys::fuzz_target!(|data: &[u8]| {{\n    {library}::fuzz::{name}(data);\n}});\n"
+            );
+            assert_eq!(target, expected, "fuzz/fuzz_targets/{name}.rs");
+            let program = format!("[[bin]]\nname = \"{name}\"\npath = \"fuzz_targets/{name}.rs\"\n");
+            assert!(manifest.contains(&program), "fuzz/Cargo.toml has no {name}");
+        }
+        for file in fs::read_dir(self.dir.join("fuzz_targets")).expect("list fuzz targets") {
+            let path = file.expect("list fuzz targets").path();
+            let target = fs::read_to_string(&path).expect("read a fuzz target");
+            let is_known = targets
+                .iter()
+                .any(|(name, _)| path.file_stem().is_some_and(|stem| stem == *name));
+            assert!(
+                is_known || !target.contains(library),
+                "{}: there is no such entry point",
+                path.display()
+            );
         }
     }
 

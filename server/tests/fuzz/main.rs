@@ -193,6 +193,12 @@ fn every_kept_input_holds() {
     Kept::beside(env!("CARGO_MANIFEST_DIR"), folder).all_hold(&TARGETS);
 }
 
+/// libFuzzer's side of the table.
+#[test]
+fn every_entry_point_has_its_target() {
+    Kept::beside(env!("CARGO_MANIFEST_DIR"), folder).have_targets(&TARGETS, "headstart_server");
+}
+
 /// Writes `fuzz/seeds` anew: `cargo test --workspace --test fuzz -- --ignored write_the_seeds`
 #[test]
 #[ignore = "it changes the repository"]
