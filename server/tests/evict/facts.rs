@@ -15,7 +15,7 @@ use headstart_server::store::sweep::Step;
 use headstart_server::store::{LayerRecord, Store};
 
 use crate::layers::{assert_ready, chunk_bytes, copy_tree, publish, put_chunk};
-use crate::{assert_facts, collect, is_ready, keep_all, open, record_facts, source};
+use crate::{assert_facts, collect, is_ready, keep_all, open, rebuilt, record_facts, source};
 
 #[test]
 fn facts_survive_and_superseded_ones_do_not() {
@@ -40,9 +40,7 @@ fn facts_survive_and_superseded_ones_do_not() {
         collect(&store, &keep_all());
         assert_facts(&store, &fact);
     }
-    drop(store);
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
-    let store = open(dir.path());
+    let store = rebuilt(dir.path(), store);
     assert_facts(&store, &fact);
     assert_ready(&store, &layer);
 }
@@ -308,9 +306,7 @@ fn facts_of_images_that_are_gone_are_forgotten_when_they_are_too_many() {
     }
     assert!(store.pack_bytes() < before / 2, "{} of {before}", store.pack_bytes());
     assert_eq!(known(&store), left_then);
-    drop(store);
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
-    let store = open(dir.path());
+    let store = rebuilt(dir.path(), store);
     assert_eq!(known(&store), left_then, "the packs say the same");
     // Asked for again, they are recorded again; and once more what is there twice is written once.
     for _ in 0..3 {
@@ -334,9 +330,7 @@ fn facts_of_images_that_are_gone_are_forgotten_when_they_are_too_many() {
     assert!(store.pins().unwrap().contains(&target));
     let once = bytes(&store);
     assert!(once < before / 4, "{once} of {before}");
-    drop(store);
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
-    let store = open(dir.path());
+    let store = rebuilt(dir.path(), store);
     assert!(store.pins().unwrap().contains(&target));
     assert_eq!((0..50).filter(|n| is_known(&store, *n, shared)).count(), 50);
 }
@@ -357,9 +351,8 @@ fn a_fact_that_moves_twice_in_a_cycle_is_kept() {
         }
         store.seal_current_pack().unwrap();
     }
-    drop((cycle, store));
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
-    let store = open(dir.path());
+    drop(cycle);
+    let store = rebuilt(dir.path(), store);
     assert!((0..5).all(|n| is_known(&store, n, shared)));
 }
 

@@ -16,7 +16,7 @@ use headstart_server::store::plan::Live;
 
 use crate::facts::{image, record};
 use crate::layers::publish;
-use crate::{collect, keep_all, open, source};
+use crate::{collect, keep_all, open, rebuilt, source};
 
 /// What a tag pointed at, one after the other.
 fn tag(n: u32) -> TagFact {
@@ -40,13 +40,6 @@ fn sweep(store: &Store, at: usize) {
     let (pack, _) = store.sealed_packs()[at];
     let swept = store.sweep_pack(&store.cycle(), pack, &Live::everything(), &mut |_| true);
     swept.unwrap().unwrap();
-}
-
-/// Opened again, with an index that was made from the packs.
-fn rebuilt(dir: &Path, store: Store) -> Store {
-    drop(store);
-    std::fs::remove_dir_all(dir.join("index")).unwrap();
-    open(dir)
 }
 
 fn findings(store: &Store) -> usize {
@@ -93,9 +86,8 @@ fn a_forgotten_tag_does_not_come_back_as_it_was_before() {
         .sweep_pack(&cycle, last, &Live::everything(), &mut |_| true)
         .unwrap()
         .unwrap();
-    drop((cycle, store));
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
-    let store = open(dir.path());
+    drop(cycle);
+    let store = rebuilt(dir.path(), store);
     let known = store.tag(&source(1), "latest").unwrap();
     assert!(known.is_none_or(|known| known == tag(2)), "it is no older one");
     // Turned, both are gone.
@@ -106,9 +98,7 @@ fn a_forgotten_tag_does_not_come_back_as_it_was_before() {
     for _ in 0..2 {
         collect(&store, &keep_all());
     }
-    drop(store);
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
-    assert!(open(dir.path()).tag(&source(1), "latest").unwrap().is_none());
+    assert!(rebuilt(dir.path(), store).tag(&source(1), "latest").unwrap().is_none());
 }
 
 /// Its older record was moved behind the later one, when the pack of the older one was swept first.

@@ -30,6 +30,13 @@ fn open(dir: &Path) -> Store {
     Store::open_with(dir, PACK_SIZE_MAX).expect("open the store")
 }
 
+/// Opened again, with an index that was made from the packs.
+fn rebuilt(dir: &Path, store: Store) -> Store {
+    drop(store);
+    std::fs::remove_dir_all(dir.join("index")).expect("remove the index");
+    open(dir)
+}
+
 fn keep_all() -> Wanted {
     Wanted {
         bytes_max: u64::MAX,

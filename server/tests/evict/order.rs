@@ -10,7 +10,7 @@ use headstart_layer_format::ChunkDigest;
 use headstart_server::store::plan::Wanted;
 
 use crate::layers::{assert_ready, chunk_bytes, publish};
-use crate::{collect, is_ready, keep_all, open};
+use crate::{collect, is_ready, keep_all, open, rebuilt};
 
 #[test]
 fn the_least_recently_used_layers_go_and_shared_chunks_stay() {
@@ -47,9 +47,7 @@ fn the_least_recently_used_layers_go_and_shared_chunks_stay() {
     assert!(store.read_chunk(&ChunkDigest::of(&chunk_bytes(0))).unwrap().is_none());
     publish(&store, "a", 0..8);
     assert_ready(&store, &all[0]);
-    drop(store);
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
-    let store = open(dir.path());
+    let store = rebuilt(dir.path(), store);
     for n in [0, 1, 3] {
         assert_ready(&store, &all[n]);
     }
@@ -96,9 +94,7 @@ fn the_order_survives_a_restart_and_is_all_that_a_lost_index_costs() {
     drop(store);
     let store = open(dir.path());
     assert_eq!([&a, &b].map(|layer| store.layer_used_ms(layer).unwrap()), used);
-    drop(store);
-    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
-    let store = open(dir.path());
+    let store = rebuilt(dir.path(), store);
     // Nothing is known: used now, so that no age applies to it.
     assert!(store.layer_used_ms(&b).unwrap() > used[0]);
 }
