@@ -1,8 +1,9 @@
-//! A day of growth, and the size of things: images come and go under a budget while others are read; an index of millions.
+//! A day of growth, and the size of things: images come and go under a budget while others are read; an index of
+//! millions.
 //!
-//! In: a server in this process with a small budget, synthetic images (`HEADSTART_GROWTH_LAYERS`; `scripts/campaign.sh` has
-//! thousands) with everything that a server learns of one, readers. Out: disk within the budget and one pack, the index
-//! within its bound, neither of which grows with the number of images; no reader that fails.
+//! In: a server in this process with a small budget, synthetic images (`HEADSTART_GROWTH_LAYERS`; `scripts/campaign.sh`
+//! has thousands) with everything that a server learns of one, readers. Out: disk within the budget and one pack, the
+//! index within its bound, neither of which grows with the number of images; no reader that fails.
 //! Not here: which layers go (`evict.rs`), power cuts (`src/store/crash`).
 
 #[path = "support/layers.rs"]
@@ -24,8 +25,8 @@ use headstart_server::store::{LayerRecord, Store, StoreError};
 use support::{REPOSITORY, Server};
 
 const CHUNKS_BYTES_MAX: u64 = 768 << 10;
-/// Of states that say no more than none there are twice as many, and what a cycle adds: 137 bytes each, and an entry in a
-/// footer. With the smallest of budgets, that counts.
+/// Of states that say no more than none there are twice as many, and what a cycle adds: 137 bytes each, and an entry in
+/// a footer. With the smallest of budgets, that counts.
 const REFUSALS_MAX: u64 = 50;
 /// A thousand chunks, some hundred images with a dozen rows each.
 const ROWS_MAX: u64 = 6000;
@@ -225,8 +226,8 @@ async fn a_day_of_images_stays_within_its_budgets_and_no_reader_fails() {
     layers::assert_ready(&store, &BlobDigest::of(name(count - 1).as_bytes()));
 }
 
-/// In the oldest pack everything lives, so that it would never be swept for its own sake, and what says that tags were forgotten
-/// would stay for ever: each may take back something in an older pack.
+/// In the oldest pack everything lives, so that it would never be swept for its own sake, and what says that tags were
+/// forgotten would stay for ever: each may take back something in an older pack.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_takes_forgotten_tags_back_does_not_pile_up_behind_a_pack_that_lives() {
     const IMAGES: u32 = 1600;

@@ -3,22 +3,24 @@
 //! In: rows. Out: rows. Invariant: every row can be rebuilt from the packs, so any doubt about the index (an error or a
 //! panic of sled, another version) ends in moving it aside and replaying; doubt at run time leaves a mark for the next
 //! opening. One tree, small values: a batch over it is atomic, and rows and progress cannot disagree.
-//! Not here: what rows say, by kind ([`rows`], [`batch`]); what is written to packs, and when ([`super::packs`]).
+//! Not here: what rows say, by kind ([`rows`], [`batch`]); the copy that takes its place ([`changes`]); what is written
+//! to packs, and when ([`super::packs`]).
 
 mod batch;
+mod changes;
 #[cfg(test)]
 mod doubt;
 mod rows;
 
-use std::collections::HashSet;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use super::keys;
 pub use batch::Batch;
+use changes::Changes;
 pub use rows::{ChainRow, TagRow};
 pub(super) use rows::{is_chain, layer_row, member_row};
 
@@ -26,8 +28,9 @@ pub(super) use rows::{is_chain, layer_row, member_row};
 const INDEX_VERSION: u32 = 4;
 /// sled's page cache: rows are tens of bytes, so this holds the hot part of a million chunks.
 const CACHE_BYTES_MAX: u64 = 64 << 20;
-/// The store's own lock says that nobody else has the index. What still has sled's is a thread of sled's that has not ended
-/// yet since this process closed it, or a child of this process on its way to exec(2); it is no reason to rebuild.
+/// The store's own lock says that nobody else has the index. What still has sled's is a thread of sled's that has not
+/// ended yet since this process closed it, or a child of this process on its way to exec(2); it is no reason to
+/// rebuild.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
 const LOCK_LOOK: Duration = Duration::from_millis(10);
 /// Rows that are counted before somebody else may take the index's place, or stop it.
@@ -69,17 +72,6 @@ pub struct Index {
     /// While a compaction runs.
     changed: Mutex<Option<Changes>>,
 }
-
-/// Keys of rows that were written since they were asked for last.
-#[derive(Debug, Default)]
-struct Changes {
-    keys: HashSet<Vec<u8>>,
-    /// There were too many, and some are not among them.
-    lost: bool,
-}
-
-/// More changed rows than this are not remembered (some 10 MB): the compaction is given up, and tried again later.
-const CHANGES_MAX: usize = 100_000;
 
 #[derive(Debug)]
 struct Live {
@@ -191,18 +183,7 @@ impl Index {
     ) -> Result<T, IndexError> {
         self.guard(what, |db| {
             let done = op(db);
-            // After the change, and before anybody may take the index's place: a compaction that has read the old row reads
-            // it again. Said before, it could be told, read the old row, and never hear of it again.
-            if let Some(changed) = &mut *self.changed() {
-                for key in keys {
-                    if changed.keys.len() >= CHANGES_MAX {
-                        (changed.keys, changed.lost) = (HashSet::new(), true);
-                    }
-                    if !changed.lost {
-                        changed.keys.insert(key.to_vec());
-                    }
-                }
-            }
+            self.note_changes(keys);
             done
         })
     }
@@ -210,10 +191,6 @@ impl Index {
     fn live(&self) -> RwLockReadGuard<'_, Live> {
         // What a panic of sled leaves is distrusted by whoever caught it.
         self.live.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn changed(&self) -> MutexGuard<'_, Option<Changes>> {
-        self.changed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn parent(&self) -> &Path {
@@ -248,20 +225,6 @@ impl Index {
         Ok(Some(count))
     }
 
-    /// From now on changed keys are kept; `false`: not any more.
-    pub(super) fn keep_changes(&self, keep: bool) {
-        // Whoever is changing something now has not told, and is waited for.
-        let _nobody = self.live.write().unwrap_or_else(PoisonError::into_inner);
-        *self.changed() = keep.then(Changes::default);
-    }
-
-    /// Those that were kept since they were taken last; `None`: there were too many.
-    pub(super) fn take_changes(&self) -> Option<HashSet<Vec<u8>>> {
-        let mut changed = self.changed();
-        let changed = changed.as_mut()?;
-        (!changed.lost).then(|| std::mem::take(&mut changed.keys))
-    }
-
     pub(super) fn row(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
         Ok(self.get("look up a row", key)?.map(|row| row.to_vec()))
     }
@@ -272,35 +235,6 @@ impl Index {
             Some(row) => self.put("write a row", key.to_vec(), row),
             None => self.change("remove a row", [key], |db| db.remove(key)).map(drop),
         }
-    }
-
-    /// Gives the rows of `other` to whoever comes from now on; `last` is asked while nobody comes. The directory that is of
-    /// no use any more; `None`: too many rows changed at last.
-    pub(super) fn replace(
-        &self,
-        other: Self,
-        last: impl FnOnce(&Self) -> Result<(), IndexError>,
-    ) -> Result<Option<PathBuf>, IndexError> {
-        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
-        let what = "copy the last rows";
-        let Some(changed) = self.take_changes() else {
-            return Ok(None);
-        };
-        for key in changed {
-            let row = match catch_unwind(AssertUnwindSafe(|| live.db.get(&key))) {
-                Ok(row) => row.map_err(|source| IndexError::Sled { what, source })?,
-                Err(_) => return Err(IndexError::Panicked(what)),
-            };
-            other.set_row(&key, row.as_deref())?;
-        }
-        last(&other)?;
-        *self.changed() = None;
-        let other = other.live.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::replace(&mut *live, other);
-        // To close it takes sled a while.
-        drop(live);
-        drop(old.db);
-        Ok(Some(old.dir))
     }
 
     fn mark_suspect(&self, error: &IndexError) {
@@ -376,7 +310,8 @@ impl Index {
         self.mark_suspect(&IndexError::Suspect);
     }
 
-    /// Rows with this prefix, at most `max`; a row that does not parse is an error. `parse` gets the key behind the prefix.
+    /// Rows with this prefix, at most `max`; a row that does not parse is an error. `parse` gets the key behind the
+    /// prefix.
     fn collect<T>(
         &self,
         what: &'static str,
@@ -409,52 +344,4 @@ fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// It was kept before the row changed, so it could be taken, and the old row copied, before that.
-    #[test]
-    fn a_change_is_kept_after_the_row_has_changed() {
-        let dir = tempfile::tempdir().unwrap();
-        let index = Index::fresh(dir.path()).unwrap().unwrap();
-        index.keep_changes(true);
-        let key: &[u8] = b"y1";
-        let copied = index
-            .change("write a row", [key], |db| {
-                let row = db.get(key)?;
-                let kept = index.take_changes().expect("few");
-                db.insert(key, b"new")?;
-                Ok((row, kept))
-            })
-            .unwrap();
-        assert_eq!((copied.0, copied.1.len()), (None, 0));
-        assert_eq!(index.take_changes().expect("one"), HashSet::from([key.to_vec()]));
-    }
-
-    #[test]
-    fn changes_are_bounded_and_rows_are_counted_as_far_as_asked() {
-        let dir = tempfile::tempdir().unwrap();
-        let index = Index::fresh(dir.path()).unwrap().unwrap();
-        index.keep_changes(true);
-        let rows = CHANGES_MAX as u32 + 2;
-        let mut batch = Batch::default();
-        for n in 0..rows {
-            batch.insert([b"y", &n.to_be_bytes()[..]].concat(), Vec::new());
-        }
-        index.apply(batch).unwrap();
-        assert_eq!(index.take_changes(), None);
-        index.set_row(b"y", Some(b"")).unwrap();
-        assert_eq!(index.take_changes(), None, "until they are kept anew");
-        index.keep_changes(true);
-        assert_eq!(index.take_changes().map(|keys| keys.len()), Some(0));
-
-        let all = u64::from(rows) + 1;
-        assert_eq!(index.count(u64::MAX, &|| true).unwrap(), Some(all));
-        let some = index.count(10_000, &|| true).unwrap().unwrap();
-        assert!((10_000..20_000).contains(&some), "{some}");
-        assert_eq!(index.count(u64::MAX, &|| false).unwrap(), None);
-    }
 }

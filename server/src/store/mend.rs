@@ -1,13 +1,14 @@
 //! Mending what an audit found.
 //!
-//! In: [`Finding`]s. Out: a store in which what is damaged is missing, and everything that is not damaged is still there.
+//! In: [`Finding`]s. Out: a store in which what is damaged is missing, and everything that is not damaged is still
+//! there.
 //! Invariant: a row goes only while it points at the damaged record; a layer that lacks something is `unconverted`,
 //! durably. What the index knows and a damaged record said is written to the packs again ([`Store::restore`]) *before*
 //! the damaged pack is rewritten ([`Store::rewrite_packs`], by the reclaimer's thread: one sweep at a time).
 //! Not here: finding ([`super::audit`]).
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher as _};
+mod said;
+
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -23,6 +24,7 @@ use super::recover::{read_sealed, scan};
 use super::sweep::Step;
 use super::untag::append;
 use super::{Store, StoreError, keys};
+use said::Said;
 
 /// Digests in one fact, when members are written anew.
 const MEMBERS_A_FACT: usize = 1000;
@@ -84,8 +86,8 @@ impl Store {
         Ok(Mended::Done)
     }
 
-    /// Writes to the packs once more what the index knows of tags (also that they are forgotten) and members, and no whole
-    /// record says. How many.
+    /// Writes to the packs once more what the index knows of tags (also that they are forgotten) and members, and no
+    /// whole record says. How many.
     /// `go_on` is asked for each record that is read; told to stop, it has done nothing.
     pub fn restore(&self, go_on: &dyn Fn() -> bool) -> Result<u64, StoreError> {
         let Some(said) = self.said(go_on)? else { return Ok(0) };
@@ -105,7 +107,7 @@ impl Store {
                 };
                 // Of a row that does not parse the less is believed; the audit says that it is wrong.
                 let membership = member_row(row).map_or(Membership::Named, |(membership, _)| membership);
-                if said.members.contains(&member_said(&source, &digest, membership)) {
+                if said.names(&source, &digest, membership) {
                     continue;
                 }
                 restored += 1;
@@ -121,7 +123,7 @@ impl Store {
         }
         self.append_named(named)?;
         for (source, tag, digest) in self.all_tags()? {
-            if said.tags.get(&hash_of(&(&source, &tag))) != Some(&hash_of(&digest)) {
+            if !said.points(&source, &tag, &digest) {
                 restored += 1;
                 self.say_tag_again(source, tag)?;
             }
@@ -227,7 +229,8 @@ impl Store {
         Ok(count)
     }
 
-    /// Gives a pack up of which nothing can be read; its file, if there is one, moves to `to`. Its rows are gone already.
+    /// Gives a pack up of which nothing can be read; its file, if there is one, moves to `to`. Its rows are gone
+    /// already.
     pub fn set_pack_aside(&self, pack: PackId, to: &Path) -> Result<(), StoreError> {
         // Once it is sealed it stays so; before, nothing is said of it that an opening would act on.
         if pack >= self.current_pack().0 {
@@ -248,65 +251,6 @@ impl Store {
         bury.bury(pack);
         Ok(self.inner.index.apply(bury)?)
     }
-}
-
-/// What whole records say, in their order. As hashes: 8 bytes a membership, 16 a tag.
-#[derive(Default)]
-struct Said {
-    members: HashSet<u64>,
-    /// Where each tag pointed last.
-    tags: HashMap<u64, u64>,
-    /// Those of them that are forgotten, which no record says: as many at most as wait for the oldest pack's turn.
-    taken_back: HashMap<u64, (Source, String)>,
-}
-
-impl Said {
-    /// `row`: what the index knows of a tag.
-    fn say<E>(&mut self, fact: Fact, row: impl FnOnce(&Source, &str) -> Result<Option<TagRow>, E>) -> Result<(), E> {
-        let mut served = |source: &Source, digest: &BlobDigest| {
-            self.members.insert(member_said(source, digest, Membership::Served));
-            self.members.insert(member_said(source, digest, Membership::Named));
-        };
-        match fact {
-            Fact::Manifest(m) => {
-                served(&m.source, &m.digest);
-                for digest in &m.members {
-                    self.members.insert(member_said(&m.source, digest, Membership::Named));
-                }
-            }
-            Fact::Member { source, digest } => served(&source, &digest),
-            Fact::Members { source, digests } => {
-                for digest in &digests {
-                    self.members.insert(member_said(&source, digest, Membership::Named));
-                }
-            }
-            Fact::Tag { source, tag, fact } => {
-                let key = hash_of(&(&source, &tag));
-                self.tags.insert(key, hash_of(&fact.digest));
-                if row(&source, &tag)?.is_none() {
-                    self.taken_back.insert(key, (source, tag));
-                }
-            }
-            Fact::Untagged { source, tag, .. } => {
-                let key = hash_of(&(&source, &tag));
-                self.tags.remove(&key);
-                self.taken_back.remove(&key);
-            }
-            // Rows say where these are: they are looked at one by one.
-            Fact::Config { .. } | Fact::Pin { .. } => {}
-        }
-        Ok(())
-    }
-}
-
-fn hash_of(what: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    what.hash(&mut hasher);
-    hasher.finish()
-}
-
-fn member_said(source: &Source, digest: &BlobDigest, membership: Membership) -> u64 {
-    hash_of(&(source, digest, membership == Membership::Served))
 }
 
 #[cfg(test)]

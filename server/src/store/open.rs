@@ -2,7 +2,9 @@
 //!
 //! In: a directory in whatever state a crash, a full disk or an operator left it. Out: a consistent store.
 //! Invariant: packs are only cut at the end of the last one; the index is never trusted over the packs.
-//! Not here: what rows a record makes ([`super::learned`], [`super::index`]).
+//! Not here: rows of records that have none yet ([`replay`]), and what they say ([`super::learned`], [`super::index`]).
+
+mod replay;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -20,13 +22,10 @@ use super::disk::Disk;
 use super::in_flight::InFlight;
 use super::index::{Batch, Index, IndexError};
 use super::layer_use::LayerUse;
-use super::layers::LayerRecord;
-use super::learned::{Fact, index_fact};
 use super::pack::{PACK_HEADER_LEN, Pack, PackId};
 use super::packs::Packs;
-use super::record::RecordKind;
-use super::recover::{Found, read_sealed, scan};
-use super::{Inner, OpenReport, StoreError, keys};
+use super::{Inner, OpenReport, StoreError};
+use replay::replay;
 
 /// A process that is just ending may still hold the lock.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -34,8 +33,6 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 const COMMIT_PERIOD: Duration = Duration::from_secs(1);
 /// A current pack no longer than this is read again at once, for its footer; a longer one by the committer.
 const RECALL_AT_ONCE: u64 = 16 << 20;
-/// Rows a replay gathers into one batch.
-const REPLAY_BATCH: usize = 1000;
 /// A long rebuild reports this often.
 pub(super) const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 
@@ -270,8 +267,8 @@ fn open_index(
         if !progress.iter().all(fits) {
             return Err(IndexError::AheadOfPacks);
         }
-        // A pack that could not be read, and can be again, or the end of one that was given up and is there still: what it
-        // says must not be taken for later than all others.
+        // A pack that could not be read, and can be again, or the end of one that was given up and is there still: what
+        // it says must not be taken for later than all others.
         let with_records = packs.iter().filter(|(_, len)| *len > PACK_HEADER_LEN);
         let ends = with_records.map(|(pack, len)| (progress.get(&pack.id), *len));
         let mut behind = ends.skip_while(|(end, len)| end.is_some_and(|end| end == len)).skip(1);
@@ -309,68 +306,6 @@ fn open_index(
     Ok((packs, index))
 }
 
-/// Indexes everything above each pack's progress.
-fn replay(
-    index: &Index,
-    packs: &[(Pack, u64)],
-    progress: &HashMap<PackId, u64>,
-    mut bulk: Option<&mut Bulk>,
-    report: &mut OpenReport,
-) -> Result<(), StoreError> {
-    let mut told = Instant::now();
-    for (at, (pack, len)) in packs.iter().enumerate() {
-        let from = progress.get(&pack.id).copied().unwrap_or(PACK_HEADER_LEN);
-        if from >= *len {
-            continue;
-        }
-        let mut rows = Rows::default();
-        let mut footer_at = None;
-        let visit = |found: Found| {
-            if told.elapsed() > PROGRESS_PERIOD {
-                told = Instant::now();
-                tracing::info!(
-                    pack = pack.id.0,
-                    of = packs.len(),
-                    offset = found.location.offset,
-                    "reading packs"
-                );
-            }
-            let is_footer = found.header.kind == RecordKind::Footer;
-            footer_at = is_footer.then_some(found.location.offset);
-            rows.add(index, found, bulk.as_deref_mut())
-        };
-        let unsealed = at + 1 == packs.len();
-        // A killed process may have left it to the kernel; rows are only for what is on the disk.
-        if let Err(error) = pack.sync() {
-            tracing::error!(pack = pack.id.0, %error, "failed to sync a pack");
-        }
-        // Behind what is indexed already, a pack may be torn also if a later one was begun.
-        let mut scanned = match unsealed || from > PACK_HEADER_LEN {
-            true => scan(pack, from, *len, true, visit)?,
-            false => read_sealed(pack, from, *len, visit)?,
-        };
-        if !unsealed {
-            // What cannot be read of a sealed pack is not looked at again at each start; the scrub has it rewritten.
-            scanned.end = *len;
-        }
-        // It was being sealed, and is not: what comes next takes the footer's place.
-        if let (true, Some(footer_at)) = (unsealed, footer_at) {
-            scanned.end = footer_at;
-        }
-        rows.batch.progress(pack.id, scanned.end);
-        index.apply(rows.batch)?;
-        report.damaged_records += scanned.damaged;
-        if scanned.damaged > 0 {
-            tracing::error!(
-                pack = pack.id.0,
-                damaged = scanned.damaged,
-                "a pack has damaged records"
-            );
-        }
-    }
-    Ok(())
-}
-
 /// Cuts what follows the last intact record of the pack that will be appended to.
 fn report_cut(pack: &Pack, len: u64, index: &Index, mode: Mode, report: &mut OpenReport) -> Result<u64, StoreError> {
     let progress = index.progress()?;
@@ -387,65 +322,6 @@ fn report_cut(pack: &Pack, len: u64, index: &Index, mode: Mode, report: &mut Ope
         pack.truncate(end).map_err(StoreError::io("cut a torn tail"))?;
     }
     Ok(end)
-}
-
-#[derive(Default)]
-struct Rows {
-    batch: Batch,
-    count: usize,
-}
-
-impl Rows {
-    /// `bulk` takes rows of chunks, if there is one.
-    fn add(&mut self, index: &Index, found: Found, bulk: Option<&mut Bulk>) -> Result<(), StoreError> {
-        let key = found.header.key.as_slice();
-        match found.header.kind {
-            RecordKind::Chunk => match (<[u8; 32]>::try_from(key), bulk) {
-                (Ok(digest), Some(bulk)) => bulk
-                    .add(&digest, &found.location)
-                    .map_err(StoreError::io("sort the rows of chunks"))?,
-                (Ok(digest), None) => {
-                    let digest = headstart_layer_format::ChunkDigest::from_bytes(digest);
-                    self.batch.chunk(&digest, &found.location);
-                }
-                (Err(_), _) => {}
-            },
-            RecordKind::Toc => {
-                if let Ok(digest) = key.try_into() {
-                    let digest = headstart_layer_format::TocDigest::from_bytes(digest);
-                    self.batch.toc(&digest, &found.location);
-                }
-            }
-            RecordKind::LayerState => {
-                // `Ready` counts only if its TOC was replayed before it.
-                self.flush(index)?;
-                let record = serde_json::from_slice::<LayerRecord>(&found.payload).ok();
-                if let (Some(layer), Some(record)) = (keys::blob_from(key), record) {
-                    let whole = match &record {
-                        LayerRecord::Ready { toc, .. } => index.toc(&toc.digest)?.is_some(),
-                        LayerRecord::Refused { .. } | LayerRecord::Unconverted => true,
-                    };
-                    let record = if whole { record } else { LayerRecord::Unconverted };
-                    self.batch.layer(&layer, &record, &found.location)?;
-                }
-            }
-            RecordKind::Fact => match serde_json::from_slice::<Fact>(&found.payload) {
-                Ok(fact) => index_fact(index, &fact, found.location)?,
-                Err(error) => tracing::warn!(%error, "a fact of another version is skipped"),
-            },
-            RecordKind::Footer => {}
-        }
-        self.count += 1;
-        if self.count >= REPLAY_BATCH {
-            self.flush(index)?;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self, index: &Index) -> Result<(), StoreError> {
-        self.count = 0;
-        Ok(index.apply(std::mem::take(&mut self.batch))?)
-    }
 }
 
 /// Without it the pack has no footer, and a rebuild of the index reads its headers.

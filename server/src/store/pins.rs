@@ -40,8 +40,8 @@ impl PinTarget {
 }
 
 impl Store {
-    /// Pins or unpins; whether that changed anything. Durable when it returns. There are no more than [`PINS_MAX`] pins, but for those
-    /// of an earlier version.
+    /// Pins or unpins; whether that changed anything. Durable when it returns. There are no more than [`PINS_MAX`]
+    /// pins, but for those of an earlier version.
     pub fn set_pin(&self, target: &PinTarget, pinned: bool) -> Result<bool, StoreError> {
         // There is nothing in it that a panic could leave half done.
         let _alone = self.inner.pinning.lock().unwrap_or_else(PoisonError::into_inner);

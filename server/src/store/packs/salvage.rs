@@ -1,8 +1,9 @@
 //! A pack that could not be synced: what it may have lost is written once more, into another.
 //!
-//! In: the pack, and from where nothing of it may be believed. Out: the same records elsewhere, and rows that follow them.
-//! Invariant: nothing is committed before that is done ([`super::Packs::commit`]). The log says what it said: facts and states
-//! that came after these, in later packs, are written again behind them; a row that a later record made stays.
+//! In: the pack, and from where nothing of it may be believed. Out: the same records elsewhere, and rows that follow
+//! them.
+//! Invariant: nothing is committed before that is done ([`super::Packs::commit`]). The log says what it said: facts and
+//! states that came after these, in later packs, are written again behind them; a row that a later record made stays.
 //! Not here: packs that cannot be read (`store/mend.rs`).
 
 use std::collections::HashMap;
@@ -17,8 +18,8 @@ use crate::store::pack::{Location, PACK_HEADER_LEN, Pack, PackId};
 use crate::store::record::RecordKind;
 use crate::store::recover::{ScanEnd, scan};
 
-/// A pack of which a sync failed. The kernel forgets what it could not write, and the next sync succeeds: nothing of the
-/// pack from `from` on may be believed to be on the disk, although it can be read for now.
+/// A pack of which a sync failed. The kernel forgets what it could not write, and the next sync succeeds: nothing of
+/// the pack from `from` on may be believed to be on the disk, although it can be read for now.
 #[derive(Clone, Debug)]
 pub(super) struct Suspect {
     pub(super) pack: Arc<Pack>,

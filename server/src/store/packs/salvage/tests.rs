@@ -1,7 +1,7 @@
 //! What was said last counts, whichever pack could not be synced.
 //!
-//! In: two packs, and syncs that fail while the second is written. Out: the later of what they say, at once, after another
-//! opening, and with an index made of the packs.
+//! In: two packs, and syncs that fail while the second is written. Out: the later of what they say, at once, after
+//! another opening, and with an index made of the packs.
 //! Not here: that nothing promised is lost (`store/crash`).
 
 use std::collections::HashSet;
