@@ -3,46 +3,44 @@
 //! In: a manifest that is here, and what is known about its upstream. Out: yes, or why not.
 //! Invariant: podman, skopeo and CRI-O choose their mirror by the manifest, and fail for good if a blob of it cannot be
 //! had afterwards. So a manifest whose blobs are neither here nor to be had is refused, and the client goes to its next
-//! mirror. An image that is here as a whole costs no upstream call; one that is not costs at most one, for everybody who
-//! asks within [`REMEMBERED`], and none while the upstream was seen to answer within [`GOOD_FOR`]. That an upstream has
-//! confirmed a manifest just now does not mean that its blobs can be had (they are often elsewhere, behind another name or a
-//! firewall). For who asks for its head only, the head of one of them is asked for, once a repository and
-//! [`BLOBS_GOOD_FOR`]; a head that takes long is taken for a yes. Who asks for the manifest itself will fetch its blobs, and so
-//! will the conversion: they are begun before it is given ([`super::beginnings`]), all that are not here, and one that does
-//! not begin withholds it. Where nothing is fetched unasked, and of an index, whose reader may want another platform, the heads
-//! of all of them are asked for instead.
+//! mirror. An image that is here as a whole costs no upstream call; that one is not is asked about once, for everybody who
+//! asks within [`REMEMBERED`]. That an upstream has confirmed a manifest just now does not mean that its blobs can be had
+//! (they are often elsewhere, behind another name or a firewall). For who asks for its head only, the head of one of them is
+//! asked for, once a repository and [`BLOBS_GOOD_FOR`]; a head that takes long is taken for a yes. Who asks for the manifest
+//! itself will fetch its blobs: all that are not here are begun or asked about ([`pull`]).
 //! A blob is here only for repositories that are known to have it: where not everybody may read everything, one that came
 //! with another repository is confirmed in the background while the upstream is up ([`Obtainable::confirm_soon`]).
-//! Not here: which manifests are confirmed when ([`super::manifests`]).
+//! Not here: which manifests are confirmed when ([`super::manifests`]), what is not here ([`missing`]), and how an upstream is
+//! asked ([`probe`]).
+
+mod missing;
+mod probe;
+mod pull;
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use headstart_layer_format::BlobDigest;
 use moka::sync::Cache;
-use tokio::time::timeout;
 
 use super::{
-    beginnings::{self, AT_ONCE},
     blobs::Blobs,
     blocking::blocking,
     coalesce::Coalesce,
     document::{is_foreign, is_index},
     error::ReadError,
-    layers::Layers,
-    setbacks::is_upstreams_fault,
-    turns::Asker,
 };
 use crate::{
     store::{
         Store,
         facts::{ManifestFact, Source},
     },
-    upstream::{Caller, Health, Reference, Upstream, UpstreamError, Upstreams},
+    upstream::{Caller, Health, UpstreamError, Upstreams},
 };
+use missing::Missing;
+use pull::Pull;
 
 /// An upstream that answered this recently is taken to be up.
 const GOOD_FOR: Duration = Duration::from_secs(5);
@@ -58,44 +56,6 @@ const REMEMBERED: Duration = Duration::from_secs(5);
 
 /// Manifests remembered: what a cluster pulls within a few seconds.
 const ENTRIES_MAX: u64 = 8192;
-
-/// Indexes inside indexes that are looked into. One is in use; a manifest cannot contain itself.
-const DEPTH_MAX: u32 = 3;
-
-/// Children of an index that are looked at. Real ones have some dozens.
-const CHILDREN_MAX: usize = 256;
-
-/// Blobs of an image that are asked about. What runs has at most 127 layers.
-const BLOBS_MAX: usize = 128;
-
-/// What is not here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Missing {
-    Blob(BlobDigest),
-    /// A child of an index of which no child is here as a whole.
-    Child(BlobDigest),
-}
-
-/// A manifest that is to be given, to whom.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Pull {
-    source: Source,
-    caller: Caller,
-    manifest: BlobDigest,
-    /// Blobs are begun, where they are wanted here. Heads prove less.
-    begins: bool,
-}
-
-impl Pull {
-    fn of(caller: &Caller, fact: &ManifestFact, begins: bool) -> Self {
-        Self {
-            source: fact.source.clone(),
-            caller: caller.clone(),
-            manifest: fact.digest,
-            begins,
-        }
-    }
-}
 
 /// Clones share what is remembered.
 #[derive(Clone, Debug)]
@@ -239,126 +199,6 @@ impl Obtainable {
         Ok(())
     }
 
-    /// Before a client is given the image's manifest: whether all of its blobs can be had. `layers`: those which are wanted here
-    /// anyway are begun. Once for everybody who asks meanwhile, and not again for a while. "No": as far as can be told, they
-    /// can.
-    pub async fn begin(
-        &self,
-        caller: &Caller,
-        fact: &ManifestFact,
-        layers: Option<&Layers>,
-    ) -> Result<bool, ReadError> {
-        let pull = Pull::of(caller, fact, layers.is_some_and(Layers::converts));
-        if self.is_known(&pull) {
-            return Ok(true);
-        }
-        let asker = Asker::current();
-        let begun = self.beginning.run(pull.clone(), || {
-            let (all, caller, fact, layers) = (self.clone(), caller.clone(), fact.clone(), layers.cloned());
-            asker.asks(async move {
-                let begun = all.begin_missing(&caller, &fact, layers).await;
-                match &begun {
-                    Ok(is_proven) => all.know(pull, *is_proven),
-                    // So that an index above it is withheld next time: its platform is chosen after the mirror.
-                    Err(error) if is_upstreams_fault(error) => {
-                        all.inner.blobs.withhold(&fact.source, &caller, &fact.digest, error);
-                    }
-                    Err(_) => {}
-                }
-                begun
-            })
-        });
-        begun.await.unwrap_or(Err(ReadError::Stopping))
-    }
-
-    /// The same is known without asking. `begins`: blobs that are wanted here are begun.
-    pub fn is_begun(&self, caller: &Caller, fact: &ManifestFact, begins: bool) -> bool {
-        self.is_known(&Pull::of(caller, fact, begins))
-    }
-
-    /// Of this index, an image was asked about.
-    pub fn settle(&self, caller: &Caller, index: &ManifestFact, is_proven: bool) {
-        self.know(Pull::of(caller, index, false), is_proven);
-    }
-
-    fn is_known(&self, pull: &Pull) -> bool {
-        self.inner.begun.get(pull).is_some_and(|until| Instant::now() < until)
-    }
-
-    fn know(&self, pull: Pull, is_proven: bool) {
-        let good_for = if is_proven { BLOBS_GOOD_FOR } else { REMEMBERED };
-        self.inner.begun.insert(pull, Instant::now() + good_for);
-    }
-
-    async fn begin_missing(
-        &self,
-        caller: &Caller,
-        fact: &ManifestFact,
-        layers: Option<Layers>,
-    ) -> Result<bool, ReadError> {
-        let (inner, of) = (self.inner.clone(), fact.clone());
-        let (wanted, others) = blocking(move || {
-            let layers = layers.filter(|_| inner.blobs.begins_early());
-            let (mut wanted, mut others) = (Vec::new(), Vec::new());
-            for digest in inner.missing_blobs(&of, true, BLOBS_MAX)? {
-                match &layers {
-                    // Of what an earlier fetch has left, more bytes would prove nothing.
-                    Some(layers) if layers.fetches(&of, &digest)? && !inner.blobs.has_left(&of.source, &digest) => {
-                        wanted.push(digest);
-                    }
-                    _ => others.push(digest),
-                }
-            }
-            Ok((wanted, others))
-        })
-        .await?;
-        let heads = stream::iter(others).map(|digest| self.ask_for_head(caller, fact, digest));
-        let heads = heads.buffer_unordered(AT_ONCE);
-        let heads = timeout(VOUCH_MAX, heads.try_fold(true, async |all, one| Ok(all && one)));
-        // Whatever takes long is taken for a yes.
-        let heads = async { heads.await.unwrap_or(Ok(false)) };
-        let (promised, begun) = tokio::try_join!(heads, self.begin_all(caller, fact, wanted))?;
-        Ok(promised && begun)
-    }
-
-    async fn begin_all(
-        &self,
-        caller: &Caller,
-        fact: &ManifestFact,
-        missing: Vec<BlobDigest>,
-    ) -> Result<bool, ReadError> {
-        let begun = beginnings::begin(&self.inner.blobs, &fact.source, caller, missing).await;
-        begun.map_err(|(blob, error)| {
-            tracing::info!(
-                manifest = %fact.digest, %blob, upstream = fact.source.upstream, repository = fact.source.repository, %error,
-                "manifest is withheld: one of its blobs cannot be had"
-            );
-            error
-        })
-    }
-
-    /// "No": as far as can be told, it can be had.
-    async fn ask_for_head(&self, caller: &Caller, fact: &ManifestFact, digest: BlobDigest) -> Result<bool, ReadError> {
-        let (inner, source) = (&self.inner, &fact.source);
-        let Some(upstream) = inner.upstreams.get(&source.upstream).cloned() else {
-            return Ok(false);
-        };
-        match self.probe(source, caller, upstream, Missing::Blob(digest)).await {
-            Ok(()) => Ok(true),
-            // A limit passes.
-            Err(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout | UpstreamError::Busy) => Ok(false),
-            Err(error) => {
-                tracing::info!(
-                    manifest = %fact.digest, blob = %digest, upstream = source.upstream, repository = source.repository,
-                    %error, "manifest is withheld: the upstream has it, but does not give its blobs"
-                );
-                // The repository has other images, too: they are asked about, and not condemned.
-                inner.suspect.insert((source.clone(), caller.clone()), ());
-                Err(error.into())
-            }
-        }
-    }
-
     /// Whether something that the manifest names could not be had a moment ago. Costs no upstream call, so it is asked of
     /// manifests that the upstream has just confirmed, too.
     pub async fn no_setback(&self, caller: &Caller, fact: &ManifestFact) -> Result<(), ReadError> {
@@ -402,144 +242,5 @@ impl Obtainable {
             inner.blobs.withhold(&fact.source, caller, &fact.digest, &error);
         }
         Err(error)
-    }
-
-    /// Something that the manifest needs and that is not here. What `arrives` counts as here, unless the upstream that it
-    /// comes from is known to be in trouble.
-    async fn missing(&self, fact: &ManifestFact, arrives: bool) -> Result<Option<Missing>, ReadError> {
-        let (inner, fact) = (self.inner.clone(), fact.clone());
-        blocking(move || inner.missing(&fact, arrives, 0)).await
-    }
-
-    /// Asks the upstream for the head of what is missing: once for everybody, and not again for a while.
-    async fn probe(
-        &self,
-        source: &Source,
-        caller: &Caller,
-        upstream: Arc<Upstream>,
-        missing: Missing,
-    ) -> Result<(), UpstreamError> {
-        if let Some(error) = self.inner.down.get(&source.upstream) {
-            return Err(error);
-        }
-        let key = (source.clone(), caller.clone(), missing);
-        if let Some(known) = self.inner.probed.get(&key) {
-            return known;
-        }
-        let asked = Instant::now();
-        let probe = self.probes.run(key.clone(), || {
-            let ((source, caller, _), blobs) = (key.clone(), self.inner.blobs.clone());
-            async move { ask(&blobs, &upstream, &source, &caller, missing).await }
-        });
-        let answer = probe.await.unwrap_or(Err(UpstreamError::Timeout));
-        match &answer {
-            // Our own limit: it says nothing about the upstream.
-            Err(UpstreamError::Busy) => {}
-            // A status is about what was asked for, until the breaker has seen enough of them. A limit passes.
-            Err(UpstreamError::Status(_) | UpstreamError::TooManyRequests { .. }) => {
-                self.inner.probed.insert(key, answer.clone())
-            }
-            Err(error) if error.is_outage() => self.inner.down.insert(source.upstream.clone(), error.clone()),
-            _ => self.inner.probed.insert(key, answer.clone()),
-        }
-        tracing::debug!(
-            upstream = source.upstream,
-            ?missing,
-            took_ms = asked.elapsed().as_millis() as u64,
-            up = answer.is_ok(),
-            "asked the upstream for the head of what is missing"
-        );
-        answer
-    }
-}
-
-async fn ask(
-    blobs: &Blobs,
-    upstream: &Upstream,
-    source: &Source,
-    caller: &Caller,
-    missing: Missing,
-) -> Result<(), UpstreamError> {
-    let answer = match missing {
-        Missing::Blob(digest) => match blobs.head(source, caller, &digest).await {
-            Ok(()) => Ok(()),
-            Err(ReadError::Upstream(error)) => Err(error),
-            // Ours, and nothing that the upstream said.
-            Err(_) => Err(UpstreamError::Busy),
-        },
-        Missing::Child(digest) => {
-            let reference = Reference::Digest(digest);
-            let head = upstream
-                .manifest_head(&source.repository, caller, &reference, &[])
-                .await;
-            match head.map(drop) {
-                // Some indexes name children that were never pushed; the others can be had.
-                Err(UpstreamError::NotFound { .. }) => Ok(()),
-                head => head,
-            }
-        }
-    };
-    match answer {
-        // A registry without HEAD is there all the same.
-        Err(UpstreamError::Status(400 | 405 | 501)) => Ok(()),
-        answer => answer,
-    }
-}
-
-impl Inner {
-    fn missing(&self, fact: &ManifestFact, arrives: bool, depth: u32) -> Result<Option<Missing>, ReadError> {
-        if !is_index(&fact.media_type) {
-            return self.missing_blob(fact, arrives);
-        }
-        for child in fact.members.iter().take(CHILDREN_MAX) {
-            let Some(child) = self.store.manifest(child)? else {
-                continue;
-            };
-            // Whoever brought it: it is asked for in this repository.
-            let child = ManifestFact {
-                source: fact.source.clone(),
-                ..child
-            };
-            let here = self.is_here(&child.source, &child.digest)?;
-            // An attestation that is here does not make the image be here.
-            let counts = child.image.is_some() || is_index(&child.media_type) || fact.members.len() == 1;
-            if here && counts && depth < DEPTH_MAX && self.missing(&child, arrives, depth + 1)?.is_none() {
-                return Ok(None);
-            }
-        }
-        Ok(fact.members.first().copied().map(Missing::Child))
-    }
-
-    fn missing_blob(&self, fact: &ManifestFact, arrives: bool) -> Result<Option<Missing>, ReadError> {
-        let missing = self.missing_blobs(fact, arrives, 1)?;
-        Ok(missing.first().copied().map(Missing::Blob))
-    }
-
-    /// At most `count` of them.
-    fn missing_blobs(&self, fact: &ManifestFact, arrives: bool, count: usize) -> Result<Vec<BlobDigest>, ReadError> {
-        let (mut missing, mut unclaimed) = (Vec::new(), Vec::new());
-        for digest in fact.members.iter().filter(|digest| !is_foreign(fact, digest)) {
-            let comes = self.blobs.is_on_disk(digest) || (arrives && self.blobs.is_arriving(digest));
-            let is_member = comes && self.store.is_member(&fact.source, digest)?;
-            if !comes || (!is_member && self.store.doubts_manifests()) {
-                missing.push(*digest);
-                if missing.len() >= count {
-                    return Ok(missing);
-                }
-            } else if !is_member {
-                unclaimed.push(*digest);
-            }
-        }
-        // The manifest was recorded for another repository, and is in this one because an index of it says so. What it
-        // names is claimed for this one, too: where a manifest's word is enough, its blobs are given on this one.
-        if missing.is_empty() && !unclaimed.is_empty() {
-            self.store.claim_members(&fact.source, unclaimed)?;
-        }
-        Ok(missing)
-    }
-
-    /// Here, and known to be the repository's.
-    fn is_here(&self, source: &Source, digest: &BlobDigest) -> Result<bool, ReadError> {
-        Ok(self.blobs.is_on_disk(digest) && self.store.is_member(source, digest)?)
     }
 }

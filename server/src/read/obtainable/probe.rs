@@ -1,0 +1,120 @@
+//! Asking an upstream whether it gives what is missing.
+//!
+//! In: what is missing. Out: yes, or what the upstream said.
+//! Invariant: asked once for everybody, and not again for a while. An outage is the upstream's; a no is about what was
+//! asked for.
+//! Not here: what is missing ([`super::missing`]).
+
+use std::{sync::Arc, time::Instant};
+
+use headstart_layer_format::BlobDigest;
+
+use super::{Missing, Obtainable};
+use crate::{
+    read::{blobs::Blobs, error::ReadError},
+    store::facts::{ManifestFact, Source},
+    upstream::{Caller, Reference, Upstream, UpstreamError},
+};
+
+impl Obtainable {
+    /// "No": as far as can be told, it can be had.
+    pub(super) async fn ask_for_head(
+        &self,
+        caller: &Caller,
+        fact: &ManifestFact,
+        digest: BlobDigest,
+    ) -> Result<bool, ReadError> {
+        let (inner, source) = (&self.inner, &fact.source);
+        let Some(upstream) = inner.upstreams.get(&source.upstream).cloned() else {
+            return Ok(false);
+        };
+        match self.probe(source, caller, upstream, Missing::Blob(digest)).await {
+            Ok(()) => Ok(true),
+            // A limit passes.
+            Err(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout | UpstreamError::Busy) => Ok(false),
+            Err(error) => {
+                tracing::info!(
+                    manifest = %fact.digest, blob = %digest, upstream = source.upstream, repository = source.repository,
+                    %error, "manifest is withheld: the upstream has it, but does not give its blobs"
+                );
+                // The repository has other images, too: they are asked about, and not condemned.
+                inner.suspect.insert((source.clone(), caller.clone()), ());
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Asks the upstream for the head of what is missing: once for everybody, and not again for a while.
+    pub(super) async fn probe(
+        &self,
+        source: &Source,
+        caller: &Caller,
+        upstream: Arc<Upstream>,
+        missing: Missing,
+    ) -> Result<(), UpstreamError> {
+        if let Some(error) = self.inner.down.get(&source.upstream) {
+            return Err(error);
+        }
+        let key = (source.clone(), caller.clone(), missing);
+        if let Some(known) = self.inner.probed.get(&key) {
+            return known;
+        }
+        let asked = Instant::now();
+        let probe = self.probes.run(key.clone(), || {
+            let ((source, caller, _), blobs) = (key.clone(), self.inner.blobs.clone());
+            async move { ask(&blobs, &upstream, &source, &caller, missing).await }
+        });
+        let answer = probe.await.unwrap_or(Err(UpstreamError::Timeout));
+        match &answer {
+            // Our own limit: it says nothing about the upstream.
+            Err(UpstreamError::Busy) => {}
+            // A status is about what was asked for, until the breaker has seen enough of them. A limit passes.
+            Err(UpstreamError::Status(_) | UpstreamError::TooManyRequests { .. }) => {
+                self.inner.probed.insert(key, answer.clone())
+            }
+            Err(error) if error.is_outage() => self.inner.down.insert(source.upstream.clone(), error.clone()),
+            _ => self.inner.probed.insert(key, answer.clone()),
+        }
+        tracing::debug!(
+            upstream = source.upstream,
+            ?missing,
+            took_ms = asked.elapsed().as_millis() as u64,
+            up = answer.is_ok(),
+            "asked the upstream for the head of what is missing"
+        );
+        answer
+    }
+}
+
+async fn ask(
+    blobs: &Blobs,
+    upstream: &Upstream,
+    source: &Source,
+    caller: &Caller,
+    missing: Missing,
+) -> Result<(), UpstreamError> {
+    let answer = match missing {
+        Missing::Blob(digest) => match blobs.head(source, caller, &digest).await {
+            Ok(()) => Ok(()),
+            Err(ReadError::Upstream(error)) => Err(error),
+            // Ours, and nothing that the upstream said.
+            Err(_) => Err(UpstreamError::Busy),
+        },
+        Missing::Child(digest) => {
+            let reference = Reference::Digest(digest);
+            let head = upstream
+                .manifest_head(&source.repository, caller, &reference, &[])
+                .await;
+            match head.map(drop) {
+                // Some indexes name children that were never pushed; the others can be had.
+                Err(UpstreamError::NotFound { .. }) => Ok(()),
+                head => head,
+            }
+        }
+    };
+    match answer {
+        // A registry without HEAD is there all the same.
+        Err(UpstreamError::Status(400 | 405 | 501)) => Ok(()),
+        answer => answer,
+    }
+}
