@@ -31,7 +31,7 @@ use crate::{
         accept::Accept,
         document::{is_foreign, is_index},
         layers::is_tar_layer,
-        manifests::Purpose,
+        manifests::{Purpose, Request},
         platform::Platform,
     },
     store::facts::Source,
@@ -272,11 +272,15 @@ impl One {
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<(BlobDigest, bytes::Bytes), String> {
-        let accept = Accept::new(&[HeaderValue::from_static(MANIFESTS)]);
+        let request = Request {
+            purpose: Purpose::Look,
+            source: self.source.clone(),
+            caller: Caller::Server,
+            reference: reference.clone(),
+            accept: Accept::new(&[HeaderValue::from_static(MANIFESTS)]),
+        };
         let manifests = &self.app.manifests;
-        let found = manifests
-            .get(Purpose::Look, &self.source, &Caller::Server, reference, &accept)
-            .await;
+        let found = manifests.get(&request).await;
         let found = found.map_err(|error| format!("read manifest {}: {error}", reference_text(reference)))?;
         manifests.given(&found, &Caller::Server);
         Ok((found.digest, found.bytes))

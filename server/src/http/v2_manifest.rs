@@ -17,7 +17,7 @@ use crate::{
     metrics::route,
     read::{
         accept::Accept,
-        manifests::{Manifest, Purpose, Warning},
+        manifests::{Manifest, Purpose, Request, Warning},
     },
     upstream::{NameError, Reference},
 };
@@ -33,22 +33,25 @@ impl Asking<'_> {
             ApiError::new(code, error.to_string())
         })?;
         let (route, caller) = self.enter(name, Probe::Manifest(reference.clone())).await?;
-        let accept = Accept::new(self.headers.get_all(header::ACCEPT));
-        let (manifests, failed) = (&self.app.manifests, |error| {
-            ApiError::from_read(Asked::Manifest, &error)
-        });
-        // Who asks for the head may only want to know whether a tag has moved: that is no reason to fetch an image.
-        let purpose = match *self.method == Method::GET {
-            true => Purpose::Pull,
-            false => Purpose::Look,
+        let failed = |error| ApiError::from_read(Asked::Manifest, &error);
+        let request = Request {
+            // Who asks for the head may only want to know whether a tag has moved: that is no reason to fetch an image.
+            purpose: match *self.method == Method::GET {
+                true => Purpose::Pull,
+                false => Purpose::Look,
+            },
+            source: route.source,
+            caller,
+            reference,
+            accept: Accept::new(self.headers.get_all(header::ACCEPT)),
         };
-        let manifest = manifests.get_by(self.by, purpose, &route.source, &caller, &reference, &accept);
-        let manifest = manifest.await.map_err(failed)?;
-        if purpose == Purpose::Pull {
-            manifests.ready(&manifest, &caller, &accept).await.map_err(failed)?;
-            manifests.given(&manifest, &caller);
+        let manifests = &self.app.manifests;
+        let manifest = manifests.get_by(self.by, &request).await.map_err(failed)?;
+        if request.purpose == Purpose::Pull {
+            manifests.ready(&request, &manifest).await.map_err(failed)?;
+            manifests.given(&manifest, &request.caller);
         }
-        self.manifest_response(manifest, &reference)
+        self.manifest_response(manifest, &request.reference)
     }
 
     fn manifest_response(&self, manifest: Manifest, reference: &Reference) -> Result<Response, ApiError> {

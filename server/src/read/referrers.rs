@@ -22,7 +22,7 @@ use super::{
     document::{OCI_INDEX, is_index},
     error::ReadError,
     kept::{Kept, Named},
-    manifests::{Manifests, Purpose},
+    manifests::{Manifests, Purpose, Request},
     saved::Saved,
 };
 use crate::{
@@ -110,8 +110,14 @@ async fn fallback(
     let Ok(tag) = fallback_tag(digest).parse().map(Reference::Tag) else {
         return Ok(Referring::default());
     };
-    let accept = Accept::new(&[http::HeaderValue::from_static(OCI_INDEX)]);
-    let index = match manifests.get(Purpose::Look, source, caller, &tag, &accept).await {
+    let request = Request {
+        purpose: Purpose::Look,
+        source: source.clone(),
+        caller: caller.clone(),
+        reference: tag,
+        accept: Accept::new(&[http::HeaderValue::from_static(OCI_INDEX)]),
+    };
+    let index = match manifests.get(&request).await {
         Ok(index) if is_index(&index.media_type) => index,
         Ok(_) | Err(ReadError::BadManifest(_) | ReadError::Upstream(UpstreamError::NotFound { .. })) => {
             return Ok(Referring::default());

@@ -10,42 +10,25 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{Found, Inner, Manifest};
+use super::{Found, Inner, Manifest, Purpose, Request};
 use crate::{
     read::{
-        accept::Accept,
         document::{is_index, own_child},
         error::ReadError,
         obtainable::VOUCH_MAX,
     },
     store::facts::ManifestFact,
-    upstream::Caller,
 };
-
-/// What somebody wants a manifest for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// Its head, or what it says: whether its repository gives blobs is asked as cheaply as can be.
-    Look,
-    /// To pull what it names: [`super::Manifests::ready`] is asked before it is given.
-    Pull,
-}
 
 impl Inner {
     /// Before a manifest that the upstream has just given or confirmed is served.
-    pub(super) async fn vouch(
-        self: &Arc<Self>,
-        purpose: Purpose,
-        caller: &Caller,
-        found: &Found,
-        accept: &Accept,
-    ) -> Result<(), ReadError> {
-        let fact = &found.fact;
+    pub(super) async fn vouch(self: &Arc<Self>, request: &Request, found: &Found) -> Result<(), ReadError> {
+        let (caller, fact) = (&request.caller, &found.fact);
         // For a pull, more than that is asked before it is given.
-        let is_asked = purpose == Purpose::Pull && (is_index(&fact.media_type) || fact.image.is_some());
+        let is_asked = request.purpose == Purpose::Pull && (is_index(&fact.media_type) || fact.image.is_some());
         if !is_asked && !self.obtainable.is_vouched(&fact.source, caller) {
             let ask = async {
-                match self.image_of(caller, fact, &found.bytes, accept).await? {
+                match self.image_of(request, fact, &found.bytes).await? {
                     Some(image) => self.obtainable.vouch(caller, &image).await,
                     None => Ok(()),
                 }
@@ -60,13 +43,8 @@ impl Inner {
     }
 
     /// Before a client is given what it will pull by.
-    pub(super) async fn ready(
-        self: &Arc<Self>,
-        manifest: &Manifest,
-        caller: &Caller,
-        accept: &Accept,
-    ) -> Result<(), ReadError> {
-        let fact = &manifest.fact;
+    pub(super) async fn ready(self: &Arc<Self>, request: &Request, manifest: &Manifest) -> Result<(), ReadError> {
+        let (caller, fact) = (&request.caller, &manifest.fact);
         if !is_index(&fact.media_type) {
             return match fact.image {
                 Some(_) => self.obtainable.begin(caller, fact, Some(&self.layers)).await.map(drop),
@@ -74,7 +52,7 @@ impl Inner {
             };
         }
         let ask = async {
-            match self.image_of(caller, fact, &manifest.bytes, accept).await? {
+            match self.image_of(request, fact, &manifest.bytes).await? {
                 // Its reader may want another platform, and another image: nothing is fetched for a guess.
                 Some(image) => self.obtainable.begin(caller, &image, None).await,
                 None => Ok(true),
@@ -89,10 +67,9 @@ impl Inner {
     /// all: the client most likely asks for it next. None if nothing needs to be asked.
     async fn image_of(
         self: &Arc<Self>,
-        caller: &Caller,
+        request: &Request,
         fact: &ManifestFact,
         bytes: &Bytes,
-        accept: &Accept,
     ) -> Result<Option<ManifestFact>, ReadError> {
         if !is_index(&fact.media_type) {
             return Ok(Some(fact.clone()));
@@ -106,7 +83,7 @@ impl Inner {
         };
         let child = match self.shelf.find(&fact.source, &child).await? {
             Some(child) => Ok(child),
-            None => self.fetch_digest(&fact.source, caller, &child, accept, None).await,
+            None => self.fetch_digest(request, &child, None).await,
         };
         // Some indexes name children that were never pushed.
         let child = child.ok().filter(|child| !is_index(&child.fact.media_type));

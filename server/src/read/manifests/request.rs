@@ -1,0 +1,51 @@
+//! A request for a manifest.
+//!
+//! In: what a client asked for. Out: the same, in one piece; and who gets the same answer.
+//! Invariant: what an upstream is asked, and what is remembered of its answer, depends on nothing but a [`Request`].
+//! Not here: answering it ([`super`]).
+
+use crate::{
+    read::accept::{Accept, Class},
+    store::facts::Source,
+    upstream::{Caller, Reference},
+};
+
+/// What somebody wants a manifest for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its head, or what it says: whether its repository gives blobs is asked as cheaply as can be.
+    Look,
+    /// To pull what it names: [`super::Manifests::ready`] is asked before it is given.
+    Pull,
+}
+
+/// Who wants which manifest, what for, and what it may be.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub purpose: Purpose,
+    pub source: Source,
+    pub caller: Caller,
+    pub reference: Reference,
+    pub accept: Accept,
+}
+
+/// Requests with the same key get the same answer, whatever their purpose: what a look has asked for more, or a pull for
+/// less, is made up for by [`super::Manifests::ready`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    source: Source,
+    caller: Caller,
+    reference: Reference,
+    class: Class,
+}
+
+impl Request {
+    pub(super) fn key(&self) -> Key {
+        Key {
+            source: self.source.clone(),
+            caller: self.caller.clone(),
+            reference: self.reference.clone(),
+            class: self.accept.class(),
+        }
+    }
+}
