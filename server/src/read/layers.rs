@@ -233,7 +233,13 @@ impl Layers {
             return Ok(Some(status));
         }
         let mut status = unknown(layer);
-        match self.inner.store.layer(layer)? {
+        let record = self.inner.store.layer(layer)?;
+        let is_settled = record.as_ref().is_some_and(|r| r.is_settled(self.inner.time_max_ms));
+        // A refusal that is over says less than how the latest try ended.
+        if let Some(failed) = self.queue.failed(layer).filter(|_| !is_settled) {
+            return Ok(Some(failed));
+        }
+        match record {
             Some(LayerRecord::Ready { diff_id, toc }) => {
                 status.state = LayerState::Ready;
                 status.diff_id = Some(diff_id);
@@ -244,9 +250,6 @@ impl Layers {
                 status.reason = Some(reason);
             }
             Some(LayerRecord::Unconverted) | None => {
-                if let Some(failed) = self.queue.failed(layer) {
-                    return Ok(Some(failed));
-                }
                 if self.inner.store.sources(layer)?.is_empty() {
                     return Ok(None);
                 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use headstart_layer_format::api::{LayerState, LayerStatus};
 use headstart_layer_format::routes;
 use headstart_loadtest::corpus::{Flavor, Meta, Rng, SyntheticImage};
-use headstart_loadtest::origin::{Auth, Origin, Target};
+use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
 
 use crate::support::{REPOSITORY, Server, config};
 use crate::{MIB, built, eventually, first_layer};
@@ -64,6 +64,47 @@ async fn a_layer_that_takes_too_long_stays_an_ordinary_blob_until_it_is_given_mo
     let server = Server::with(config).await;
     server.anybody().ready(&layer.digest).await;
     assert_eq!(first_layer(&server, &image).await.state, LayerState::Ready);
+    server.stop().await;
+}
+
+/// Given more time, it was tried again, and showed the old reason although the new try had failed for another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_tried_again_tells_why_that_failed() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let layer = built(|b| _ = b.file("noise", Meta::default(), Rng::new(3).bytes(32 * MIB)));
+    let image = SyntheticImage::new(Flavor::Oci, vec![layer]);
+    image.push(&origin, REPOSITORY, "slow");
+    let layer = &image.layers[0];
+    let mut config = config(&origin, dir.path());
+    config.upstreams[0].breaker.failures_max = 1000;
+    config.ingest.time_max_ms = 40;
+    let server = Server::with(config.clone()).await;
+    let (status, body) = server.fetch(&server.blob_url(&layer.digest)).await;
+    assert_eq!((status, body.unwrap()), (200, layer.blob.clone()));
+    assert_eq!(server.anybody().status(&server.manifest_url("slow")).await, 200);
+    eventually(async || first_layer(&server, &image).await.state == LayerState::Refused).await;
+    let original = server.app.originals.path(&layer.digest);
+    server.stop().await;
+
+    std::fs::remove_file(original).unwrap();
+    let broken = Fault::Status {
+        code: 500,
+        retry_after_secs: None,
+    };
+    origin.always(Target::Digest(layer.digest), broken);
+    config.ingest.time_max_ms = 3_600_000;
+    let server = Server::with(config).await;
+    let tried = async || {
+        let found = first_layer(&server, &image).await;
+        let is_under_way = matches!(found.state, LayerState::Queued | LayerState::Converting);
+        (!is_under_way).then_some(found)
+    };
+    eventually(async || tried().await.is_some()).await;
+    let found = tried().await.unwrap();
+    assert!(found.state == LayerState::Failed && !of_time(&found), "{found:?}");
+    assert!(found.reason.unwrap().contains("500"));
+    origin.clear_faults();
+    eventually(async || first_layer(&server, &image).await.state == LayerState::Ready).await;
     server.stop().await;
 }
 
