@@ -61,10 +61,25 @@ impl Image {
         (Server::with(config).await, dir)
     }
 
+    /// Of each blob the first byte was asked for, once.
+    fn assert_proven(&self) {
+        let calls = self.blob_calls("GET");
+        let all: std::collections::BTreeSet<_> = calls.iter().filter_map(|c| c.digest).collect();
+        // An empty one has none, and is told by an error's text.
+        let is_right = |c: &Call| is_proof(c) || (c.status == 416 && c.range.as_deref() == Some("bytes=0-0"));
+        assert!(calls.iter().all(is_right), "{calls:#?}");
+        assert!(all.len() == self.blobs.len() && calls.len() == all.len(), "{calls:#?}");
+    }
+
     fn blob_calls(&self, method: &str) -> Vec<Call> {
         let calls = self.origin.calls().into_iter();
         calls.filter(|c| c.is_blob() && c.method == method).collect()
     }
+}
+
+/// A GET of one byte.
+fn is_proof(call: &Call) -> bool {
+    call.method == "GET" && call.range.as_deref() == Some("bytes=0-0") && call.body_sent <= 1
 }
 
 fn gets(digest: BlobDigest) -> Target {
@@ -146,9 +161,9 @@ async fn blobs_are_begun_together_and_brought_once() {
     server.stop().await;
 }
 
-/// Who looks at a head has no blob fetched; of an index, whose reader may want another platform, heads are asked for.
+/// Who looks at a head has no blob fetched; of an index, whose reader may want another platform, one byte of each is.
 #[tokio::test(flavor = "multi_thread")]
-async fn looking_and_choosing_fetch_no_blob() {
+async fn looking_and_choosing_cost_a_byte_a_blob() {
     let image = Image::new(&[1000, 2000]);
     let own = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
     let child = json!({ "mediaType": OCI_MANIFEST, "digest": image.manifest, "size": 1,
@@ -165,39 +180,188 @@ async fn looking_and_choosing_fetch_no_blob() {
         let head = server.http.head(server.manifest_url(reference)).send().await.unwrap();
         assert_eq!(head.status(), 200);
     }
-    assert_eq!(server.fetch(&server.manifest_url("multi")).await.0, 200);
     assert!(image.blob_calls("GET").is_empty(), "{:#?}", image.blob_calls("GET"));
-    assert_eq!(image.blob_calls("HEAD").len(), image.blobs.len());
+    assert_eq!(image.blob_calls("HEAD").len(), 1, "once a repository");
+    // What is promised is no proof.
+    for _ in 0..2 {
+        assert_eq!(server.fetch(&server.manifest_url("multi")).await.0, 200);
+        image.assert_proven();
+    }
+    assert_eq!(image.blob_calls("HEAD").len(), 1);
     // What was asked of the index is not enough for the image.
     image.origin.always(gets(image.blobs[1].0), status(403));
     assert_eq!(server.fetch(&server.manifest_url(image.manifest)).await.0, 403);
     server.stop().await;
     // One of them is enough for the index to be withheld.
-    let (server, _dir) = image.server(|_| {}).await;
-    image.origin.always(Target::Digest(image.blobs[1].0), status(403));
-    assert_eq!(server.fetch(&server.manifest_url("multi")).await.0, 403);
-    server.stop().await;
+    for (code, expected) in [(401, 403), (403, 403), (404, 404), (416, 502), (429, 429), (503, 502)] {
+        let (server, _dir) = image.server(|_| {}).await;
+        image.origin.always(gets(image.blobs[1].0), status(code));
+        assert_eq!(server.fetch(&server.manifest_url("multi")).await.0, expected, "{code}");
+        let calls = || image.blob_calls("GET").into_iter();
+        let asked = || calls().filter(|c| c.digest == Some(image.blobs[1].0)).count();
+        let once = asked();
+        assert_eq!(server.fetch(&server.manifest_url("multi")).await.0, expected);
+        assert_eq!(asked(), once, "that is still known");
+        server.stop().await;
+    }
 }
 
 /// Where nothing is converted, nothing is fetched unasked either.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_conversions_heads_are_asked_for() {
-    let image = Image::new(&[1000, 2000, 3000]);
-    let (server, _dir) = image.server(|config| config.ingest.enabled = false).await;
+async fn without_conversions_first_bytes_are_asked_for() {
+    let image = Image::new(&[1000, 2000, 3000, 0]);
+    let plain = |config: &mut Config| config.ingest.enabled = false;
+    let (server, _dir) = image.server(plain).await;
+    for _ in 0..2 {
+        assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 200);
+        image.assert_proven();
+    }
+    assert!(image.blob_calls("HEAD").is_empty());
+    server.stop().await;
+    let blob = image.blobs[2].0;
+    for (fault, expected) in [
+        (status(403), 403),
+        (status(429), 429),
+        // The head is right, and nothing follows.
+        (Fault::Truncate { after: 0 }, 502),
+        (Fault::Reset { after: 0 }, 502),
+    ] {
+        let (server, _dir) = image.server(plain).await;
+        image.origin.always(gets(blob), fault.clone());
+        assert_eq!(server.fetch(&server.manifest_url("a")).await.0, expected, "{fault:?}");
+        server.stop().await;
+        let (server, _dir) = image.server(plain).await;
+        image.origin.once(gets(blob), Fault::Truncate { after: 0 });
+        assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 200, "once is chance");
+        server.stop().await;
+    }
+    // A link that is signed for HEAD leads nowhere.
+    let (server, _dir) = image.server(plain).await;
+    image.origin.redirect_blobs(true);
     assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 200);
-    assert!(image.blob_calls("GET").is_empty());
-    assert_eq!(image.blob_calls("HEAD").len(), image.blobs.len());
     server.stop().await;
-    let (server, _dir) = image.server(|config| config.ingest.enabled = false).await;
-    image.origin.always(Target::Digest(image.blobs[2].0), status(403));
-    assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 403);
+    let (server, _dir) = image.server(plain).await;
+    image.origin.always(Target::Gets(Box::new(Target::Cdn)), status(403));
+    assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 502);
     server.stop().await;
-    // A head that takes long is taken for a yes.
-    let (server, _dir) = image.server(|config| config.ingest.enabled = false).await;
+    image.origin.redirect_blobs(false);
+    let (server, _dir) = image
+        .server(|config| {
+            plain(config);
+            config.fetch.header_timeout_ms = 300;
+        })
+        .await;
+    image
+        .origin
+        .always(gets(blob), Fault::DelayHeaders(Duration::from_secs(60)));
+    assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 504);
+    server.stop().await;
+    // What takes longer than a client can be kept is taken for a yes.
+    let (server, _dir) = image.server(plain).await;
     image
         .origin
         .always(Target::Blobs, Fault::DelayHeaders(Duration::from_secs(60)));
     assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 200);
+}
+
+/// Registries that do not like a range are asked by HEAD, and believed if they have none.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_without_ranges_gives_its_word() {
+    let image = Image::new(&[1000, 2000]);
+    let blob = image.blobs[1].0;
+    for code in [400, 405, 501] {
+        for (head, expected) in [(None, 200), (Some(405), 200), (Some(403), 403)] {
+            let (server, _dir) = image.server(|config| config.ingest.enabled = false).await;
+            image.origin.always(gets(blob), status(code));
+            head.map(|head| image.origin.always(Target::Digest(blob), status(head)));
+            let given = server.fetch(&server.manifest_url("a")).await.0;
+            assert_eq!(given, expected, "{code}, {head:?}");
+            let heads = image.blob_calls("HEAD");
+            assert!(heads.len() == 1 && heads[0].digest == Some(blob), "{heads:#?}");
+            server.stop().await;
+        }
+    }
+}
+
+/// One that ignores it is left as soon as it begins to send, and has its place among the requests again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_ignores_ranges_is_not_read() {
+    const LARGE: usize = 96 * MIB;
+    let image = Image::new(&[LARGE]);
+    let (server, _dir) = image
+        .server(|config| {
+            config.ingest.enabled = false;
+            config.upstreams[0].requests_max = 1;
+        })
+        .await;
+    let (layer, config) = (image.blobs[0].0, image.blobs[1]);
+    image.origin.always(gets(layer), Fault::IgnoreRange);
+    assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 200);
+    let body = server.fetch(&server.blob_url(&config.0)).await.1.unwrap();
+    assert_eq!(body.len(), config.1);
+    let sent = image.origin.gets(&layer);
+    assert!(sent.len() == 1 && !sent[0].complete, "{sent:#?}");
+    // What the sockets between the two take.
+    assert!(sent[0].body_sent < LARGE as u64 / 2, "{sent:#?}");
+    server.stop().await;
+}
+
+/// Upstreams in trouble send empty bodies.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_in_place_of_a_blob_withholds_the_image() {
+    let image = Image::new(&[1000]);
+    let blob = image.blobs[0].0;
+    image.origin.add_blob_as(REPOSITORY, blob, Vec::new());
+    for fault in [Fault::DelayHeaders(Duration::ZERO), Fault::IgnoreRange] {
+        let (server, _dir) = image.server(|config| config.ingest.enabled = false).await;
+        image.origin.always(gets(blob), fault.clone());
+        assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 502, "{fault:?}");
+        server.stop().await;
+    }
+}
+
+/// A blob of one unit is here, and right, before its image's manifest is given: who is given that will not be given another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_blob_that_is_wrong_withholds_the_image() {
+    let image = Image::new(&[1000, 700_000, 3 * MIB]);
+    for (blob, size) in &image.blobs {
+        let faults = [
+            Fault::WrongByte { at: 9 },
+            Fault::WrongByte { at: *size as u64 - 1 },
+            Fault::Truncate {
+                after: *size as u64 / 2 + 1,
+            },
+        ];
+        for fault in faults {
+            let (server, _dir) = image.server(|_| {}).await;
+            image.origin.always(gets(*blob), fault.clone());
+            let given = server.fetch(&server.manifest_url("a")).await.0;
+            // All of a larger one would have to be waited for.
+            let expected = if *size > MIB { 200 } else { 502 };
+            assert_eq!(given, expected, "{size}, {fault:?}");
+            server.stop().await;
+        }
+        // Not a byte of it, however large it is.
+        let (server, _dir) = image.server(|_| {}).await;
+        image.origin.always(gets(*blob), Fault::Truncate { after: 0 });
+        assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 502, "{size}");
+        server.stop().await;
+    }
+}
+
+/// What arrives slowly is not waited for until it is here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_blob_that_comes_slowly_withholds_nothing() {
+    let image = Image::new(&[1000, 700_000]);
+    let (server, _dir) = image.server(|_| {}).await;
+    let gates: Vec<_> = image.blobs.iter().map(|b| image.origin.hold(gets(b.0), 10)).collect();
+    assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 200);
+    gates.iter().for_each(|gate| gate.open());
+    for (blob, size) in &image.blobs {
+        assert_eq!(server.fetch(&server.blob_url(blob)).await.1.unwrap().len(), *size);
+        assert_eq!(image.origin.bytes_sent(blob), *size as u64, "each byte once");
+    }
+    server.stop().await;
 }
 
 /// What an earlier fetch has left proves nothing: the blob may be gone since.
@@ -218,7 +382,7 @@ async fn a_blob_of_which_some_is_here_is_asked_about() {
     let again = |fault: Fault| {
         image.origin.clear_faults();
         image.origin.clear_calls();
-        image.origin.always(Target::Digest(blob), fault);
+        image.origin.always(gets(blob), fault);
         Server::with(config(&image.origin, dir.path()))
     };
     let server = again(status(403)).await;
@@ -227,14 +391,14 @@ async fn a_blob_of_which_some_is_here_is_asked_about() {
     let server = again(Fault::DelayHeaders(Duration::ZERO)).await;
     assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 200);
     assert!(server.fetch(&server.blob_url(&blob)).await.1.unwrap().len() == 3 * MIB);
-    // What was left is not fetched again.
-    assert_eq!(image.origin.bytes_sent(&blob), 2 * MIB as u64);
+    // What was left is not fetched again, but for a byte.
+    assert_eq!(image.origin.bytes_sent(&blob), 2 * MIB as u64 + 1);
     server.stop().await;
 }
 
-/// An image whose layers are converted is given to nodes that fetch no blobs: it costs heads, and no bytes.
+/// An image whose layers are converted is given to nodes that fetch no blobs: it costs a byte each.
 #[tokio::test(flavor = "multi_thread")]
-async fn of_an_image_that_is_converted_nothing_is_fetched() {
+async fn of_an_image_that_is_converted_first_bytes_are_fetched() {
     let synthetic = SyntheticImage::seeded(5);
     let origin = Origin::with_image(REPOSITORY, "a", &synthetic);
     let dir = tempfile::tempdir().unwrap();
@@ -265,7 +429,7 @@ async fn of_an_image_that_is_converted_nothing_is_fetched() {
     }
     let calls = origin.calls();
     let of_blobs: Vec<_> = calls.iter().filter(|c| c.is_blob()).collect();
-    assert!(of_blobs.iter().all(|c| c.method == "HEAD"), "{of_blobs:#?}");
+    assert!(of_blobs.iter().all(|c| is_proof(c)), "{of_blobs:#?}");
     assert!(!of_blobs.is_empty() && of_blobs.len() <= blobs.len(), "{of_blobs:#?}");
     server.stop().await;
 }

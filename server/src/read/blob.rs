@@ -127,6 +127,15 @@ impl Blob {
         }
     }
 
+    /// Whether bytes of it have come, and of one whose end is withheld, all of them. Does not wait.
+    pub(super) fn is_proven(&self) -> bool {
+        match &self.place {
+            Place::Disk(_) | Place::Doubted { .. } | Place::Flight { withheld: false, .. } => true,
+            Place::Flight { withheld: true, .. } => self.is_verified(),
+            Place::Upstream { .. } => false,
+        }
+    }
+
     /// For a thread (the conversion): follows the flight, and says "end" only after the digest was verified. When it loses
     /// its patience, a read fails.
     pub fn blocking_reader(&self, patience: Patience) -> BlockingReader {

@@ -14,13 +14,16 @@ mod membership;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use headstart_layer_format::BlobDigest;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{timeout, timeout_at},
+};
 
 pub use super::blob::{Blob, BlockingReader};
 pub use super::error::ReadError;
@@ -50,9 +53,27 @@ use crate::{
 };
 use fetches::{Key, Slot};
 use membership::CONFIRMATIONS_MAX;
+pub(super) use membership::Way;
 
 /// Small blobs wait this long for their verdict before the head of the answer goes out.
 const VERDICT_WAIT: Duration = Duration::from_secs(10);
+
+/// How a blob that is being fetched as a whole is waited for before it is given out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Await {
+    /// The verdict is waited for if the blob is no larger than this,
+    pub size_max: u64,
+    /// and no longer than this, but for its first byte; if nothing is said, [`VERDICT_WAIT`] from its size on.
+    pub until: Option<Instant>,
+}
+
+impl Await {
+    /// Nothing of a smaller one would go out before the verdict: a status says more than an answer that breaks off.
+    const TO_STREAM: Self = Self {
+        size_max: HOLD_BACK,
+        until: None,
+    };
+}
 
 /// An answer's head waits this long until a file that an earlier process left is compared with its digest: some hundred MiB. A
 /// larger one is streamed meanwhile.
@@ -112,6 +133,18 @@ impl Blobs {
         digest: &BlobDigest,
         wants: &Wants,
     ) -> Result<Blob, ReadError> {
+        self.open_awaiting(source, caller, digest, wants, Await::TO_STREAM)
+            .await
+    }
+
+    pub(super) async fn open_awaiting(
+        &self,
+        source: &Source,
+        caller: &Caller,
+        digest: &BlobDigest,
+        wants: &Wants,
+        verdict: Await,
+    ) -> Result<Blob, ReadError> {
         let errand = self.errand(source, caller, digest)?;
         let wants = if self.yard().config.cold_range {
             wants
@@ -153,7 +186,7 @@ impl Blobs {
                         if !mine && !self.is_member(source, digest).await? {
                             self.confirm(&errand, source).await?;
                         }
-                        match self.settle(seat, wants).await {
+                        match self.settle(seat, wants, verdict).await {
                             Ok(place) => return Ok(Blob::new(place, errand)),
                             Err(error) => error,
                         }
@@ -196,7 +229,7 @@ impl Blobs {
     }
 
     /// Sees to it that what is wanted comes. An answer that can only break off is an error instead.
-    async fn settle(&self, seat: Boarded, wants: &Wants) -> Result<Place, ReadError> {
+    async fn settle(&self, seat: Boarded, wants: &Wants, verdict: Await) -> Result<Place, ReadError> {
         let fetch = seat.fetch();
         let size = fetch.flight.size();
         let withheld = wants.covers(size);
@@ -204,11 +237,15 @@ impl Blobs {
             let permit = self.yard().whole(Asker::current()).await?;
             fetch.promote(None, permit);
         }
-        // Nothing of it would go out before the verdict: a status says more than an answer that breaks off. A longer wait
-        // would cost the client's patience, though.
-        if withheld && size <= HOLD_BACK {
+        // A longer wait would cost the client's patience.
+        if withheld && size <= verdict.size_max {
+            // Who sends nothing at all is silent, and not slow.
+            if verdict.until.is_some() {
+                fetch.flight.begun().await;
+            }
+            let until = verdict.until.unwrap_or_else(|| Instant::now() + VERDICT_WAIT);
             let end = size..size;
-            if let Ok(verdict) = timeout(VERDICT_WAIT, fetch.readable(&end, true)).await {
+            if let Ok(verdict) = timeout_at(until.into(), fetch.readable(&end, true)).await {
                 verdict?;
             }
         }
@@ -229,7 +266,7 @@ impl Blobs {
             }
             return Ok(size);
         }
-        match self.ask(&errand, source).await? {
+        match self.ask(&errand, source, Way::Head).await? {
             Some(size) => check_not_emptied(digest, size).map(|()| size),
             None => Ok(self.open(source, caller, digest).await?.size()),
         }

@@ -75,7 +75,7 @@ impl Yard {
 
     /// Whether blobs may be begun before somebody asks for them.
     pub fn begins_early(&self) -> bool {
-        self.config.cold_range && !self.wholes.is_crowded()
+        self.config.cold_range && !self.wholes.is_crowded() && !self.is_disk_bad()
     }
 
     /// A turn to fetch a range.
@@ -142,6 +142,13 @@ impl Errand {
     pub async fn size(&self) -> Result<Option<u64>, UpstreamError> {
         self.upstream
             .blob_head(&self.repository, &self.caller, &self.digest)
+            .await
+    }
+
+    /// Its size, if the upstream says so, which has given its first byte.
+    pub async fn proof(&self) -> Result<Option<u64>, UpstreamError> {
+        self.upstream
+            .blob_proof(&self.repository, &self.caller, &self.digest)
             .await
     }
 }

@@ -185,7 +185,7 @@ impl Inner {
     async fn by_digest(self: &Arc<Self>, request: &Request, digest: &BlobDigest) -> Result<Manifest, ReadError> {
         let Request { source, caller, .. } = request;
         if let Some(found) = self.shelf.find(source, digest).await? {
-            self.obtainable.check(caller, &found.fact, None).await?;
+            self.obtainable.check(caller, &found.fact, request.way(), None).await?;
             return self.hand_out(request, found, None).await;
         }
         let what = What::Manifest(Reference::Digest(*digest), request.accept.class());

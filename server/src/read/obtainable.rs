@@ -26,7 +26,7 @@ use headstart_layer_format::BlobDigest;
 use moka::sync::Cache;
 
 use super::{
-    blobs::Blobs,
+    blobs::{Blobs, Way},
     blocking::blocking,
     coalesce::Coalesce,
     document::{is_foreign, is_index},
@@ -41,6 +41,9 @@ use crate::{
 };
 use missing::Missing;
 use pull::Pull;
+
+/// What an upstream is asked about, on whose behalf, and how.
+type Question = (Source, Caller, Missing, Way);
 
 /// An upstream that answered this recently is taken to be up.
 const GOOD_FOR: Duration = Duration::from_secs(5);
@@ -61,7 +64,7 @@ const ENTRIES_MAX: u64 = 8192;
 #[derive(Clone, Debug)]
 pub struct Obtainable {
     inner: Arc<Inner>,
-    probes: Coalesce<(Source, Caller, Missing), Result<(), UpstreamError>>,
+    probes: Coalesce<Question, Result<(), UpstreamError>>,
     beginning: Coalesce<Pull, Result<bool, ReadError>>,
 }
 
@@ -73,7 +76,7 @@ struct Inner {
     complete: Cache<(Source, BlobDigest), ()>,
     /// Manifests whose blobs were looked at in the background.
     confirmed: Cache<(Source, BlobDigest), ()>,
-    probed: Cache<(Source, Caller, Missing), Result<(), UpstreamError>>,
+    probed: Cache<Question, Result<(), UpstreamError>>,
     /// Manifests of which everything is here, has begun to come, or was promised a moment ago; and until when that is good.
     begun: Cache<Pull, Instant>,
     /// An outage concerns everything of an upstream.
@@ -124,11 +127,12 @@ impl Obtainable {
         }
     }
 
-    /// `trouble` is what the upstream has just said about the manifest itself, if it was asked.
+    /// `way`: how the upstream is asked, if it is. `trouble` is what the upstream has just said about the manifest itself, if it was asked.
     pub async fn check(
         &self,
         caller: &Caller,
         fact: &ManifestFact,
+        way: Way,
         trouble: Option<&UpstreamError>,
     ) -> Result<(), ReadError> {
         let inner = &self.inner;
@@ -153,7 +157,7 @@ impl Obtainable {
         let decided = trouble.filter(|e| e.is_outage() && !matches!(e, UpstreamError::TooManyRequests { .. }));
         let answer = match decided {
             Some(error) => Err(error.clone()),
-            None => self.probe(source, caller, upstream, missing).await,
+            None => self.probe(source, caller, upstream, missing, way).await,
         };
         Ok(answer.inspect_err(|error| {
             tracing::info!(
@@ -190,10 +194,10 @@ impl Obtainable {
 
     /// Of an image whose manifest the upstream has just confirmed: whether its repository gives blobs at all.
     pub async fn vouch(&self, caller: &Caller, fact: &ManifestFact) -> Result<(), ReadError> {
-        let Some(Missing::Blob(digest)) = self.missing(fact, true).await? else {
+        let Some(missing) = self.missing(fact, true).await? else {
             return Ok(());
         };
-        if self.ask_for_head(caller, fact, digest).await? {
+        if self.ask_for(caller, fact, missing, Way::Head).await? {
             self.inner.vouched.insert((fact.source.clone(), caller.clone()), ());
         }
         Ok(())

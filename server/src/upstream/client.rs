@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Requests that fail for want of an answer are sent once more, after this.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// How an upstream does, judged by its latest answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

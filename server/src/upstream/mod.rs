@@ -24,6 +24,7 @@ mod hold;
 mod listing;
 mod name;
 mod probe;
+mod proof;
 mod realm;
 mod secret;
 mod set;

@@ -6,9 +6,10 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::{
-    corpus::SyntheticImage,
+    corpus::{OCI_INDEX, SyntheticImage, index_of},
     origin::{Call, Origin},
     playground::proxy::Proxy,
 };
@@ -34,6 +35,8 @@ pub struct Cell {
     pub upstream: Origin,
     /// After the server.
     pub next: Origin,
+    /// What the tag points at, and as what.
+    index: Option<Bytes>,
 }
 
 /// What became of the pull, told from what the next host was asked for.
@@ -85,14 +88,23 @@ impl Outcome {
 }
 
 impl Cell {
-    pub fn new(column: Column, row: usize) -> Cell {
-        let image = images::image(10_000 + 100 * column as u64 + row as u64, &[300_000, 60_000]);
+    pub fn new(column: Column, row: usize, layers: &[usize]) -> Cell {
+        let image = images::image(10_000 + 100 * column as u64 + row as u64, layers);
+        let index = (column == Column::PodmanIndex).then(|| index_of(&[("amd64", &image)]));
+        let origin = || {
+            let origin = Origin::with_image(REPOSITORY, "v1", &image);
+            if let Some(index) = &index {
+                origin.add_manifest(REPOSITORY, Some("v1"), OCI_INDEX, index.clone());
+            }
+            origin
+        };
         Cell {
             row,
             registry: format!("u{row}-{}.test", column as usize),
-            upstream: Origin::with_image(REPOSITORY, "v1", &image),
-            next: Origin::with_image(REPOSITORY, "v1", &image),
+            upstream: origin(),
+            next: origin(),
             image,
+            index,
         }
     }
 
@@ -130,7 +142,8 @@ impl Cell {
 
     /// Asks the server for what shall be in its cache.
     async fn warm(&self, warm: Warm, proxy: &Proxy) {
-        let (kind, mut paths) = (self.image.manifest_media_type, Vec::new());
+        let (of_image, mut paths) = (self.image.manifest_media_type, Vec::new());
+        let kind = self.index.as_ref().map_or(of_image, |_| OCI_INDEX);
         let below = |path: &str| format!("/v2/{}/{REPOSITORY}/{path}", self.registry);
         match warm {
             Warm::Cold => {}
@@ -140,6 +153,8 @@ impl Cell {
                 assert_eq!(status, 200, "{}", self.registry);
             }
             Warm::Everything => {
+                let image = below(&format!("manifests/{}", self.image.manifest_digest));
+                assert_eq!(proxy.get(&image, of_image).await.unwrap().0, 200, "{image}");
                 paths.push(below("manifests/v1"));
                 paths.extend(images::blobs(&self.image).iter().map(|d| below(&format!("blobs/{d}"))));
             }

@@ -25,16 +25,24 @@ pub enum Column {
     Containerd16,
     Containerd21,
     Podman,
+    /// The image is one of an index.
+    PodmanIndex,
 }
 
 impl Column {
-    pub const ALL: [Column; 3] = [Column::Containerd16, Column::Containerd21, Column::Podman];
+    pub const ALL: [Column; 4] = [
+        Column::Containerd16,
+        Column::Containerd21,
+        Column::Podman,
+        Column::PodmanIndex,
+    ];
 
     pub fn title(self) -> &'static str {
         match self {
             Column::Containerd16 => "containerd 1.6",
             Column::Containerd21 => "containerd 2.1",
             Column::Podman => "podman 5",
+            Column::PodmanIndex => "podman 5, index",
         }
     }
 }
@@ -49,7 +57,7 @@ impl Client {
     pub async fn start(bench: &Bench, column: Column, cells: &[Arc<Cell>], proxy: &Proxy) -> Client {
         let forky = bench.forky().await;
         let release = match column {
-            Column::Podman => {
+            Column::Podman | Column::PodmanIndex => {
                 let server = proxy.address().to_string();
                 return Client::Podman { forky, server };
             }

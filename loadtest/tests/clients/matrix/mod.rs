@@ -32,8 +32,8 @@ fn whatever_the_upstream_does_clients_get_the_image_or_go_on_to_the_next_host() 
         let rows = rows::all();
         let mut cells = Vec::new();
         for column in Column::ALL {
-            let of_column: Vec<Arc<Cell>> = (0..rows.len()).map(|row| Arc::new(Cell::new(column, row))).collect();
-            cells.push(of_column);
+            let of_column = rows.iter().enumerate().map(|(n, row)| Cell::new(column, n, row.layers));
+            cells.push(of_column.map(Arc::new).collect::<Vec<_>>());
         }
         let upstreams: Vec<(String, String)> = cells
             .iter()

@@ -31,14 +31,23 @@ pub struct Row {
     pub misbehave: fn(&Origin, &SyntheticImage),
     /// Signed URLs stop being good after the first was used.
     pub expires: bool,
+    /// Of noise, in bytes: larger than a fetch unit, or smaller.
+    pub layers: &'static [usize],
     containerd: &'static [Short],
     podman: &'static [Short],
+    /// podman, of an index: it has chosen its mirror before anybody knows which image it wants.
+    podman_index: &'static [Short],
 }
+
+/// The blobs are one fetch unit each, at most.
+const SMALL: &[usize] = &[300_000, 60_000];
+const LARGE: &[usize] = &[2_500_000, 60_000];
 
 impl Row {
     pub fn allowed(&self, column: Column) -> &'static [Short] {
         match column {
             Column::Podman => self.podman,
+            Column::PodmanIndex => self.podman_index,
             _ => self.containerd,
         }
     }
@@ -50,8 +59,10 @@ impl Row {
             warm: Warm::Cold,
             misbehave,
             expires: false,
+            layers: SMALL,
             containerd: &[NextHost],
             podman: &[NextHost],
+            podman_index: &[NextHost],
         }
     }
 
@@ -62,12 +73,30 @@ impl Row {
             warm: Warm::Cold,
             misbehave,
             expires: false,
+            layers: SMALL,
             containerd: &[Through],
             podman: &[Through],
+            podman_index: &[Through],
         }
     }
 
-    /// The manifest comes and blobs do not: containerd changes hosts in the middle; podman cannot. But from the first
+    /// The server waits for it no longer than a moment: an index is given, and its image is not.
+    const fn is_silent(name: &'static str, misbehave: fn(&Origin, &SyntheticImage)) -> Row {
+        Row {
+            podman_index: &[NextHost, SecondTry],
+            ..Row::refuses(name, misbehave)
+        }
+    }
+
+    /// A blob of one unit is wrong, or ends early: its image is refused. Of an index's image, only first bytes are asked for.
+    const fn is_wrong(name: &'static str, misbehave: fn(&Origin, &SyntheticImage)) -> Row {
+        Row {
+            podman_index: &[NextHost, SecondTry],
+            ..Row::refuses(name, misbehave)
+        }
+    }
+
+    /// The manifest comes and a large blob does not: containerd changes hosts in the middle; podman cannot. But from the first
     /// failure on (a conversion's may come before any client's) the manifest is refused, so that its second pull succeeds.
     const fn lacks(name: &'static str, misbehave: fn(&Origin, &SyntheticImage)) -> Row {
         Row {
@@ -75,8 +104,10 @@ impl Row {
             warm: Warm::Cold,
             misbehave,
             expires: false,
+            layers: LARGE,
             containerd: &[BlobsElsewhere, NextHost],
             podman: &[NextHost, SecondTry],
+            podman_index: &[NextHost, SecondTry],
         }
     }
 }
@@ -128,6 +159,7 @@ pub fn all() -> Vec<Row> {
             // Either answer is right for containerd; podman must be refused at the manifest.
             containerd: &[NextHost, BlobsElsewhere],
             podman: &[NextHost],
+            podman_index: &[NextHost],
             warm: Warm::Manifest,
             ..Row::mended("down, manifest cached, blobs not", |o, _| o.stop())
         },
@@ -171,27 +203,43 @@ pub fn all() -> Vec<Row> {
         Row::refuses("403 on blobs", |o, _| status(o, Target::Blobs, 403)),
         Row::refuses("429 on blobs", |o, _| status(o, Target::Blobs, 429)),
         Row::refuses("503 on blobs", |o, _| status(o, Target::Blobs, 503)),
-        Row::refuses("no answer on blobs", |o, _| silent(o, Target::Blobs)),
+        Row::is_silent("no answer on blobs", |o, _| silent(o, Target::Blobs)),
         Row::refuses("401 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 401)),
         Row::refuses("403 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 403)),
         Row::refuses("429 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 429)),
         Row::refuses("503 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 503)),
-        Row::refuses("no answer on GET of blobs", |o, _| silent(o, gets(Target::Blobs))),
+        Row::is_silent("no answer on GET of blobs", |o, _| silent(o, gets(Target::Blobs))),
         Row::refuses("401 on one layer", |o, i| status(o, layer(i), 401)),
         Row::refuses("403 on one layer", |o, i| status(o, layer(i), 403)),
         Row::refuses("404 on one layer", |o, i| status(o, layer(i), 404)),
         Row::refuses("429 on one layer", |o, i| status(o, layer(i), 429)),
         Row::refuses("503 on one layer", |o, i| status(o, layer(i), 503)),
-        Row::refuses("no answer on one layer", |o, i| silent(o, layer(i))),
+        Row::is_silent("no answer on one layer", |o, i| silent(o, layer(i))),
         Row::refuses("403 on GET of one layer", |o, i| status(o, gets(layer(i)), 403)),
-        Row::refuses("no answer on GET of one layer", |o, i| silent(o, gets(layer(i)))),
+        Row::is_silent("no answer on GET of one layer", |o, i| silent(o, gets(layer(i)))),
         Row::refuses("403 on the config", |o, i| status(o, config(i), 403)),
         Row::refuses("503 on GET of the config", |o, i| status(o, gets(config(i)), 503)),
-        Row::refuses("no answer on GET of the config", |o, i| silent(o, gets(config(i)))),
+        Row::is_silent("no answer on GET of the config", |o, i| silent(o, gets(config(i)))),
+        Row::refuses("no byte on GET of blobs", |o, _| {
+            o.always(gets(Target::Blobs), Fault::Reset { after: 0 })
+        }),
+        Row::refuses("no byte on GET of one layer", |o, i| {
+            o.always(gets(layer(i)), Fault::Truncate { after: 0 })
+        }),
+        Row::is_wrong("wrong byte in the config", |o, i| {
+            o.always(config(i), Fault::WrongByte { at: 10 })
+        }),
+        Row {
+            // It goes on with the next host's manifest, and asks here for the layer.
+            containerd: &[SecondTry, NextHost],
+            ..Row::is_wrong("wrong byte in a small layer", |o, i| {
+                o.always(layer(i), Fault::WrongByte { at: 1000 })
+            })
+        },
         Row {
             containerd: &[BlobsElsewhere, NextHost, SecondTry],
             ..Row::lacks("a layer stops half-way for good", |o, image| {
-                o.always(layer(image), Fault::Wall { at: 150_000 })
+                o.always(layer(image), Fault::Wall { at: 1_500_000 })
             })
         },
         Row {

@@ -9,13 +9,22 @@ use tracing::{Instrument as _, Span};
 
 use super::{Blobs, ReadError};
 use crate::{
-    read::{blocking::blocking, errand::Errand, negative::What},
+    read::{blocking::blocking, errand::Errand, negative::What, opening::check_not_emptied},
     store::facts::Source,
     upstream::{Caller, UpstreamError},
 };
 
 /// Manifests whose blobs are being confirmed in the background; of further ones they are when somebody asks.
 pub(super) const CONFIRMATIONS_MAX: usize = 64;
+
+/// How an upstream is asked whether it has a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::read) enum Way {
+    /// Its word.
+    Head,
+    /// The first byte.
+    FirstByte,
+}
 
 impl Blobs {
     pub(super) async fn is_member(&self, source: &Source, digest: &BlobDigest) -> Result<bool, ReadError> {
@@ -24,26 +33,34 @@ impl Blobs {
     }
 
     /// Asks the upstream whether the repository has the blob, and remembers the answer. Its size, if the upstream says so.
-    pub(super) async fn ask(&self, errand: &Errand, source: &Source) -> Result<Option<u64>, ReadError> {
+    pub(super) async fn ask(&self, errand: &Errand, source: &Source, way: Way) -> Result<Option<u64>, ReadError> {
         let what = What::Blob(errand.digest);
         if let Some(no) = self.0.negative.get(source, &errand.caller, &what) {
             return Err(no.into());
         }
-        let size = errand.size().await;
+        let size = match way {
+            Way::Head => errand.size().await,
+            Way::FirstByte => errand.proof().await,
+        };
         self.0.negative.learn(source, &errand.caller, what, size.as_ref());
         let size = size?;
+        if let (Way::FirstByte, Some(size)) = (way, size) {
+            check_not_emptied(&errand.digest, size)?;
+        }
         self.remember(source, &errand.digest).await;
         Ok(size)
     }
 
     /// Whether the repository has the blob, as its upstream says now or has just said.
-    pub(in crate::read) async fn head(
+    pub(in crate::read) async fn asked(
         &self,
         source: &Source,
         caller: &Caller,
         digest: &BlobDigest,
+        way: Way,
     ) -> Result<(), ReadError> {
-        self.ask(&self.errand(source, caller, digest)?, source).await.map(drop)
+        let errand = self.errand(source, caller, digest)?;
+        self.ask(&errand, source, way).await.map(drop)
     }
 
     /// Whether an earlier fetch from this upstream has left some of the blob. Blocks briefly.
@@ -62,7 +79,7 @@ impl Blobs {
                 if blobs.is_member(&source, &errand.digest).await? {
                     return Ok(());
                 }
-                let asked = blobs.ask(&errand, &source).await.map(drop);
+                let asked = blobs.ask(&errand, &source, Way::Head).await.map(drop);
                 if let Err(error) = &asked {
                     let Errand { caller, digest, .. } = &errand;
                     blobs.0.setbacks.refused(&source, caller, digest, error);

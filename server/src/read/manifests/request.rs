@@ -5,7 +5,10 @@
 //! Not here: answering it ([`super`]).
 
 use crate::{
-    read::accept::{Accept, Class},
+    read::{
+        accept::{Accept, Class},
+        blobs::Way,
+    },
     store::facts::Source,
     upstream::{Caller, Reference},
 };
@@ -40,6 +43,14 @@ pub(super) struct Key {
 }
 
 impl Request {
+    /// How an upstream is asked about a blob: who only looks costs it no byte.
+    pub(super) fn way(&self) -> Way {
+        match self.purpose {
+            Purpose::Look => Way::Head,
+            Purpose::Pull => Way::FirstByte,
+        }
+    }
+
     pub(super) fn key(&self) -> Key {
         Key {
             source: self.source.clone(),

@@ -29,7 +29,9 @@ impl Inner {
         let Some(found) = self.shelf.find(&request.source, &digest).await? else {
             return Ok(None);
         };
-        self.obtainable.check(&request.caller, &found.fact, None).await?;
+        self.obtainable
+            .check(&request.caller, &found.fact, request.way(), None)
+            .await?;
         Ok(Some(self.hand_out(request, found, None).await?))
     }
 
@@ -40,7 +42,7 @@ impl Inner {
         if let Some((digest, true)) = last
             && let Some(found) = self.shelf.find(source, &digest).await?
         {
-            self.obtainable.check(caller, &found.fact, None).await?;
+            self.obtainable.check(caller, &found.fact, request.way(), None).await?;
             return self.hand_out(request, found, None).await;
         }
         let last = last.map(|(digest, _)| digest);
@@ -92,7 +94,7 @@ impl Inner {
             return Err(error.into());
         };
         self.obtainable
-            .check(&request.caller, &found.fact, Some(&error))
+            .check(&request.caller, &found.fact, request.way(), Some(&error))
             .await?;
         tracing::warn!(
             upstream = source.upstream, repository = source.repository, tag = tag.as_str(), %error,

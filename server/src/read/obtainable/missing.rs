@@ -10,6 +10,7 @@ use headstart_layer_format::BlobDigest;
 use super::{Inner, Obtainable};
 use crate::{
     read::{
+        blobs::Way,
         blocking::blocking,
         document::{is_foreign, is_index},
         error::ReadError,
@@ -27,8 +28,26 @@ const CHILDREN_MAX: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Missing {
     Blob(BlobDigest),
+    /// A blob that is here, but for the upstream's word that it is the repository's, too.
+    Word(BlobDigest),
     /// A child of an index of which no child is here as a whole.
     Child(BlobDigest),
+}
+
+impl Missing {
+    pub(super) fn digest(&self) -> &BlobDigest {
+        match self {
+            Self::Blob(digest) | Self::Word(digest) | Self::Child(digest) => digest,
+        }
+    }
+
+    /// How it is asked for where blobs are asked for so: what is here, and a manifest, by HEAD.
+    pub(super) fn way(&self, of_blobs: Way) -> Way {
+        match self {
+            Self::Blob(_) => of_blobs,
+            Self::Word(_) | Self::Child(_) => Way::Head,
+        }
+    }
 }
 
 impl Obtainable {
@@ -66,7 +85,7 @@ impl Inner {
 
     fn missing_blob(&self, fact: &ManifestFact, arrives: bool) -> Result<Option<Missing>, ReadError> {
         let missing = self.missing_blobs(fact, arrives, 1)?;
-        Ok(missing.first().copied().map(Missing::Blob))
+        Ok(missing.first().copied())
     }
 
     /// At most `count` of them.
@@ -75,13 +94,17 @@ impl Inner {
         fact: &ManifestFact,
         arrives: bool,
         count: usize,
-    ) -> Result<Vec<BlobDigest>, ReadError> {
+    ) -> Result<Vec<Missing>, ReadError> {
         let (mut missing, mut unclaimed) = (Vec::new(), Vec::new());
         for digest in fact.members.iter().filter(|digest| !is_foreign(fact, digest)) {
-            let comes = self.blobs.is_on_disk(digest) || (arrives && self.blobs.is_arriving(digest));
+            let is_on_disk = self.blobs.is_on_disk(digest);
+            let comes = is_on_disk || (arrives && self.blobs.is_arriving(digest));
             let is_member = comes && self.store.is_member(&fact.source, digest)?;
             if !comes || (!is_member && self.store.doubts_manifests()) {
-                missing.push(*digest);
+                missing.push(match is_on_disk {
+                    true => Missing::Word(*digest),
+                    false => Missing::Blob(*digest),
+                });
                 if missing.len() >= count {
                     return Ok(missing);
                 }

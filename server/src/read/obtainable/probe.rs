@@ -1,40 +1,44 @@
 //! Asking an upstream whether it gives what is missing.
 //!
 //! In: what is missing. Out: yes, or what the upstream said.
-//! Invariant: asked once for everybody, and not again for a while. An outage is the upstream's; a no is about what was
-//! asked for.
+//! Invariant: asked once for everybody, and not again for a while. What an outage says is the whole upstream's; a no is about
+//! what was asked for, and so is a GET that brings nothing. A promise ([`Way::Head`]) is never taken for a proof
+//! ([`Way::FirstByte`]).
 //! Not here: what is missing ([`super::missing`]).
 
 use std::{sync::Arc, time::Instant};
 
-use headstart_layer_format::BlobDigest;
-
 use super::{Missing, Obtainable};
 use crate::{
-    read::{blobs::Blobs, error::ReadError},
+    read::{
+        blobs::{Blobs, Way},
+        error::ReadError,
+    },
     store::facts::{ManifestFact, Source},
     upstream::{Caller, Reference, Upstream, UpstreamError},
 };
 
 impl Obtainable {
     /// "No": as far as can be told, it can be had.
-    pub(super) async fn ask_for_head(
+    pub(super) async fn ask_for(
         &self,
         caller: &Caller,
         fact: &ManifestFact,
-        digest: BlobDigest,
+        missing: Missing,
+        way: Way,
     ) -> Result<bool, ReadError> {
-        let (inner, source) = (&self.inner, &fact.source);
+        let (inner, source, way) = (&self.inner, &fact.source, missing.way(way));
         let Some(upstream) = inner.upstreams.get(&source.upstream).cloned() else {
             return Ok(false);
         };
-        match self.probe(source, caller, upstream, Missing::Blob(digest)).await {
+        match self.probe(source, caller, upstream, missing, way).await {
             Ok(()) => Ok(true),
-            // A limit passes.
-            Err(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout | UpstreamError::Busy) => Ok(false),
+            Err(UpstreamError::Busy) => Ok(false),
+            // A limit passes; and another may hold for a GET.
+            Err(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout) if way == Way::Head => Ok(false),
             Err(error) => {
                 tracing::info!(
-                    manifest = %fact.digest, blob = %digest, upstream = source.upstream, repository = source.repository,
+                    manifest = %fact.digest, blob = %missing.digest(), upstream = source.upstream, repository = source.repository,
                     %error, "manifest is withheld: the upstream has it, but does not give its blobs"
                 );
                 // The repository has other images, too: they are asked about, and not condemned.
@@ -44,25 +48,27 @@ impl Obtainable {
         }
     }
 
-    /// Asks the upstream for the head of what is missing: once for everybody, and not again for a while.
+    /// Asks the upstream for what is missing: once for everybody, and not again for a while. Of a child, for its head.
     pub(super) async fn probe(
         &self,
         source: &Source,
         caller: &Caller,
         upstream: Arc<Upstream>,
         missing: Missing,
+        way: Way,
     ) -> Result<(), UpstreamError> {
+        let way = missing.way(way);
         if let Some(error) = self.inner.down.get(&source.upstream) {
             return Err(error);
         }
-        let key = (source.clone(), caller.clone(), missing);
+        let key = (source.clone(), caller.clone(), missing, way);
         if let Some(known) = self.inner.probed.get(&key) {
             return known;
         }
         let asked = Instant::now();
         let probe = self.probes.run(key.clone(), || {
-            let ((source, caller, _), blobs) = (key.clone(), self.inner.blobs.clone());
-            async move { ask(&blobs, &upstream, &source, &caller, missing).await }
+            let ((source, caller, ..), blobs) = (key.clone(), self.inner.blobs.clone());
+            async move { ask(&blobs, &upstream, &source, &caller, missing, way).await }
         });
         let answer = probe.await.unwrap_or(Err(UpstreamError::Timeout));
         match &answer {
@@ -70,6 +76,9 @@ impl Obtainable {
             Err(UpstreamError::Busy) => {}
             // A status is about what was asked for, until the breaker has seen enough of them. A limit passes.
             Err(UpstreamError::Status(_) | UpstreamError::TooManyRequests { .. }) => {
+                self.inner.probed.insert(key, answer.clone())
+            }
+            Err(UpstreamError::Timeout | UpstreamError::BadAnswer(_)) if way == Way::FirstByte => {
                 self.inner.probed.insert(key, answer.clone())
             }
             Err(error) if error.is_outage() => self.inner.down.insert(source.upstream.clone(), error.clone()),
@@ -80,7 +89,8 @@ impl Obtainable {
             ?missing,
             took_ms = asked.elapsed().as_millis() as u64,
             up = answer.is_ok(),
-            "asked the upstream for the head of what is missing"
+            ?way,
+            "asked the upstream for what is missing"
         );
         answer
     }
@@ -92,11 +102,13 @@ async fn ask(
     source: &Source,
     caller: &Caller,
     missing: Missing,
+    way: Way,
 ) -> Result<(), UpstreamError> {
     let answer = match missing {
-        Missing::Blob(digest) => match blobs.head(source, caller, &digest).await {
+        Missing::Blob(digest) | Missing::Word(digest) => match blobs.asked(source, caller, &digest, way).await {
             Ok(()) => Ok(()),
             Err(ReadError::Upstream(error)) => Err(error),
+            Err(ReadError::DigestMismatch) => Err(UpstreamError::BadAnswer("an empty blob in place of another")),
             // Ours, and nothing that the upstream said.
             Err(_) => Err(UpstreamError::Busy),
         },

@@ -2,9 +2,9 @@
 //!
 //! In: an image's manifest, and to whom it is to be given. Out: it may be given, or why not.
 //! Invariant: of the blobs that are not here, those that the conversion will fetch and of which nothing is left of an earlier
-//! fetch are begun ([`beginnings`]): they are fetched in any case, and no byte comes twice. Of all others the head is asked
-//! for: of layers that are converted or refused, of what an earlier fetch has left, where nothing is fetched unasked, and of
-//! an index's image, whose reader may want another platform. One that cannot be had withholds the manifest.
+//! fetch are begun ([`beginnings`]): they are fetched in any case, and no byte comes twice. Of all others the first byte is
+//! asked for: of layers that are converted or refused, of what an earlier fetch has left, where nothing is fetched unasked,
+//! and of an index's image, whose reader may want another platform. One that cannot be had withholds the manifest.
 //! Not here: which image stands for an index ([`crate::read::manifests`]).
 
 use std::time::Instant;
@@ -17,6 +17,7 @@ use super::{BLOBS_GOOD_FOR, Obtainable, REMEMBERED, VOUCH_MAX};
 use crate::{
     read::{
         beginnings::{self, AT_ONCE},
+        blobs::Way,
         blocking::blocking,
         error::ReadError,
         layers::Layers,
@@ -36,7 +37,7 @@ pub(super) struct Pull {
     source: Source,
     caller: Caller,
     manifest: BlobDigest,
-    /// Blobs are begun, where they are wanted here. Heads prove less.
+    /// Blobs are begun, where they are wanted here. First bytes prove less.
     begins: bool,
 }
 
@@ -113,25 +114,26 @@ impl Obtainable {
         let (wanted, others) = blocking(move || {
             let layers = layers.filter(|_| inner.blobs.begins_early());
             let (mut wanted, mut others) = (Vec::new(), Vec::new());
-            for digest in inner.missing_blobs(&of, true, BLOBS_MAX)? {
+            for missing in inner.missing_blobs(&of, true, BLOBS_MAX)? {
+                let digest = missing.digest();
                 match &layers {
                     // Of what an earlier fetch has left, more bytes would prove nothing.
-                    Some(layers) if layers.fetches(&of, &digest)? && !inner.blobs.has_left(&of.source, &digest) => {
-                        wanted.push(digest);
+                    Some(layers) if layers.fetches(&of, digest)? && !inner.blobs.has_left(&of.source, digest) => {
+                        wanted.push(*digest);
                     }
-                    _ => others.push(digest),
+                    _ => others.push(missing),
                 }
             }
             Ok((wanted, others))
         })
         .await?;
-        let heads = stream::iter(others).map(|digest| self.ask_for_head(caller, fact, digest));
-        let heads = heads.buffer_unordered(AT_ONCE);
-        let heads = timeout(VOUCH_MAX, heads.try_fold(true, async |all, one| Ok(all && one)));
+        let proofs = stream::iter(others).map(|missing| self.ask_for(caller, fact, missing, Way::FirstByte));
+        let proofs = proofs.buffer_unordered(AT_ONCE);
+        let proofs = timeout(VOUCH_MAX, proofs.try_fold(true, async |all, one| Ok(all && one)));
         // Whatever takes long is taken for a yes.
-        let heads = async { heads.await.unwrap_or(Ok(false)) };
-        let (promised, begun) = tokio::try_join!(heads, self.begin_all(caller, fact, wanted))?;
-        Ok(promised && begun)
+        let proofs = async { proofs.await.unwrap_or(Ok(false)) };
+        let (proven, begun) = tokio::try_join!(proofs, self.begin_all(caller, fact, wanted))?;
+        Ok(proven && begun)
     }
 
     async fn begin_all(

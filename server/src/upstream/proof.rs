@@ -1,0 +1,57 @@
+//! Whether an upstream gives a blob: the first byte of it.
+//!
+//! In: a repository and a digest, on whose behalf. Out: yes, and the blob's size if the upstream says so; or why not.
+//! Invariant: what is asked is what a client will ask, a GET, since registries answer a HEAD where they do not answer the GET
+//! that it stands for (a link that is signed for the one and not for the other, a store behind a firewall). It costs one
+//! byte; of an upstream that ignores ranges, a connection and what it had sent by then.
+//! Not here: fetching a blob (`read/`).
+
+use headstart_layer_format::BlobDigest;
+
+use super::{Caller, RangeAnswer, Upstream, UpstreamError, client::RETRY_PAUSE};
+
+/// An answer that promises the byte, and does not bring it.
+const NO_BYTE: UpstreamError = UpstreamError::BadAnswer("the first byte of the blob does not come");
+
+impl Upstream {
+    /// GET of a blob's first byte; once more if the upstream did not answer properly the first time.
+    pub async fn blob_proof(
+        &self,
+        repository: &str,
+        caller: &Caller,
+        digest: &BlobDigest,
+    ) -> Result<Option<u64>, UpstreamError> {
+        match self.first_byte(repository, caller, digest).await {
+            // A time-out has already used up the client's patience.
+            Err(error) if error == NO_BYTE || (error.is_transient() && error != UpstreamError::Timeout) => {
+                tokio::time::sleep(RETRY_PAUSE).await;
+                self.first_byte(repository, caller, digest).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn first_byte(
+        &self,
+        repository: &str,
+        caller: &Caller,
+        digest: &BlobDigest,
+    ) -> Result<Option<u64>, UpstreamError> {
+        let mut body = match self.blob_range(repository, caller, digest, 0..1).await {
+            Ok(RangeAnswer::Part(body)) => body,
+            // Dropped, and its connection with it.
+            Ok(RangeAnswer::Whole(body)) => return Ok(body.size),
+            Ok(RangeAnswer::PastEnd { size }) => return Ok(Some(size)),
+            // It does not like ranges, or makes a mess of them, and may well give the whole: its word must do.
+            Err(UpstreamError::Status(400 | 405 | 501) | UpstreamError::BadAnswer(_)) => {
+                return self.blob_head(repository, caller, digest).await;
+            }
+            Err(error) => return Err(error),
+        };
+        match body.chunk().await {
+            Ok(Some(_)) => Ok(body.size),
+            Err(UpstreamError::Timeout) => Err(UpstreamError::Timeout),
+            Ok(None) | Err(_) => Err(NO_BYTE),
+        }
+    }
+}
