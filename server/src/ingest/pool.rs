@@ -15,6 +15,7 @@ use headstart_layer_format::toc::ChunkEntry;
 
 use super::config::IngestConfig;
 use super::error::Failure;
+use super::frame;
 
 /// Buffers that wait in a lane: what keeps the threads busy while its conversion reads on.
 const LANE_BYTES: usize = 4 << 20;
@@ -50,7 +51,7 @@ pub struct Tools {
 impl Tools {
     fn new(level: i32) -> Result<Self, Failure> {
         Ok(Self {
-            compressor: zstd::bulk::Compressor::new(level).map_err(Failure::Compress)?,
+            compressor: frame::compressor(level).map_err(Failure::Compress)?,
             out: Vec::new(),
         })
     }
