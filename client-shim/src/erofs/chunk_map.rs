@@ -4,6 +4,8 @@
 //! byte for byte; else it is an error. The size is the largest that does, so a file in one piece is one chunk.
 //! Not here: writing them (`writer.rs`).
 
+use std::cell::Cell;
+
 use headstart_layer_format::toc::{Content, Skeleton};
 
 use super::format::BLOCK;
@@ -14,7 +16,11 @@ const BITS_MAX: u32 = 31;
 
 /// Where bodies end in the data space: behind these offsets there are zeros up to the next block.
 #[derive(Debug)]
-pub(super) struct BodyEnds(Vec<u64>);
+pub(super) struct BodyEnds {
+    ends: Vec<u64>,
+    /// Behind the one that was found last: bodies mostly lie in the order in which files are asked about.
+    next: Cell<usize>,
+}
 
 impl BodyEnds {
     pub(super) fn of(skeleton: &Skeleton) -> Self {
@@ -25,11 +31,25 @@ impl BodyEnds {
             start = end.div_ceil(BLOCK).saturating_mul(BLOCK);
             end
         });
-        Self(ends.collect())
+        Self {
+            ends: ends.collect(),
+            next: Cell::default(),
+        }
     }
 
     fn zeros_follow(&self, end: u64) -> bool {
-        end.is_multiple_of(BLOCK) || self.0.binary_search(&end).is_ok()
+        if end.is_multiple_of(BLOCK) {
+            return true;
+        }
+        let next = self.next.get();
+        let found = match self.ends.get(next) == Some(&end) {
+            true => Some(next),
+            false => self.ends.binary_search(&end).ok(),
+        };
+        if let Some(at) = found {
+            self.next.set(at + 1);
+        }
+        found.is_some()
     }
 }
 
@@ -38,7 +58,38 @@ pub(super) struct ChunkMap {
     /// Chunks have 2^this blocks.
     pub(super) bits: u8,
     pub(super) count: u64,
-    runs: Vec<Run>,
+    runs: Runs,
+}
+
+/// In the order of the file. Most files are one, which takes no allocation.
+#[derive(Debug, Default)]
+struct Runs {
+    first: Option<Run>,
+    others: Vec<Run>,
+}
+
+impl Runs {
+    fn push(&mut self, run: Run) {
+        match self.first {
+            None => self.first = Some(run),
+            Some(_) => self.others.push(run),
+        }
+    }
+
+    fn get(&self, at: usize) -> Option<&Run> {
+        match at.checked_sub(1) {
+            None => self.first.as_ref(),
+            Some(at) => self.others.get(at),
+        }
+    }
+
+    fn last_mut(&mut self) -> Option<&mut Run> {
+        self.others.last_mut().or(self.first.as_mut())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Run> {
+        self.first.iter().chain(&self.others)
+    }
 }
 
 /// Blocks that follow each other in the file and in the data space.
@@ -89,8 +140,8 @@ impl ChunkMap {
     }
 }
 
-fn runs(content: &Content, ends: &BodyEnds) -> Result<Vec<Run>, ErofsError> {
-    let mut runs: Vec<Run> = Vec::with_capacity(content.extents().len());
+fn runs(content: &Content, ends: &BodyEnds) -> Result<Runs, ErofsError> {
+    let mut runs = Runs::default();
     // Where the extent before ended, in bytes of the file and of the data space.
     let mut before = (0, 0);
     for e in content.extents() {
@@ -115,7 +166,7 @@ fn runs(content: &Content, ends: &BodyEnds) -> Result<Vec<Run>, ErofsError> {
         }
         before = (start + len, data + len);
     }
-    if !runs.is_empty() && !ends.zeros_follow(before.1) {
+    if runs.first.is_some() && !ends.zeros_follow(before.1) {
         return Err(ErofsError::Unsupported("a piece of a file ends inside a body"));
     }
     Ok(runs)

@@ -1,8 +1,8 @@
 //! Where everything of an image is.
 //!
 //! In: a TOC. Out: the offset of every inode and the beginning of each area; then, again and in order, every inode's
-//! place. Invariant: both rounds run the same code over the same tree, so what was measured is what is written; a tail
-//! lies within one block. Memory: 12 bytes an inode.
+//! place, and the place of those that have blocks. Invariant: all rounds run the same code over the same tree, so what was
+//! measured is what is written; a tail lies within one block. Memory: 12 bytes an inode.
 //! Not here: the bytes (`writer.rs`).
 
 use headstart_layer_format::Toc;
@@ -71,10 +71,13 @@ impl<'a> Layout<'a> {
             blocks: 0,
         };
         let mut nids = Vec::with_capacity(toc.tree().inodes().len());
-        let end = layout.places(|place| {
-            nids.push((place.offset / SLOT) as u32);
-            Ok(())
-        })?;
+        let end = layout.places(
+            |_| true,
+            |place| {
+                nids.push((place.offset / SLOT) as u32);
+                Ok(())
+            },
+        )?;
         layout.nids = nids;
         let xattr_block = end.offset.div_ceil(BLOCK);
         let data_block = xattr_block + layout.xattrs.area_len().div_ceil(BLOCK);
@@ -94,16 +97,30 @@ impl<'a> Layout<'a> {
 
     /// Visits every inode in order.
     pub(super) fn each(&self, visit: impl FnMut(Place<'a>) -> Result<(), ErofsError>) -> Result<(), ErofsError> {
-        self.places(visit).map(|_| ())
+        self.places(|_| true, visit).map(|_| ())
     }
 
-    fn places(&self, mut visit: impl FnMut(Place<'a>) -> Result<(), ErofsError>) -> Result<Cursor, ErofsError> {
+    /// Visits in order those inodes that may have blocks in the last area.
+    pub(super) fn each_with_blocks(
+        &self,
+        visit: impl FnMut(Place<'a>) -> Result<(), ErofsError>,
+    ) -> Result<(), ErofsError> {
+        let has_blocks = |kind: &Kind| matches!(kind, Kind::Directory { .. } | Kind::Symlink { .. });
+        self.places(has_blocks, visit).map(|_| ())
+    }
+
+    fn places(
+        &self,
+        of: impl Fn(&Kind) -> bool,
+        mut visit: impl FnMut(Place<'a>) -> Result<(), ErofsError>,
+    ) -> Result<Cursor, ErofsError> {
         let mut cursor = Cursor {
             offset: BLOCK,
             block: u64::from(self.data_block),
             indexes: 0,
         };
-        for (at, inode) in self.toc.tree().inodes().iter().enumerate() {
+        let inodes = self.toc.tree().inodes().iter().enumerate();
+        for (at, inode) in inodes.filter(|(_, inode)| of(&inode.kind)) {
             let place = self.place(InodeId(at as u32), inode, &mut cursor)?;
             if cursor.offset > IMAGE_SIZE_MAX || cursor.block > IMAGE_SIZE_MAX / BLOCK {
                 return Err(too_large());
@@ -117,7 +134,9 @@ impl<'a> Layout<'a> {
         let mut xattrs = Vec::new();
         self.xattrs.body(inode, &mut xattrs)?;
         let (size, bytes) = self.bytes(id, inode)?;
-        let mut offset = cursor.offset.next_multiple_of(SLOT);
+        // Known from the second round on, which may leave inodes out.
+        let known = self.nids.get(id.0 as usize).map(|nid| u64::from(*nid) * SLOT);
+        let mut offset = known.unwrap_or(cursor.offset.next_multiple_of(SLOT));
         let head = INODE_LEN + xattrs.len() as u64;
         cursor.offset = offset + head;
         let data = match &bytes {

@@ -23,7 +23,7 @@ pub fn write(toc: &Toc, out: &mut dyn Write) -> Result<u64, ErofsError> {
     out.pad(BLOCK)?;
     layout.xattrs.write_area(&mut out)?;
     out.pad(BLOCK)?;
-    layout.each(|place| write_blocks(&layout, &place, &mut out))?;
+    layout.each_with_blocks(|place| write_blocks(&layout, &place, &mut out))?;
     Ok(out.at)
 }
 

@@ -191,8 +191,8 @@ impl Presentation for ErofsTree {
         let Some(shown) = all.get_mut(&layer.slot()).filter(|s| s.data == Data::Asked) else {
             return;
         };
-        // Not now, for want of room in what may be lent: it is asked again with every flush of the node (`layers.rs`), and
-        // mounted from its file once others are gone. By the order of slots at a start, by who comes first afterwards.
+        // Not now, for want of room in what may be lent: it is asked again with every flush of the node (`layers`), and
+        // mounted from its file once others are gone. By who comes first.
         let Some((loan, device)) = self.local(layer) else {
             return;
         };

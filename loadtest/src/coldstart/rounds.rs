@@ -227,7 +227,8 @@ impl One<'_> {
             }
         }
         for way in [Way::LazyFirst, Way::LazySecond] {
-            if self.wants(&[way]) {
+            // There is no second node without a first.
+            if self.wants(&[way, Way::LazySecond]) {
                 let outcome = self.start(way, Pulls::Lazy, Some(proxy)).await;
                 // The shim tells the server what this start read; the next node is after that.
                 if outcome.is_ok() && way == Way::LazyFirst && self.wants(&[Way::LazySecond]) {

@@ -2,70 +2,46 @@
 //!
 //! In: layer digests, from the snapshotter. Out: lowerdirs. Invariant: a layer is presented once however many snapshots
 //! use it; what was presented before a restart is again after it, without a network; a layer's TOC describes that layer.
-//! Not here: snapshots, images and stacking (`snapshotter`); bytes (`cache`, `fetch`); trees (`presentation`).
+//! Not here: the TOC's way here (`ask.rs`); snapshots, images and stacking (`snapshotter`); bytes (`cache`, `fetch`); trees (`presentation`).
 
-use std::collections::HashMap;
+mod ask;
+mod error;
+mod status;
+mod table;
+
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
+use std::sync::{Arc, RwLock, Weak};
 use std::time::{Duration, Instant};
 
-use headstart_layer_format::api::{LayerState, LayerStatus};
-use headstart_layer_format::limits::{LAYERS_MAX, TOC_WAIT_MS_MAX};
+use headstart_layer_format::limits::LAYERS_MAX;
 use headstart_layer_format::{BlobDigest, DiffId, Toc};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, Span, info_span};
+use tracing::{Instrument as _, info_span};
 
-use crate::cache::{CacheDir, CacheError, Layer, LayerFile, Room};
+pub use error::LayersError;
+pub use status::{LayerProgress, NodeStatus};
+use table::{Known, Table};
+
+use crate::cache::{CacheDir, Layer, LayerFile, Room};
 pub use crate::cache::{LazyConfig, PresentationChoice, WholeLayers};
 use crate::counters::Counters;
-use crate::fetch::FetchError;
 use crate::fetch::original::BlobSource;
-use crate::fetch::servers::{Servers, TocAnswer};
+use crate::fetch::servers::Servers;
 use crate::memory;
-use crate::presentation::{self, Presentation, PresentationError, Surroundings, implied};
-use crate::profile::ImagePrefetch;
+use crate::parallel;
+use crate::presentation::{self, Presentation, Surroundings, implied};
 use crate::survival::{Keeper, Progress};
-use crate::telemetry::{self, Cause, number, within};
+use crate::telemetry::{self, Cause, within};
 use crate::upkeep::{self, InUse};
 
 const CACHE: &str = "cache";
-/// Pause before a server is asked again about a layer whose conversion failed, or that could not be reached.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// TOCs fetched, and layers mounted, ahead of containerd's questions at once: TOCs may be large.
 const AHEAD_AT_ONCE: usize = 6;
 const AHEAD_TIME: Duration = Duration::from_secs(20);
-
-/// Why a layer is not presented, named for the snapshotter's decision. Each text completes "failed to ...".
-#[derive(Debug, thiserror::Error)]
-pub enum LayersError {
-    /// No server knows it: an ordinary pull.
-    #[error("find the layer on any server")]
-    Unknown,
-    /// It will never have a TOC: an ordinary pull.
-    #[error("present the layer: the server refused to convert it ({0})")]
-    Refused(String),
-    /// Not in time: an ordinary pull, lazily perhaps the next time.
-    #[error("get the layer's TOC in time (it is {0})")]
-    NotReady(&'static str),
-    /// This node is full.
-    #[error("present another layer: this node has {0} already")]
-    Full(usize),
-    #[error(transparent)]
-    Fetch(#[from] FetchError),
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-    #[error(transparent)]
-    Presentation(#[from] PresentationError),
-    /// It was here whole, and is not what its image names.
-    #[error("present the layer: it is quarantined")]
-    Quarantined,
-    #[error("finish work on the layer")]
-    Interrupted,
-}
 
 /// A layer whose tree can be used as an overlay lowerdir.
 #[derive(Clone, Debug)]
@@ -76,33 +52,6 @@ pub struct Presented {
     pub slot: u32,
     pub data_size: u64,
     pub entry_count: u64,
-}
-
-/// How the lazy half stands.
-#[derive(Clone, Debug)]
-pub struct NodeStatus {
-    /// "erofs" or "fuse".
-    pub presentation: &'static str,
-    pub counters: Arc<Counters>,
-    pub layers: Vec<LayerProgress>,
-    /// Bytes of layers that the kernel reads by itself.
-    pub lent_bytes: u64,
-    /// Images that were prepared lately, the latest first.
-    pub prefetches: Vec<ImagePrefetch>,
-}
-
-/// How much of a layer is here.
-#[derive(Clone, Debug)]
-pub struct LayerProgress {
-    pub digest: BlobDigest,
-    pub slot: u32,
-    pub chunks_present: u32,
-    pub chunks: u32,
-    pub disk_bytes: u64,
-    /// All of it was here, and is what its image names.
-    pub verified: bool,
-    /// All of it was here, and is not.
-    pub quarantined: bool,
 }
 
 /// Cheap to clone.
@@ -118,22 +67,12 @@ struct Inner {
     /// `None` after the shutdown: the lock on the directory goes with it.
     cache: RwLock<Option<CacheDir>>,
     presentation: Box<dyn Presentation>,
-    known: RwLock<HashMap<BlobDigest, Known>>,
-    /// Counts layers that came.
-    changes: watch::Sender<u64>,
-    /// Held while a layer comes or goes.
-    changing: Mutex<HashMap<BlobDigest, Weak<tokio::sync::Mutex<()>>>>,
+    table: Table,
     in_use: InUse,
     room: Arc<Room>,
     /// Layers presented before anybody asks for them.
     ahead: Semaphore,
     stop: CancellationToken,
-}
-
-#[derive(Clone, Debug)]
-struct Known {
-    layer: Arc<Layer>,
-    lowerdir: PathBuf,
 }
 
 impl NodeLayers {
@@ -161,7 +100,7 @@ impl NodeLayers {
         tokio::spawn(flush_periodically(Arc::downgrade(&layers.0), layers.0.stop.clone()));
         let inner = &layers.0;
         let weak = Arc::downgrade(inner);
-        let all = move || Some(weak.upgrade()?.all().into_iter().map(|k| k.layer).collect());
+        let all = move || Some(weak.upgrade()?.table.all().into_iter().map(|k| k.layer).collect());
         let (room, config, in_use) = (Arc::clone(&inner.room), inner.config.clone(), inner.in_use.clone());
         upkeep::start(Arc::new(all), room, config, in_use, inner.stop.clone());
         Ok(layers)
@@ -202,49 +141,55 @@ impl NodeLayers {
             counters,
             cache: RwLock::new(Some(cache)),
             presentation,
-            known: RwLock::default(),
-            changes: watch::Sender::new(0),
-            changing: Mutex::default(),
+            table: Table::default(),
             in_use: InUse::default(),
             room,
             ahead: Semaphore::new(AHEAD_AT_ONCE),
             stop: CancellationToken::new(),
         }));
-        for layer in stored {
-            layers.0.show(layer)?;
+        // After a boot each gets its image and its mount anew: milliseconds, times all layers of all images.
+        let shown = parallel::each(&stored, |layer| {
+            let shown = layers.0.show(Arc::clone(layer));
             progress.step();
-        }
+            shown
+        });
+        shown.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(layers)
     }
 
     /// TOC from disk or a server; presents the tree; returns the lowerdir. Idempotent, cheap when known.
     pub async fn present(&self, layer: &BlobDigest, deadline: Instant) -> Result<Presented, LayersError> {
         // A new image must not be built on it; snapshots that have it stay, and say why when they are read.
-        if self.0.known(layer).is_some_and(|k| k.layer.file().is_quarantined()) {
+        if self.0.table.get(layer).is_some_and(|k| k.layer.file().is_quarantined()) {
             return Err(LayersError::Quarantined);
         }
         if let Ok(presented) = self.present_known(layer) {
             return Ok(presented);
         }
         let work = async {
-            let changing = self.0.changing(layer).lock_owned().await;
+            let changing = self.0.table.change(layer).await;
             if let Ok(presented) = self.present_known(layer) {
                 return Ok(presented);
             }
             self.0.room()?;
             let empty = tracing::field::Empty;
             let span = info_span!("toc", otel.kind = "client", %layer, bytes = empty, server = empty);
-            let (bytes, toc) = within(span, self.0.toc(layer, deadline)).await?;
+            let (bytes, toc) = within(span, ask::toc(&self.0.servers, layer, deadline)).await?;
             let inner = Arc::clone(&self.0);
             let span = info_span!("mount layer", %layer, presentation = inner.presentation.name());
             // The lock goes with the work, which goes on when the caller's time is up.
-            tokio::task::spawn_blocking(move || {
+            let admitted = tokio::task::spawn_blocking(move || {
                 let _changing = changing;
                 let admitted = span.in_scope(|| inner.admit(&toc, &bytes));
-                admitted.inspect_err(|error| telemetry::failed(&span, error))
-            })
-            .await
-            .map_err(|_| LayersError::Interrupted)?
+                (
+                    admitted.inspect_err(|error| telemetry::failed(&span, error)),
+                    (toc, bytes),
+                )
+            });
+            let (admitted, done_with) = admitted.await.map_err(|_| LayersError::Interrupted)?;
+            // A large TOC is a million allocations: containerd does not wait until they are freed.
+            tokio::task::spawn_blocking(move || drop(done_with));
+            admitted
         };
         timeout_at(deadline.into(), work)
             .await
@@ -253,7 +198,7 @@ impl NodeLayers {
 
     /// Presents layers in the background, a few at a time, in this order; [`NodeLayers::present`] of one waits for it.
     pub fn present_ahead(&self, digests: Vec<BlobDigest>) {
-        let missing = digests.into_iter().filter(|digest| self.0.known(digest).is_none());
+        let missing = digests.into_iter().filter(|digest| self.0.table.get(digest).is_none());
         let cause = Cause::here();
         for digest in missing.take(LAYERS_MAX) {
             let layers = self.clone();
@@ -275,13 +220,17 @@ impl NodeLayers {
 
     /// What this node has without asking anybody: used when snapshots are reloaded.
     pub fn present_known(&self, layer: &BlobDigest) -> Result<Presented, LayersError> {
-        self.0.known(layer).map(|k| k.presented()).ok_or(LayersError::Unknown)
+        self.0
+            .table
+            .get(layer)
+            .map(|k| k.presented())
+            .ok_or(LayersError::Unknown)
     }
 
     /// A directory that would look otherwise than unpacked if these layers (bottom first, all presented) were stacked;
     /// see [`crate::presentation::implied`]. `None` also for layers not presented.
     pub fn implied_conflict(&self, stack: &[BlobDigest], over_unpacked: bool) -> Option<String> {
-        let known: Vec<Known> = stack.iter().filter_map(|l| self.0.known(l)).collect();
+        let known: Vec<Known> = stack.iter().filter_map(|l| self.0.table.get(l)).collect();
         let last = known.iter().rposition(|k| k.layer.contents().has_implied())?;
         let tocs: Result<Vec<_>, _> = known[..=last].iter().map(|k| k.layer.contents().toc()).collect();
         match tocs {
@@ -296,8 +245,8 @@ impl NodeLayers {
 
     /// Remembers, also over restarts, in which repository a presented layer's original is. Idempotent, cheap when known.
     pub async fn learn_source(&self, layer: &BlobDigest, source: BlobSource) {
-        let changing = self.0.changing(layer).lock_owned().await;
-        let Some(known) = self.0.known(layer) else { return };
+        let changing = self.0.table.change(layer).await;
+        let Some(known) = self.0.table.get(layer) else { return };
         let inner = Arc::clone(&self.0);
         let learnt = tokio::task::spawn_blocking(move || {
             let _changing = changing;
@@ -315,7 +264,7 @@ impl NodeLayers {
 
     /// The last snapshot on it is gone: its tree, bytes and slot go too. A later `present` starts afresh.
     pub async fn release(&self, layer: &BlobDigest) {
-        let changing = self.0.changing(layer).lock_owned().await;
+        let changing = self.0.table.change(layer).await;
         let (inner, layer) = (Arc::clone(&self.0), *layer);
         let done = tokio::task::spawn_blocking(move || {
             let _changing = changing;
@@ -333,18 +282,19 @@ impl NodeLayers {
 
     /// Bytes it takes on this node's disk, and inodes it shows.
     pub fn usage(&self, layer: &BlobDigest) -> Option<(u64, u64)> {
-        let known = self.0.known(layer)?;
+        let known = self.0.table.get(layer)?;
         let inodes = known.layer.contents().inodes();
         Some((known.layer.file().disk_bytes(), inodes))
     }
 
+    /// Presented, or about to be: it can be filled.
     pub(crate) fn layer(&self, layer: &BlobDigest) -> Option<Arc<Layer>> {
-        self.0.known(layer).map(|known| known.layer)
+        self.0.table.layer(layer)
     }
 
-    /// Changes whenever a layer comes.
+    /// Changes whenever a layer can be filled.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.0.changes.subscribe()
+        self.0.table.changes()
     }
 
     /// Ends when this node does.
@@ -358,7 +308,7 @@ impl NodeLayers {
 
     /// What is here, and what was done.
     pub fn status(&self) -> NodeStatus {
-        let mut layers: Vec<LayerProgress> = self.0.all().iter().map(|k| progress(&k.layer)).collect();
+        let mut layers: Vec<LayerProgress> = self.0.table.all().iter().map(|k| LayerProgress::of(&k.layer)).collect();
         layers.sort_by_key(|l| l.slot);
         NodeStatus {
             presentation: self.0.presentation.name(),
@@ -400,66 +350,11 @@ impl NodeLayers {
 }
 
 impl Inner {
-    fn known(&self, layer: &BlobDigest) -> Option<Known> {
-        self.known.read().unwrap_or_else(|p| p.into_inner()).get(layer).cloned()
-    }
-
-    fn all(&self) -> Vec<Known> {
-        let known = self.known.read().unwrap_or_else(|p| p.into_inner());
-        known.values().cloned().collect()
-    }
-
     fn room(&self) -> Result<(), LayersError> {
-        let count = self.known.read().unwrap_or_else(|p| p.into_inner()).len();
+        let count = self.table.len();
         match count < self.config.layers_max {
             true => Ok(()),
             false => Err(LayersError::Full(count)),
-        }
-    }
-
-    /// The lock of one layer. The table keeps only locks that somebody holds.
-    fn changing(&self, layer: &BlobDigest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.lock_changing();
-        locks.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = locks.get(layer).and_then(Weak::upgrade) {
-            return lock;
-        }
-        let lock = Arc::default();
-        locks.insert(*layer, Arc::downgrade(&lock));
-        lock
-    }
-
-    fn lock_changing(&self) -> MutexGuard<'_, HashMap<BlobDigest, Weak<tokio::sync::Mutex<()>>>> {
-        self.changing.lock().unwrap_or_else(|p| p.into_inner())
-    }
-
-    /// Asks the servers until there is a TOC, a definite no, or no time.
-    async fn toc(&self, layer: &BlobDigest, deadline: Instant) -> Result<(Vec<u8>, Arc<Toc>), LayersError> {
-        // A server that takes the question and never answers must not use up the time of those behind it: the first
-        // round waits for no conversion, later ones for half of what is left.
-        let mut wait_ms = 0;
-        loop {
-            let answer = self.servers.toc(layer, wait_ms).await;
-            let left = deadline.saturating_duration_since(Instant::now()) / 2;
-            wait_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).min(TOC_WAIT_MS_MAX);
-            let retry = match answer {
-                Ok(TocAnswer::Ready { bytes, toc }) => {
-                    Span::current().record("bytes", number(bytes.len()));
-                    return Ok((bytes, toc));
-                }
-                Ok(TocAnswer::Unknown) => return Err(LayersError::Unknown),
-                Ok(TocAnswer::NotReady(status)) => not_ready(*status),
-                Err(e) => LayersError::Fetch(e),
-            };
-            let again = match &retry {
-                LayersError::NotReady(_) => true,
-                LayersError::Fetch(e) => e.is_transient(),
-                _ => false,
-            };
-            if !again || deadline.saturating_duration_since(Instant::now()) <= ASK_AGAIN {
-                return Err(retry);
-            }
-            sleep(ASK_AGAIN).await;
         }
     }
 
@@ -479,19 +374,25 @@ impl Inner {
 
     fn show(&self, layer: Arc<Layer>) -> Result<Presented, LayersError> {
         layer.stored().file.announce();
-        let lowerdir = self.presentation.present(Arc::clone(&layer))?;
-        let known = Known { layer, lowerdir };
-        let presented = known.presented();
-        let mut all = self.known.write().unwrap_or_else(|p| p.into_inner());
-        all.insert(presented.digest, known);
-        drop(all);
-        self.changes.send_modify(|n| *n += 1);
-        Ok(presented)
+        // What a start will read can come while the tree is made.
+        self.table.comes(&layer);
+        let digest = *layer.digest();
+        match self.presentation.present(Arc::clone(&layer)) {
+            Ok(lowerdir) => {
+                let known = Known { layer, lowerdir };
+                let presented = known.presented();
+                self.table.came(&digest, Some(known));
+                Ok(presented)
+            }
+            Err(error) => {
+                self.table.came(&digest, None);
+                Err(error.into())
+            }
+        }
     }
 
     fn drop_layer(&self, layer: &BlobDigest) {
-        let known = self.known.write().unwrap_or_else(|p| p.into_inner()).remove(layer);
-        let Some(known) = known else {
+        let Some(known) = self.table.remove(layer) else {
             return;
         };
         self.presentation.withdraw(&known.layer);
@@ -506,7 +407,7 @@ impl Inner {
     /// Tells the presentation which layers are whole, and has it settle. Blocks.
     fn settle(&self) {
         self.presentation.settle();
-        for known in self.all() {
+        for known in self.table.all() {
             // A start that is being recorded is seen to its end.
             if known.layer.file().is_whole() && !known.layer.recorder().is_wanted() {
                 self.presentation.completed(&known.layer);
@@ -520,47 +421,11 @@ impl Inner {
     }
 
     fn each_file(&self, what: &str, work: impl Fn(&LayerFile) -> io::Result<()>) {
-        for known in self.all() {
+        for known in self.table.all() {
             if let Err(error) = work(known.layer.file()) {
                 tracing::warn!(layer = %known.layer.digest(), what, %error, "cache-flush-failed");
             }
         }
-    }
-}
-
-impl Known {
-    fn presented(&self) -> Presented {
-        Presented {
-            lowerdir: self.lowerdir.clone(),
-            digest: *self.layer.digest(),
-            diff_id: *self.layer.contents().diff_id(),
-            slot: self.layer.slot(),
-            data_size: self.layer.contents().chunks().data_size(),
-            entry_count: self.layer.contents().entries(),
-        }
-    }
-}
-
-fn progress(layer: &Layer) -> LayerProgress {
-    LayerProgress {
-        digest: *layer.digest(),
-        slot: layer.slot(),
-        chunks_present: layer.file().chunk_count(),
-        chunks: layer.contents().chunks().len(),
-        disk_bytes: layer.file().disk_bytes(),
-        verified: layer.file().is_verified(),
-        quarantined: layer.file().is_quarantined(),
-    }
-}
-
-fn not_ready(status: LayerStatus) -> LayersError {
-    match status.state {
-        LayerState::Refused => LayersError::Refused(status.reason.unwrap_or_else(|| "no reason given".into())),
-        LayerState::Unknown => LayersError::Unknown,
-        LayerState::Queued => LayersError::NotReady("queued"),
-        LayerState::Converting => LayersError::NotReady("converting"),
-        LayerState::Failed => LayersError::NotReady("failing to convert"),
-        LayerState::Ready => LayersError::NotReady("ready, but withheld"),
     }
 }
 
