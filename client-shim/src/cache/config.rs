@@ -50,7 +50,8 @@ pub struct LazyConfig {
     pub small_file_bytes_max: u64,
     /// How far ahead of a sequential reader of a larger file chunks are fetched, at most: the window grows while it reads on.
     pub readahead_bytes: u64,
-    /// Read-ahead of the kernel on our mounts, at most 1024: one request. The kernel's own default for FUSE is 128.
+    /// Read-ahead of the kernel on our mounts, at most 1024: one request. The kernel's own default for FUSE is 128. Of a whole
+    /// layer's own file, which nobody is asked for, it is at least 1024.
     pub kernel_readahead_kib: u32,
     /// How often chunks become durable; a crash loses (and fetches again) at most this much time's worth.
     pub flush_interval_ms: u64,

@@ -58,6 +58,8 @@ pub(super) struct ChunkMap {
     /// Chunks have 2^this blocks.
     pub(super) bits: u8,
     pub(super) count: u64,
+    /// Of the whole file.
+    blocks: u64,
     runs: Runs,
 }
 
@@ -121,8 +123,16 @@ impl ChunkMap {
         Ok(Self {
             bits: bits as u8,
             count,
+            blocks,
             runs,
         })
+    }
+
+    /// The device's block that is all of the file.
+    pub(super) fn only_block(&self) -> Option<u32> {
+        let run = self.runs.first.filter(|_| self.blocks == 1)?;
+        // At most 2^28: `DATA_SIZE_MAX` in blocks.
+        u32::try_from(run.data).ok()
     }
 
     /// The device's block of each chunk; `None` for a hole.

@@ -5,13 +5,16 @@
 
 use headstart_layer_format::limits::BODY_ALIGN;
 
+use super::times::Epoch;
 use crate::fuse::attr::{Attr, FileKind};
 
 /// Block size: also what bodies of the data space are aligned to, so that a chunk can begin with any body.
 pub(super) const BLOCK: u64 = BODY_ALIGN;
 /// Inodes begin at multiples of this, and are numbered in it.
 pub(super) const SLOT: u64 = 32;
-pub(super) const INODE_LEN: u64 = 64;
+/// Of an inode with full ids and a time of its own, and of one without.
+const EXTENDED_LEN: u64 = 64;
+const SHORT_LEN: u64 = 32;
 pub(super) const DIRENT_LEN: usize = 12;
 pub(super) const INDEX_LEN: u64 = 8;
 pub(super) const XATTR_HEADER_LEN: usize = 12;
@@ -32,6 +35,7 @@ const INCOMPAT_CHUNKED_FILE: u32 = 4;
 const INCOMPAT_DEVICE_TABLE: u32 = 8;
 /// With 64 bytes: full ids and nanoseconds.
 const EXTENDED: u16 = 1;
+const SHORT: u16 = 0;
 /// Chunks are 8-byte indexes, which name a device.
 const CHUNK_INDEXES: u32 = 0x20;
 /// The first (and here only) external device.
@@ -43,7 +47,7 @@ const HOLE: u32 = u32::MAX;
 pub(super) enum Data {
     /// Nothing, or a device number.
     None,
-    /// All of it in blocks from this one on.
+    /// All of it in blocks from this one on. The device's blocks are counted on behind the image's.
     Blocks(u32),
     /// Whole blocks from this one on, the rest behind the inode.
     Tail(u32),
@@ -51,11 +55,36 @@ pub(super) enum Data {
     Chunks(u8),
 }
 
+/// How much an inode says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// With its time as seconds from the image's.
+    Short(u32),
+    Extended,
+}
+
+impl Form {
+    /// Short if everything has room in it. `time`: what a short inode would say of its time.
+    pub(super) fn of(attr: &Attr, size: u64, time: Option<u32>) -> Self {
+        let small = |number: u32| number <= u32::from(u16::MAX);
+        let fits = small(attr.uid) && small(attr.gid) && small(attr.nlink) && size <= u64::from(u32::MAX);
+        time.filter(|_| fits).map_or(Self::Extended, Self::Short)
+    }
+
+    pub(super) fn len(self) -> u64 {
+        match self {
+            Self::Short(_) => SHORT_LEN,
+            Self::Extended => EXTENDED_LEN,
+        }
+    }
+}
+
 /// What block 0 says of the whole.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Superblock {
     pub(super) root: u16,
     pub(super) inodes: u64,
+    pub(super) epoch: Epoch,
     pub(super) blocks: u32,
     pub(super) shared_xattrs: u32,
     pub(super) device_blocks: u32,
@@ -73,6 +102,8 @@ impl Superblock {
         put(at(12), &[BLOCK_BITS]);
         put(at(14), &self.root.to_le_bytes());
         put(at(16), &self.inodes.to_le_bytes());
+        put(at(24), &self.epoch.secs.to_le_bytes());
+        put(at(32), &self.epoch.nanos.to_le_bytes());
         put(at(36), &self.blocks.to_le_bytes());
         // Inode numbers count from block 0 (offset 40 stays 0): none of ours is 0, which readdir(3) would leave out.
         put(at(44), &self.shared_xattrs.to_le_bytes());
@@ -82,14 +113,23 @@ impl Superblock {
         put(at(88), &(DEVICE_SLOT as u16).to_le_bytes());
         // The slot's tag stays empty: it would be a path, and a mount without `device=` is a mistake.
         put(DEVICE_SLOT * 128 + 64, &self.device_blocks.to_le_bytes());
+        // What its first block is called by those who name no device.
+        put(DEVICE_SLOT * 128 + 68, &self.blocks.to_le_bytes());
         let sum = crc32c(&block[SUPERBLOCK_AT..]);
         block[SUPERBLOCK_AT + 4..][..4].copy_from_slice(&sum.to_le_bytes());
         block
     }
 }
 
-/// An extended inode. `xattr_len`: bytes of attributes that follow it; `size`: of its content.
-pub(super) fn inode(attr: &Attr, number: u32, size: u64, xattr_len: usize, data: Data) -> [u8; INODE_LEN as usize] {
+/// An inode, of which the form's length counts. `xattr_len`: bytes of attributes that follow it; `size`: of its content.
+pub(super) fn inode(
+    attr: &Attr,
+    form: Form,
+    number: u32,
+    size: u64,
+    xattr_len: usize,
+    data: Data,
+) -> [u8; EXTENDED_LEN as usize] {
     let (layout, union): (u16, u32) = match data {
         Data::None => (0, attr.rdev),
         Data::Blocks(block) => (0, block),
@@ -100,19 +140,32 @@ pub(super) fn inode(attr: &Attr, number: u32, size: u64, xattr_len: usize, data:
         0 => 0,
         len => (len - XATTR_HEADER_LEN) / XATTR_ALIGN + 1,
     };
-    let mut out = [0; INODE_LEN as usize];
+    let mut out = [0; EXTENDED_LEN as usize];
     let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &(EXTENDED | layout << 1).to_le_bytes());
     put(2, &(xattrs as u16).to_le_bytes());
     put(4, &(kind_bits(attr.kind) | attr.perm).to_le_bytes());
-    put(8, &size.to_le_bytes());
     put(16, &union.to_le_bytes());
     put(20, &number.to_le_bytes());
-    put(24, &attr.uid.to_le_bytes());
-    put(28, &attr.gid.to_le_bytes());
-    put(32, &attr.mtime.secs.to_le_bytes());
-    put(40, &attr.mtime.nanos.to_le_bytes());
-    put(44, &attr.nlink.to_le_bytes());
+    match form {
+        // `Form::of` saw that they are no larger than their fields.
+        Form::Short(time) => {
+            put(0, &(SHORT | layout << 1).to_le_bytes());
+            put(6, &(attr.nlink as u16).to_le_bytes());
+            put(8, &(size as u32).to_le_bytes());
+            put(12, &time.to_le_bytes());
+            put(24, &(attr.uid as u16).to_le_bytes());
+            put(26, &(attr.gid as u16).to_le_bytes());
+        }
+        Form::Extended => {
+            put(0, &(EXTENDED | layout << 1).to_le_bytes());
+            put(8, &size.to_le_bytes());
+            put(24, &attr.uid.to_le_bytes());
+            put(28, &attr.gid.to_le_bytes());
+            put(32, &attr.mtime.secs.to_le_bytes());
+            put(40, &attr.mtime.nanos.to_le_bytes());
+            put(44, &attr.nlink.to_le_bytes());
+        }
+    }
     out
 }
 
@@ -167,7 +220,37 @@ fn crc32c(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::crc32c;
+    use headstart_layer_format::toc::{Inode, InodeId, Kind, Mtime};
+
+    use super::*;
+    use crate::fuse::node_id::Node;
+
+    #[test]
+    fn an_inode_is_short_where_every_number_has_room() {
+        let inode = Inode {
+            mode: 0o644,
+            uid: 65_535,
+            gid: 65_535,
+            mtime: Mtime::default(),
+            xattrs: Vec::new(),
+            kind: Kind::Fifo,
+        };
+        let node = Node::File {
+            slot: 0,
+            inode: InodeId::ROOT,
+        };
+        let attr = Attr::of(node, &inode, 65_535);
+        let largest = u64::from(u32::MAX);
+        assert_eq!(Form::of(&attr, largest, Some(7)), Form::Short(7));
+        assert_eq!(Form::of(&attr, largest, None), Form::Extended);
+        assert_eq!(Form::of(&attr, largest + 1, Some(7)), Form::Extended);
+        let changes: [fn(&mut Attr); 3] = [|a| a.uid += 1, |a| a.gid += 1, |a| a.nlink += 1];
+        for change in changes {
+            let mut attr = attr;
+            change(&mut attr);
+            assert_eq!(Form::of(&attr, 0, Some(7)), Form::Extended);
+        }
+    }
 
     #[test]
     fn the_checksum_is_the_known_one() {

@@ -10,16 +10,20 @@ use headstart_layer_format::toc::{EntryId, Inode, InodeId, Kind};
 
 use super::chunk_map::{BodyEnds, ChunkMap};
 use super::directory::Directory;
-use super::format::{BLOCK, Data, INDEX_LEN, INODE_LEN, SLOT};
+use super::format::{BLOCK, Data, Form, INDEX_LEN, SLOT};
+use super::times::{Epoch, ShortTimes};
 use super::xattrs::Xattrs;
 use super::{ErofsError, IMAGE_SIZE_MAX, INDEXES_MAX};
+use crate::fuse::attr::Attr;
 use crate::fuse::directories::Directories;
+use crate::fuse::node_id::Node;
 
 #[derive(Debug)]
 pub(super) struct Layout<'a> {
     pub(super) toc: &'a Toc,
     pub(super) directories: Directories,
     pub(super) xattrs: Xattrs<'a>,
+    pub(super) epoch: Epoch,
     ends: BodyEnds,
     /// By inode: its number, which is its offset in slots.
     nids: Vec<u32>,
@@ -40,7 +44,8 @@ pub(super) enum Bytes<'a> {
 #[derive(Debug)]
 pub(super) struct Place<'a> {
     pub(super) id: InodeId,
-    pub(super) inode: &'a Inode,
+    pub(super) attr: Attr,
+    pub(super) form: Form,
     pub(super) offset: u64,
     /// Bytes of attributes.
     pub(super) xattrs: Vec<u8>,
@@ -59,11 +64,12 @@ struct Cursor {
 }
 
 impl<'a> Layout<'a> {
-    pub(super) fn of(toc: &'a Toc) -> Result<Self, ErofsError> {
+    pub(super) fn of(toc: &'a Toc, short: ShortTimes) -> Result<Self, ErofsError> {
         let mut layout = Self {
             toc,
             directories: Directories::of(toc.tree()),
             xattrs: Xattrs::of(toc.tree())?,
+            epoch: Epoch::of(toc.tree(), short),
             ends: BodyEnds::of(toc.skeleton()),
             nids: Vec::with_capacity(toc.tree().inodes().len()),
             xattr_block: 0,
@@ -134,24 +140,32 @@ impl<'a> Layout<'a> {
         let mut xattrs = Vec::new();
         self.xattrs.body(inode, &mut xattrs)?;
         let (size, bytes) = self.bytes(id, inode)?;
+        let node = Node::File { slot: 0, inode: id };
+        let attr = Attr::of(node, inode, self.directories.nlink(self.toc.tree(), id));
+        let form = Form::of(&attr, size, self.epoch.until(attr.mtime));
         // Known from the second round on, which may leave inodes out.
         let known = self.nids.get(id.0 as usize).map(|nid| u64::from(*nid) * SLOT);
         let mut offset = known.unwrap_or(cursor.offset.next_multiple_of(SLOT));
-        let head = INODE_LEN + xattrs.len() as u64;
+        let head = form.len() + xattrs.len() as u64;
         cursor.offset = offset + head;
         let data = match &bytes {
             Bytes::None => Data::None,
-            Bytes::Chunks(map) => {
-                cursor.indexes += map.count;
-                if cursor.indexes > INDEXES_MAX {
-                    return Err(ErofsError::OverLimit {
-                        what: "chunk indexes",
-                        max: INDEXES_MAX,
-                    });
+            Bytes::Chunks(map) => match map.only_block() {
+                // Found without an index: there is nothing behind the inode. Not so several: of those that name no device the
+                // kernel reads each page by itself. In the first round `blocks` is 0.
+                Some(block) => Data::Blocks(self.blocks + block),
+                None => {
+                    cursor.indexes += map.count;
+                    if cursor.indexes > INDEXES_MAX {
+                        return Err(ErofsError::OverLimit {
+                            what: "chunk indexes",
+                            max: INDEXES_MAX,
+                        });
+                    }
+                    cursor.offset = cursor.offset.next_multiple_of(INDEX_LEN) + map.count * INDEX_LEN;
+                    Data::Chunks(map.bits)
                 }
-                cursor.offset = cursor.offset.next_multiple_of(INDEX_LEN) + map.count * INDEX_LEN;
-                Data::Chunks(map.bits)
-            }
+            },
             Bytes::Target(_) | Bytes::Directory(_) => {
                 // Directories' blocks are found by the number of the first; `data_block` is 0 in the first round.
                 let first = cursor.block as u32;
@@ -175,7 +189,8 @@ impl<'a> Layout<'a> {
         };
         Ok(Place {
             id,
-            inode,
+            attr,
+            form,
             offset,
             xattrs,
             size,

@@ -7,24 +7,31 @@
 //! Not here: mounting (`presentation`), the data space's bytes (`cache`).
 //!
 //! The format is described in the kernel's Documentation/filesystems/erofs.rst. Of it we use what every kernel with
-//! file-backed mounts has: blocks of 4 KiB, extended inodes, inline tails, shared attributes, chunk indexes, one device.
+//! file-backed mounts has: blocks of 4 KiB, inodes of both sizes, inline tails, shared attributes, chunk indexes, one device.
+//! The times of short inodes are what kernels disagree about ([`ShortTimes`]).
 //!
 //! ```text
 //! block 0      1024 zero bytes, superblock, device slot
 //! block 1 ...  inodes in the TOC's order, each followed by its attributes and its inline tail or its chunk indexes
 //!         ...  shared attributes
 //!         ...  blocks of directories and of long link targets, in the order of their inodes
+//! behind it    the device, as if it were there: for files of one block
 //! ```
+//!
+//! Small, because cold it is read block by block: the kernel reads no metadata ahead. A file of one block with a usual owner is 32
+//! bytes and its name, where an extended inode with a chunk index takes 96.
 
 mod chunk_map;
 mod directory;
 mod format;
 mod layout;
+mod times;
 mod writer;
 mod xattrs;
 
 use std::io;
 
+pub use times::ShortTimes;
 pub use writer::write;
 
 /// Largest image: the metadata of the largest TOC, and as much again for alignment and fixed-size records.

@@ -11,12 +11,11 @@ use headstart_layer_format::toc::InodeId;
 use super::ErofsError;
 use super::format::{self, BLOCK, Data, INDEX_LEN, Superblock};
 use super::layout::{Bytes, Layout, Place};
-use crate::fuse::attr::Attr;
-use crate::fuse::node_id::Node;
+use super::times::ShortTimes;
 
 /// Writes the image of `toc` to `out`, which should buffer; returns its length.
-pub fn write(toc: &Toc, out: &mut dyn Write) -> Result<u64, ErofsError> {
-    let layout = Layout::of(toc)?;
+pub fn write(toc: &Toc, short: ShortTimes, out: &mut dyn Write) -> Result<u64, ErofsError> {
+    let layout = Layout::of(toc, short)?;
     let mut out = Counted { out, at: 0 };
     out.write_all(&superblock(&layout)?.block())?;
     layout.each(|place| write_inode(&layout, &place, &mut out))?;
@@ -37,6 +36,7 @@ fn superblock(layout: &Layout<'_>) -> Result<Superblock, ErofsError> {
         // The root is the first inode, in block 1.
         root: u16::try_from(layout.nid(InodeId::ROOT)).map_err(|_| ErofsError::Unsupported("the root is too far"))?,
         inodes: layout.toc.tree().inodes().len() as u64,
+        epoch: layout.epoch,
         blocks: layout.blocks,
         shared_xattrs: layout.xattr_block,
         // At most 2^28: `DATA_SIZE_MAX` in blocks.
@@ -47,18 +47,13 @@ fn superblock(layout: &Layout<'_>) -> Result<Superblock, ErofsError> {
 
 fn write_inode(layout: &Layout<'_>, place: &Place<'_>, out: &mut Counted<'_>) -> Result<(), ErofsError> {
     out.pad_to(place.offset)?;
-    let nlink = layout.directories.nlink(layout.toc.tree(), place.id);
-    let node = Node::File {
-        slot: 0,
-        inode: place.id,
-    };
-    let attr = Attr::of(node, place.inode, nlink);
     // Numbered from 1; at most `ENTRIES_MAX`.
-    let head = format::inode(&attr, place.id.0 + 1, place.size, place.xattrs.len(), place.data);
-    out.write_all(&head)?;
+    let (number, xattr_len) = (place.id.0 + 1, place.xattrs.len());
+    let head = format::inode(&place.attr, place.form, number, place.size, xattr_len, place.data);
+    out.write_all(&head[..place.form.len() as usize])?;
     out.write_all(&place.xattrs)?;
     match &place.bytes {
-        Bytes::Chunks(map) => {
+        Bytes::Chunks(map) if matches!(place.data, Data::Chunks(_)) => {
             out.pad(INDEX_LEN)?;
             for block in map.blocks() {
                 out.write_all(&format::chunk_index(block))?;

@@ -4,10 +4,11 @@
 //! to work; what a predecessor mounted is taken over, or gone, whichever presentation it had.
 //! Not here: the probe itself (`probe.rs`).
 
-use super::probe::{probe, try_direct};
+use super::probe::{probe, try_direct, try_short_times};
 use super::whole::{Whole, release};
 use super::{ErofsTree, FuseTree, Presentation, PresentationError, Surroundings};
 use crate::cache::PresentationChoice;
+use crate::erofs::ShortTimes;
 use crate::survival::Kept;
 
 /// The FUSE mount, below the root directory. Short: overlayfs has 4096 bytes for all lowerdirs of a mount.
@@ -39,7 +40,8 @@ fn take_over(s: &Surroundings<'_>, kept: Kept) -> Result<Box<dyn Presentation>, 
     let presentation = if erofs { "erofs" } else { "fuse" };
     tracing::info!(presentation, resend = s.resend, "mount-taken-over");
     if erofs {
-        let tree = ErofsTree::new(fuse, &images, s.config.kernel_readahead_kib, whole(s));
+        let readahead = s.config.kernel_readahead_kib;
+        let tree = ErofsTree::new(fuse, &images, readahead, whole(s), short_times(s));
         tree.take_over(s.layers)?;
         return Ok(Box::new(tree));
     }
@@ -63,7 +65,8 @@ fn mount(s: &Surroundings<'_>) -> Result<Box<dyn Presentation>, PresentationErro
         Ok(()) => {
             tracing::info!(presentation = "erofs", "presentation-chosen");
             let readahead = s.config.kernel_readahead_kib;
-            Ok(Box::new(ErofsTree::new(fuse, &images, readahead, whole(s))))
+            let tree = ErofsTree::new(fuse, &images, readahead, whole(s), short_times(s));
+            Ok(Box::new(tree))
         }
         Err(error) if s.config.presentation == PresentationChoice::Erofs => {
             fuse.close();
@@ -85,4 +88,15 @@ fn whole(s: &Surroundings<'_>) -> Whole {
     let whole = Whole::choose(s.config.whole_layers, &release(), trial);
     tracing::info!(?whole, "whole-layers");
     whole
+}
+
+/// Not asked of the predecessor, whose images are what they are: a kernel can be tried at any time.
+fn short_times(s: &Surroundings<'_>) -> ShortTimes {
+    match try_short_times(&s.root.join(PROBE), s.store) {
+        Ok(()) => ShortTimes::Own,
+        Err(error) => {
+            tracing::info!(%error, "short-inodes-have-one-time");
+            ShortTimes::Common
+        }
+    }
 }

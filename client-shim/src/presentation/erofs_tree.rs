@@ -23,12 +23,8 @@ use super::replace::replace_image;
 use super::whole::Whole;
 use super::{FuseTree, Presentation, PresentationError};
 use crate::cache::{Layer, Loan};
-use crate::erofs::{self, ErofsError};
+use crate::erofs::{self, ErofsError, ShortTimes};
 use crate::fuse::mount_table::mounts;
-
-/// One read of the kernel must be one FUSE request, which is at most 1 MiB: of two, a killed reader leaves one undone, and
-/// kernels before 7.0 take the short read for the end of the file and cache zeros (`whole.rs` has the releases).
-const READAHEAD_KIB_MAX: u32 = 1024;
 
 /// A few writes for the image of an ordinary layer: a pull waits for it.
 const IMAGE_BUFFER: usize = 256 << 10;
@@ -39,6 +35,7 @@ pub struct ErofsTree {
     mounts: PathBuf,
     readahead_kib: u32,
     whole: Whole,
+    short: ShortTimes,
     /// By slot.
     shown: Mutex<HashMap<u32, Shown>>,
 }
@@ -62,12 +59,13 @@ enum Data {
 }
 
 impl ErofsTree {
-    pub(super) fn new(fuse: FuseTree, mounts: &Path, readahead_kib: u32, whole: Whole) -> Self {
+    pub(super) fn new(fuse: FuseTree, mounts: &Path, readahead_kib: u32, whole: Whole, short: ShortTimes) -> Self {
         Self {
             fuse,
             mounts: mounts.to_owned(),
-            readahead_kib: readahead_kib.min(READAHEAD_KIB_MAX),
+            readahead_kib,
             whole,
+            short,
             shown: Mutex::default(),
         }
     }
@@ -122,12 +120,12 @@ impl ErofsTree {
 
     fn show(&self, layer: &Layer) -> Result<Shown, ErofsError> {
         let image = layer.file().image();
-        write_image(&*layer.contents().toc()?, &image)?;
+        write_image(&*layer.contents().toc()?, self.short, &image)?;
         let slot = layer.slot().to_string();
-        let asked = Device::asked(self.fuse.device(&slot));
+        let asked = Device::asked(self.fuse.device(&slot), self.readahead_kib);
         let at = self.mounts.join(slot);
         std::fs::create_dir_all(&at)?;
-        let mount = |device: &Device| mount_image(&image, device, &at, self.readahead_kib);
+        let mount = |device: &Device| mount_image(&image, device, &at);
         let mut data = Data::Asked;
         if let Some((loan, device)) = self.local(layer) {
             // Refused once, it would be the next time; we are as good.
@@ -156,7 +154,7 @@ impl ErofsTree {
             Whole::Asked => return None,
         };
         let loan = layer.file().whole()?;
-        let device = Device::local(loan.path.clone(), direct);
+        let device = Device::local(loan.path.clone(), direct, self.readahead_kib);
         Some((loan, device))
     }
 
@@ -199,7 +197,7 @@ impl Presentation for ErofsTree {
         // Once: what was refused now would be the next time. The next start mounts the file at once.
         shown.data = Data::Settled;
         let _span = tracing::info_span!(parent: None, "switch layer", layer = %layer.digest()).entered();
-        match replace_image(&layer.file().image(), &device, &shown.at, self.readahead_kib) {
+        match replace_image(&layer.file().image(), &device, &shown.at) {
             Ok(()) => tracing::info!(layer = %layer.digest(), slot = layer.slot(), "layer-read-without-us"),
             Err(error) => {
                 tracing::warn!(layer = %layer.digest(), %error, "layer-not-switched");
@@ -246,22 +244,22 @@ impl Drop for ErofsTree {
 
 /// Writes an image in place of an older one, which may still be mounted somewhere. Not made durable: the next start
 /// writes its own.
-pub(super) fn write_image(toc: &Toc, path: &Path) -> Result<(), ErofsError> {
+pub(super) fn write_image(toc: &Toc, short: ShortTimes, path: &Path) -> Result<(), ErofsError> {
     let new = path.with_extension("new");
     let mut out = BufWriter::with_capacity(IMAGE_BUFFER, File::create(&new)?);
-    erofs::write(toc, &mut out)?;
+    erofs::write(toc, short, &mut out)?;
     out.flush()?;
     drop(out);
     Ok(std::fs::rename(&new, path)?)
 }
 
 /// Mounts an image. By the system call: mount(8) would put a loop device between.
-pub(super) fn mount_image(image: &Path, device: &Device, at: &Path, readahead_kib: u32) -> io::Result<()> {
+pub(super) fn mount_image(image: &Path, device: &Device, at: &Path) -> io::Result<()> {
     let more: &[u8] = if device.direct { b",directio" } else { b"" };
     let option = [b"device=", device.path.as_os_str().as_bytes(), more].concat();
     let option = CString::new(option).map_err(io::Error::other)?;
     // Set-id programs and devices work as they would unpacked.
-    raised(readahead_kib, || {
+    raised(device.readahead_kib, || {
         Ok(mount(image, at, "erofs", MountFlags::RDONLY, Some(option.as_c_str()))?)
     })
 }

@@ -7,6 +7,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use rustix::mount::{MountFlags, mount};
 use super::FuseTree;
 use super::device::Device;
 use super::erofs_tree::{mount_image, undo, write_image};
-use crate::erofs::ErofsError;
+use crate::erofs::{ErofsError, ShortTimes};
 use crate::fuse::probe_file::{self, PROBE_NAME, PROBE_SIZE};
 
 /// It takes some milliseconds; a busy machine may need more.
@@ -30,6 +31,19 @@ const FIRST: u64 = PROBE_SIZE / 2 + 4096;
 const READAHEAD_KIB: u32 = 512;
 /// No layer's directory: the store takes no notice of it.
 const FILE_NAME: &str = "probe";
+/// Of a file of one block, which an image describes otherwise than longer ones.
+const SMALL: u64 = 4096;
+/// Modification times of two files, apart from each other and from everything else's.
+const TIMES: [(&str, Mtime); 2] = [
+    (
+        "first",
+        Mtime {
+            secs: 1 << 30,
+            nanos: 0,
+        },
+    ),
+    ("second", Mtime { secs: 1, nanos: 0 }),
+];
 
 /// Each text completes "failed to ...".
 #[derive(Debug, thiserror::Error)]
@@ -48,16 +62,29 @@ pub enum ProbeError {
 
 /// Mounts a small image over the FUSE mount's probe file, below `dir`, looks, and puts overlayfs on top, and on that again.
 pub(super) fn probe(dir: &Path, fuse: &FuseTree) -> Result<(), ProbeError> {
-    let device = Device::asked(fuse.device(PROBE_NAME));
+    let device = Device::asked(fuse.device(PROBE_NAME), READAHEAD_KIB);
     patiently(dir, move |dir| run(dir, &device))
 }
 
 /// Mounts the same image over a local file in `store`, to be read past the page cache, and looks.
 pub(super) fn try_direct(dir: &Path, store: &Path) -> Result<(), ProbeError> {
+    try_local(dir, store, |dir, file| run_local(dir, file, true, ShortTimes::Common))
+}
+
+/// Mounts an image whose short inodes have times of their own over a local file in `store`, and looks.
+pub(super) fn try_short_times(dir: &Path, store: &Path) -> Result<(), ProbeError> {
+    try_local(dir, store, |dir, file| run_local(dir, file, false, ShortTimes::Own))
+}
+
+fn try_local(
+    dir: &Path,
+    store: &Path,
+    run: impl FnOnce(&Path, PathBuf) -> Result<(), ProbeError> + Send + 'static,
+) -> Result<(), ProbeError> {
     let file = store.join(FILE_NAME);
     let result = patiently(dir, {
         let file = file.clone();
-        move |dir| run_direct(dir, file)
+        move |dir| run(dir, file)
     });
     // One that is left over is written anew.
     let _ = std::fs::remove_file(file);
@@ -89,8 +116,8 @@ fn run(dir: &Path, device: &Device) -> Result<(), ProbeError> {
     for name in ["below/gone", "below/opaque/gone", "below/kept"] {
         std::fs::write(at(name), name).map_err(step("write a file"))?;
     }
-    write_image(&layer()?, &at("image"))?;
-    mount_image(&at("image"), device, &at("img"), READAHEAD_KIB).map_err(step("mount an image"))?;
+    write_image(&layer()?, ShortTimes::Common, &at("image"))?;
+    mount_image(&at("image"), device, &at("img")).map_err(step("mount an image"))?;
     let _image = Mounted(at("img"));
     look(&at("img"), "an image")?;
     overlay(&[&at("img"), &at("below")], &at("merged")).map_err(step("mount overlayfs on an image"))?;
@@ -106,22 +133,33 @@ fn run(dir: &Path, device: &Device) -> Result<(), ProbeError> {
     look(&at("again"), "overlayfs twice on an image")
 }
 
-fn run_direct(dir: &Path, file: PathBuf) -> Result<(), ProbeError> {
+fn run_local(dir: &Path, file: PathBuf, direct: bool, short: ShortTimes) -> Result<(), ProbeError> {
     let step = |what| move |e| ProbeError::Step(what, e);
     let at = dir.join("img");
     std::fs::create_dir_all(&at).map_err(step("make a directory"))?;
     std::fs::write(&file, probe_file::bytes(0, PROBE_SIZE)).map_err(step("write a file"))?;
-    write_image(&layer()?, &dir.join("image"))?;
-    let device = Device::local(file, true);
-    mount_image(&dir.join("image"), &device, &at, READAHEAD_KIB).map_err(step("mount an image on a local file"))?;
+    write_image(&layer()?, short, &dir.join("image"))?;
+    let device = Device::local(file, direct, READAHEAD_KIB);
+    mount_image(&dir.join("image"), &device, &at).map_err(step("mount an image on a local file"))?;
     let _image = Mounted(at.clone());
     look(&at, "an image on a local file")
 }
 
 fn look(dir: &Path, place: &'static str) -> Result<(), ProbeError> {
-    for (name, from, len) in [("second", FIRST, PROBE_SIZE - FIRST), ("first", 0, FIRST)] {
-        let bytes = std::fs::read(dir.join(name)).map_err(|e| ProbeError::Step("read a file of an image", e))?;
+    let step = |what| move |e| ProbeError::Step(what, e);
+    for (name, from, len) in [
+        ("small", FIRST, SMALL),
+        ("second", FIRST, PROBE_SIZE - FIRST),
+        ("first", 0, FIRST),
+    ] {
+        let bytes = std::fs::read(dir.join(name)).map_err(step("read a file of an image"))?;
         if bytes != probe_file::bytes(from, len) {
+            return Err(ProbeError::Differs(place));
+        }
+    }
+    for (name, time) in TIMES {
+        let stat = std::fs::metadata(dir.join(name)).map_err(step("look at a file of an image"))?;
+        if (stat.mtime(), stat.mtime_nsec()) != (time.secs, i64::from(time.nanos)) {
             return Err(ProbeError::Differs(place));
         }
     }
@@ -149,17 +187,19 @@ impl Drop for Mounted {
     }
 }
 
-/// Two files that share the probe file, a whiteout, and an opaque directory.
+/// Two files that share the probe file, one of a block of it, a whiteout, and an opaque directory.
 fn layer() -> Result<Toc, ProbeError> {
     let mut skeleton = SkeletonBuilder::new().map_err(|e| ProbeError::Step("make a layer to try", e))?;
     let (first, second) = (skeleton.body(FIRST), skeleton.body(PROBE_SIZE - FIRST));
     let file = |range: LayerRange| Kind::Regular(Content::whole(range));
     let directory = |opaque| Kind::Directory { opaque, implied: false };
-    let children: [(&[u8], Kind); 4] = [
+    let small = LayerRange { len: SMALL, ..second };
+    let children: [(&[u8], Kind); 5] = [
         (b"first", file(first)),
         (b"gone", Kind::Whiteout),
         (b"opaque", directory(true)),
         (b"second", file(second)),
+        (b"small", file(small)),
     ];
     let mut entries = vec![Entry {
         parent: EntryId::ROOT,
@@ -173,7 +213,10 @@ fn layer() -> Result<Toc, ProbeError> {
             name: name.into(),
             inode: InodeId(inodes.len() as u32),
         });
-        inodes.push(inode(kind));
+        let mut inode = inode(kind);
+        let time = TIMES.iter().find(|(of, _)| of.as_bytes() == name);
+        inode.mtime = time.map_or(inode.mtime, |(_, time)| *time);
+        inodes.push(inode);
     }
     let chunk = ChunkEntry {
         digest: ChunkDigest::of(b""),

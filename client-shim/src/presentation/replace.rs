@@ -18,7 +18,7 @@ use super::device::Device;
 use super::readahead::raised;
 
 /// Mounts beneath the old one and takes that away. A kernel that mounts no beneath (before 6.5) refuses, and nothing has changed.
-pub(super) fn replace_image(image: &Path, device: &Device, at: &Path, readahead_kib: u32) -> io::Result<()> {
+pub(super) fn replace_image(image: &Path, device: &Device, at: &Path) -> io::Result<()> {
     let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", image)?;
     fsconfig_set_string(&context, "device", &device.path)?;
@@ -26,7 +26,7 @@ pub(super) fn replace_image(image: &Path, device: &Device, at: &Path, readahead_
         fsconfig_set_flag(&context, "directio")?;
     }
     fsconfig_set_flag(&context, "ro")?;
-    raised(readahead_kib, || Ok(fsconfig_create(&context)?))?;
+    raised(device.readahead_kib, || Ok(fsconfig_create(&context)?))?;
     let new = fsmount(
         &context,
         FsMountFlags::FSMOUNT_CLOEXEC,

@@ -5,9 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use headstart_shim::erofs::ShortTimes;
 use headstart_shim::layers::{LayersError, LazyConfig, PresentationChoice, WholeLayers};
 use headstart_shim::presentation::PresentationError;
 
+use crate::erofs::shown_here;
 use crate::mount::{compare, ragged, rich};
 use crate::overlay::Overlay;
 use crate::restart::start_victim;
@@ -366,6 +368,69 @@ fn read_ahead_of_an_image_is_what_the_configuration_says() {
     assert!(fs::read(path).unwrap() == noise(LEN, 4));
     let asked = node.counters().kernel_requests.get() - asked;
     assert!(asked < LEN as u64 / (256 << 10), "{asked} requests");
+}
+
+/// A kernel that was not seen to give short inodes times of their own has none of them; no file can be tried here.
+#[test]
+fn times_are_right_also_where_short_inodes_have_but_one() {
+    let server = FakeServer::start();
+    let file = |at: i64| Item::file(format!("{at}")).mtime(1_600_000_000 + at, 0);
+    let many = (0..500).fold(rich(), |layer, at| layer.add(format!("many/{at}"), file(at)));
+    let layer = many.build(64 << 10);
+    server.serve(&layer);
+    let image_len = |obstructed: bool| {
+        let root = tempfile::tempdir().unwrap();
+        let store = root.path().join("cache");
+        fs::create_dir(&store).unwrap();
+        if obstructed {
+            std::os::unix::fs::symlink("/nowhere/file", store.join("probe")).unwrap();
+        }
+        // No other trial, which would take away what is in the way.
+        let config = with_whole(WholeLayers::Asked);
+        let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
+        let dir = node.show(&layer);
+        assert!(is_erofs(&dir));
+        compare(&layer, &dir);
+        fs::metadata(store.join(layer.digest.hex()).join("erofs"))
+            .unwrap()
+            .len()
+    };
+    let (free, obstructed) = (image_len(false), image_len(true));
+    match shown_here().contains(&ShortTimes::Own) {
+        true => assert!(free + 400 * 32 < obstructed, "{free} {obstructed}"),
+        false => assert_eq!(free, obstructed),
+    }
+}
+
+/// Nobody waits for a local file's read-ahead but who wants it, so it is long also where requests are to be short; and what this
+/// process answers is never more than a request at once.
+#[test]
+fn read_ahead_is_bounded_where_we_answer_and_long_where_we_do_not() {
+    const ODD_KIB: u32 = 1036;
+    let has = |kib: u32| {
+        let devices = fs::read_dir("/sys/class/bdi")
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let mut erofs = devices.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("erofs-"));
+        erofs
+            .any(|path| fs::read_to_string(path.join("read_ahead_kb")).is_ok_and(|text| text.trim() == kib.to_string()))
+    };
+    let server = FakeServer::start();
+    let layer = LayerBuilder::new()
+        .add("f", Item::file(noise(1 << 20, 4)))
+        .build(1 << 20);
+    server.serve(&layer);
+    let root = tempfile::tempdir().unwrap();
+    let config = LazyConfig {
+        kernel_readahead_kib: ODD_KIB,
+        ..with_whole(WholeLayers::Direct)
+    };
+    let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
+    let dir = node.show(&layer);
+    assert!(is_erofs(&dir) && !reads_directly(&dir) && !has(ODD_KIB));
+    fs::read(dir.join("f")).unwrap();
+    wait_until("the layer to be mounted anew", || reads_directly(&dir));
+    assert!(has(ODD_KIB));
 }
 
 fn with_whole(whole_layers: WholeLayers) -> LazyConfig {

@@ -3,16 +3,18 @@
 use std::fs;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
 
-use headstart_shim::erofs::ErofsError;
+use headstart_layer_format::Toc;
+use headstart_shim::erofs::{ErofsError, ShortTimes};
 use headstart_shim::layers::{LazyConfig, PresentationChoice};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use super::{Image, bytes, listing, mounted};
+use super::{Image, bytes, listing, mounted, shown_here};
 use crate::mount::{compare, ragged, rich};
 use crate::overlay::Overlay;
 use crate::support::node::lazy_config;
-use crate::support::{Body, FakeServer, Item, LayerBuilder, Node, What, noise};
+use crate::support::{Body, FakeServer, Item, LayerBuilder, Node, TestLayer, What, noise};
 use crate::tree;
 
 fn sparse(size: u64, pieces: &[(u64, usize)]) -> Item {
@@ -47,25 +49,40 @@ fn a_mounted_image_is_the_toc_and_the_fuse_tree() {
                 .xattr("user.a", b"2"),
         )
         .add("large", Item::file("v").xattr("user.large", &noise(60_000, 8)))
+        .add("empty", Item::file(""))
+        // One more of each than a short inode can say.
+        .add("said/uid", Item::file("u").owner(65_536, 1))
+        .add("said/gid", Item::file("g").owner(65_535, 65_536))
+        .add("brief/ids", Item::file("i").owner(65_535, 65_535))
+        .add("said/nanos", Item::file("n").mtime(1_700_000_000, 1))
+        .add("brief/before", Item::file("b").mtime(1, 0))
+        .add("brief/after", Item::new(What::Fifo).mtime(1_700_000_009, 0))
+        .add("said/after", Item::file("a").mtime(1 << 33, 0))
         .build(128 << 10);
-    let (image, dir) = mounted(&layer);
-    compare(&layer, &dir);
+    for short in shown_here() {
+        is_the_toc_and_the_fuse_tree(&layer, short);
+    }
+}
+
+fn is_the_toc_and_the_fuse_tree(layer: &Arc<TestLayer>, short: ShortTimes) {
+    let (image, dir) = mounted(layer, short);
+    compare(layer, &dir);
 
     let server = FakeServer::start();
-    server.serve(&layer);
+    server.serve(layer);
     let root = tempfile::tempdir().unwrap();
     let config = LazyConfig {
         presentation: PresentationChoice::Fuse,
         ..lazy_config()
     };
     let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
-    let (ours, fuse) = (listing(&dir), listing(&node.show(&layer)));
+    let (ours, fuse) = (listing(&dir), listing(&node.show(layer)));
     assert_eq!(ours.len(), layer.items.len());
     for (path, line) in &fuse {
         assert_eq!(ours.get(path), Some(line), "{}", String::from_utf8_lossy(path));
     }
     assert_eq!(
-        bytes(&layer.toc).unwrap(),
+        bytes(&layer.toc, short).unwrap(),
         fs::read(image.path()).unwrap(),
         "twice the same"
     );
@@ -93,6 +110,26 @@ fn acl() -> Vec<u8> {
     out
 }
 
+/// Cold, every block of an image is a read of its own, so what a small file takes of it is what opening many costs.
+#[test]
+fn a_small_file_takes_32_bytes_and_its_name() {
+    const FILES: i64 = 2000;
+    const NAME: i64 = 12 + 8;
+    // As packages leave them: most of the times differ.
+    let file = |at: i64| Item::file(format!("{at}")).mtime(1_600_000_000 + at * 977, 0);
+    let layer = (0..FILES).fold(LayerBuilder::new(), |layer, at| {
+        layer.add(format!("d/file{at:04}"), file(at))
+    });
+    let layer = layer.build(64 << 10);
+    let len = |short| bytes(&layer.toc, short).unwrap().len() as i64;
+    // The superblock's block, and what is left over in the last of each area.
+    let around = 4 * 4096;
+    let is_about = |len: i64, inode: i64| ((inode + NAME) * FILES..(inode + NAME) * FILES + around).contains(&len);
+    assert!(is_about(len(ShortTimes::Own), 32), "{}", len(ShortTimes::Own));
+    // With times that only a long one can say: it is still found without an index.
+    assert!(is_about(len(ShortTimes::Common), 64), "{}", len(ShortTimes::Common));
+}
+
 #[test]
 fn twenty_thousand_names_in_one_directory_are_all_found() {
     let mut builder = LayerBuilder::new();
@@ -102,7 +139,7 @@ fn twenty_thousand_names_in_one_directory_are_all_found() {
         builder = builder.add(name, Item::new(What::Fifo).owner(i, 0));
     }
     let layer = builder.build(4096);
-    let (_image, dir) = mounted(&layer);
+    let (_image, dir) = mounted(&layer, ShortTimes::Common);
     let listed: Vec<_> = fs::read_dir(dir.join("many"))
         .unwrap()
         .map(|e| e.unwrap().file_name())
@@ -124,7 +161,7 @@ fn a_file_of_more_than_four_gibibytes_is_read_where_it_has_bytes() {
         .add("coarse", sparse(7 * GIB + 1, &[(5 * GIB, 3_000)]))
         .add("nothing", sparse((1 << 43) + 1, &[]))
         .build(64 << 10);
-    let mut image = Image::of(&layer).unwrap();
+    let mut image = Image::of(&layer, ShortTimes::Common).unwrap();
     // Without --extract, which would read terabytes of zeros.
     image.tool("fsck.erofs", &[]);
     let dir = image.mount();
@@ -165,7 +202,7 @@ fn overlayfs_takes_whiteouts_and_opaque_directories_from_an_image() {
         .add("var", Item::new(opaque).mode(0o700))
         .add("var/z", Item::file("top z"))
         .build(4096);
-    let ((_top, top), (_bottom, bottom)) = (mounted(&top), mounted(&bottom));
+    let [(_top, top), (_bottom, bottom)] = [top, bottom].map(|layer| mounted(&layer, ShortTimes::Common));
     let scratch = tempfile::tempdir().unwrap();
     let overlay = Overlay::new(scratch.path(), &[top, bottom]);
     let names = |path: &str| {
@@ -198,8 +235,10 @@ fn any_tree_is_shown_as_the_toc_says() {
         .run(&tree::layer(), |mut builder| {
             builder.items.values_mut().for_each(storable);
             let layer = builder.build(8192);
-            let (_image, dir) = mounted(&layer);
-            compare(&layer, &dir);
+            for short in shown_here() {
+                let (_image, dir) = mounted(&layer, short);
+                compare(&layer, &dir);
+            }
             Ok(())
         })
         .unwrap();
@@ -226,6 +265,7 @@ fn storable(item: &mut Item) {
 
 #[test]
 fn a_file_whose_pieces_are_not_blocks_is_refused() {
+    let bytes = |toc: &Toc| bytes(toc, ShortTimes::Own);
     let refused = bytes(&ragged().build(128 << 10).toc);
     assert!(matches!(refused, Err(ErofsError::Unsupported(_))), "{refused:?}");
     let too_long = LayerBuilder::new()

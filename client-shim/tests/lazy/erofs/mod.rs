@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use headstart_layer_format::Toc;
-use headstart_shim::erofs::{self, ErofsError};
+use headstart_shim::erofs::{self, ErofsError, ShortTimes};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::support::TestLayer;
@@ -29,10 +29,10 @@ pub struct Image {
 
 impl Image {
     /// Writes the image, and an empty data space of the right size.
-    pub fn write(toc: &Toc) -> Result<Self, ErofsError> {
+    pub fn write(toc: &Toc, short: ShortTimes) -> Result<Self, ErofsError> {
         let dir = tempfile::tempdir().unwrap();
         let mut out = BufWriter::new(File::create(dir.path().join("image")).unwrap());
-        let len = erofs::write(toc, &mut out)?;
+        let len = erofs::write(toc, short, &mut out)?;
         out.flush().unwrap();
         let image = Self { dir, mounted: false };
         assert_eq!(fs::metadata(image.path()).unwrap().len(), len);
@@ -42,8 +42,8 @@ impl Image {
     }
 
     /// The same with the layer's bytes.
-    pub fn of(layer: &TestLayer) -> Result<Self, ErofsError> {
-        let image = Self::write(&layer.toc)?;
+    pub fn of(layer: &TestLayer, short: ShortTimes) -> Result<Self, ErofsError> {
+        let image = Self::write(&layer.toc, short)?;
         let data = File::options().write(true).open(image.data()).unwrap();
         for chunk in layer.toc.chunks().iter() {
             let (frame, raw_len) = &layer.frames[&chunk.digest];
@@ -79,10 +79,14 @@ impl Image {
     }
 
     pub fn tool(&self, name: &str, arguments: &[&str]) -> String {
+        // Of 1.5, in Debian 12, they do not look on the device for a file that names none; where it would begin is behind the image.
+        let whole = self.dir.path().join("whole");
+        let parts = [self.path(), self.data()].map(|path| fs::read(path).unwrap());
+        fs::write(&whole, parts.concat()).unwrap();
         let out = Command::new(name)
             .args(arguments)
             .arg(format!("--device={}", self.data().display()))
-            .arg(self.path())
+            .arg(whole)
             .output()
             .unwrap_or_else(|e| panic!("{name}: {e}"));
         let text = format!(
@@ -104,16 +108,27 @@ impl Drop for Image {
 }
 
 /// The image of a layer, checked and mounted.
-pub fn mounted(layer: &TestLayer) -> (Image, PathBuf) {
-    let mut image = Image::of(layer).unwrap();
+pub fn mounted(layer: &TestLayer, short: ShortTimes) -> (Image, PathBuf) {
+    let mut image = Image::of(layer, short).unwrap();
     image.check();
     let dir = image.mount();
     (image, dir)
 }
 
 /// The bytes of an image.
-pub fn bytes(toc: &Toc) -> Result<Vec<u8>, ErofsError> {
+pub fn bytes(toc: &Toc, short: ShortTimes) -> Result<Vec<u8>, ErofsError> {
     let mut out = Vec::new();
-    erofs::write(toc, &mut out)?;
+    erofs::write(toc, short, &mut out)?;
     Ok(out)
+}
+
+/// What this kernel can show: short inodes have times of their own since 6.15.
+pub fn shown_here() -> Vec<ShortTimes> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap(), numbers.next().unwrap());
+    match version >= (6, 15) {
+        true => vec![ShortTimes::Common, ShortTimes::Own],
+        false => vec![ShortTimes::Common],
+    }
 }
