@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
+use headstart_server::{store::facts::Source, upstream::Caller};
 use serde_json::{Value, json};
-use support::{REPOSITORY, Server, config, noise};
+use support::{REPOSITORY, Server, UPSTREAM, config, noise, until};
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -140,6 +141,39 @@ async fn a_broken_platform_does_not_take_the_others_with_it() {
     for reference in ["a".to_owned(), index.to_string()] {
         assert_eq!(setup.status(&reference).await, 200, "one platform is here: {reference}");
     }
+}
+
+/// Whoever was given the image, and not its layer, comes again with the index: it was refused no sooner than at the image, which
+/// podman cannot have from elsewhere by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_breaks_off_withholds_the_index_above_it() {
+    let setup = setup().await;
+    let size = 3 << 20;
+    let layer = setup.origin.add_blob(REPOSITORY, noise(size, 9));
+    let (image, _) = setup.image(&[(LAYER, layer)]);
+    let index = setup.index("multi", &[image]);
+    setup
+        .origin
+        .always(Target::Digest(layer), Fault::WrongByte { at: size as u64 - 1 });
+    assert_eq!(setup.status("multi").await, 200);
+    assert_eq!(setup.status(image).await, 200, "it begins well");
+    let (_, body) = setup.server.fetch(&setup.server.blob_url(&layer)).await;
+    assert!(body.is_err() || body.is_ok_and(|body| body.len() < size));
+    let source = Source {
+        upstream: UPSTREAM.into(),
+        repository: REPOSITORY.into(),
+    };
+    let blobs = &setup.server.app.blobs;
+    let is_known = || blobs.setback(&source, &Caller::Server, &layer).is_some();
+    until("it is known", is_known).await;
+    for reference in ["multi".to_owned(), index.to_string()] {
+        assert_eq!(setup.status(reference).await, 502);
+    }
+    // Others are not touched by it.
+    let fine = setup.origin.add_blob(REPOSITORY, noise(1000, 10));
+    let (fine, _) = setup.image(&[(LAYER, fine)]);
+    setup.index("fine", &[fine]);
+    assert_eq!(setup.status("fine").await, 200);
 }
 
 /// Anybody can ask for a manifest as if it were a blob, and is told by the upstream that there is none.

@@ -277,6 +277,11 @@ impl Blobs {
         self.0.setbacks.last(source, caller, digest)
     }
 
+    /// Whether no fetch of any blob has failed lately.
+    pub(super) fn no_setbacks(&self) -> bool {
+        self.0.setbacks.are_none()
+    }
+
     /// A manifest is not served, because of a blob that it names; and why it was not, if that was a moment ago.
     pub fn withhold(&self, source: &Source, caller: &Caller, manifest: &BlobDigest, error: &ReadError) {
         self.0.setbacks.withhold(source, caller, manifest, error);

@@ -230,6 +230,10 @@ impl Obtainable {
             })
             .await?;
         }
+        if of_index && setbacks.is_empty() && !inner.blobs.no_setbacks() {
+            let (inner, fact, caller) = (inner.clone(), fact.clone(), caller.clone());
+            setbacks = blocking(move || Ok(inner.below(&fact, &caller)?.into_iter().collect())).await?;
+        }
         let Some((_, error)) = setbacks.into_iter().next() else {
             return Ok(());
         };

@@ -3,13 +3,17 @@
 //! In: how fetches ended. Out: whether to refuse at the head what would only be cut again.
 //! Invariant: one failure is chance: the next request fetches anew. A second in a row refuses requests for the blob with a
 //! status, which sends containerd to its next host in the middle of a layer, where a body that breaks off would not. Any
-//! failure lets manifests that name the blob be refused, because podman changes mirrors at the manifest or never. Both for
+//! failure lets manifests that name the blob be refused, and indexes above them, because podman changes mirrors at the first
+//! manifest or never. Both for
 //! [`REMEMBERED`] only ([`WRONG_REMEMBERED`] after wrong bytes), and only towards who would have been served by the same upstream in the same role. Manifests
 //! that were withheld for it are kept apart: a manifest that somebody asks for as a blob is not there, which says nothing
 //! about the manifest.
 //! Not here: upstreams that are down (`upstream/breaker.rs`), and "not found" as an answer ([`super::negative`]).
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use headstart_layer_format::BlobDigest;
 
@@ -47,6 +51,8 @@ struct Setback {
 pub struct Setbacks {
     blobs: moka::sync::Cache<Key, Setback>,
     withheld: moka::sync::Cache<Key, ReadError>,
+    /// The last of the blobs' is over then.
+    until: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Default for Setbacks {
@@ -60,6 +66,7 @@ impl Default for Setbacks {
                 .max_capacity(ENTRIES_MAX)
                 .time_to_live(REMEMBERED)
                 .build(),
+            until: Arc::default(),
         }
     }
 }
@@ -113,7 +120,16 @@ impl Setbacks {
             until: Instant::now() + remembered(error),
             broke_off: before.saturating_add(broke_off),
         };
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        *until = (*until).max(Some(setback.until));
+        drop(until);
         self.blobs.insert(key, setback);
+    }
+
+    /// Whether no blob at all went wrong lately, which is the rule.
+    pub fn are_none(&self) -> bool {
+        let until = *self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_none_or(|until| until <= Instant::now())
     }
 }
 

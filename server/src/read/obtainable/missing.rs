@@ -16,6 +16,7 @@ use crate::{
         error::ReadError,
     },
     store::facts::{ManifestFact, Source},
+    upstream::Caller,
 };
 
 /// Indexes inside indexes that are looked into. One is in use; a manifest cannot contain itself.
@@ -118,6 +119,28 @@ impl Inner {
             self.store.claim_members(&fact.source, unclaimed)?;
         }
         Ok(missing)
+    }
+
+    /// Of an index, a blob of one of its images that is not here, and could not be had a moment ago: who was given the image
+    /// before that comes again with the index first.
+    pub(super) fn below(
+        &self,
+        fact: &ManifestFact,
+        caller: &Caller,
+    ) -> Result<Option<(BlobDigest, ReadError)>, ReadError> {
+        for child in fact.members.iter().take(CHILDREN_MAX) {
+            let Some(child) = self.store.manifest(child)?.filter(|child| child.image.is_some()) else {
+                continue;
+            };
+            for digest in child.members.iter().filter(|digest| !is_foreign(&child, digest)) {
+                if let Some(error) = self.blobs.setback(&fact.source, caller, digest)
+                    && !self.is_here(&fact.source, digest)?
+                {
+                    return Ok(Some((*digest, error)));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Here, and known to be the repository's.
