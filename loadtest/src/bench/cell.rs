@@ -6,10 +6,13 @@
 //! Not here: what samples mean together ([`super::report`]).
 
 use std::{
+    io,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -17,7 +20,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::{sync::Barrier, task::JoinSet};
 
-use super::{content::Asked, http, peers::Peer, usage};
+use super::{alone, content::Asked, http, peers::Peer, usage};
 use crate::playground::{PlaygroundError, Result};
 
 /// After a cell: closed connections are taken down at the server's expense, which is not the next cell's.
@@ -58,9 +61,70 @@ struct Counters {
 }
 
 impl Counters {
+    fn answered(&self, begin: Instant, latencies: &Mutex<Histogram<u64>>) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
+        latencies.saturating_record(begin.elapsed().as_micros() as u64);
+    }
+
     fn note(&self, error: &std::io::Error) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
         let mut first = self.first_error.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert_with(|| error.to_string());
+    }
+}
+
+/// What asks: a task for each connection, or a thread for the only one.
+#[derive(Default)]
+struct Load {
+    tasks: JoinSet<()>,
+    lone: Option<(JoinHandle<()>, alone::End)>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Load {
+    async fn end(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some((thread, end)) = self.lone.take() {
+            end.now();
+            // It waits for nothing but its socket.
+            let _ = tokio::task::spawn_blocking(|| thread.join()).await;
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+/// The only connection.
+struct Lone {
+    address: SocketAddr,
+    request: Arc<[u8]>,
+    size: u64,
+    counters: Arc<Counters>,
+    latencies: Arc<Mutex<Histogram<u64>>>,
+    go: Arc<Barrier>,
+}
+
+impl Lone {
+    fn start(self, stop: &Arc<AtomicBool>) -> io::Result<(JoinHandle<()>, alone::End)> {
+        let connection = alone::Connection::open(self.address)?;
+        let (end, stop, runtime) = (connection.end()?, stop.clone(), tokio::runtime::Handle::current());
+        let run = move || {
+            runtime.block_on(self.go.wait());
+            self.run(connection, &stop);
+        };
+        Ok((thread::Builder::new().spawn(run)?, end))
+    }
+
+    /// Until it is stopped, or its connection breaks: a server that breaks the only one has failed the cell.
+    fn run(&self, mut connection: alone::Connection, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            let begin = Instant::now();
+            match connection.get(&self.request, self.size, &self.counters.bytes) {
+                Ok(()) => self.counters.answered(begin, &self.latencies),
+                Err(_) if stop.load(Ordering::Relaxed) => return,
+                Err(error) => return self.counters.note(&error),
+            }
+        }
     }
 }
 
@@ -72,26 +136,34 @@ pub async fn measure(peer: &Peer, asked: &Asked, connections: usize, length: Dur
             .map_err(|e| PlaygroundError::unexpected("make a histogram", e))?,
     ));
     let go = Arc::new(Barrier::new(connections + 1));
-    let mut tasks = JoinSet::new();
+    let mut load = Load::default();
     let opened = async {
+        if connections == 1 {
+            let lone = Lone {
+                address: peer.address,
+                request: request.clone(),
+                size: asked.body.len() as u64,
+                counters: counters.clone(),
+                latencies: latencies.clone(),
+                go: go.clone(),
+            };
+            let started = lone.start(&load.stop);
+            load.lone = Some(started.map_err(PlaygroundError::io(format!("connect to {}", peer.label)))?);
+            return Ok(());
+        }
         for _ in 0..connections {
             let mut connection = http::Connection::open(peer.address)
                 .await
                 .map_err(PlaygroundError::io(format!("connect to {}", peer.label)))?;
             let (request, counters, latencies, go) = (request.clone(), counters.clone(), latencies.clone(), go.clone());
             let (address, size) = (peer.address, asked.body.len() as u64);
-            tasks.spawn(async move {
+            load.tasks.spawn(async move {
                 go.wait().await;
                 loop {
                     let begin = Instant::now();
                     match connection.get(&request, size, &counters.bytes).await {
-                        Ok(()) => {
-                            counters.requests.fetch_add(1, Ordering::Relaxed);
-                            let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
-                            latencies.saturating_record(begin.elapsed().as_micros() as u64);
-                        }
+                        Ok(()) => counters.answered(begin, &latencies),
                         Err(error) => {
-                            counters.errors.fetch_add(1, Ordering::Relaxed);
                             counters.note(&error);
                             tokio::time::sleep(PAUSE).await;
                             if let Ok(new) = http::Connection::open(address).await {
@@ -118,10 +190,14 @@ pub async fn measure(peer: &Peer, asked: &Asked, connections: usize, length: Dur
         tokio::time::sleep(PAUSE).await;
     }
     let (seconds, cpu) = (begin.elapsed().as_secs_f64(), usage::cpu(&pids).saturating_sub(cpu));
-    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let (requests, bytes, errors) = (load(&counters.requests), load(&counters.bytes), load(&counters.errors));
+    let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let (requests, bytes, errors) = (
+        total(&counters.requests),
+        total(&counters.bytes),
+        total(&counters.errors),
+    );
     let memory_bytes = usage::memory(&pids);
-    tasks.shutdown().await;
+    load.end().await;
     tokio::time::sleep(PAUSE).await;
     let latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
     let quantile = |q| (!latencies.is_empty()).then(|| latencies.value_at_quantile(q) as f64 / 1000.0);

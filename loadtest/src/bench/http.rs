@@ -3,8 +3,8 @@
 //! In: request bytes, made once. Out: answers, counted.
 //! Invariant: an answer counts when its status is 200 and exactly the expected number of bytes came; body bytes beyond the
 //! first read are thrown away inside the kernel (MSG_TRUNC), so that the client's copying does not set the pace.
-//! Not here: anything a general client needs: chunked bodies, redirects, TLS. Bytes are compared outside of the timed
-//! part ([`super::peers::Peer::check`]).
+//! Not here: a connection that is alone ([`super::alone`]); anything a general client needs: chunked bodies, redirects,
+//! TLS. Bytes are compared outside of the timed part ([`super::peers::Peer::check`]).
 
 use std::{
     io,
@@ -19,10 +19,10 @@ use tokio::{
 };
 
 /// Heads of answers; ours have about 600 bytes.
-const HEAD_MAX: usize = 16 << 10;
+pub(super) const HEAD_MAX: usize = 16 << 10;
 
 /// Thrown away with one call.
-const SINK: usize = 1 << 20;
+pub(super) const SINK: usize = 1 << 20;
 
 #[derive(Debug)]
 pub struct Connection {
@@ -64,17 +64,11 @@ impl Connection {
             }
             let from = filled.saturating_sub(3);
             filled += n;
-            if let Some(at) = self.head[from..filled].windows(4).position(|w| w == b"\r\n\r\n") {
-                break from + at + 4;
+            if let Some(end) = end_of_head(&self.head[..filled], from) {
+                break end;
             }
         };
-        let length = content_length(&self.head[..end])?;
-        let begun = (filled - end) as u64;
-        if length != size || begun > length {
-            return Err(bad("the answer has another length"));
-        }
-        received.fetch_add(begun, Ordering::Relaxed);
-        let mut left = length - begun;
+        let mut left = begin(&self.head[..filled], end, size, received)?;
         while left > 0 {
             let n = self.discard(left).await?;
             received.fetch_add(n, Ordering::Relaxed);
@@ -98,6 +92,23 @@ impl Connection {
     }
 }
 
+/// Where the body begins, if the head ends behind `from`.
+pub(super) fn end_of_head(filled: &[u8], from: usize) -> Option<usize> {
+    let at = filled[from..].windows(4).position(|w| w == b"\r\n\r\n")?;
+    Some(from + at + 4)
+}
+
+/// Looks at the head, which ends at `end`, and counts what came of the body with it. What is still to come.
+pub(super) fn begin(filled: &[u8], end: usize, size: u64, received: &AtomicU64) -> io::Result<u64> {
+    let length = content_length(&filled[..end])?;
+    let begun = (filled.len() - end) as u64;
+    if length != size || begun > length {
+        return Err(bad("the answer has another length"));
+    }
+    received.fetch_add(begun, Ordering::Relaxed);
+    Ok(length - begun)
+}
+
 /// Of a 200 only.
 fn content_length(head: &[u8]) -> io::Result<u64> {
     if head.get(9..12) != Some(b"200") {
@@ -114,7 +125,7 @@ fn content_length(head: &[u8]) -> io::Result<u64> {
     value.ok_or_else(|| bad("the answer has no Content-Length"))
 }
 
-fn bad(why: impl Into<String>) -> io::Error {
+pub(super) fn bad(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.into())
 }
 

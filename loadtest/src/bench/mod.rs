@@ -8,6 +8,7 @@
 //! packets to the client, the same for all.
 //! Not here: cold caches (but see [`first_byte`]), TLS, and real clients.
 
+pub mod alone;
 pub mod busy;
 pub mod cell;
 pub mod content;
