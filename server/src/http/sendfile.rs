@@ -11,8 +11,8 @@
 //! that upgrades), so a match cannot be other memory at a reused address. A file that became shorter breaks the
 //! connection. Windows are given out only to HTTP/1 on a plain socket, where only [`Socket`] looks at them: reading a
 //! mapping of a file that became shorter would be a SIGBUS, so TLS and HTTP/2 get copies ([`crate::read::blobs`]).
-//! A window is not given out before its pages are in the page cache: `sendfile` would otherwise wait for the disk on
-//! a thread of the runtime.
+//! A window is not given out before its pages are in the page cache, or were a moment ago: `sendfile` would otherwise
+//! wait for the disk on a thread of the runtime.
 //! Not here: originals that are still arriving, and records of packs; both are read and checked on their way.
 
 use std::{
@@ -84,7 +84,14 @@ impl Mapped {
     }
 
     fn is_warm(&self, range: &Range<u64>) -> bool {
-        self.0.map().is_some_and(|map| is_resident(self.file(), map, range))
+        if range.end <= self.0.size() && self.0.was_resident() {
+            return true;
+        }
+        let is_warm = self.0.map().is_some_and(|map| is_resident(self.file(), map, range));
+        if is_warm && *range == (0..self.0.size()) {
+            self.0.saw_resident();
+        }
+        is_warm
     }
 }
 
@@ -300,6 +307,7 @@ mod tests {
     use tokio::{io::AsyncReadExt as _, net::TcpListener};
 
     use super::*;
+    use crate::store::opened::RESIDENT_FOR;
 
     const LEN: usize = 300_000;
 
@@ -361,7 +369,8 @@ mod tests {
         assert_eq!(write(&mut socket, &[&window]).await.unwrap(), 100);
         let error = write(&mut socket, &[&window[100..]]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        // And a new window of what is not there is not given out.
+        // And a new window of what is not there is not given out, once it is looked again.
+        tokio::time::sleep(RESIDENT_FOR).await;
         assert!(windowed.window(200_000..250_000).await.is_err());
     }
 

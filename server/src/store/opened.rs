@@ -10,12 +10,17 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use memmap2::{Mmap, MmapOptions};
+
+/// So long it is taken to be in memory still: shorter than a window waits for its client, and long enough that hundreds of
+/// answers need not count its pages.
+pub const RESIDENT_FOR: Duration = Duration::from_millis(50);
 
 /// See the file's comment.
 #[derive(Debug)]
@@ -25,6 +30,8 @@ pub struct Opened {
     inode: u64,
     map: OnceLock<Option<Mmap>>,
     doubted: AtomicBool,
+    /// When all of it was last seen in the page cache.
+    resident: Mutex<Option<Instant>>,
 }
 
 impl Opened {
@@ -37,6 +44,7 @@ impl Opened {
             inode: metadata.ino(),
             map: OnceLock::new(),
             doubted: AtomicBool::new(false),
+            resident: Mutex::new(None),
         })
     }
 
@@ -60,6 +68,17 @@ impl Opened {
 
     pub fn is_doubted(&self) -> bool {
         self.doubted.load(Ordering::Relaxed)
+    }
+
+    /// All of it is in the page cache.
+    pub fn saw_resident(&self) {
+        *self.resident.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// It was a moment ago.
+    pub fn was_resident(&self) -> bool {
+        let seen = *self.resident.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.is_some_and(|at| at.elapsed() < RESIDENT_FOR)
     }
 
     /// All of it, mapped; `None` if that cannot be. An empty file has no mapping.
@@ -87,6 +106,18 @@ impl Opened {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_in_memory_is_believed_to_be_there_for_a_moment() {
+        let opened = Opened::new(tempfile::tempfile().unwrap()).unwrap();
+        assert!(!opened.was_resident());
+        let before = Instant::now();
+        opened.saw_resident();
+        let was = opened.was_resident();
+        assert!(was || before.elapsed() >= RESIDENT_FOR);
+        std::thread::sleep(RESIDENT_FOR);
+        assert!(!opened.was_resident());
+    }
 
     #[test]
     fn the_mapping_is_of_the_open_file_and_is_made_once() {
