@@ -283,7 +283,7 @@ impl One {
         let found = manifests.get(&request).await;
         let found = found.map_err(|error| format!("read manifest {}: {error}", reference_text(reference)))?;
         manifests.given(&found, &Caller::Server);
-        Ok((found.digest, found.bytes))
+        Ok((*found.digest(), found.bytes))
     }
 
     async fn fetch(&self, digest: &BlobDigest) -> Result<(), String> {

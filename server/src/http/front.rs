@@ -38,7 +38,8 @@ impl Front {
         match is_straight(&request) {
             // A body, should there be one, is as unread as it would be otherwise.
             true => self.straight(request.map(|_| Body::empty())).await,
-            false => self.routed(request.map(Body::new)).await,
+            // Apart, so that what goes straight is not moved with room for it.
+            false => Box::pin(self.routed(request.map(Body::new))).await,
         }
     }
 

@@ -173,7 +173,14 @@ async fn answer(
         extensions: &parts.extensions,
         by,
     };
-    let answer = async {
+    if *method == Method::GET
+        && let V2Path::Manifest { name, reference } = path
+        && let Some(response) = asking.manifest_at_hand(name, reference)
+    {
+        return finish(query.ns.as_deref(), response);
+    }
+    // Apart, because the way is long: it would be moved with every layer that is around a request.
+    let answer = Box::pin(async {
         match path {
             _ if !matches!(*method, Method::GET | Method::HEAD) => Err(unsupported()),
             V2Path::Base => {
@@ -198,7 +205,7 @@ async fn answer(
                     .with_status(StatusCode::NOT_FOUND),
             ),
         }
-    };
+    });
     // Parts that have something older to say say so by themselves.
     let answer = timeout_at((by + OLDER_MAX).into(), answer).await;
     let answer = answer.unwrap_or_else(|_| {
@@ -244,13 +251,14 @@ impl Asking<'_> {
         content_type: HeaderValue,
         cache: HeaderValue,
     ) -> Representation {
-        let ascii = |text: String| HeaderValue::from_str(&text).expect("a digest is ASCII");
+        let text = digest.to_string();
+        let etag = quoted(&text);
         let mut headers = HeaderMap::with_capacity(HEADERS);
-        headers.insert(CONTENT_DIGEST, ascii(digest.to_string()));
+        headers.insert(CONTENT_DIGEST, ascii(text));
         headers.insert(header::CACHE_CONTROL, cache);
         Representation {
             size,
-            etag: etag(digest),
+            etag,
             content_type,
             headers,
             route,
@@ -271,7 +279,17 @@ pub(super) fn resolve(app: &App, ns: Option<&str>, name: &str) -> Result<Route, 
 
 /// What is named by a digest changes with it.
 pub(super) fn etag(digest: &BlobDigest) -> HeaderValue {
-    HeaderValue::from_str(&format!("\"{digest}\"")).expect("a digest is ASCII")
+    quoted(&digest.to_string())
+}
+
+fn quoted(digest: &str) -> HeaderValue {
+    let mut tag = String::with_capacity(digest.len() + 2);
+    tag.extend(["\"", digest, "\""]);
+    ascii(tag)
+}
+
+fn ascii(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).expect("a digest is ASCII")
 }
 
 fn unsupported() -> ApiError {

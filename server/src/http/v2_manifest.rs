@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, header};
 use super::{
     body::ranged_response,
     error::{ApiError, Asked, OciCode},
-    v2::{Asking, CACHE_NEVER, Probe, WARNING_DELETED, WARNING_STALE},
+    v2::{Asking, CACHE_NEVER, Probe, WARNING_DELETED, WARNING_STALE, resolve},
 };
 use crate::{
     metrics::route,
@@ -23,6 +23,18 @@ use crate::{
 };
 
 impl Asking<'_> {
+    /// The answer to a GET, if it can be given without waiting for anything; the same as [`Asking::manifest`] gives.
+    pub(super) fn manifest_at_hand(&self, name: &str, reference: &str) -> Option<Response> {
+        let reference: Reference = reference.parse().ok()?;
+        let route = resolve(self.app, self.ns, name).ok()?;
+        let caller = self.app.access.allow_at_hand()?;
+        let accept = Accept::new(self.headers.get_all(header::ACCEPT));
+        let manifests = &self.app.manifests;
+        let manifest = manifests.at_hand(&route.source, &caller, &reference, &accept)?;
+        manifests.given(&manifest, &caller);
+        self.manifest_response(manifest, &reference).ok()
+    }
+
     pub(super) async fn manifest(&self, name: &str, reference: &str) -> Result<Response, ApiError> {
         let reference: Reference = reference.parse().map_err(|error: NameError| {
             let code = match error {
@@ -59,10 +71,10 @@ impl Asking<'_> {
             Reference::Digest(_) => self.cache_forever(),
             Reference::Tag(_) => CACHE_NEVER,
         };
-        let content_type = HeaderValue::from_str(&manifest.media_type)
+        let content_type = HeaderValue::from_str(manifest.media_type())
             .map_err(|_| ApiError::new(OciCode::ManifestInvalid, "the upstream's Content-Type is malformed"))?;
         let size = manifest.bytes.len() as u64;
-        let mut representation = self.representation(route::MANIFESTS, &manifest.digest, size, content_type, cache);
+        let mut representation = self.representation(route::MANIFESTS, manifest.digest(), size, content_type, cache);
         if let Reference::Tag(_) = reference {
             let accept = HeaderValue::from_static("Accept");
             representation.headers.insert(header::VARY, accept);

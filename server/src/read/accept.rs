@@ -11,7 +11,7 @@
 //!
 //! RFC 9110, section 12.5.1.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
@@ -25,8 +25,8 @@ const ELEMENTS_MAX: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Accept {
     own: Arc<[HeaderValue]>,
-    /// What the upstream is asked with.
-    headers: Arc<[HeaderValue]>,
+    /// What it takes by a wildcard alone, of [`MANIFEST_TYPES`].
+    unnamed: [bool; MANIFEST_TYPES.len()],
     class: Class,
 }
 
@@ -42,8 +42,8 @@ pub enum Class {
 impl Accept {
     pub fn new<'a>(headers: impl IntoIterator<Item = &'a HeaderValue>) -> Self {
         let own: Arc<[HeaderValue]> = headers.into_iter().cloned().collect();
-        let wants = MANIFEST_TYPES.map(|kind| (kind, wants(&own, kind)));
-        let class = if wants.iter().all(|(_, want)| *want != Want::No) {
+        let wants = wants(&own, MANIFEST_TYPES);
+        let class = if wants.iter().all(|want| *want != Want::No) {
             Class::All
         } else {
             let mut hash = Sha256::new();
@@ -54,22 +54,23 @@ impl Accept {
             }
             Class::Narrow(hash.finalize().into())
         };
-        let unnamed = wants.iter().filter(|(_, want)| *want == Want::Unnamed);
-        let unnamed: Vec<_> = unnamed.map(|(kind, _)| *kind).collect();
-        // Of a client that said nothing, the upstream is asked for everything in any case.
-        let headers = match own.is_empty() || unnamed.is_empty() {
-            true => own.clone(),
-            false => {
-                let names = HeaderValue::from_str(&unnamed.join(", ")).expect("media types are ASCII");
-                std::iter::once(names).chain(own.iter().cloned()).collect()
-            }
-        };
-        Self { own, headers, class }
+        let unnamed = wants.map(|want| want == Want::Unnamed);
+        Self { own, unnamed, class }
     }
 
     /// For the upstream.
-    pub fn headers(&self) -> &[HeaderValue] {
-        &self.headers
+    pub fn headers(&self) -> Cow<'_, [HeaderValue]> {
+        let unnamed = MANIFEST_TYPES
+            .iter()
+            .zip(self.unnamed)
+            .filter(|(_, is_unnamed)| *is_unnamed);
+        let unnamed: Vec<_> = unnamed.map(|(kind, _)| *kind).collect();
+        // Of a client that said nothing, the upstream is asked for everything in any case.
+        if self.own.is_empty() || unnamed.is_empty() {
+            return Cow::Borrowed(&self.own);
+        }
+        let names = HeaderValue::from_str(&unnamed.join(", ")).expect("media types are ASCII");
+        std::iter::once(names).chain(self.own.iter().cloned()).collect()
     }
 
     pub fn class(&self) -> Class {
@@ -78,7 +79,7 @@ impl Accept {
 
     /// Whether the client understands an answer of this type.
     pub fn takes(&self, media_type: &str) -> bool {
-        wants(&self.own, media_type) != Want::No
+        wants(&self.own, [media_type]) != [Want::No]
     }
 }
 
@@ -94,7 +95,7 @@ enum Want {
 /// How exactly a range names a media type that is named in full.
 const NAMED: u8 = 2;
 
-fn wants(headers: &[HeaderValue], media_type: &str) -> Want {
+fn wants<const N: usize>(headers: &[HeaderValue], media_types: [&str; N]) -> [Want; N] {
     let elements = headers
         .iter()
         .filter_map(|value| value.to_str().ok())
@@ -102,25 +103,27 @@ fn wants(headers: &[HeaderValue], media_type: &str) -> Want {
         .map(str::trim)
         .filter(|element| !element.is_empty());
     // The most specific range that matches decides.
-    let mut best: Option<(u8, bool)> = None;
+    let mut best: [Option<(u8, bool)>; N] = [None; N];
     let mut any = false;
     for element in elements.take(ELEMENTS_MAX) {
         any = true;
         let (range, parameters) = element.split_once(';').unwrap_or((element, ""));
-        let Some(precision) = precision(range.trim(), media_type) else {
-            continue;
-        };
-        let wanted = !is_zero(parameters);
-        if best.is_none_or(|(known, was_wanted)| precision > known || (precision == known && !was_wanted)) {
-            best = Some((precision, wanted));
+        let (range, wanted) = (range.trim(), !is_zero(parameters));
+        for (best, media_type) in best.iter_mut().zip(media_types) {
+            let Some(precision) = precision(range, media_type) else {
+                continue;
+            };
+            if best.is_none_or(|(known, was_wanted)| precision > known || (precision == known && !was_wanted)) {
+                *best = Some((precision, wanted));
+            }
         }
     }
-    match best {
+    best.map(|best| match best {
         Some((NAMED, true)) => Want::Named,
         Some((_, true)) => Want::Unnamed,
         None if !any => Want::Unnamed,
         Some((_, false)) | None => Want::No,
-    }
+    })
 }
 
 /// How exactly `range` names `media_type`; `None` if it does not.
@@ -131,9 +134,9 @@ fn precision(range: &str, media_type: &str) -> Option<u8> {
     if range.eq_ignore_ascii_case(media_type) {
         return Some(NAMED);
     }
+    let wanted = range.strip_suffix("/*")?;
     let (kind, _) = media_type.split_once('/')?;
-    let (wanted, rest) = range.split_once('/')?;
-    (rest == "*" && wanted.eq_ignore_ascii_case(kind)).then_some(1)
+    wanted.eq_ignore_ascii_case(kind).then_some(1)
 }
 
 /// Whether the parameters say `q=0` (`0.`, `0.000`).
@@ -175,8 +178,8 @@ mod tests {
     fn the_upstream_is_told_by_name_what_a_wildcard_takes() {
         let asked = |values: &[&str]| {
             let accept = accept(values);
-            let asked = accept.headers().iter().map(|v| v.to_str().unwrap().to_owned());
-            asked.collect::<Vec<_>>()
+            let asked = accept.headers();
+            asked.iter().map(|v| v.to_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
         let all = MANIFEST_TYPES.join(", ");
         for wild in [&["*/*"][..], &["application/*"], &["text/x", "*/*;q=0.1"], &[""]] {

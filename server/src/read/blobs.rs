@@ -277,9 +277,9 @@ impl Blobs {
         self.0.setbacks.last(source, caller, digest)
     }
 
-    /// Whether no fetch of any blob has failed lately.
-    pub(super) fn no_setbacks(&self) -> bool {
-        self.0.setbacks.are_none()
+    /// Whether nothing went wrong lately, of any blob or manifest.
+    pub fn has_no_setbacks(&self) -> bool {
+        self.0.setbacks.is_quiet()
     }
 
     /// A manifest is not served, because of a blob that it names; and why it was not, if that was a moment ago.

@@ -10,6 +10,7 @@
 //! Not here: asking an upstream ([`fetch`]), what a tag means ([`tag`]), the disk ([`super::shelf`]), what a manifest names
 //! ([`pull`], [`super::obtainable`]), and the conversion (`layers.rs` is told, and does not delay us).
 
+mod at_hand;
 mod fetch;
 mod pull;
 mod request;
@@ -53,11 +54,19 @@ pub use self::request::{Purpose, Request};
 /// A manifest to serve.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    pub digest: BlobDigest,
-    pub media_type: String,
     pub bytes: Bytes,
     pub warning: Option<Warning>,
-    fact: ManifestFact,
+    fact: Arc<ManifestFact>,
+}
+
+impl Manifest {
+    pub fn digest(&self) -> &BlobDigest {
+        &self.fact.digest
+    }
+
+    pub fn media_type(&self) -> &str {
+        &self.fact.media_type
+    }
 }
 
 /// Why a tag's answer may not be what the upstream has.
@@ -145,7 +154,7 @@ impl Manifests {
     /// begun afterwards.
     pub async fn ready(&self, request: &Request, manifest: &Manifest) -> Result<(), ReadError> {
         // What is served in spite of the upstream's trouble was looked at for just that.
-        let begins = self.inner.layers.converts() && !is_index(&manifest.fact.media_type);
+        let begins = self.inner.begins(&manifest.fact);
         let obtainable = &self.inner.obtainable;
         if manifest.warning.is_some() || obtainable.is_begun(&request.caller, &manifest.fact, begins) {
             return Ok(());
@@ -182,6 +191,11 @@ impl Manifests {
 }
 
 impl Inner {
+    /// Whether a pull of the manifest begins its blobs.
+    fn begins(&self, fact: &ManifestFact) -> bool {
+        self.layers.converts() && !is_index(&fact.media_type)
+    }
+
     async fn by_digest(self: &Arc<Self>, request: &Request, digest: &BlobDigest) -> Result<Manifest, ReadError> {
         let Request { source, caller, .. } = request;
         if let Some(found) = self.shelf.find(source, digest).await? {
@@ -200,8 +214,6 @@ impl Inner {
     async fn hand_out(&self, request: &Request, found: Found, warning: Option<Warning>) -> Result<Manifest, ReadError> {
         self.obtainable.no_setback(&request.caller, &found.fact).await?;
         Ok(Manifest {
-            digest: found.fact.digest,
-            media_type: found.fact.media_type.clone(),
             bytes: found.bytes,
             warning,
             fact: found.fact,

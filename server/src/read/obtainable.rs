@@ -230,7 +230,7 @@ impl Obtainable {
             })
             .await?;
         }
-        if of_index && setbacks.is_empty() && !inner.blobs.no_setbacks() {
+        if of_index && setbacks.is_empty() && !inner.blobs.has_no_setbacks() {
             let (inner, fact, caller) = (inner.clone(), fact.clone(), caller.clone());
             setbacks = blocking(move || Ok(inner.below(&fact, &caller)?.into_iter().collect())).await?;
         }

@@ -118,7 +118,7 @@ async fn fallback(
         accept: Accept::new(&[http::HeaderValue::from_static(OCI_INDEX)]),
     };
     let index = match manifests.get(&request).await {
-        Ok(index) if is_index(&index.media_type) => index,
+        Ok(index) if is_index(index.media_type()) => index,
         Ok(_) | Err(ReadError::BadManifest(_) | ReadError::Upstream(UpstreamError::NotFound { .. })) => {
             return Ok(Referring::default());
         }

@@ -11,7 +11,10 @@
 //! Not here: upstreams that are down (`upstream/breaker.rs`), and "not found" as an answer ([`super::negative`]).
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -51,8 +54,28 @@ struct Setback {
 pub struct Setbacks {
     blobs: moka::sync::Cache<Key, Setback>,
     withheld: moka::sync::Cache<Key, ReadError>,
-    /// The last of the blobs' is over then.
-    until: Arc<Mutex<Option<Instant>>>,
+    last_until: Arc<LastUntil>,
+}
+
+/// Until when there may be anything at all: mostly there is nothing, and every warm manifest asks for each of its blobs.
+#[derive(Debug)]
+struct LastUntil {
+    since: Instant,
+    /// Milliseconds after `since`, rounded up.
+    until_ms: AtomicU64,
+}
+
+impl LastUntil {
+    fn extend(&self, until: Instant) {
+        let after = until.saturating_duration_since(self.since).as_millis();
+        let after = u64::try_from(after).unwrap_or(u64::MAX).saturating_add(1);
+        self.until_ms.fetch_max(after, Ordering::Release);
+    }
+
+    fn is_over(&self) -> bool {
+        let until_ms = self.until_ms.load(Ordering::Acquire);
+        until_ms == 0 || self.since.elapsed().as_millis() > u128::from(until_ms)
+    }
 }
 
 impl Default for Setbacks {
@@ -66,12 +89,20 @@ impl Default for Setbacks {
                 .max_capacity(ENTRIES_MAX)
                 .time_to_live(REMEMBERED)
                 .build(),
-            until: Arc::default(),
+            last_until: Arc::new(LastUntil {
+                since: Instant::now(),
+                until_ms: AtomicU64::new(0),
+            }),
         }
     }
 }
 
 impl Setbacks {
+    /// Whether nothing is remembered, of any blob or manifest.
+    pub fn is_quiet(&self) -> bool {
+        self.last_until.is_over()
+    }
+
     /// A fetch has ended that had begun to bring bytes.
     pub fn ended(&self, source: &Source, caller: &Caller, digest: &BlobDigest, outcome: Result<(), &ReadError>) {
         match outcome {
@@ -87,22 +118,32 @@ impl Setbacks {
 
     /// The last failure, if any.
     pub fn last(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Option<ReadError> {
+        if self.is_quiet() {
+            return None;
+        }
         self.get(&key(source, caller, digest)).map(|setback| setback.error)
     }
 
     /// Why a request for the blob is refused before its head: what came of it broke off in the middle, repeatedly.
     pub fn refusal(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Option<ReadError> {
+        if self.is_quiet() {
+            return None;
+        }
         let setback = self.get(&key(source, caller, digest))?;
         (setback.broke_off >= REFUSED_FROM).then_some(setback.error)
     }
 
     /// A manifest was not served, because of a blob that it names.
     pub fn withhold(&self, source: &Source, caller: &Caller, manifest: &BlobDigest, error: &ReadError) {
+        self.last_until.extend(Instant::now() + REMEMBERED);
         self.withheld.insert(key(source, caller, manifest), error.clone());
     }
 
     /// Why it was not.
     pub fn withheld(&self, source: &Source, caller: &Caller, manifest: &BlobDigest) -> Option<ReadError> {
+        if self.is_quiet() {
+            return None;
+        }
         self.withheld.get(&key(source, caller, manifest))
     }
 
@@ -115,21 +156,15 @@ impl Setbacks {
             return;
         }
         let before = self.get(&key).map_or(0, |setback| setback.broke_off);
+        let until = Instant::now() + remembered(error);
+        // First, so that whoever could find it looks for it.
+        self.last_until.extend(until);
         let setback = Setback {
             error: error.clone(),
-            until: Instant::now() + remembered(error),
+            until,
             broke_off: before.saturating_add(broke_off),
         };
-        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        *until = (*until).max(Some(setback.until));
-        drop(until);
         self.blobs.insert(key, setback);
-    }
-
-    /// Whether no blob at all went wrong lately, which is the rule.
-    pub fn are_none(&self) -> bool {
-        let until = *self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_none_or(|until| until <= Instant::now())
     }
 }
 
@@ -192,9 +227,39 @@ mod tests {
             until: Instant::now(),
             broke_off: REFUSED_FROM,
         };
+        setbacks.last_until.extend(Instant::now() + REMEMBERED);
         setbacks.blobs.insert(key(&source, &caller, &digest), setback);
         assert!(setbacks.last(&source, &caller, &digest).is_none());
         assert!(setbacks.refusal(&source, &caller, &digest).is_none());
+    }
+
+    /// Nobody who could find something is told that there is nothing.
+    #[test]
+    fn it_is_quiet_until_something_goes_wrong() {
+        let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
+        let (source, caller) = (at("r"), Caller::Server);
+        setbacks.ended(&source, &caller, &digest, Ok(()));
+        assert!(setbacks.is_quiet() && setbacks.withheld(&source, &caller, &digest).is_none());
+        setbacks.withhold(&source, &caller, &digest, &ReadError::Unknown);
+        assert!(!setbacks.is_quiet() && setbacks.withheld(&source, &caller, &digest).is_some());
+        let others = Setbacks::default();
+        others.refused(&source, &caller, &digest, &ReadError::Unknown);
+        assert!(!others.is_quiet() && !others.clone().is_quiet());
+    }
+
+    #[test]
+    fn it_is_quiet_again_when_the_last_is_over() {
+        let (since, part) = (Instant::now(), Duration::from_millis(30));
+        let last = LastUntil {
+            since,
+            until_ms: AtomicU64::new(0),
+        };
+        last.extend(since + 2 * part);
+        last.extend(since + part);
+        let is_over = last.is_over();
+        assert!(!is_over || since.elapsed() >= 2 * part, "the latest counts");
+        std::thread::sleep(3 * part);
+        assert!(last.is_over());
     }
 
     #[test]

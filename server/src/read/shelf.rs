@@ -6,7 +6,10 @@
 //! to belong to the repository.
 //! Not here: upstreams, and whether a tag may be believed ([`super::manifests`]).
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
@@ -36,7 +39,7 @@ const TYPES_MAX: u64 = 65_536;
 /// A manifest with what is known about it.
 #[derive(Clone, Debug)]
 pub struct Found {
-    pub fact: ManifestFact,
+    pub fact: Arc<ManifestFact>,
     pub bytes: Bytes,
 }
 
@@ -84,7 +87,7 @@ impl Shelf {
                     return Ok(None);
                 }
             };
-            let fact = shelf.as_served(fact, &source, &bytes);
+            let fact = shelf.as_served(Arc::new(fact), &source, &bytes);
             Ok(fact.map(|fact| Found { fact, bytes }))
         })
         .await
@@ -93,10 +96,13 @@ impl Shelf {
     /// The fact as clients of `source` are to have it; nothing if its upstream has to be asked. Bytes are everybody's, as
     /// they match their digest. Their type need not be in them, and then it is one upstream's word: clients of another
     /// must not be given it, nor find no other.
-    fn as_served(&self, fact: ManifestFact, source: &Source, bytes: &[u8]) -> Option<ManifestFact> {
-        let source = source.clone();
+    fn as_served(&self, fact: Arc<ManifestFact>, source: &Source, bytes: &[u8]) -> Option<Arc<ManifestFact>> {
+        if fact.source == *source {
+            return Some(fact);
+        }
+        let (source, fact) = (source.clone(), Arc::unwrap_or_clone(fact));
         if fact.source.upstream == source.upstream {
-            return Some(ManifestFact { source, ..fact });
+            return Some(Arc::new(ManifestFact { source, ..fact }));
         }
         let key = (source.upstream.clone(), fact.digest);
         let media_type = match self.types.get(&key) {
@@ -108,25 +114,25 @@ impl Shelf {
             }
         };
         if media_type == fact.media_type {
-            return Some(ManifestFact { source, ..fact });
+            return Some(Arc::new(ManifestFact { source, ..fact }));
         }
         let Document {
             members,
             foreign,
             image,
         } = document::read(bytes, &media_type).ok()?;
-        Some(ManifestFact {
+        Some(Arc::new(ManifestFact {
             source,
             media_type,
             members,
             foreign,
             image,
             ..fact
-        })
+        }))
     }
 
     /// [`Shelf::find`] without a disk.
-    fn at_hand(&self, source: &Source, digest: &BlobDigest) -> Option<Found> {
+    pub fn at_hand(&self, source: &Source, digest: &BlobDigest) -> Option<Found> {
         if !self.store.member_at_hand(source, digest) {
             return None;
         }
@@ -171,6 +177,7 @@ impl Shelf {
         if let Err(error) = kept.await {
             tracing::warn!(%digest, %error, "manifest is not kept");
         }
+        let fact = Arc::new(fact);
         Ok(Found { fact, bytes })
     }
 

@@ -6,6 +6,8 @@
 //! at most too small); tags and manifests are forgotten when they are recorded anew, and all of them with their rows.
 //! Not here: the rules of keeping and forgetting ([`super::hot`]).
 
+use std::sync::Arc;
+
 use headstart_layer_format::BlobDigest;
 
 use super::{
@@ -28,7 +30,7 @@ const MANIFEST_DIGESTS_MAX: usize = 128 << 10;
 pub(super) struct AtHand {
     pub(super) members: Hot<Vec<u8>, Membership>,
     pub(super) tags: Hot<Vec<u8>, TagFact>,
-    pub(super) manifests: Hot<BlobDigest, ManifestFact>,
+    pub(super) manifests: Hot<BlobDigest, Arc<ManifestFact>>,
     /// Of layers, as manifests say.
     sizes: Hot<BlobDigest, u64>,
 }
@@ -71,8 +73,8 @@ impl Store {
         self.inner.at_hand.tags.get(keys::tag(s, tag).as_slice())
     }
 
-    /// As [`Store::manifest`].
-    pub fn manifest_at_hand(&self, d: &BlobDigest) -> Option<ManifestFact> {
+    /// As [`Store::manifest`]; everybody's who has it.
+    pub fn manifest_at_hand(&self, d: &BlobDigest) -> Option<Arc<ManifestFact>> {
         self.inner.at_hand.manifests.get(d)
     }
 

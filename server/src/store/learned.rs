@@ -4,7 +4,7 @@
 //! and replaying facts in order gives the same rows. A repeated fact is not appended again.
 //! Not here: layers and chunks ([`super::layers`]).
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use headstart_layer_format::limits::CHAIN_IMAGES_MAX;
 use headstart_layer_format::{BlobDigest, ChainId, DiffId};
@@ -223,7 +223,7 @@ impl Store {
         let ticket = manifests.ticket();
         match self.read_fact(|| Ok(self.inner.index.manifest(d)?))? {
             Some(Fact::Manifest(m)) if m.digest == *d => {
-                manifests.keep(ticket, *d, m.clone(), at_hand::weight(&m));
+                manifests.keep(ticket, *d, Arc::new(m.clone()), at_hand::weight(&m));
                 self.inner.at_hand.keep_sizes(&m);
                 Ok(Some(m))
             }

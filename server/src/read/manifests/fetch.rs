@@ -50,7 +50,7 @@ impl Inner {
         let Request { source, caller, .. } = request;
         let (upstream, headers) = (self.upstream(source)?, request.accept.headers());
         let answer = upstream
-            .manifest(&source.repository, caller, reference, headers, self.size_max)
+            .manifest(&source.repository, caller, reference, &headers, self.size_max)
             .await?;
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),

@@ -68,9 +68,9 @@ impl Inner {
     async fn image_of(
         self: &Arc<Self>,
         request: &Request,
-        fact: &ManifestFact,
+        fact: &Arc<ManifestFact>,
         bytes: &Bytes,
-    ) -> Result<Option<ManifestFact>, ReadError> {
+    ) -> Result<Option<Arc<ManifestFact>>, ReadError> {
         if !is_index(&fact.media_type) {
             return Ok(Some(fact.clone()));
         }

@@ -14,8 +14,8 @@ use headstart_layer_format::BlobDigest;
 
 use super::{Found, Inner, Manifest, Request, Warning};
 use crate::{
-    read::{error::ReadError, negative::What, policy::Policy, shelf},
-    store::facts::ManifestFact,
+    read::{accept::Accept, error::ReadError, negative::What, policy::Policy, shelf},
+    store::facts::{ManifestFact, Source},
     upstream::{Tag, UpstreamError},
 };
 
@@ -111,8 +111,8 @@ impl Inner {
         policy: &Policy,
     ) -> Result<Option<(BlobDigest, bool)>, ReadError> {
         let Request { source, accept, .. } = request;
-        let recent = self.recent.get(&(source.clone(), tag.clone(), accept.class()));
-        let recent = recent.map(|(digest, at)| (digest, Some(at.elapsed())));
+        let recent = self.recent(source, tag, accept);
+        let recent = recent.map(|(digest, age)| (digest, Some(age)));
         let is_fresh = |age: &Option<Duration>| age.is_some_and(|age| policy.fresh.covers(age));
         if let Some((digest, age)) = recent
             && is_fresh(&age)
@@ -129,6 +129,12 @@ impl Inner {
             .flatten()
             .min_by_key(|(_, age)| age.unwrap_or(Duration::MAX));
         Ok(word.map(|(digest, age)| (digest, is_fresh(&age))))
+    }
+
+    /// Where the tag pointed when the upstream was last asked by this process, and how long ago that was.
+    pub(super) fn recent(&self, source: &Source, tag: &Tag, accept: &Accept) -> Option<(BlobDigest, Duration)> {
+        let recent = self.recent.get(&(source.clone(), tag.clone(), accept.class()));
+        recent.map(|(digest, at)| (digest, at.elapsed()))
     }
 
     /// A tag that was never seen is fetched: whatever it points at is needed. For one that is known, HEAD first: it does
@@ -150,7 +156,7 @@ impl Inner {
         let mut head = None;
         if last.is_some() {
             head = match upstream
-                .manifest_head(&source.repository, caller, reference, accept.headers())
+                .manifest_head(&source.repository, caller, reference, &accept.headers())
                 .await
             {
                 Ok(head) => head.digest,

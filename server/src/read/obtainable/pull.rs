@@ -90,6 +90,15 @@ impl Obtainable {
         self.is_known(&Pull::of(caller, fact, begins))
     }
 
+    /// Whether it is known, without looking at anything else, that all that the manifest needs is here, has begun to come, and
+    /// did not go wrong a moment ago.
+    pub fn is_known_whole(&self, caller: &Caller, fact: &ManifestFact, begins: bool) -> bool {
+        let pull = Pull::of(caller, fact, begins);
+        self.inner.blobs.has_no_setbacks()
+            && self.is_known(&pull)
+            && self.inner.complete.contains_key(&(pull.source, pull.manifest))
+    }
+
     /// Of this index, an image was asked about.
     pub fn settle(&self, caller: &Caller, index: &ManifestFact, is_proven: bool) {
         self.know(Pull::of(caller, index, false), is_proven);
