@@ -397,7 +397,7 @@ fn times_are_right_also_where_short_inodes_have_but_one() {
     };
     let (free, obstructed) = (image_len(false), image_len(true));
     match shown_here().contains(&ShortTimes::Own) {
-        true => assert!(free + 400 * 32 < obstructed, "{free} {obstructed}"),
+        true => assert!(free + 300 * 32 < obstructed, "{free} {obstructed}"),
         false => assert_eq!(free, obstructed),
     }
 }
