@@ -9,14 +9,18 @@ use headstart_loadtest::corpus::{OCI_INDEX, SyntheticImage};
 use headstart_loadtest::origin::{Auth, Origin};
 use support::{REPOSITORY, Server, noise};
 
-/// Until the original has taken its place, and twice more, so that everything is at hand.
+/// Until the original has taken its place and nobody's fetch has it any more, and twice more, so that everything is at hand.
 async fn warm(server: &Server, url: &str, digest: &BlobDigest) {
     for _ in 0..3 {
         let (status, body) = server.fetch(url).await;
         assert_eq!((status, BlobDigest::of(&body.unwrap())), (200, *digest));
-        while !server.app.originals.path(digest).exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let settles = async {
+            while !server.app.originals.path(digest).exists() || server.app.blobs.is_arriving(digest) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let settled = tokio::time::timeout(Duration::from_secs(30), settles).await;
+        settled.expect("the original takes its place");
     }
 }
 

@@ -314,10 +314,60 @@ async fn nothing_in_place_of_a_blob_withholds_the_image() {
     let image = Image::new(&[1000]);
     let blob = image.blobs[0].0;
     image.origin.add_blob_as(REPOSITORY, blob, Vec::new());
-    for fault in [Fault::DelayHeaders(Duration::ZERO), Fault::IgnoreRange] {
+    let asked = [Fault::DelayHeaders(Duration::ZERO), Fault::IgnoreRange];
+    for faults in asked
+        .into_iter()
+        .flat_map(|fault| [vec![fault.clone()], vec![fault, Fault::NoLength]])
+    {
         let (server, _dir) = image.server(|config| config.ingest.enabled = false).await;
-        image.origin.always(gets(blob), fault.clone());
-        assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 502, "{fault:?}");
+        image.origin.clear_faults();
+        for fault in &faults {
+            image.origin.always(gets(blob), fault.clone());
+        }
+        assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 502, "{faults:?}");
+        server.stop().await;
+    }
+}
+
+/// A head is no byte, whether ranges are ignored or not; nor is a way to where we do not go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_get_that_brings_nothing_withholds_the_image() {
+    let image = Image::new(&[1000]);
+    let blob = image.blobs[0].0;
+    let cut = Fault::Truncate { after: 0 };
+    let elsewhere = Fault::Redirect {
+        location: "http://169.254.1.1/blob".into(),
+    };
+    for faults in [vec![cut.clone()], vec![Fault::IgnoreRange, cut], vec![elsewhere]] {
+        let (server, _dir) = image.server(|config| config.ingest.enabled = false).await;
+        image.origin.clear_faults();
+        for fault in &faults {
+            image.origin.always(gets(blob), fault.clone());
+        }
+        assert_eq!(server.fetch(&server.manifest_url("a")).await.0, 502, "{faults:?}");
+        server.stop().await;
+    }
+}
+
+/// An index is worth nothing to who chooses its mirror by it, if its image's manifest cannot be had. One that was never pushed
+/// says nothing of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_is_withheld_while_its_images_manifest_cannot_be_had() {
+    let image = Image::new(&[1000]);
+    let own = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let child = json!({ "mediaType": OCI_MANIFEST, "digest": image.manifest, "size": 1,
+                        "platform": { "os": "linux", "architecture": own } });
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [child] });
+    image
+        .origin
+        .add_manifest(REPOSITORY, Some("multi"), OCI_INDEX, index.to_string());
+    for (code, expected) in [(404, 200), (429, 429), (503, 502)] {
+        let (server, _dir) = image.server(|_| {}).await;
+        image.origin.clear_faults();
+        image.origin.always(gets(image.manifest), status(code));
+        for _ in 0..2 {
+            assert_eq!(server.fetch(&server.manifest_url("multi")).await.0, expected, "{code}");
+        }
         server.stop().await;
     }
 }

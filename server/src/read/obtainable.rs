@@ -149,8 +149,8 @@ impl Obtainable {
             return Ok(());
         }
         let Some(missing) = self.missing(fact, trouble.is_none()).await? else {
-            inner.complete.insert(key, ());
-            return Ok(());
+            // What only arrives is not here yet.
+            return self.is_whole(fact).await.map(drop);
         };
         // Registries count manifests and blobs apart, so a limit on the one says nothing about the other; nor does a
         // manifest that is gone.
@@ -167,9 +167,17 @@ impl Obtainable {
         })?)
     }
 
-    /// Whether everything that an image needs is here; of an index, whether one of its images is.
+    /// Whether everything that an image needs is here; of an index, whether one of its images is. That is known for a while.
     pub async fn is_whole(&self, fact: &ManifestFact) -> Result<bool, ReadError> {
-        Ok(self.missing(fact, false).await?.is_none())
+        let key = (fact.source.clone(), fact.digest);
+        if self.inner.complete.contains_key(&key) {
+            return Ok(true);
+        }
+        let is_whole = self.missing(fact, false).await?.is_none();
+        if is_whole {
+            self.inner.complete.insert(key, ());
+        }
+        Ok(is_whole)
     }
 
     /// Whether nothing needs to be asked before a manifest that the upstream has just confirmed is served.

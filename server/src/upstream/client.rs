@@ -34,6 +34,9 @@ use crate::{
 /// Requests that fail for want of an answer are sent once more, after this.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
+/// An upstream that makes a mess of ranges.
+pub(super) const OTHER_RANGE: UpstreamError = UpstreamError::BadAnswer("206 with another range than asked");
+
 /// How an upstream does, judged by its latest answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -174,7 +177,7 @@ impl Upstream {
                 Ok(BlobAnswer::Body(self.body(answer, from, Some(last + 1), size)))
             }
             // Anything but "up to the end" would leave a hole.
-            (StatusCode::PARTIAL_CONTENT, _) => Err(UpstreamError::BadAnswer("206 with another range than asked")),
+            (StatusCode::PARTIAL_CONTENT, _) => Err(OTHER_RANGE),
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(ContentRange::Unsatisfied { size }))
                 if from > 0 && size == from =>
             {
@@ -214,7 +217,7 @@ impl Upstream {
                 let end = range.end.min(last + 1);
                 Ok(RangeAnswer::Part(self.body(answer, first, Some(end), Some(size))))
             }
-            (StatusCode::PARTIAL_CONTENT, _) => Err(UpstreamError::BadAnswer("206 with another range than asked")),
+            (StatusCode::PARTIAL_CONTENT, _) => Err(OTHER_RANGE),
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(ContentRange::Unsatisfied { size })) if size <= range.start => {
                 Ok(RangeAnswer::PastEnd { size })
             }

@@ -3,12 +3,15 @@
 //! In: a repository and a digest, on whose behalf. Out: yes, and the blob's size if the upstream says so; or why not.
 //! Invariant: what is asked is what a client will ask, a GET, since registries answer a HEAD where they do not answer the GET
 //! that it stands for (a link that is signed for the one and not for the other, a store behind a firewall). It costs one
-//! byte; of an upstream that ignores ranges, a connection and what it had sent by then.
+//! byte; of an upstream that ignores ranges, a connection and what it had sent by then. One that refuses ranges is asked by HEAD.
 //! Not here: fetching a blob (`read/`).
 
 use headstart_layer_format::BlobDigest;
 
-use super::{Caller, RangeAnswer, Upstream, UpstreamError, client::RETRY_PAUSE};
+use super::{
+    Caller, RangeAnswer, Upstream, UpstreamError,
+    client::{OTHER_RANGE, RETRY_PAUSE},
+};
 
 /// An answer that promises the byte, and does not bring it.
 const NO_BYTE: UpstreamError = UpstreamError::BadAnswer("the first byte of the blob does not come");
@@ -39,11 +42,12 @@ impl Upstream {
     ) -> Result<Option<u64>, UpstreamError> {
         let mut body = match self.blob_range(repository, caller, digest, 0..1).await {
             Ok(RangeAnswer::Part(body)) => body,
-            // Dropped, and its connection with it.
-            Ok(RangeAnswer::Whole(body)) => return Ok(body.size),
+            // Dropped after its first piece, and its connection with it.
+            Ok(RangeAnswer::Whole(body)) if body.size != Some(0) => body,
+            Ok(RangeAnswer::Whole(_)) => return Ok(Some(0)),
             Ok(RangeAnswer::PastEnd { size }) => return Ok(Some(size)),
             // It does not like ranges, or makes a mess of them, and may well give the whole: its word must do.
-            Err(UpstreamError::Status(400 | 405 | 501) | UpstreamError::BadAnswer(_)) => {
+            Err(error) if error == OTHER_RANGE || matches!(error, UpstreamError::Status(400 | 405 | 501)) => {
                 return self.blob_head(repository, caller, digest).await;
             }
             Err(error) => return Err(error),
@@ -51,6 +55,8 @@ impl Upstream {
         match body.chunk().await {
             Ok(Some(_)) => Ok(body.size),
             Err(UpstreamError::Timeout) => Err(UpstreamError::Timeout),
+            // It ended, and so is empty: whether that is right is compared with the digest.
+            Ok(None) if body.size.is_none() => Ok(Some(0)),
             Ok(None) | Err(_) => Err(NO_BYTE),
         }
     }

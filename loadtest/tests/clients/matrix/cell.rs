@@ -90,7 +90,8 @@ impl Outcome {
 impl Cell {
     pub fn new(column: Column, row: usize, layers: &[usize]) -> Cell {
         let image = images::image(10_000 + 100 * column as u64 + row as u64, layers);
-        let index = (column == Column::PodmanIndex).then(|| index_of(&[("amd64", &image)]));
+        let own = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+        let index = (column == Column::PodmanIndex).then(|| index_of(&[(own, &image)]));
         let origin = || {
             let origin = Origin::with_image(REPOSITORY, "v1", &image);
             if let Some(index) = &index {

@@ -4,7 +4,7 @@
 //! Invariant: what is given is what [`Manifests::get`] and [`Manifests::ready`] would give at that moment; nothing here
 //! waits or asks anybody. "None" says nothing: those have to be asked. Most requests of a cluster that is warm end here,
 //! and the long way would cost several times what finding the manifest does.
-//! Not here: all that is not in memory ([`super`]).
+//! Not here: all that is not in memory ([`super`]), and servers with access rules (`http/v2_manifest.rs` asks for none of theirs).
 
 use headstart_layer_format::BlobDigest;
 

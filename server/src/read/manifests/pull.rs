@@ -16,8 +16,10 @@ use crate::{
         document::{is_index, own_child},
         error::ReadError,
         obtainable::VOUCH_MAX,
+        setbacks::is_upstreams_fault,
     },
     store::facts::ManifestFact,
+    upstream::UpstreamError,
 };
 
 impl Inner {
@@ -64,7 +66,8 @@ impl Inner {
     }
 
     /// What a manifest's blobs are asked for by: itself, or of an index its child for machines like ours, which stands for
-    /// all: the client most likely asks for it next. None if nothing needs to be asked.
+    /// all: the client most likely asks for it next. None if nothing needs to be asked, or nothing can be told. Without its
+    /// image, an index is worth nothing to those who choose their mirror by it.
     async fn image_of(
         self: &Arc<Self>,
         request: &Request,
@@ -85,8 +88,13 @@ impl Inner {
             Some(child) => Ok(child),
             None => self.fetch_digest(request, &child, None).await,
         };
-        // Some indexes name children that were never pushed.
-        let child = child.ok().filter(|child| !is_index(&child.fact.media_type));
-        Ok(child.map(|child| child.fact))
+        match child {
+            Ok(child) if is_index(&child.fact.media_type) => Ok(None),
+            Ok(child) => Ok(Some(child.fact)),
+            // Some indexes name children that were never pushed.
+            Err(ReadError::Upstream(UpstreamError::NotFound { .. })) => Ok(None),
+            Err(error) if is_upstreams_fault(&error) => Err(error),
+            Err(_) => Ok(None),
+        }
     }
 }

@@ -32,8 +32,8 @@ pub struct Request {
     pub accept: Accept,
 }
 
-/// Requests with the same key get the same answer, whatever their purpose: what a look has asked for more, or a pull for
-/// less, is made up for by [`super::Manifests::ready`].
+/// Requests with the same key get the same answer, whatever their purpose: a pull that joined a look asks for the rest in
+/// [`super::Manifests::ready`]; a look that joined a pull is told what the pull is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     source: Source,

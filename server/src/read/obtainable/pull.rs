@@ -19,6 +19,7 @@ use crate::{
         beginnings::{self, AT_ONCE},
         blobs::Way,
         blocking::blocking,
+        document::is_index,
         error::ReadError,
         layers::Layers,
         setbacks::is_upstreams_fault,
@@ -94,8 +95,17 @@ impl Obtainable {
     /// did not go wrong a moment ago.
     pub fn is_known_whole(&self, caller: &Caller, fact: &ManifestFact, begins: bool) -> bool {
         let pull = Pull::of(caller, fact, begins);
-        self.inner.blobs.has_no_setbacks()
-            && self.is_known(&pull)
+        let blobs = &self.inner.blobs;
+        // Of an index, setbacks may be of what its images name, which is not in memory.
+        let is_right = || match is_index(&fact.media_type) {
+            true => false,
+            false => fact
+                .members
+                .iter()
+                .all(|d| blobs.setback(&fact.source, caller, d).is_none()),
+        };
+        self.is_known(&pull)
+            && (blobs.has_no_setbacks() || is_right())
             && self.inner.complete.contains_key(&(pull.source, pull.manifest))
     }
 
