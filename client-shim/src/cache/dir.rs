@@ -5,7 +5,7 @@
 //! removed when the directory is opened, and fetched again when somebody wants them; what cannot be removed is passed over. A
 //! new layer is durable after its first flush: a pull does not wait for the disk, and power loss before that costs a layer that
 //! has next to nothing yet.
-//! Not here: who uses a layer (`layers.rs`), and how it is shown (`presentation`).
+//! Not here: who uses a layer (`layers`), and how it is shown (`presentation`).
 
 use std::io;
 use std::path::{Path, PathBuf};

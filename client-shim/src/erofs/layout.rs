@@ -71,7 +71,7 @@ impl<'a> Layout<'a> {
             xattrs: Xattrs::of(toc.tree())?,
             epoch: Epoch::of(toc.tree(), short),
             ends: BodyEnds::of(toc.skeleton()),
-            nids: Vec::with_capacity(toc.tree().inodes().len()),
+            nids: Vec::new(),
             xattr_block: 0,
             data_block: 0,
             blocks: 0,

@@ -3,7 +3,7 @@
 //! In: requests of the kernel. Out: attributes, names and bytes of the layers that were added.
 //! Invariant: node ids are a pure function of (slot, inode), so nothing must be remembered across a restart; trees never
 //! change, so the kernel may cache everything for ever.
-//! Not here: which layers there are (`layers.rs`), and where bytes come from (`cache`).
+//! Not here: which layers there are (`layers`), and where bytes come from (`cache`).
 //!
 //! `kernel.rs` speaks the protocol and knows nothing of layers; `tree_fs.rs` knows layers and nothing of the protocol.
 

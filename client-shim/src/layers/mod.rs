@@ -100,7 +100,7 @@ impl NodeLayers {
         tokio::spawn(flush_periodically(Arc::downgrade(&layers.0), layers.0.stop.clone()));
         let inner = &layers.0;
         let weak = Arc::downgrade(inner);
-        let all = move || Some(weak.upgrade()?.table.all().into_iter().map(|k| k.layer).collect());
+        let all = move || Some(weak.upgrade()?.table.layers());
         let (room, config, in_use) = (Arc::clone(&inner.room), inner.config.clone(), inner.in_use.clone());
         upkeep::start(Arc::new(all), room, config, in_use, inner.stop.clone());
         Ok(layers)
@@ -375,20 +375,12 @@ impl Inner {
     fn show(&self, layer: Arc<Layer>) -> Result<Presented, LayersError> {
         layer.stored().file.announce();
         // What a start will read can come while the tree is made.
-        self.table.comes(&layer);
-        let digest = *layer.digest();
-        match self.presentation.present(Arc::clone(&layer)) {
-            Ok(lowerdir) => {
-                let known = Known { layer, lowerdir };
-                let presented = known.presented();
-                self.table.came(&digest, Some(known));
-                Ok(presented)
-            }
-            Err(error) => {
-                self.table.came(&digest, None);
-                Err(error.into())
-            }
-        }
+        let coming = self.table.comes(&layer);
+        let lowerdir = self.presentation.present(Arc::clone(&layer))?;
+        let known = Known { layer, lowerdir };
+        let presented = known.presented();
+        coming.came(known);
+        Ok(presented)
     }
 
     fn drop_layer(&self, layer: &BlobDigest) {
@@ -421,9 +413,9 @@ impl Inner {
     }
 
     fn each_file(&self, what: &str, work: impl Fn(&LayerFile) -> io::Result<()>) {
-        for known in self.table.all() {
-            if let Err(error) = work(known.layer.file()) {
-                tracing::warn!(layer = %known.layer.digest(), what, %error, "cache-flush-failed");
+        for layer in self.table.layers() {
+            if let Err(error) = work(layer.file()) {
+                tracing::warn!(layer = %layer.digest(), what, %error, "cache-flush-failed");
             }
         }
     }

@@ -1,6 +1,7 @@
-//! Which layers are presented, and who may change that.
+//! Which layers are here, and who may change that.
 //!
-//! In: layers that come and go. Out: those that are here, and a lock for each. Invariant: whoever makes a layer come or go
+//! In: layers that come and go. Out: those that are presented, those that can be filled (which they can be before, while
+//! their trees are made), and a lock for each. Invariant: whoever makes a layer come or go
 //! holds its lock, also when nobody waits for him any more; the table keeps only locks that somebody holds.
 //! Not here: what coming and going means ([`super::NodeLayers`]).
 
@@ -31,6 +32,27 @@ impl Known {
             data_size: self.layer.contents().chunks().data_size(),
             entry_count: self.layer.contents().entries(),
         }
+    }
+}
+
+/// A layer whose tree is being made.
+#[derive(Debug)]
+pub(super) struct Coming<'a> {
+    table: &'a Table,
+    digest: BlobDigest,
+}
+
+impl Coming<'_> {
+    /// It is presented.
+    pub fn came(self, known: Known) {
+        let mut all = self.table.known.write().unwrap_or_else(|p| p.into_inner());
+        all.insert(self.digest, known);
+    }
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        self.table.lock_coming().remove(&self.digest);
     }
 }
 
@@ -75,21 +97,24 @@ impl Table {
         coming.or_else(|| self.get(layer).map(|known| known.layer))
     }
 
-    /// It is stored, and will be presented, which takes tens of milliseconds for a large one.
-    pub fn comes(&self, layer: &Arc<Layer>) {
-        self.lock_coming().insert(*layer.digest(), Arc::clone(layer));
-        self.changes.send_modify(|n| *n += 1);
+    /// All that can be filled.
+    pub fn layers(&self) -> Vec<Arc<Layer>> {
+        let coming: Vec<_> = self.lock_coming().values().cloned().collect();
+        let known = self.all().into_iter().map(|known| known.layer);
+        let mut all: Vec<_> = known
+            .filter(|l| !coming.iter().any(|c| c.digest() == l.digest()))
+            .collect();
+        all.extend(coming);
+        all
     }
 
-    /// What [`Table::comes`] said is over: it is presented, or will not be.
-    pub fn came(&self, layer: &BlobDigest, known: Option<Known>) {
-        if let Some(known) = known {
-            self.known
-                .write()
-                .unwrap_or_else(|p| p.into_inner())
-                .insert(*layer, known);
-        }
-        self.lock_coming().remove(layer);
+    /// It is stored, and will be presented, which takes tens of milliseconds for a large one. Until then, or until the
+    /// answer is dropped, it can be filled.
+    pub fn comes(&self, layer: &Arc<Layer>) -> Coming<'_> {
+        self.lock_coming().insert(*layer.digest(), Arc::clone(layer));
+        self.changes.send_modify(|n| *n += 1);
+        let digest = *layer.digest();
+        Coming { table: self, digest }
     }
 
     pub fn remove(&self, layer: &BlobDigest) -> Option<Known> {

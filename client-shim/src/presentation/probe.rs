@@ -68,12 +68,16 @@ pub(super) fn probe(dir: &Path, fuse: &FuseTree) -> Result<(), ProbeError> {
 
 /// Mounts the same image over a local file in `store`, to be read past the page cache, and looks.
 pub(super) fn try_direct(dir: &Path, store: &Path) -> Result<(), ProbeError> {
-    try_local(dir, store, |dir, file| run_local(dir, file, true, ShortTimes::Common))
+    try_local(&dir.join("direct"), store, |dir, file| {
+        run_local(dir, file, true, ShortTimes::Common)
+    })
 }
 
 /// Mounts an image whose short inodes have times of their own over a local file in `store`, and looks.
 pub(super) fn try_short_times(dir: &Path, store: &Path) -> Result<(), ProbeError> {
-    try_local(dir, store, |dir, file| run_local(dir, file, false, ShortTimes::Own))
+    try_local(&dir.join("times"), store, |dir, file| {
+        run_local(dir, file, false, ShortTimes::Own)
+    })
 }
 
 fn try_local(
@@ -81,13 +85,17 @@ fn try_local(
     store: &Path,
     run: impl FnOnce(&Path, PathBuf) -> Result<(), ProbeError> + Send + 'static,
 ) -> Result<(), ProbeError> {
-    let file = store.join(FILE_NAME);
+    // One that is late goes on beside the next: each has a directory and a file of its own.
+    let trial = dir.file_name().unwrap_or_default().to_string_lossy();
+    let file = store.join(format!("{FILE_NAME}-{trial}"));
     let result = patiently(dir, {
         let file = file.clone();
         move |dir| run(dir, file)
     });
     // One that is left over is written anew.
     let _ = std::fs::remove_file(file);
+    // Unless another trial is still there.
+    let _ = dir.parent().map(std::fs::remove_dir);
     result
 }
 

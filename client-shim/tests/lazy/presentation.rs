@@ -108,7 +108,9 @@ fn a_layer_that_is_whole_needs_nobody() {
         let dir = node.show(&layer);
         compare(&layer, &dir);
         assert_eq!((asked(&node), reads_directly(&dir)), (0, direct));
-        assert!(!root.path().join("cache/probe").exists());
+        for left in ["cache/probe-direct", "cache/probe-times", "probe"] {
+            assert!(!root.path().join(left).exists(), "{left}");
+        }
         node.stop();
     }
     // A kernel that is not to be trusted with it.
@@ -125,7 +127,7 @@ fn a_layer_that_is_whole_is_read_through_the_page_cache_where_the_trial_fails() 
     server.serve(&layer);
     let root = tempfile::tempdir().unwrap();
     fs::create_dir(root.path().join("cache")).unwrap();
-    std::os::unix::fs::symlink("/nowhere/file", root.path().join("cache/probe")).unwrap();
+    std::os::unix::fs::symlink("/nowhere/file", root.path().join("cache/probe-direct")).unwrap();
     let config = LazyConfig {
         whole_layers: WholeLayers::Direct,
         ..quick_flush()
@@ -383,9 +385,9 @@ fn times_are_right_also_where_short_inodes_have_but_one() {
         let store = root.path().join("cache");
         fs::create_dir(&store).unwrap();
         if obstructed {
-            std::os::unix::fs::symlink("/nowhere/file", store.join("probe")).unwrap();
+            std::os::unix::fs::symlink("/nowhere/file", store.join("probe-times")).unwrap();
         }
-        // No other trial, which would take away what is in the way.
+        // No other trial.
         let config = with_whole(WholeLayers::Asked);
         let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
         let dir = node.show(&layer);

@@ -200,8 +200,8 @@ impl Packs {
         // Written again if something fails below: the end is where it was.
         let end = w.end + self.write_footer(w)?;
         if let Err(error) = w.pack.sync() {
-            let pack = Arc::clone(&w.pack);
-            w.suspects.push(Suspect { pack, from: w.synced });
+            let suspect = Suspect::new(Arc::clone(&w.pack), w.synced);
+            w.suspects.push(suspect);
             return Err(error);
         }
         self.begin_next(w, end)

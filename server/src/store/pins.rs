@@ -47,6 +47,8 @@ impl Store {
         let _alone = self.inner.pinning.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.inner.index.pin(&target.key())?.is_some_and(|(pinned, _)| pinned);
         if before == pinned {
+            // Whoever said so may have failed to make it durable.
+            self.commit()?;
             return Ok(false);
         }
         if pinned && self.pins()?.len() >= PINS_MAX {

@@ -19,8 +19,14 @@ impl Packs {
         let _order = self.committing();
         let (pack, synced, end, rows, rolled) = {
             let mut w = self.writer();
-            while let Some(suspect) = w.suspects.first().cloned() {
-                self.salvage(index, &mut w, &suspect)?;
+            while let Some(mut suspect) = w.suspects.first().cloned() {
+                if let Err(error) = self.salvage(index, &mut w, &mut suspect) {
+                    // The next attempt has to know what this one wrote.
+                    if let Some(first) = w.suspects.first_mut() {
+                        *first = suspect;
+                    }
+                    return Err(error);
+                }
                 // What failed twice of it was written once more with the first.
                 w.suspects
                     .retain(|other| other.pack.id != suspect.pack.id || other.from < suspect.from);
@@ -39,7 +45,7 @@ impl Packs {
         let mut w = self.writer();
         if failed {
             let pack = Arc::clone(&pack);
-            w.suspects.push(Suspect { pack, from: synced });
+            w.suspects.push(Suspect::new(pack, synced));
         } else if w.pack.id == pack.id {
             w.synced = end;
         }

@@ -7,6 +7,7 @@
 //! Not here: packs that cannot be read (`store/mend.rs`).
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -24,6 +25,16 @@ use crate::store::recover::{ScanEnd, scan};
 pub(super) struct Suspect {
     pub(super) pack: Arc<Pack>,
     pub(super) from: u64,
+    /// What attempts that failed had written when they did. It says nothing new, so it is not written again behind
+    /// what it is older than.
+    copied: Vec<(PackId, Range<u64>)>,
+}
+
+impl Suspect {
+    pub(super) fn new(pack: Arc<Pack>, from: u64) -> Self {
+        let copied = Vec::new();
+        Self { pack, from, copied }
+    }
 }
 
 /// Where records were, and where they are now.
@@ -31,8 +42,8 @@ type Moved = HashMap<(PackId, u64), Location>;
 
 impl Packs {
     /// Writes everything that a suspect pack may have lost once more, into another.
-    pub(super) fn salvage(&self, index: &Index, w: &mut Writer, suspect: &Suspect) -> Result<(), StoreError> {
-        let Suspect { pack, from } = suspect;
+    pub(super) fn salvage(&self, index: &Index, w: &mut Writer, suspect: &mut Suspect) -> Result<(), StoreError> {
+        let Suspect { pack, from, copied } = suspect;
         let failed = StoreError::io;
         let end = match w.pack.id == pack.id {
             true => {
@@ -43,16 +54,26 @@ impl Packs {
             false => pack.file_len()?,
         };
         // Who rolled the pack while its sync failed wrote into these; nothing of them is committed.
-        let later = self.after(w, pack.id);
-        let mut moved = Moved::new();
-        let scanned = self.write_again(index, w, (pack, *from, end), |_| true, &mut moved)?;
-        let count = moved.len();
-        for (id, end) in later {
-            let Some(later) = self.pack(id)? else { continue };
-            // The rest says the same in whatever order it comes.
-            let has_order = |kind| matches!(kind, RecordKind::Fact | RecordKind::LayerState);
-            self.write_again(index, w, (&later, PACK_HEADER_LEN, end), has_order, &mut moved)?;
+        let mut later = Vec::new();
+        for (id, end) in self.after(w, pack.id) {
+            later.extend(self.pack(id)?.map(|pack| (pack, end)));
         }
+        let (into, began) = (w.pack.id, w.end);
+        let mut moved = Moved::new();
+        let is_copy = |at: &Location| {
+            copied
+                .iter()
+                .any(|(pack, of)| *pack == at.pack && of.contains(&at.offset))
+        };
+        let written = self.write_all_again(index, w, (pack, *from, end), &later, is_copy, &mut moved);
+        if written.is_err() {
+            let until = if into == w.pack.id { w.end } else { u64::MAX };
+            copied.push((into, began..until));
+            if into != w.pack.id {
+                copied.push((w.pack.id, 0..w.end));
+            }
+        }
+        let (scanned, count) = written?;
         tracing::error!(
             pack = pack.id.0,
             from,
@@ -86,6 +107,28 @@ impl Packs {
         Ok(())
     }
 
+    /// Appends a stretch of a pack once more, and behind it what came later and must stay so, but for copies. How many
+    /// records the stretch had.
+    fn write_all_again(
+        &self,
+        index: &Index,
+        w: &mut Writer,
+        stretch: (&Pack, u64, u64),
+        later: &[(Arc<Pack>, u64)],
+        is_copy: impl Fn(&Location) -> bool,
+        moved: &mut Moved,
+    ) -> Result<(ScanEnd, usize), StoreError> {
+        let scanned = self.write_again(index, w, stretch, |_, _| true, moved)?;
+        let count = moved.len();
+        for (pack, end) in later {
+            // The rest says the same in whatever order it comes.
+            let has_order =
+                |kind, at: &Location| matches!(kind, RecordKind::Fact | RecordKind::LayerState) && !is_copy(at);
+            self.write_again(index, w, (pack, PACK_HEADER_LEN, *end), has_order, moved)?;
+        }
+        Ok((scanned, count))
+    }
+
     /// Packs behind this one, and where they end by now.
     fn after(&self, w: &Writer, pack: PackId) -> Vec<(PackId, u64)> {
         let lengths = self.lengths();
@@ -100,12 +143,12 @@ impl Packs {
         index: &Index,
         w: &mut Writer,
         (pack, from, end): (&Pack, u64, u64),
-        counts: impl Fn(RecordKind) -> bool,
+        counts: impl Fn(RecordKind, &Location) -> bool,
         moved: &mut Moved,
     ) -> Result<ScanEnd, StoreError> {
         scan(pack, from, end, true, |found| {
             let (header, at) = (found.header, found.location);
-            if header.kind == RecordKind::Footer || !counts(header.kind) {
+            if header.kind == RecordKind::Footer || !counts(header.kind, &at) {
                 return Ok(());
             }
             let Some(payload) = pack.read(at, header.kind, &header.key)? else {

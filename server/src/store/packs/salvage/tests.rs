@@ -30,6 +30,8 @@ struct Failing {
     syncs: Mutex<HashSet<&'static str>>,
     cuts: Mutex<HashSet<&'static str>>,
     held: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+    /// Writes to the second pack that still succeed, if they are to fail then.
+    writes: Mutex<Option<usize>>,
 }
 
 impl Witness for Failing {
@@ -49,6 +51,17 @@ impl Witness for Failing {
                     let _ = go_on.recv_timeout(WAIT);
                 }
                 refused()
+            }
+            Op::Write(path, ..) if path.ends_with(SECOND) => {
+                let mut writes = self.writes.lock().unwrap();
+                match *writes {
+                    None => Ok(()),
+                    Some(0) => refused(),
+                    Some(n) => {
+                        *writes = Some(n - 1);
+                        Ok(())
+                    }
+                }
             }
             Op::SetLen(path, _) if named(path, &self.cuts.lock().unwrap()).is_some() => refused(),
             _ => Ok(()),
@@ -186,6 +199,31 @@ fn what_came_while_a_sync_failed_stays_the_latest() {
         store.commit().unwrap();
         assert_then(&store, what);
         assert_then_as_well_when_opened_again(dir.path(), store, what);
+    }
+}
+
+/// What an attempt had written when the disk was full was taken for the latest by the next one.
+#[test]
+fn what_a_salvage_that_failed_has_written_overrules_nothing() {
+    for written in 0..12 {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(Failing::default());
+        let store = Store::open_on(Disk::with(disk.clone()), dir.path(), 1 << 20).unwrap();
+        say_first(&store);
+        say_then(&store);
+        *disk.writes.lock().unwrap() = Some(written);
+        disk.syncs.lock().unwrap().insert(FIRST);
+        // Or the store's own thread is the first.
+        let _ = store.commit();
+        assert!(disk.syncs.lock().unwrap().is_empty());
+        for _ in 0..2 {
+            assert!(store.commit().is_err() || written > 10, "{written}");
+        }
+        *disk.writes.lock().unwrap() = None;
+        store.commit().unwrap();
+        let what = format!("{written} writes");
+        assert_then(&store, &what);
+        assert_then_as_well_when_opened_again(dir.path(), store, &what);
     }
 }
 
