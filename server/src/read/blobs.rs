@@ -277,6 +277,11 @@ impl Blobs {
         self.0.setbacks.last(source, caller, digest)
     }
 
+    #[cfg(test)]
+    pub(super) fn refused(&self, source: &Source, caller: &Caller, digest: &BlobDigest, error: &ReadError) {
+        self.0.setbacks.refused(source, caller, digest, error);
+    }
+
     /// Whether nothing went wrong lately, of any blob or manifest.
     pub fn has_no_setbacks(&self) -> bool {
         self.0.setbacks.is_quiet()

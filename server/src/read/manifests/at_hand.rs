@@ -153,16 +153,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn while_anything_went_wrong_the_long_way_is_gone() {
+    async fn an_image_goes_the_long_way_when_its_blobs_went_wrong_and_an_index_when_anything_did() {
         let dir = tempfile::tempdir().unwrap();
         let (app, digest) = image(dir.path()).await;
-        let reference = Reference::Digest(digest);
-        pull(&app, &reference).await;
-        assert!(at_hand(&app, "a", &reference).is_some());
-        let other = BlobDigest::of(b"another manifest");
+        let bytes = b"{\"schemaVersion\":2,\"manifests\":[]}";
+        let index = ManifestFact {
+            source: source("a"),
+            digest: BlobDigest::of(bytes),
+            media_type: "application/vnd.oci.image.index.v1+json".into(),
+            size: bytes.len() as u64,
+            members: vec![digest],
+            foreign: Vec::new(),
+            image: None,
+        };
+        app.originals.put(&index.digest, bytes).unwrap();
+        app.store.record_manifest(&index).unwrap();
+        let [image, index] = [digest, index.digest].map(Reference::Digest);
+        let is_at_hand = |reference| at_hand(&app, "a", reference).is_some();
+        for reference in [&image, &index] {
+            pull(&app, reference).await;
+            assert!(is_at_hand(reference), "{reference:?}");
+        }
+        let (caller, error) = (Caller::Server, ReadError::Unknown);
+        let others = BlobDigest::of(b"another manifest");
+        app.blobs.withhold(&source("x"), &caller, &others, &error);
+        assert!(is_at_hand(&image) && !is_at_hand(&index));
         app.blobs
-            .withhold(&source("x"), &Caller::Server, &other, &ReadError::Unknown);
-        assert!(at_hand(&app, "a", &reference).is_none());
+            .refused(&source("a"), &caller, &BlobDigest::of(b"a layer"), &error);
+        assert!(!is_at_hand(&image));
     }
 
     #[tokio::test]
