@@ -8,7 +8,7 @@ mod support;
 use std::time::Duration;
 
 use headstart_layer_format::api::{ImageStatus, LayerState, LayerStatus};
-use headstart_layer_format::{BlobDigest, routes};
+use headstart_layer_format::routes;
 use headstart_loadtest::corpus::{Compression, Dialect, Flavor, LayerBuilder, Meta, SyntheticImage, SyntheticLayer};
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
 use support::{REPOSITORY, Server, config, noise};
@@ -25,6 +25,12 @@ async fn states(server: &Server, image: &SyntheticImage) -> Vec<LayerState> {
     assert_eq!(status, 200);
     let status: ImageStatus = serde_json::from_slice(&body.unwrap()).unwrap();
     status.layers.iter().map(|layer: &LayerStatus| layer.state).collect()
+}
+
+/// A GET would wait for the image's blobs. Asking for its state has it converted, too ([`until`]).
+async fn learn(server: &Server, image: &SyntheticImage) {
+    let head = server.http.head(server.manifest_url(image.manifest_digest));
+    assert_eq!(head.send().await.unwrap().status(), 200);
 }
 
 async fn until(server: &Server, image: &SyntheticImage, wanted: &[LayerState]) {
@@ -55,8 +61,7 @@ async fn images_go_in_the_order_they_came_and_their_small_layers_first() {
     let server = Server::with(config).await;
     for (image, tag) in images.iter().zip(["busy", "two", "later"]) {
         image.push(&origin, REPOSITORY, tag);
-        let digest: BlobDigest = image.manifest_digest;
-        assert_eq!(server.fetch(&server.manifest_url(digest)).await.0, 200);
+        learn(&server, image).await;
         // It is in the queue before the next one comes.
         let wanted = match tag {
             "busy" => vec![LayerState::Converting],
@@ -89,7 +94,7 @@ async fn layers_that_arrive_slowly_are_in_nobodys_way_and_are_converted_when_the
     config.ingest.slow_after_ms = 400;
     let server = Server::with(config).await;
     slow.push(&origin, REPOSITORY, "slow");
-    assert_eq!(server.fetch(&server.manifest_url(slow.manifest_digest)).await.0, 200);
+    learn(&server, &slow).await;
     // While nobody else waits they keep their threads.
     until(&server, &slow, &[LayerState::Converting; 4]).await;
     quick.push(&origin, REPOSITORY, "quick");
@@ -128,9 +133,7 @@ async fn layers_that_nobody_answers_for_are_in_nobodys_way_and_are_converted_whe
     config.ingest.slow_after_ms = 400;
     let server = Server::with(config).await;
     silent.push(&origin, REPOSITORY, "silent");
-    // A GET would wait for its blobs to begin. Asking for the state of an image has it converted, too.
-    let head = server.http.head(server.manifest_url(silent.manifest_digest));
-    assert_eq!(head.send().await.unwrap().status(), 200);
+    learn(&server, &silent).await;
     until(&server, &silent, &[LayerState::Converting; 4]).await;
     quick.push(&origin, REPOSITORY, "quick");
     assert_eq!(server.fetch(&server.manifest_url(quick.manifest_digest)).await.0, 200);
@@ -151,8 +154,7 @@ async fn layers_that_nobody_answers_for_are_in_nobodys_way_and_are_converted_whe
     server.stop().await;
 }
 
-/// Whoever serves a manifest queues its layers in that order; after a restart they are queued by who asks for the image, in
-/// the manifest's.
+/// They are queued by who asks for the image, in the manifest's order.
 #[tokio::test(flavor = "multi_thread")]
 async fn small_layers_go_first_in_whatever_order_they_are_queued() {
     let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
@@ -166,7 +168,7 @@ async fn small_layers_go_first_in_whatever_order_they_are_queued() {
     let server = Server::with(config.clone()).await;
     for (image, tag) in [(&busy, "busy"), (&two, "two")] {
         image.push(&origin, REPOSITORY, tag);
-        assert_eq!(server.fetch(&server.manifest_url(image.manifest_digest)).await.0, 200);
+        learn(&server, image).await;
     }
     server.stop().await;
     config.ingest.enabled = true;

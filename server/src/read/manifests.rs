@@ -156,12 +156,8 @@ impl Manifests {
         // What is served in spite of the upstream's trouble was looked at for just that.
         let begins = self.inner.begins(&manifest.fact);
         let obtainable = &self.inner.obtainable;
-        if manifest.warning.is_some() {
+        if manifest.warning.is_some() || obtainable.is_begun(&request.caller, &manifest.fact, begins) {
             return Ok(());
-        }
-        if obtainable.is_begun(&request.caller, &manifest.fact, begins) {
-            // If it is here by now, who asks next is answered from memory ([`Manifests::at_hand`]).
-            return obtainable.is_whole(&manifest.fact).await.map(drop);
         }
         self.inner.ready(request, manifest).await
     }

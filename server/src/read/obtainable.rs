@@ -150,7 +150,10 @@ impl Obtainable {
         }
         let Some(missing) = self.missing(fact, trouble.is_none()).await? else {
             // What only arrives is not here yet.
-            return self.is_whole(fact).await.map(drop);
+            if self.is_whole(fact).await? {
+                inner.complete.insert(key, ());
+            }
+            return Ok(());
         };
         // Registries count manifests and blobs apart, so a limit on the one says nothing about the other; nor does a
         // manifest that is gone.
@@ -167,17 +170,9 @@ impl Obtainable {
         })?)
     }
 
-    /// Whether everything that an image needs is here; of an index, whether one of its images is. That is known for a while.
+    /// Whether everything that an image needs is here; of an index, whether one of its images is.
     pub async fn is_whole(&self, fact: &ManifestFact) -> Result<bool, ReadError> {
-        let key = (fact.source.clone(), fact.digest);
-        if self.inner.complete.contains_key(&key) {
-            return Ok(true);
-        }
-        let is_whole = self.missing(fact, false).await?.is_none();
-        if is_whole {
-            self.inner.complete.insert(key, ());
-        }
-        Ok(is_whole)
+        Ok(self.missing(fact, false).await?.is_none())
     }
 
     /// Whether nothing needs to be asked before a manifest that the upstream has just confirmed is served.
