@@ -1,6 +1,7 @@
 //! An original that is open for those who ask for it over and over.
 //!
-//! In: the open file of a complete original. Out: the file, its size, and a mapping of it that all its readers share.
+//! In: the open file of a complete original. Out: the file, its size, a mapping of it that all its readers share, and whether
+//! all of it was seen in memory a moment ago.
 //! Invariant: private, read-only, of the open file, whatever became of its path; made when it is first asked for, and gone
 //! with the file. That it is there says nothing about whether its memory may be read (`http/sendfile.rs` has the argument).
 //! Not here: which originals stay open ([`super::originals`]).

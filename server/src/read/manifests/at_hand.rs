@@ -2,8 +2,8 @@
 //!
 //! In: what a client pulls. Out: its manifest, if everything that decides whether it is given is in memory.
 //! Invariant: what is given is what [`Manifests::get`] and [`Manifests::ready`] would give at that moment; nothing here
-//! waits or asks anybody. "None" says nothing: those have to be asked. Most requests of a cluster that is warm end here,
-//! and the long way would cost several times what finding the manifest does.
+//! waits or asks anybody. "None" says nothing: those have to be asked. Most requests of a warm cluster end here, as long as
+//! the upstream was not asked for anything else a moment ago: then an image is not looked at to know that it is whole.
 //! Not here: all that is not in memory ([`super`]), and servers with access rules (`http/v2_manifest.rs` asks for none of theirs).
 
 use headstart_layer_format::BlobDigest;

@@ -1,8 +1,8 @@
 //! Before a manifest is given: whether what it names can be had, by who wants it.
 //!
 //! In: a manifest, and what it is wanted for. Out: it may be given, or why not.
-//! Invariant: an upstream is asked about an index by the image for machines like ours, which stands for all; nothing is
-//! fetched for that guess. What takes long is taken for a yes, but for a blob that is being fetched anyway.
+//! Invariant: an upstream is asked about an index by the image for machines like ours, which stands for all; no
+//! more than first bytes are fetched for that guess. What takes long is taken for a yes, but for a blob that is being fetched anyway.
 //! Not here: asking ([`crate::read::obtainable`]).
 
 use std::sync::Arc;
