@@ -31,6 +31,7 @@ tree=$(HEADSTART_DEBIAN_ROOTS=${HEADSTART_BENCH_ROOTS:-$target/peers} ./scripts/
 nydus=$(command -v nydus-image || echo "$target/peers/bin/nydus-image")
 mkdir -p "$target/peers"
 if [ ! -x "$nydus" ]; then
+    ./scripts/install-packages.sh cmake # its zlib is built with it
     echo "bench-ingest: compiling nydus-image $NYDUS" >&2
     CARGO_TARGET_DIR=$target/peers/build cargo install nydus-rs --version "$NYDUS" --locked --bin nydus-image \
         --root "$target/peers" >"$target/peers/nydus.log" 2>&1 ||

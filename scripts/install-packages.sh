@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs, from Debian, what the tests and the demo run against: real containerd, runc, registries and image tools.
-# In: nothing. Out: the packages below, installed. Does nothing when they are there already. Needs root.
+# In: names of further packages, for who needs more than all do. Out: these and the packages below, installed. Does nothing when
+# they are there already. Needs root.
 #
 # Not here: the Rust toolchain (rustup or the machine's own), and anything from elsewhere than Debian.
 set -euo pipefail
@@ -17,6 +18,7 @@ packages=(
     python3 python3-pip     # the demo image's application layer
     gcc libc6-dev make      # crates with C inside (zstd, TLS)
     ca-certificates
+    "$@"
 )
 
 missing=()

@@ -32,7 +32,7 @@ use crate::snapshotter::engine::Engine;
 use crate::snapshotter::filter::Filters;
 use crate::snapshotter::idmap::IdMap;
 use crate::snapshotter::labels::{LayerIdentity, SNAPSHOT_REF};
-use crate::snapshotter::lazy::{LazyError, LazyLayers, Shown};
+use crate::snapshotter::lazy::{LazyError, LazyLayers};
 use crate::snapshotter::record::{Labels, Record, Usage};
 use crate::snapshotter::service::SnapshotService;
 use crate::snapshotter::store::SnapshotStore;
@@ -293,13 +293,15 @@ impl Willing {
         BlobDigest::of(diff_id.to_string().as_bytes())
     }
 
-    fn shown(&self, layer: &BlobDigest) -> Result<Shown, LazyError> {
+    fn known_diff_id(layer: &BlobDigest) -> Result<DiffId, LazyError> {
         let diff_id = diff_ids().into_iter().find(|d| Self::layer(d) == *layer);
+        diff_id.ok_or_else(|| LazyError::new("not of the image"))
+    }
+
+    fn shown(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError> {
+        Self::known_diff_id(layer)?;
         std::fs::create_dir_all(&self.0).map_err(LazyError::new)?;
-        Ok(Shown {
-            lowerdir: self.0.clone(),
-            diff_id: diff_id.ok_or_else(|| LazyError::new("not of the image"))?,
-        })
+        Ok(self.0.clone())
     }
 }
 
@@ -339,7 +341,11 @@ impl LazyLayers for Willing {
         }))
     }
 
-    async fn present(&self, layer: &BlobDigest, _: Instant) -> Result<Shown, LazyError> {
+    async fn admit(&self, layer: &BlobDigest, _: Instant) -> Result<DiffId, LazyError> {
+        Self::known_diff_id(layer)
+    }
+
+    async fn present(&self, layer: &BlobDigest, _: Instant) -> Result<PathBuf, LazyError> {
         self.shown(layer)
     }
 
@@ -347,7 +353,7 @@ impl LazyLayers for Willing {
         None
     }
 
-    fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError> {
+    fn present_known(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError> {
         self.shown(layer)
     }
 

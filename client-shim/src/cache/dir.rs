@@ -19,7 +19,7 @@ use super::room::Room;
 use super::slots::Slots;
 use super::sources;
 use crate::cache::LazyConfig;
-use crate::contents::Contents;
+use crate::contents::{Contents, EncodedToc};
 use crate::counters::Counters;
 use crate::dir_lock::DirLock;
 use crate::fetch::original::{BlobSource, Sources};
@@ -117,14 +117,14 @@ impl CacheDir {
     }
 
     /// Admits a layer: TOC, empty data file, slot. Replaces a layer of the same digest (the caller retired it).
-    pub fn admit(&self, toc: &Arc<Toc>, encoded: &[u8]) -> Result<StoredLayer, CacheError> {
+    pub fn admit(&self, toc: &Arc<Toc>, encoded: &EncodedToc) -> Result<StoredLayer, CacheError> {
         let digest = *toc.layer_digest();
         let dir = self.layer_dir(&digest);
         self.make(&dir, digest, toc, encoded)
             .map_err(|source| CacheError::Io { path: dir, source })
     }
 
-    fn make(&self, dir: &Path, digest: BlobDigest, toc: &Arc<Toc>, encoded: &[u8]) -> io::Result<StoredLayer> {
+    fn make(&self, dir: &Path, digest: BlobDigest, toc: &Arc<Toc>, encoded: &EncodedToc) -> io::Result<StoredLayer> {
         self.discard(dir)?;
         let slot = self.slots.take()?;
         std::fs::create_dir(dir)?;

@@ -14,9 +14,11 @@ use headstart_layer_format::toc::{ChunkTable, Kind};
 use headstart_layer_format::{BlobDigest, DiffId, Toc, TocDigest};
 
 mod bodies;
+mod encoded_toc;
 mod toc_file;
 
 pub use bodies::Bodies;
+pub use encoded_toc::EncodedToc;
 
 use crate::memory;
 
@@ -37,9 +39,9 @@ pub struct Contents {
 
 impl Contents {
     /// Keeps a TOC in a directory, encoded. Durable only when it is settled.
-    pub(crate) fn store(dir: &Path, toc: &Arc<Toc>, encoded: &[u8]) -> io::Result<Arc<Self>> {
-        toc_file::save(dir, encoded)?;
-        Ok(Self::of(dir, toc, Toc::digest(encoded)))
+    pub(crate) fn store(dir: &Path, toc: &Arc<Toc>, encoded: &EncodedToc) -> io::Result<Arc<Self>> {
+        toc_file::save(dir, encoded.bytes())?;
+        Ok(Self::of(dir, toc, *encoded.digest()))
     }
 
     /// `None` when the TOC is missing or damaged: the caller starts the layer over.
@@ -165,7 +167,7 @@ mod tests {
     fn the_whole_toc_is_read_again_only_when_nobody_has_it_and_only_if_it_is_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let given = Arc::new(toc());
-        let encoded = given.encode().unwrap();
+        let encoded = EncodedToc::new(given.encode().unwrap());
         let contents = Contents::store(dir.path(), &given, &encoded).unwrap();
         let file = dir.path().join("toc");
         assert!(!contents.has_implied(), "the root does not count");

@@ -26,6 +26,7 @@ use super::health::Health;
 use super::identity::Identity;
 use super::original::Originals;
 use super::pace::Pace;
+use crate::contents::EncodedToc;
 use crate::telemetry::{self, number, within};
 
 /// Bytes of a status body: 500 layers of about 1 KiB each, with room for reasons.
@@ -62,7 +63,7 @@ pub(super) struct Server {
 #[derive(Debug)]
 pub enum TocAnswer {
     /// The encoded TOC as served (its digest was compared with the header), and decoded; it describes the layer asked.
-    Ready { bytes: Vec<u8>, toc: Arc<Toc> },
+    Ready { encoded: EncodedToc, toc: Arc<Toc> },
     /// Known, but there is no TOC (yet).
     NotReady(Box<LayerStatus>),
     /// No server knows the layer.
@@ -335,11 +336,11 @@ pub(super) fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> 
 }
 
 fn check_toc(bytes: Vec<u8>, claimed: Option<&str>, layer: &BlobDigest) -> Result<TocAnswer, FetchError> {
-    let digest = Toc::digest(&bytes);
-    if claimed.is_some_and(|c| c != digest.to_string()) {
+    let encoded = EncodedToc::new(bytes);
+    if claimed.is_some_and(|c| c != encoded.digest().to_string()) {
         return Err(FetchError::Malformed("a TOC differs from the digest it came with"));
     }
-    let toc = Toc::decode(&bytes).map_err(|e| {
+    let toc = Toc::decode(encoded.bytes()).map_err(|e| {
         tracing::warn!(layer = %layer, error = %e, "toc-malformed");
         FetchError::Malformed("a TOC does not decode")
     })?;
@@ -347,7 +348,7 @@ fn check_toc(bytes: Vec<u8>, claimed: Option<&str>, layer: &BlobDigest) -> Resul
         return Err(FetchError::Malformed("a TOC is of another layer"));
     }
     Ok(TocAnswer::Ready {
-        bytes,
+        encoded,
         toc: Arc::new(toc),
     })
 }

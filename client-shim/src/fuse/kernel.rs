@@ -5,6 +5,7 @@
 //! mount is read-only, so requests that would change something are not even sent; they would be refused.
 //! Not here: the protocol (`fuse/wire`), what is in the tree (`fuse/tree_fs.rs`).
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -35,6 +36,9 @@ pub struct KernelFs {
     /// The kernel takes ENOSYS to `open` (`opendir`) as "never ask again, and keep the cache".
     open_is_optional: bool,
     opendir_is_optional: bool,
+    /// Where what is here is read to, at most [`READ_SIZE_MAX`](super::read_plan::READ_SIZE_MAX): memory of each answer's own
+    /// would be zeroed first, and for large ones come from the kernel page by page.
+    answer: RefCell<Vec<u8>>,
 }
 
 impl KernelFs {
@@ -48,6 +52,7 @@ impl KernelFs {
             // "Never ask again" is said of the whole mount, and devices must be asked about: they are opened uncached.
             open_is_optional: kernel & flag::NO_OPEN_SUPPORT != 0 && !has_devices,
             opendir_is_optional: kernel & flag::NO_OPENDIR_SUPPORT != 0,
+            answer: RefCell::default(),
         }
     }
 
@@ -158,9 +163,10 @@ impl KernelFs {
             Err(e) => return reply.error(errno(e)),
         };
         plan.note();
-        match plan.read_cached() {
+        let mut answer = self.answer.borrow_mut();
+        match plan.read_cached_into(&mut answer) {
             Ok(Some(bytes)) => {
-                reply.data(&bytes);
+                reply.data(bytes);
                 self.counters.read_hits.add(1);
                 self.counters.hit_bytes.add(bytes.len() as u64);
                 plan.read_ahead();

@@ -75,13 +75,31 @@ impl ReadPlan {
     /// The bytes, if they are all here. Local file reads only.
     pub fn read_cached(&self) -> io::Result<Option<Vec<u8>>> {
         let mut out = vec![0; self.len];
+        Ok(self.fill_cached(&mut out)?.then_some(out))
+    }
+
+    /// The same, into a buffer that may have been used before, and grows as needed: some first bytes of it are the answer.
+    pub fn read_cached_into<'a>(&self, buffer: &'a mut Vec<u8>) -> io::Result<Option<&'a [u8]>> {
+        if buffer.len() < self.len {
+            buffer.resize(self.len, 0);
+        }
+        let out = &mut buffer[..self.len];
+        if self.ranges.iter().fold(0, |sum, r| sum + r.len) < self.len as u64 {
+            // Holes.
+            out.fill(0);
+        }
+        Ok(self.fill_cached(out)?.then_some(out))
+    }
+
+    /// `out`: zeros where no range goes.
+    fn fill_cached(&self, out: &mut [u8]) -> io::Result<bool> {
         for (place, range) in self.places.iter().zip(&self.ranges) {
             let part = &mut out[*place..*place + range.len as usize];
             if !self.layer.reader().read_cached(*range, part)? {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        Ok(Some(out))
+        Ok(true)
     }
 
     /// Keeps a sequential reader's next stretch coming; for a read that was a hit.

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use tracing::Span;
 
 use super::LayersError;
+use crate::contents::EncodedToc;
 use crate::fetch::servers::{Servers, TocAnswer};
 use crate::telemetry::number;
 
@@ -24,7 +25,7 @@ pub(super) async fn toc(
     servers: &Servers,
     layer: &BlobDigest,
     deadline: Instant,
-) -> Result<(Vec<u8>, Arc<Toc>), LayersError> {
+) -> Result<(EncodedToc, Arc<Toc>), LayersError> {
     // A server that takes the question and never answers must not use up the time of those behind it: the first
     // round waits for no conversion, later ones for half of what is left.
     let mut wait_ms = 0;
@@ -33,9 +34,9 @@ pub(super) async fn toc(
         let left = deadline.saturating_duration_since(Instant::now()) / 2;
         wait_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).min(TOC_WAIT_MS_MAX);
         let retry = match answer {
-            Ok(TocAnswer::Ready { bytes, toc }) => {
-                Span::current().record("bytes", number(bytes.len()));
-                return Ok((bytes, toc));
+            Ok(TocAnswer::Ready { encoded, toc }) => {
+                Span::current().record("bytes", number(encoded.bytes().len()));
+                return Ok((encoded, toc));
             }
             Ok(TocAnswer::Unknown) => return Err(LayersError::Unknown),
             Ok(TocAnswer::NotReady(status)) => LayersError::not_ready(*status),

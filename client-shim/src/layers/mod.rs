@@ -2,8 +2,9 @@
 //!
 //! In: layer digests, from the snapshotter. Out: lowerdirs. Invariant: a layer is presented once however many snapshots
 //! use it; what was presented before a restart is again after it, without a network; a layer's TOC describes that layer.
-//! Not here: the TOC's way here (`ask.rs`); snapshots, images and stacking (`snapshotter`); bytes (`cache`, `fetch`); trees (`presentation`).
+//! Not here: how a layer comes (`arrive.rs`), and its TOC (`ask.rs`); snapshots, images and stacking (`snapshotter`); bytes (`cache`, `fetch`); trees (`presentation`).
 
+mod arrive;
 mod ask;
 mod error;
 mod status;
@@ -12,19 +13,16 @@ mod table;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock, Weak};
-use std::time::{Duration, Instant};
 
-use headstart_layer_format::limits::LAYERS_MAX;
 use headstart_layer_format::{BlobDigest, DiffId, Toc};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{sleep, timeout_at};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, info_span};
 
 pub use error::LayersError;
 pub use status::{LayerProgress, NodeStatus};
-use table::{Known, Table};
+use table::Table;
 
 use crate::cache::{CacheDir, Layer, LayerFile, Room};
 pub use crate::cache::{LazyConfig, PresentationChoice, WholeLayers};
@@ -35,13 +33,9 @@ use crate::memory;
 use crate::parallel;
 use crate::presentation::{self, Presentation, Surroundings, implied};
 use crate::survival::{Keeper, Progress};
-use crate::telemetry::{self, Cause, within};
 use crate::upkeep::{self, InUse};
 
 const CACHE: &str = "cache";
-/// TOCs fetched, and layers mounted, ahead of containerd's questions at once: TOCs may be large.
-const AHEAD_AT_ONCE: usize = 6;
-const AHEAD_TIME: Duration = Duration::from_secs(20);
 
 /// A layer whose tree can be used as an overlay lowerdir.
 #[derive(Clone, Debug)]
@@ -144,7 +138,7 @@ impl NodeLayers {
             table: Table::default(),
             in_use: InUse::default(),
             room,
-            ahead: Semaphore::new(AHEAD_AT_ONCE),
+            ahead: Semaphore::new(arrive::AHEAD_AT_ONCE),
             stop: CancellationToken::new(),
         }));
         // After a boot each gets its image and its mount anew: milliseconds, times all layers of all images.
@@ -157,67 +151,6 @@ impl NodeLayers {
         Ok(layers)
     }
 
-    /// TOC from disk or a server; presents the tree; returns the lowerdir. Idempotent, cheap when known.
-    pub async fn present(&self, layer: &BlobDigest, deadline: Instant) -> Result<Presented, LayersError> {
-        // A new image must not be built on it; snapshots that have it stay, and say why when they are read.
-        if self.0.table.get(layer).is_some_and(|k| k.layer.file().is_quarantined()) {
-            return Err(LayersError::Quarantined);
-        }
-        if let Ok(presented) = self.present_known(layer) {
-            return Ok(presented);
-        }
-        let work = async {
-            let changing = self.0.table.change(layer).await;
-            if let Ok(presented) = self.present_known(layer) {
-                return Ok(presented);
-            }
-            self.0.room()?;
-            let empty = tracing::field::Empty;
-            let span = info_span!("toc", otel.kind = "client", %layer, bytes = empty, server = empty);
-            let (bytes, toc) = within(span, ask::toc(&self.0.servers, layer, deadline)).await?;
-            let inner = Arc::clone(&self.0);
-            let span = info_span!("mount layer", %layer, presentation = inner.presentation.name());
-            // The lock goes with the work, which goes on when the caller's time is up.
-            let admitted = tokio::task::spawn_blocking(move || {
-                let _changing = changing;
-                let admitted = span.in_scope(|| inner.admit(&toc, &bytes));
-                (
-                    admitted.inspect_err(|error| telemetry::failed(&span, error)),
-                    (toc, bytes),
-                )
-            });
-            let (admitted, done_with) = admitted.await.map_err(|_| LayersError::Interrupted)?;
-            // A large TOC is a million allocations: containerd does not wait until they are freed.
-            tokio::task::spawn_blocking(move || drop(done_with));
-            admitted
-        };
-        timeout_at(deadline.into(), work)
-            .await
-            .unwrap_or(Err(LayersError::NotReady("still on its way")))
-    }
-
-    /// Presents layers in the background, a few at a time, in this order; [`NodeLayers::present`] of one waits for it.
-    pub fn present_ahead(&self, digests: Vec<BlobDigest>) {
-        let missing = digests.into_iter().filter(|digest| self.0.table.get(digest).is_none());
-        let cause = Cause::here();
-        for digest in missing.take(LAYERS_MAX) {
-            let layers = self.clone();
-            let span = cause.of(info_span!(parent: None, "layer", layer = %digest));
-            let work = async move {
-                let stop = layers.0.stop.clone();
-                let work = async {
-                    let _turn = layers.0.ahead.acquire().await.ok()?;
-                    layers.present(&digest, Instant::now() + AHEAD_TIME).await.err()
-                };
-                if let Some(Some(error)) = stop.run_until_cancelled(work).await {
-                    // Whoever needs it tries again, and says so.
-                    tracing::debug!(layer = %digest, %error, "layer-not-presented-ahead");
-                }
-            };
-            self.0.runtime.spawn(work.instrument(span));
-        }
-    }
-
     /// What this node has without asking anybody: used when snapshots are reloaded.
     pub fn present_known(&self, layer: &BlobDigest) -> Result<Presented, LayersError> {
         self.0
@@ -227,12 +160,12 @@ impl NodeLayers {
             .ok_or(LayersError::Unknown)
     }
 
-    /// A directory that would look otherwise than unpacked if these layers (bottom first, all presented) were stacked;
+    /// A directory that would look otherwise than unpacked if these layers (bottom first, all admitted) were stacked;
     /// see [`crate::presentation::implied`]. `None` also for layers not presented.
     pub fn implied_conflict(&self, stack: &[BlobDigest], over_unpacked: bool) -> Option<String> {
-        let known: Vec<Known> = stack.iter().filter_map(|l| self.0.table.get(l)).collect();
-        let last = known.iter().rposition(|k| k.layer.contents().has_implied())?;
-        let tocs: Result<Vec<_>, _> = known[..=last].iter().map(|k| k.layer.contents().toc()).collect();
+        let known: Vec<Arc<Layer>> = stack.iter().filter_map(|l| self.0.table.layer(l)).collect();
+        let last = known.iter().rposition(|l| l.contents().has_implied())?;
+        let tocs: Result<Vec<_>, _> = known[..=last].iter().map(|l| l.contents().toc()).collect();
         match tocs {
             Ok(tocs) => {
                 let tocs: Vec<&Toc> = tocs.iter().map(Arc::as_ref).collect();
@@ -282,9 +215,8 @@ impl NodeLayers {
 
     /// Bytes it takes on this node's disk, and inodes it shows.
     pub fn usage(&self, layer: &BlobDigest) -> Option<(u64, u64)> {
-        let known = self.0.table.get(layer)?;
-        let inodes = known.layer.contents().inodes();
-        Some((known.layer.file().disk_bytes(), inodes))
+        let layer = self.0.table.layer(layer)?;
+        Some((layer.file().disk_bytes(), layer.contents().inodes()))
     }
 
     /// Presented, or about to be: it can be filled.
@@ -350,39 +282,6 @@ impl NodeLayers {
 }
 
 impl Inner {
-    fn room(&self) -> Result<(), LayersError> {
-        let count = self.table.len();
-        match count < self.config.layers_max {
-            true => Ok(()),
-            false => Err(LayersError::Full(count)),
-        }
-    }
-
-    /// Stores and shows a new layer. Blocks.
-    fn admit(&self, toc: &Arc<Toc>, encoded: &[u8]) -> Result<Presented, LayersError> {
-        let cache = self.cache.read().unwrap_or_else(|p| p.into_inner());
-        let cache = cache.as_ref().ok_or(LayersError::Interrupted)?;
-        let stored = cache.admit(toc, encoded)?;
-        self.show(Arc::new(Layer::new(
-            stored,
-            &self.servers,
-            &self.config,
-            &self.counters,
-            &self.runtime,
-        )))
-    }
-
-    fn show(&self, layer: Arc<Layer>) -> Result<Presented, LayersError> {
-        layer.stored().file.announce();
-        // What a start will read can come while the tree is made.
-        let coming = self.table.comes(&layer);
-        let lowerdir = self.presentation.present(Arc::clone(&layer))?;
-        let known = Known { layer, lowerdir };
-        let presented = known.presented();
-        coming.came(known);
-        Ok(presented)
-    }
-
     fn drop_layer(&self, layer: &BlobDigest) {
         let Some(known) = self.table.remove(layer) else {
             return;

@@ -11,6 +11,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -170,7 +171,10 @@ impl Presentation for ErofsTree {
         }
         // The device is there from now on; and the tree, for layers that cannot be otherwise.
         let tree = self.fuse.offer(Arc::clone(&layer));
-        let shown = self.show(&layer).unwrap_or_else(|error| {
+        // Whoever pulls the layer may have been told already that it is here: it is shown, whatever becomes of its image.
+        let shown = catch_unwind(AssertUnwindSafe(|| self.show(&layer)));
+        let shown = shown.unwrap_or_else(|_| Err(io::Error::other("the writer of images broke").into()));
+        let shown = shown.unwrap_or_else(|error| {
             tracing::warn!(layer = %layer.digest(), %error, "layer-shown-by-fuse");
             self.fuse.prepare(layer.slot());
             Shown {

@@ -123,9 +123,10 @@ impl<B: LazyLayers> Adopter<B> {
         let chain = identity.chain_id;
         let pin = self.pins.pin(&target.layer);
         let deadline = Instant::now() + self.present_timeout;
-        let shown = self.pins.present(&pin, deadline).await;
-        let shown = shown.map_err(|e| Decline::new(DeclineReason::PresentFailed, e))?;
-        if shown.diff_id != target.diff_id {
+        // Its tree, and the mount, are the container's to wait for, not the pull's.
+        let admitted = self.pins.admit(&pin, deadline).await;
+        let diff_id = admitted.map_err(|e| Decline::new(DeclineReason::PresentFailed, e))?;
+        if diff_id != target.diff_id {
             return Err(Decline::new(
                 DeclineReason::Mismatch,
                 "the layer's TOC has another DiffID than the image's config",

@@ -31,14 +31,6 @@ impl LazyError {
     }
 }
 
-/// A layer that can be a lower directory now.
-#[derive(Clone, Debug)]
-pub struct Shown {
-    pub lowerdir: PathBuf,
-    /// The DiffID in the layer's TOC.
-    pub diff_id: DiffId,
-}
-
 /// The lazy side.
 pub trait LazyLayers: Send + Sync + 'static {
     /// `Some`: nothing can be made lazy on this node now, and why.
@@ -51,16 +43,21 @@ pub trait LazyLayers: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<ImageStatus>, LazyError>> + Send;
     /// `None`: no server knows it.
     fn chain(&self, chain: &ChainId) -> impl Future<Output = Result<Option<ChainStatus>, LazyError>> + Send;
-    fn present(&self, layer: &BlobDigest, deadline: Instant) -> impl Future<Output = Result<Shown, LazyError>> + Send;
+    /// The DiffID in the layer's TOC, once the layer can be shown on this node whatever becomes of servers. It is being shown
+    /// from then on; who needs it waits in [`LazyLayers::present`].
+    fn admit(&self, layer: &BlobDigest, deadline: Instant) -> impl Future<Output = Result<DiffId, LazyError>> + Send;
+    /// Where the layer is shown: a lower directory.
+    fn present(&self, layer: &BlobDigest, deadline: Instant)
+    -> impl Future<Output = Result<PathBuf, LazyError>> + Send;
     /// An image that a presented layer belongs to, as containerd named it: where the layer's original is to be had.
     fn learn_source(&self, _layer: &BlobDigest, _image_ref: &str) -> impl Future<Output = ()> + Send {
         async {}
     }
-    /// A directory that `stack` (bottom layer first, all presented), shown layer by layer, would give other attributes
+    /// A directory that `stack` (bottom layer first, all admitted), shown layer by layer, would give other attributes
     /// than unpacking does. `over_unpacked`: below the stack are ordinary snapshots.
     fn implied_conflict(&self, stack: &[BlobDigest], over_unpacked: bool) -> Option<String>;
     /// From this node's disk alone. May block for a short time.
-    fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError>;
+    fn present_known(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError>;
     /// Layers this node keeps, in use or not.
     fn known(&self) -> Vec<BlobDigest>;
     /// Forgets a layer that no snapshot shows any more.
@@ -110,11 +107,8 @@ impl NodeLazy {
     }
 }
 
-fn shown(presented: Presented) -> Shown {
-    Shown {
-        lowerdir: presented.lowerdir,
-        diff_id: presented.diff_id,
-    }
+fn lowerdir(presented: Presented) -> PathBuf {
+    presented.lowerdir
 }
 
 impl LazyLayers for NodeLazy {
@@ -134,15 +128,22 @@ impl LazyLayers for NodeLazy {
         self.servers.chain(chain).await.map_err(LazyError::new)
     }
 
-    async fn present(&self, layer: &BlobDigest, deadline: Instant) -> Result<Shown, LazyError> {
+    async fn admit(&self, layer: &BlobDigest, deadline: Instant) -> Result<DiffId, LazyError> {
+        let admitted = self.layers()?.admit(layer, deadline).await;
+        admitted.map_err(LazyError::new)
+    }
+
+    async fn present(&self, layer: &BlobDigest, deadline: Instant) -> Result<PathBuf, LazyError> {
         let presented = self.layers()?.present(layer, deadline).await;
-        presented.map(shown).map_err(LazyError::new)
+        presented.map(lowerdir).map_err(LazyError::new)
     }
 
     async fn learn_source(&self, layer: &BlobDigest, image_ref: &str) {
         // A reference that is none is of no use, and no harm.
         if let (Some(layers), Ok(source)) = (&self.layers, image_ref.parse()) {
-            layers.learn_source(layer, source).await;
+            // Whoever makes the layer's tree just now has its lock, and a pull waits for neither.
+            let (layers, layer) = (layers.clone(), *layer);
+            tokio::spawn(async move { layers.learn_source(&layer, source).await });
         }
     }
 
@@ -150,8 +151,11 @@ impl LazyLayers for NodeLazy {
         self.layers.as_ref()?.implied_conflict(stack, over_unpacked)
     }
 
-    fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError> {
-        self.layers()?.present_known(layer).map(shown).map_err(LazyError::new)
+    fn present_known(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError> {
+        self.layers()?
+            .present_known(layer)
+            .map(lowerdir)
+            .map_err(LazyError::new)
     }
 
     fn known(&self) -> Vec<BlobDigest> {

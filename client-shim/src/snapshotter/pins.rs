@@ -6,15 +6,15 @@
 //! Not here: which snapshot shows which layer (its record says so).
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use headstart_layer_format::BlobDigest;
+use headstart_layer_format::{BlobDigest, DiffId};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use super::lazy::{LazyError, LazyLayers, Shown};
+use super::lazy::{LazyError, LazyLayers};
 
 /// A backend honours its deadline; should it not, the call ends this much later.
 const DEADLINE_GRACE: Duration = Duration::from_secs(2);
@@ -142,35 +142,52 @@ impl<B: LazyLayers> Pins<B> {
         self.layers().entry(*layer).or_default().turn.clone()
     }
 
-    /// Presents a pinned layer, over the network if it is new to this node.
-    pub async fn present(&self, pin: &Pin<B>, deadline: Instant) -> Result<Shown, LazyError> {
-        self.present_in_turn(&pin.layer, deadline).await
+    /// Has a pinned layer here, over the network if it is new to this node, and its tree made meanwhile.
+    pub async fn admit(&self, pin: &Pin<B>, deadline: Instant) -> Result<DiffId, LazyError> {
+        let backend = &self.inner.backend;
+        self.in_turn(&pin.layer, deadline, || backend.admit(&pin.layer, deadline))
+            .await
     }
 
-    async fn present_in_turn(&self, layer: &BlobDigest, deadline: Instant) -> Result<Shown, LazyError> {
+    async fn present_in_turn(&self, layer: &BlobDigest, deadline: Instant) -> Result<PathBuf, LazyError> {
+        let backend = &self.inner.backend;
+        let shown = self
+            .in_turn(layer, deadline, || backend.present(layer, deadline))
+            .await?;
+        self.remember(layer, &shown);
+        Ok(shown)
+    }
+
+    async fn in_turn<T, F>(
+        &self,
+        layer: &BlobDigest,
+        deadline: Instant,
+        work: impl FnOnce() -> F,
+    ) -> Result<T, LazyError>
+    where
+        F: Future<Output = Result<T, LazyError>>,
+    {
         let turn = self.turn(layer);
         let work = async {
             let _turn = turn.lock().await;
-            self.inner.backend.present(layer, deadline).await
+            work().await
         };
         let limit = deadline + DEADLINE_GRACE;
-        let shown = tokio::time::timeout_at(limit.into(), work)
+        tokio::time::timeout_at(limit.into(), work)
             .await
-            .map_err(|_| LazyError::new("presenting the layer took too long"))??;
-        self.remember(layer, &shown);
-        Ok(shown)
+            .map_err(|_| LazyError::new("presenting the layer took too long"))?
     }
 
     /// Presents a pinned layer from this node's disk. Blocks for a short time.
     pub fn present_known(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError> {
         let shown = self.inner.backend.present_known(layer)?;
         self.remember(layer, &shown);
-        Ok(shown.lowerdir)
+        Ok(shown)
     }
 
-    fn remember(&self, layer: &BlobDigest, shown: &Shown) {
+    fn remember(&self, layer: &BlobDigest, lowerdir: &Path) {
         if let Some(entry) = self.layers().get_mut(layer) {
-            entry.lowerdir = Some(shown.lowerdir.clone());
+            entry.lowerdir = Some(lowerdir.to_owned());
         }
     }
 
@@ -183,7 +200,7 @@ impl<B: LazyLayers> Pins<B> {
         let known = tokio::task::spawn_blocking(move || pins.present_known(&digest)).await;
         match known.map_err(LazyError::new)? {
             Ok(lowerdir) => Ok(lowerdir),
-            Err(_) => Ok(self.present_in_turn(layer, deadline).await?.lowerdir),
+            Err(_) => self.present_in_turn(layer, deadline).await,
         }
     }
 

@@ -1,8 +1,9 @@
 //! Presenting layers: what the servers' answers lead to.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headstart_layer_format::BlobDigest;
 use headstart_layer_format::api::LayerState;
@@ -77,7 +78,7 @@ fn many_callers_cause_one_request_and_get_one_slot() {
         .map(|_| {
             let (layers, digest) = (node.layers.clone(), layer.digest);
             async move {
-                let deadline = std::time::Instant::now() + Duration::from_secs(20);
+                let deadline = Instant::now() + Duration::from_secs(20);
                 layers.present(&digest, deadline).await.unwrap().slot
             }
         })
@@ -92,6 +93,49 @@ fn many_callers_cause_one_request_and_get_one_slot() {
     });
     assert!(slots.iter().all(|s| *s == slots[0]));
     assert_eq!(server.toc_requests(), 1);
+}
+
+#[test]
+fn what_is_admitted_is_shown_without_a_server_and_a_pull_does_not_wait_for_its_tree() {
+    let root = tempfile::tempdir().unwrap();
+    let admit = |node: &Node, layer: &TestLayer| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        node.block_on(node.layers.admit(&layer.digest, deadline))
+    };
+    let mut server = FakeServer::start();
+    let node = Node::open(root.path(), &[&server]);
+    let wide: Vec<_> = (0..5)
+        .map(|seed| {
+            let named = |builder: LayerBuilder, n| builder.add(format!("{seed}-{n}"), Item::file(noise(10, n)));
+            (0..5_000).fold(LayerBuilder::new(), named).build(8192)
+        })
+        .collect();
+    assert!(matches!(admit(&node, &wide[0]), Err(LayersError::Unknown)));
+    let mut not_yet_shown = 0;
+    for layer in &wide {
+        server.serve(layer);
+        assert_eq!(admit(&node, layer).unwrap(), *layer.toc.diff_id());
+        not_yet_shown += usize::from(node.layers.present_known(&layer.digest).is_err());
+    }
+    // A tree of the FUSE mount is made when somebody looks; an image takes some 10 ms.
+    if node.layers.status().presentation == "erofs" {
+        assert!(not_yet_shown > 0);
+    }
+    server.down();
+    // Gone before it was shown, or just after.
+    node.release(&wide[4].digest);
+    node.present_within(&wide[4].digest, Duration::from_millis(300))
+        .expect_err("nobody has it any more");
+    let names = |dir: &Path| fs::read_dir(dir).unwrap().count();
+    let shown = node.present(&wide[0].digest).unwrap();
+    assert_eq!(names(&shown.lowerdir), 5_000);
+    // A start knows it from the disk, looked at or not.
+    node.stop();
+    let node = Node::open(root.path(), &[&server]);
+    for layer in &wide[..4] {
+        assert_eq!(admit(&node, layer).unwrap(), *layer.toc.diff_id());
+        assert_eq!(names(&node.show(layer)), 5_000);
+    }
 }
 
 #[test]

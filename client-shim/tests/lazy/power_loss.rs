@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use headstart_layer_format::{LayerOffset, LayerRange};
 use headstart_shim::cache::{CacheDir, LayerFile, LazyConfig};
+use headstart_shim::contents::EncodedToc;
 
 use crate::support::{Disk, Item, LayerBuilder, TestLayer, noise};
 use crate::upkeep::{file_in, put};
@@ -89,7 +90,9 @@ fn a_new_layer_is_durable_with_its_first_flush_and_never_half_there() {
     let disk = Disk::make(dir.path(), 32 << 20);
     let root = disk.at.join("cache");
     let (cache, _) = CacheDir::open(&root, &LazyConfig::default(), &Arc::default()).unwrap();
-    let new = cache.admit(&layer.toc, &layer.encoded).unwrap();
+    let new = cache
+        .admit(&layer.toc, &EncodedToc::new(layer.encoded.clone()))
+        .unwrap();
     // Before that it may be lost; what remains of it must not be in the way.
     let after = disk.after_power_loss(dir.path(), 1);
     assert!(known(&after.at.join("cache")).len() <= 1);
@@ -107,7 +110,9 @@ fn a_torn_layer_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
     for torn in ["toc", "layer"] {
         let (cache, _) = CacheDir::open(dir.path(), &LazyConfig::default(), &Arc::default()).unwrap();
-        cache.admit(&layer.toc, &layer.encoded).unwrap();
+        cache
+            .admit(&layer.toc, &EncodedToc::new(layer.encoded.clone()))
+            .unwrap();
         drop(cache);
         let file = dir.path().join(layer.digest.hex()).join(torn);
         let half = fs::metadata(&file).unwrap().len() / 2;

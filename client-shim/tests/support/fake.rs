@@ -13,7 +13,7 @@ use headstart_layer_format::{
     api::{ChainStatus, ImageStatus, LayerState, LayerStatus},
 };
 use headstart_shim::snapshotter::decline::DeclineReason;
-use headstart_shim::snapshotter::lazy::{LazyError, LazyLayers, Shown};
+use headstart_shim::snapshotter::lazy::{LazyError, LazyLayers};
 use headstart_shim::snapshotter::record::Usage;
 
 #[derive(Clone, Debug)]
@@ -121,19 +121,23 @@ impl FakeNode {
         self.script().root.join(&layer.hex()[..12])
     }
 
-    fn show(&self, layer: &BlobDigest) -> Result<Shown, LazyError> {
-        let lowerdir = self.lowerdir(layer);
-        let mut script = self.script();
+    fn diff_id(&self, layer: &BlobDigest) -> Result<DiffId, LazyError> {
+        let script = self.script();
         if script.broken.contains(layer) {
             return Err(LazyError::new("scripted failure"));
         }
         let layers = script.images.values().flat_map(|i| &i.layers);
         let of_image = layers.filter(|l| l.digest == *layer).find_map(|l| l.diff_id);
         let claimed = script.toc_diff_ids.get(layer).copied().or(of_image);
-        let diff_id = claimed.ok_or_else(|| LazyError::new("not of any image"))?;
+        claimed.ok_or_else(|| LazyError::new("not of any image"))
+    }
+
+    fn show(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError> {
+        self.diff_id(layer)?;
+        let lowerdir = self.lowerdir(layer);
         std::fs::create_dir_all(&lowerdir).map_err(LazyError::new)?;
-        script.shown.insert(*layer);
-        Ok(Shown { lowerdir, diff_id })
+        self.script().shown.insert(*layer);
+        Ok(lowerdir)
     }
 }
 
@@ -176,7 +180,14 @@ impl LazyLayers for FakeNode {
         Ok(found)
     }
 
-    async fn present(&self, layer: &BlobDigest, _deadline: Instant) -> Result<Shown, LazyError> {
+    async fn admit(&self, layer: &BlobDigest, _deadline: Instant) -> Result<DiffId, LazyError> {
+        self.script().present_calls += 1;
+        let diff_id = self.diff_id(layer)?;
+        self.show(layer)?;
+        Ok(diff_id)
+    }
+
+    async fn present(&self, layer: &BlobDigest, _deadline: Instant) -> Result<PathBuf, LazyError> {
         self.script().present_calls += 1;
         self.show(layer)
     }
@@ -187,7 +198,7 @@ impl LazyLayers for FakeNode {
         hit.then(|| "home/app".to_owned())
     }
 
-    fn present_known(&self, layer: &BlobDigest) -> Result<Shown, LazyError> {
+    fn present_known(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError> {
         if !self.script().shown.contains(layer) {
             return Err(LazyError::new("not on this node"));
         }
