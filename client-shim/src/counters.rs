@@ -74,6 +74,8 @@ pub struct Counters {
     pub kernel_requests: Counter,
     /// Reads answered from the cache at once.
     pub read_hits: Counter,
+    /// Those of them that waited for the disk on a thread of their own, because others waited behind them.
+    pub reads_aside: Counter,
     /// Reads that had to wait for a fetch.
     pub read_misses: Counter,
     /// Bytes that went to the kernel in the one way and in the other.

@@ -42,7 +42,7 @@ pub use config::{LazyConfig, PresentationChoice, WholeLayers};
 pub use dir::{CacheDir, CacheError};
 pub use foreseen::Foreseen;
 pub use layer::Layer;
-pub use layer_file::LayerFile;
+pub use layer_file::{Found, LayerFile};
 pub use loan::Loan;
 pub use reader::LayerReader;
 pub use room::Room;

@@ -11,7 +11,7 @@ use headstart_layer_format::{LayerOffset, LayerRange};
 
 use super::config::LazyConfig;
 use super::foreseen::{Foreseen, Foresight};
-use super::layer_file::LayerFile;
+use super::layer_file::{Found, LayerFile};
 use super::pattern::Patterns;
 use super::transit::Wanted;
 use crate::counters::Counters;
@@ -49,6 +49,11 @@ impl LayerReader {
     /// cache, a disk's latency otherwise; never the network.
     pub fn read_cached(&self, range: LayerRange, out: &mut [u8]) -> io::Result<bool> {
         self.file.read(range, out)
+    }
+
+    /// The same, if it is in memory: never waits for the disk either.
+    pub fn read_now(&self, range: LayerRange, out: &mut [u8]) -> io::Result<Found> {
+        self.file.read_now(range, out)
     }
 
     /// Whoever is about to fetch `demand`, to read it then, holds this meanwhile.

@@ -1,18 +1,21 @@
 //! What each request of the kernel is answered.
 //!
 //! In: requests, on the session's one thread. Out: replies. Invariant: this thread never waits for the
-//! network: what is not here is read on the runtime and replied to from there, so a stuck read holds up nobody else. The
+//! network: what is not here is read on the runtime and replied to from there, so a stuck read holds up nobody else; and it
+//! waits for the disk only when nobody else waits for it, or many wait for the disk already. The
 //! mount is read-only, so requests that would change something are not even sent; they would be refused.
 //! Not here: the protocol (`fuse/wire`), what is in the tree (`fuse/tree_fs.rs`).
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use headstart_layer_format::limits::NAME_LEN_MAX;
 use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::node_id::Node;
 use super::probe_file;
@@ -21,12 +24,16 @@ use super::tree_fs::{DirItem, FsError, Lookup, Told, TreeFs};
 use super::wire::abi::{flag, fopen};
 use super::wire::reply::{Errno, Listing, Reply};
 use super::wire::request::{Request, What};
+use crate::cache::Found;
 use crate::counters::Counters;
 
 /// Trees do not change: names and attributes may be cached for ever (a year, so that no sum overflows).
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// For `layers/` itself, whose entries come and go.
 const NOW: Duration = Duration::ZERO;
+/// Reads that wait for the disk beside the session's thread: what a disk is quicker with than with one at a time. Each has a
+/// buffer of its own, 1 MiB at the most.
+const ASIDE_MAX: usize = 16;
 
 #[derive(Debug)]
 pub struct KernelFs {
@@ -39,6 +46,8 @@ pub struct KernelFs {
     /// Where what is here is read to, at most [`READ_SIZE_MAX`](super::read_plan::READ_SIZE_MAX): memory of each answer's own
     /// would be zeroed first, and for large ones come from the kernel page by page.
     answer: RefCell<Vec<u8>>,
+    /// One a read that waits for the disk beside this thread.
+    aside: Arc<Semaphore>,
 }
 
 impl KernelFs {
@@ -53,6 +62,7 @@ impl KernelFs {
             open_is_optional: kernel & flag::NO_OPEN_SUPPORT != 0 && !has_devices,
             opendir_is_optional: kernel & flag::NO_OPENDIR_SUPPORT != 0,
             answer: RefCell::default(),
+            aside: Arc::new(Semaphore::new(ASIDE_MAX)),
         }
     }
 
@@ -89,25 +99,27 @@ impl KernelFs {
     }
 
     fn read_later(&self, plan: ReadPlan, request: &[u8], mut reply: Reply) {
+        match reply.put_off(request) {
+            true => drop(self.runtime.spawn(fetched(plan, reply, Arc::clone(&self.counters)))),
+            false => reply.error(Errno(libc::EIO)),
+        }
+    }
+
+    /// Waits for the disk on a thread of its own.
+    fn read_aside(&self, plan: ReadPlan, request: &[u8], mut reply: Reply, turn: OwnedSemaphorePermit) {
         if !reply.put_off(request) {
             return reply.error(Errno(libc::EIO));
         }
-        self.counters.read_misses.add(1);
-        let counters = Arc::clone(&self.counters);
-        // The number of these is bounded by the number of threads that wait in the kernel; each holds no buffer until
-        // its chunks are there (the fetch budget bounds those).
-        self.runtime.spawn(async move {
-            let digest = *plan.layer().digest();
-            match plan.read().await {
-                Ok(bytes) => {
-                    reply.data(&bytes);
-                    counters.miss_bytes.add(bytes.len() as u64);
-                }
-                Err(e) => {
-                    counters.read_errors.add(1);
-                    tracing::warn!(layer = %digest, error = %e, "read-failed");
-                    reply.error(Errno(libc::EIO));
-                }
+        self.counters.reads_aside.add(1);
+        let (counters, runtime) = (Arc::clone(&self.counters), self.runtime.clone());
+        self.runtime.spawn_blocking(move || {
+            let read = plan.read_cached();
+            drop(turn);
+            match read {
+                Ok(Some(bytes)) => had(&plan, &bytes, reply, &counters),
+                // It was given back just now.
+                Ok(None) => drop(runtime.spawn(fetched(plan, reply, counters))),
+                Err(error) => failed(&plan, &error, reply, &counters),
             }
         });
     }
@@ -164,19 +176,20 @@ impl KernelFs {
         };
         plan.note();
         let mut answer = self.answer.borrow_mut();
-        match plan.read_cached_into(&mut answer) {
-            Ok(Some(bytes)) => {
-                reply.data(bytes);
-                self.counters.read_hits.add(1);
-                self.counters.hit_bytes.add(bytes.len() as u64);
-                plan.read_ahead();
-            }
-            Ok(None) => self.read_later(plan, request, reply),
-            Err(e) => {
-                self.counters.read_errors.add(1);
-                tracing::warn!(layer = %plan.layer().digest(), error = %e, "cache-read-failed");
-                reply.error(Errno(libc::EIO));
-            }
+        let found = match plan.read_now(&mut answer) {
+            Ok(Found::Here) => Ok(true),
+            Ok(Found::Missing) => Ok(false),
+            // Nobody else is held up by it, or as many wait beside already as disks can make use of.
+            Ok(Found::OnDisk) => match reply.others_wait().then(|| Arc::clone(&self.aside).try_acquire_owned()) {
+                Some(Ok(turn)) => return self.read_aside(plan, request, reply, turn),
+                _ => plan.read_cached_into(&mut answer),
+            },
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(true) => had(&plan, plan.answer(&answer), reply, &self.counters),
+            Ok(false) => self.read_later(plan, request, reply),
+            Err(error) => failed(&plan, &error, reply, &self.counters),
         }
     }
 
@@ -222,6 +235,38 @@ impl KernelFs {
     fn listxattr(&self, ino: u64, size: u32, reply: Reply) {
         let answer = node(ino).and_then(|n| self.tree.xattr_names(n));
         Self::xattr_reply(answer, size, reply);
+    }
+}
+
+/// A read of what is here.
+fn had(plan: &ReadPlan, bytes: &[u8], reply: Reply, counters: &Counters) {
+    reply.data(bytes);
+    counters.read_hits.add(1);
+    counters.hit_bytes.add(bytes.len() as u64);
+    plan.read_ahead();
+}
+
+fn failed(plan: &ReadPlan, error: &io::Error, reply: Reply, counters: &Counters) {
+    counters.read_errors.add(1);
+    tracing::warn!(layer = %plan.layer().digest(), %error, "cache-read-failed");
+    reply.error(Errno(libc::EIO));
+}
+
+/// A read of what is not. The number of these is bounded by the number of threads that wait in the kernel; each holds no buffer
+/// until its chunks are there (the fetch budget bounds those).
+async fn fetched(plan: ReadPlan, reply: Reply, counters: Arc<Counters>) {
+    counters.read_misses.add(1);
+    let digest = *plan.layer().digest();
+    match plan.read().await {
+        Ok(bytes) => {
+            reply.data(&bytes);
+            counters.miss_bytes.add(bytes.len() as u64);
+        }
+        Err(e) => {
+            counters.read_errors.add(1);
+            tracing::warn!(layer = %digest, error = %e, "read-failed");
+            reply.error(Errno(libc::EIO));
+        }
     }
 }
 

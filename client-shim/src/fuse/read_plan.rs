@@ -10,7 +10,7 @@ use std::sync::Arc;
 use headstart_layer_format::{LayerOffset, LayerRange};
 
 use super::tree_file::Extents;
-use crate::cache::Layer;
+use crate::cache::{Found, Layer};
 use crate::fetch::FetchError;
 
 /// Most bytes one request may ask for; the kernel's own bound is 1 MiB (256 pages).
@@ -78,20 +78,41 @@ impl ReadPlan {
         Ok(self.fill_cached(&mut out)?.then_some(out))
     }
 
-    /// The same, into a buffer that may have been used before, and grows as needed: some first bytes of it are the answer.
-    pub fn read_cached_into<'a>(&self, buffer: &'a mut Vec<u8>) -> io::Result<Option<&'a [u8]>> {
+    /// The same, into a buffer that may have been used before; see [`ReadPlan::answer`].
+    pub fn read_cached_into(&self, buffer: &mut Vec<u8>) -> io::Result<bool> {
+        self.fill_cached(self.room(buffer))
+    }
+
+    /// The same, if nothing must be waited for.
+    pub fn read_now(&self, buffer: &mut Vec<u8>) -> io::Result<Found> {
+        let out = self.room(buffer);
+        for (place, range) in self.places.iter().zip(&self.ranges) {
+            let part = &mut out[*place..*place + range.len as usize];
+            match self.layer.reader().read_now(*range, part)? {
+                Found::Here => {}
+                not_now => return Ok(not_now),
+            }
+        }
+        Ok(Found::Here)
+    }
+
+    /// What was read into a buffer.
+    pub fn answer<'a>(&self, buffer: &'a [u8]) -> &'a [u8] {
+        &buffer[..self.len]
+    }
+
+    /// Zeros where no range goes.
+    fn room<'a>(&self, buffer: &'a mut Vec<u8>) -> &'a mut [u8] {
         if buffer.len() < self.len {
             buffer.resize(self.len, 0);
         }
         let out = &mut buffer[..self.len];
         if self.ranges.iter().fold(0, |sum, r| sum + r.len) < self.len as u64 {
-            // Holes.
             out.fill(0);
         }
-        Ok(self.fill_cached(out)?.then_some(out))
+        out
     }
 
-    /// `out`: zeros where no range goes.
     fn fill_cached(&self, out: &mut [u8]) -> io::Result<bool> {
         for (place, range) in self.places.iter().zip(&self.ranges) {
             let part = &mut out[*place..*place + range.len as usize];

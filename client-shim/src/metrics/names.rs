@@ -143,6 +143,7 @@ pub const ROWS: &[Row] = &[
         .by("outcome", TRACES),
     row("headstart_shim_reads_total", Counter, "reads", "Reads of the kernel, by whether they had to wait for a fetch", reads)
         .by("outcome", READS),
+    row("headstart_shim_reads_aside_total", Counter, "reads", "Reads of what is in the cache that waited for this node's disk while others were answered", |s, out| out.plain(counter(s, |c| c.reads_aside.get()))),
     row("headstart_shim_read_bytes_total", Counter, "bytes", "Bytes of those reads, by whether they were all in the cache", |s, out| { out.labelled("outcome", "cached", counter(s, |c| c.hit_bytes.get())); out.labelled("outcome", "fetched", counter(s, |c| c.miss_bytes.get())); })
         .by("outcome", READ_BYTES),
     row("headstart_shim_miss_seconds", Histogram, "seconds", "How long reads waited for what was not here", |s, out| if let Some(l) = &s.lazy { out.histogram(None, &l.counters.miss_seconds) }),
@@ -255,6 +256,7 @@ mod tests {
             (&counters.layers_quarantined, "layers_quarantined_total"),
             (&counters.evicted_bytes, "evicted_bytes_total"),
             (&counters.unkept_chunks, "unkept_chunks_total"),
+            (&counters.reads_aside, "reads_aside_total"),
             (&counters.hit_bytes, "read_bytes_total{outcome=\"cached\"}"),
             (&counters.miss_bytes, "read_bytes_total{outcome=\"fetched\"}"),
         ];

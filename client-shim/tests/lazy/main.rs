@@ -8,6 +8,7 @@ use headstart_shim::layers::PresentationChoice;
 const PRESENTATION: PresentationChoice = PresentationChoice::Erofs;
 
 mod cache;
+mod cold_disk;
 mod erofs;
 mod explore;
 mod faults;

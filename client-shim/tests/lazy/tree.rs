@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use headstart_shim::cache::{CacheDir, Layer, LazyConfig};
+use headstart_shim::cache::{CacheDir, Found, Layer, LazyConfig};
 use headstart_shim::contents::EncodedToc;
 use headstart_shim::counters::Counters;
 use headstart_shim::fetch::{ChunkSink, FetchConfig, Servers, VerifiedChunk};
@@ -263,7 +263,11 @@ pub fn check(shown: &Shown, layer: &TestLayer, page: usize, reads: &[(u64, u32)]
                             assert_eq!(plan.read_cached().unwrap().as_deref(), Some(expected));
                             // Whatever an earlier answer left there.
                             let mut used = vec![0xa5; expected.len() + 1];
-                            assert_eq!(plan.read_cached_into(&mut used).unwrap(), Some(expected));
+                            assert!(plan.read_cached_into(&mut used).unwrap() && plan.answer(&used) == expected);
+                            used.fill(0x5a);
+                            // All of it was written just now.
+                            assert_eq!(plan.read_now(&mut used).unwrap(), Found::Here);
+                            assert!(plan.answer(&used) == expected);
                         }
                     }
                     What::Symlink(target) => assert_eq!(tree.readlink(attr.node).as_ref(), Ok(target)),

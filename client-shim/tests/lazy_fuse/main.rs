@@ -7,6 +7,8 @@ const PRESENTATION: PresentationChoice = PresentationChoice::Fuse;
 
 #[path = "../lazy/cache.rs"]
 mod cache;
+#[path = "../lazy/cold_disk.rs"]
+mod cold_disk;
 mod damage;
 #[path = "../lazy/faults.rs"]
 mod faults;

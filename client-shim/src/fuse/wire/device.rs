@@ -42,6 +42,12 @@ impl Device {
         }
     }
 
+    /// Whether a request is there to be received.
+    pub fn has_request(&self) -> bool {
+        let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec::default())).is_ok() && polled[0].revents().contains(PollFlags::IN)
+    }
+
     /// The next request; `None` when the filesystem is no more. Blocks.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {

@@ -68,6 +68,11 @@ impl Reply {
         self.slot.is_some()
     }
 
+    /// Whether somebody else waits for the thread that has this.
+    pub fn others_wait(&self) -> bool {
+        self.line.device.has_request()
+    }
+
     pub fn error(mut self, errno: Errno) {
         self.send(-errno.0, &[]);
     }
