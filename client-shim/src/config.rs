@@ -157,7 +157,7 @@ pub struct SnapshotterConfig {
     pub lazy: bool,
     /// Longest an image's first `Prepare` waits for the server to convert its layers. A pull stands still meanwhile.
     pub prepare_wait_ms: u64,
-    /// Longest that presenting one ready layer may take (its TOC is fetched), before the layer is pulled instead.
+    /// Longest that a ready layer's TOC may take to come and be stored, before the layer is pulled instead.
     pub present_timeout_ms: u64,
     /// How long an image's decision is kept after its last use: long enough to unpack one large layer, so that the
     /// layers above a declined one do not wait again.

@@ -298,7 +298,7 @@ impl Willing {
         diff_id.ok_or_else(|| LazyError::new("not of the image"))
     }
 
-    fn shown(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError> {
+    fn lowerdir(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError> {
         Self::known_diff_id(layer)?;
         std::fs::create_dir_all(&self.0).map_err(LazyError::new)?;
         Ok(self.0.clone())
@@ -346,7 +346,11 @@ impl LazyLayers for Willing {
     }
 
     async fn present(&self, layer: &BlobDigest, _: Instant) -> Result<PathBuf, LazyError> {
-        self.shown(layer)
+        self.lowerdir(layer)
+    }
+
+    async fn shown(&self, layer: &BlobDigest) -> Option<PathBuf> {
+        self.lowerdir(layer).ok()
     }
 
     fn implied_conflict(&self, _: &[BlobDigest], _: bool) -> Option<String> {
@@ -354,7 +358,7 @@ impl LazyLayers for Willing {
     }
 
     fn present_known(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError> {
-        self.shown(layer)
+        self.lowerdir(layer)
     }
 
     fn known(&self) -> Vec<BlobDigest> {

@@ -6,7 +6,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headstart_layer_format::{BlobDigest, DiffId, api::LayerState};
 use headstart_shim::proto::snapshots::{Info, Kind};
@@ -100,6 +100,20 @@ async fn a_ready_image_is_adopted_and_can_be_run() {
         assert_eq!(pull(&h, &image, cri).await, chains);
         assert_eq!(calls(&h), before);
     }
+}
+
+#[tokio::test]
+async fn a_container_waits_for_the_tree_of_a_layer_that_its_pull_did_not_wait_for() {
+    let h = Harness::start_with("present_timeout_ms = 100").await;
+    let image = h.node.add_image("image", &["a", "b"], LayerState::Ready);
+    // Longer than a server may take, and than what is given to calls of the lazy side beyond that.
+    h.node.script().show_delay = Duration::from_millis(2_500);
+    let begun = Instant::now();
+    assert!(pull(&h, &image, true).await.iter().all(Result::is_ok));
+    assert!(begun.elapsed() < Duration::from_millis(2_500) && h.node.script().shown.is_empty());
+    let mounts = h.client.prepare("container", &image.chain_text(1), &[]).await.unwrap();
+    assert_eq!(option(&mounts, "lowerdir").unwrap().split(':').count(), 2);
+    assert_eq!(h.node.script().shown.len(), 2);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use headstart_layer_format::{BlobDigest, Toc};
 
@@ -54,6 +54,8 @@ pub struct CacheDir {
     path: PathBuf,
     slots: Slots,
     room: Arc<Room>,
+    /// Held from a change of a layer's sources until it is on disk, so that the latest is there at last.
+    learning: Mutex<()>,
     _lock: DirLock,
 }
 
@@ -106,6 +108,7 @@ impl CacheDir {
             path: path.to_owned(),
             slots: Slots::open(path, used_max),
             room,
+            learning: Mutex::default(),
             _lock: lock,
         };
         Ok((cache, layers))
@@ -156,6 +159,7 @@ impl CacheDir {
 
     /// Keeps where a layer's original may be had. Blocks.
     pub fn learn(&self, layer: &StoredLayer, source: BlobSource) -> Result<(), CacheError> {
+        let _learning = self.learning.lock().unwrap_or_else(|p| p.into_inner());
         let Some(all) = layer.sources.learn(source) else {
             return Ok(());
         };

@@ -2,7 +2,8 @@
 //!
 //! In: requests, on the session's one thread. Out: replies. Invariant: this thread never waits for the
 //! network: what is not here is read on the runtime and replied to from there, so a stuck read holds up nobody else; and it
-//! waits for the disk only when nobody else waits for it, or many wait for the disk already. The
+//! waits for the disk only when nobody else waits for it, or many wait for the disk already (or with one of those and an eviction
+//! of the same layer). The
 //! mount is read-only, so requests that would change something are not even sent; they would be refused.
 //! Not here: the protocol (`fuse/wire`), what is in the tree (`fuse/tree_fs.rs`).
 

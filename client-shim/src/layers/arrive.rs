@@ -44,6 +44,24 @@ impl NodeLayers {
         }
     }
 
+    /// Where a layer that was admitted is shown, once it is; `None` if it is not here. No deadline: nobody is asked, and a tree
+    /// is made in bounded time.
+    pub async fn shown(&self, layer: &BlobDigest) -> Option<Presented> {
+        let mut changes = self.0.table.changes();
+        loop {
+            changes.borrow_and_update();
+            // First those that come: see the table.
+            let is_here = self.0.table.layer(layer).is_some();
+            if let Some(known) = self.0.table.get(layer) {
+                return Some(known.presented());
+            }
+            if !is_here {
+                return None;
+            }
+            changes.changed().await.ok()?;
+        }
+    }
+
     /// A new image must not be built on a layer that is not what its image says; snapshots that have it stay, and say why when
     /// they are read.
     fn check(&self, layer: &BlobDigest) -> Result<(), LayersError> {

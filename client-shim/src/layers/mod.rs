@@ -161,7 +161,7 @@ impl NodeLayers {
     }
 
     /// A directory that would look otherwise than unpacked if these layers (bottom first, all admitted) were stacked;
-    /// see [`crate::presentation::implied`]. `None` also for layers not presented.
+    /// see [`crate::presentation::implied`]. `None` also for layers not admitted.
     pub fn implied_conflict(&self, stack: &[BlobDigest], over_unpacked: bool) -> Option<String> {
         let known: Vec<Arc<Layer>> = stack.iter().filter_map(|l| self.0.table.layer(l)).collect();
         let last = known.iter().rposition(|l| l.contents().has_implied())?;
@@ -176,16 +176,15 @@ impl NodeLayers {
         }
     }
 
-    /// Remembers, also over restarts, in which repository a presented layer's original is. Idempotent, cheap when known.
+    /// Remembers, also over restarts, in which repository an admitted layer's original is. Idempotent, cheap when known. The
+    /// caller sees to it that the layer is not released meanwhile: this does not wait until its tree is made.
     pub async fn learn_source(&self, layer: &BlobDigest, source: BlobSource) {
-        let changing = self.0.table.change(layer).await;
-        let Some(known) = self.0.table.get(layer) else { return };
+        let Some(known) = self.0.table.layer(layer) else { return };
         let inner = Arc::clone(&self.0);
         let learnt = tokio::task::spawn_blocking(move || {
-            let _changing = changing;
             let cache = inner.cache.read().unwrap_or_else(|p| p.into_inner());
             match cache.as_ref() {
-                Some(cache) => cache.learn(known.layer.stored(), source),
+                Some(cache) => cache.learn(known.stored(), source),
                 None => Ok(()),
             }
         });
@@ -224,7 +223,7 @@ impl NodeLayers {
         self.0.table.layer(layer)
     }
 
-    /// Changes whenever a layer can be filled.
+    /// Changes whenever a layer can be filled, and when it is presented.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.0.table.changes()
     }

@@ -53,6 +53,7 @@ impl Coming<'_> {
 impl Drop for Coming<'_> {
     fn drop(&mut self) {
         self.table.lock_coming().remove(&self.digest);
+        self.table.changes.send_modify(|n| *n += 1);
     }
 }
 
@@ -61,7 +62,7 @@ pub(super) struct Table {
     known: RwLock<HashMap<BlobDigest, Known>>,
     /// Stored, and about to be presented: they can be filled.
     coming: Mutex<HashMap<BlobDigest, Arc<Layer>>>,
-    /// Counts layers that can be filled.
+    /// Counts layers that can be filled, and those that were presented since.
     changes: watch::Sender<u64>,
     changing: Mutex<HashMap<BlobDigest, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -121,7 +122,7 @@ impl Table {
         self.known.write().unwrap_or_else(|p| p.into_inner()).remove(layer)
     }
 
-    /// Changes whenever a layer can be filled.
+    /// Changes whenever a layer can be filled, and when it is presented.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }

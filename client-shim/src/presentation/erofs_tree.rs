@@ -27,7 +27,7 @@ use crate::cache::{Layer, Loan};
 use crate::erofs::{self, ErofsError, ShortTimes};
 use crate::fuse::mount_table::mounts;
 
-/// A few writes for the image of an ordinary layer: a pull waits for it.
+/// A few writes for the image of an ordinary layer: a container waits for it.
 const IMAGE_BUFFER: usize = 256 << 10;
 
 #[derive(Debug)]

@@ -29,7 +29,7 @@ pub enum DeclineReason {
     Mismatch,
     /// The label with the chain ID is not a chain ID.
     Malformed,
-    /// The layer is ready but could not be mounted in time.
+    /// The layer is ready but could not be had, or stored, in time.
     PresentFailed,
     /// The layer writes below a directory it has no entry for, whose attributes only unpacking would keep.
     ImpliedDirectory,

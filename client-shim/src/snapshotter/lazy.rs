@@ -49,7 +49,9 @@ pub trait LazyLayers: Send + Sync + 'static {
     /// Where the layer is shown: a lower directory.
     fn present(&self, layer: &BlobDigest, deadline: Instant)
     -> impl Future<Output = Result<PathBuf, LazyError>> + Send;
-    /// An image that a presented layer belongs to, as containerd named it: where the layer's original is to be had.
+    /// Where an admitted layer is shown, once it is; `None` if it is not here. Takes the time that its tree takes.
+    fn shown(&self, layer: &BlobDigest) -> impl Future<Output = Option<PathBuf>> + Send;
+    /// An image that an admitted, pinned layer belongs to, as containerd named it: where the layer's original is to be had.
     fn learn_source(&self, _layer: &BlobDigest, _image_ref: &str) -> impl Future<Output = ()> + Send {
         async {}
     }
@@ -60,7 +62,7 @@ pub trait LazyLayers: Send + Sync + 'static {
     fn present_known(&self, layer: &BlobDigest) -> Result<PathBuf, LazyError>;
     /// Layers this node keeps, in use or not.
     fn known(&self) -> Vec<BlobDigest>;
-    /// Forgets a layer that no snapshot shows any more.
+    /// Forgets a layer that no snapshot shows any more, after its tree is made if that is under way.
     fn release(&self, layer: &BlobDigest) -> impl Future<Output = ()> + Send;
     fn usage(&self, layer: &BlobDigest) -> Option<Usage>;
     /// For people and metrics.
@@ -138,12 +140,14 @@ impl LazyLayers for NodeLazy {
         presented.map(lowerdir).map_err(LazyError::new)
     }
 
+    async fn shown(&self, layer: &BlobDigest) -> Option<PathBuf> {
+        self.layers.as_ref()?.shown(layer).await.map(lowerdir)
+    }
+
     async fn learn_source(&self, layer: &BlobDigest, image_ref: &str) {
         // A reference that is none is of no use, and no harm.
         if let (Some(layers), Ok(source)) = (&self.layers, image_ref.parse()) {
-            // Whoever makes the layer's tree just now has its lock, and a pull waits for neither.
-            let (layers, layer) = (layers.clone(), *layer);
-            tokio::spawn(async move { layers.learn_source(&layer, source).await });
+            layers.learn_source(layer, source).await;
         }
     }
 

@@ -1,8 +1,8 @@
 //! Which layers are in use, and where each is shown.
 //!
 //! In: pins, one per lazy snapshot and one per `Prepare` in progress. Out: lower directories; the release of a layer
-//! whose last pin went. Invariant: a layer is released only while nobody has it pinned, and presenting and releasing the
-//! same layer never overlap.
+//! whose last pin went. Invariant: a layer is released only while nobody has it pinned, and asking for a layer and releasing it
+//! never overlap (a release waits for a tree that is being made: the backend sees to that).
 //! Not here: which snapshot shows which layer (its record says so).
 
 use std::collections::HashMap;
@@ -45,7 +45,7 @@ struct Inner<B> {
 struct Layer {
     pins: usize,
     lowerdir: Option<PathBuf>,
-    /// Held while the layer is presented or released.
+    /// Held while the layer is asked for or released.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -198,10 +198,15 @@ impl<B: LazyLayers> Pins<B> {
         }
         let (pins, digest) = (self.clone(), *layer);
         let known = tokio::task::spawn_blocking(move || pins.present_known(&digest)).await;
-        match known.map_err(LazyError::new)? {
-            Ok(lowerdir) => Ok(lowerdir),
-            Err(_) => self.present_in_turn(layer, deadline).await,
+        if let Ok(lowerdir) = known.map_err(LazyError::new)? {
+            return Ok(lowerdir);
         }
+        // containerd was told that it is here, so it is waited for, and not given up at a deadline meant for servers.
+        if let Some(lowerdir) = self.inner.backend.shown(layer).await {
+            self.remember(layer, &lowerdir);
+            return Ok(lowerdir);
+        }
+        self.present_in_turn(layer, deadline).await
     }
 
     /// Waits for releases in progress.

@@ -9,7 +9,7 @@ use headstart_shim::layers::{LazyConfig, WholeLayers};
 use rustix::fs::{Advice, fadvise};
 
 use crate::support::node::lazy_config;
-use crate::support::{FakeServer, Item, LayerBuilder, Node, noise};
+use crate::support::{Disk, FakeServer, Item, LayerBuilder, Node, noise};
 
 const SIZE: usize = 16 << 20;
 const READERS: usize = 8;
@@ -26,21 +26,21 @@ fn forget(path: &Path) {
 #[test]
 fn readers_of_the_disk_do_not_wait_for_each_other_and_get_the_right_bytes() {
     let server = FakeServer::start();
-    let root = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    // A filesystem that can tell what is in memory, and lets go of it.
+    let disk = Disk::make(dir.path(), 64 << 20);
     // Not by the kernel alone, although all of it is here.
     let config = LazyConfig {
         whole_layers: WholeLayers::Asked,
         ..lazy_config()
     };
-    let node = Node::open_with(root.path(), &[server.url()], config).unwrap();
+    let node = Node::open_with(&disk.at, &[server.url()], config).unwrap();
     let bytes = noise(SIZE, 1);
-    let layer = LayerBuilder::new()
-        .add("f", Item::file(bytes.clone()))
-        .build(256 << 10);
+    let layer = LayerBuilder::new().add("f", Item::file(bytes.clone())).build(256 << 10);
     server.serve(&layer);
     let shown = node.show(&layer).join("f");
     assert!(std::fs::read(&shown).unwrap() == bytes);
-    let data = root.path().join("cache").join(layer.digest.hex()).join("data");
+    let data = disk.at.join("cache").join(layer.digest.hex()).join("data");
     File::open(&data).unwrap().sync_all().unwrap();
     let misses = node.counters().read_misses.get();
     for n in 0..TRIES {

@@ -115,6 +115,16 @@ fn what_is_admitted_is_shown_without_a_server_and_a_pull_does_not_wait_for_its_t
     for layer in &wide {
         server.serve(layer);
         assert_eq!(admit(&node, layer).unwrap(), *layer.toc.diff_id());
+        // Before the snapshot is on record, and so before the tree is made.
+        let source = "registry.example.org/app:1".parse().unwrap();
+        node.block_on(node.layers.learn_source(&layer.digest, source));
+        assert!(
+            root.path()
+                .join("cache")
+                .join(layer.digest.hex())
+                .join("sources")
+                .exists()
+        );
         not_yet_shown += usize::from(node.layers.present_known(&layer.digest).is_err());
     }
     // A tree of the FUSE mount is made when somebody looks; an image takes some 10 ms.
@@ -127,7 +137,8 @@ fn what_is_admitted_is_shown_without_a_server_and_a_pull_does_not_wait_for_its_t
     node.present_within(&wide[4].digest, Duration::from_millis(300))
         .expect_err("nobody has it any more");
     let names = |dir: &Path| fs::read_dir(dir).unwrap().count();
-    let shown = node.present(&wide[0].digest).unwrap();
+    assert!(node.block_on(node.layers.shown(&wide[4].digest)).is_none());
+    let shown = node.block_on(node.layers.shown(&wide[3].digest)).unwrap();
     assert_eq!(names(&shown.lowerdir), 5_000);
     // A start knows it from the disk, looked at or not.
     node.stop();

@@ -27,7 +27,7 @@ pub struct Script {
     pub image_delay: Duration,
     /// No server answers.
     pub unreachable: bool,
-    /// `present` and `present_known` fail for these.
+    /// `admit`, `present` and `present_known` fail for these.
     pub broken: HashSet<BlobDigest>,
     pub obstacle: Option<DeclineReason>,
     /// Layers that write below a directory they have no entry for, and that some layer below them describes.
@@ -35,6 +35,10 @@ pub struct Script {
     /// DiffIDs that TOCs claim, where it is not the image's.
     pub toc_diff_ids: HashMap<BlobDigest, DiffId>,
     pub shown: HashSet<BlobDigest>,
+    /// Admitted layers are shown so much later.
+    pub show_delay: Duration,
+    /// Those.
+    pub coming: HashSet<BlobDigest>,
     pub released: Vec<BlobDigest>,
     pub image_calls: usize,
     pub chain_calls: usize,
@@ -183,8 +187,27 @@ impl LazyLayers for FakeNode {
     async fn admit(&self, layer: &BlobDigest, _deadline: Instant) -> Result<DiffId, LazyError> {
         self.script().present_calls += 1;
         let diff_id = self.diff_id(layer)?;
-        self.show(layer)?;
+        let show_delay = self.script().show_delay;
+        if show_delay.is_zero() {
+            self.show(layer)?;
+            return Ok(diff_id);
+        }
+        self.script().coming.insert(*layer);
+        let (node, layer) = (self.clone(), *layer);
+        tokio::spawn(async move {
+            tokio::time::sleep(show_delay).await;
+            let shown = node.show(&layer);
+            node.script().coming.remove(&layer);
+            shown
+        });
         Ok(diff_id)
+    }
+
+    async fn shown(&self, layer: &BlobDigest) -> Option<PathBuf> {
+        while self.script().coming.contains(layer) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.present_known(layer).ok()
     }
 
     async fn present(&self, layer: &BlobDigest, _deadline: Instant) -> Result<PathBuf, LazyError> {
