@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headstart_layer_format::api::{ImageStatus, LayerState, LayerStatus};
 use headstart_layer_format::routes;
@@ -43,6 +43,35 @@ async fn until(server: &Server, image: &SyntheticImage, wanted: &[LayerState]) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     panic!("{last:?} and not {wanted:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_cannot_be_lazy_any_more_is_not_waited_for() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let [good, large] = [(10, 1), (9000, 2)].map(|(len, seed)| layer(len, seed));
+    let no_tar = SyntheticLayer::of_tar(&b"this is no tar"[..], Compression::Gzip, Default::default());
+    let gate = origin.hold(Target::Digest(large.digest), 0);
+    let server = Server::with(config(&origin, dir.path())).await;
+    let image = SyntheticImage::new(Flavor::Oci, vec![large, no_tar, good]);
+    image.push(&origin, REPOSITORY, "latest");
+    learn(&server, &image).await;
+    let route = format!("{}?wait_ms=25000", routes::image(&image.manifest_digest));
+    let begun = Instant::now();
+    let (status, body) = server.fetch(&format!("http://{}{route}", server.address)).await;
+    assert_eq!(status, 200);
+    let status: ImageStatus = serde_json::from_slice(&body.unwrap()).unwrap();
+    let [large, no_tar, _] = &status.layers[..] else {
+        panic!("{status:?}")
+    };
+    assert_eq!(
+        (large.state, no_tar.state),
+        (LayerState::Converting, LayerState::Refused)
+    );
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "the wait was seen to its end"
+    );
+    gate.open();
 }
 
 /// The large one comes first in the image, and its bytes do not come at all for now.

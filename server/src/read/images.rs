@@ -15,6 +15,8 @@ use headstart_layer_format::{
     limits::LAYERS_MAX,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     blocking::blocking,
     error::ReadError,
@@ -44,7 +46,19 @@ pub async fn image_status(
     }
     let wait = deadline.saturating_duration_since(Instant::now());
     let image = layers.next_image();
-    let settled = join_all(facts.iter().map(|fact| settle(layers, image, fact, wait))).await;
+    // A node mounts an image as a whole or not at all: with one layer that it cannot have, the others are not waited for.
+    let over = CancellationToken::new();
+    let settled = facts.iter().map(async |fact| {
+        let status = tokio::select! {
+            status = settle(layers, image, fact, wait) => status?,
+            () = over.cancelled() => settle(layers, image, fact, Duration::ZERO).await?,
+        };
+        if matches!(status.state, LayerState::Refused | LayerState::Failed) {
+            over.cancel();
+        }
+        Ok::<_, StoreError>(status)
+    });
+    let settled = join_all(settled).await;
     let mut statuses = settled.into_iter().collect::<Result<Vec<_>, _>>()?;
     // Nothing more will come of it here. A node asks its next server then, or pulls the image as any other.
     if !layers.converts() && statuses.iter().any(|status| status.state != LayerState::Ready) {
