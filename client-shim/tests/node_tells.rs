@@ -42,6 +42,49 @@ fn series(text: &str, start: &str) -> f64 {
 }
 
 #[tokio::test]
+async fn status_says_how_far_a_pull_is_that_waits_for_a_conversion() {
+    let h = Harness::start().await;
+    let admin = h.config.admin_socket();
+    let image = h.node.add_image("slow", &["a", "b"], LayerState::Ready);
+    h.node.set_state(&image, 1, LayerState::Converting);
+    {
+        let mut script = h.node.script();
+        // As a server that waits as long as it is asked to.
+        script.image_delay = Duration::from_millis(1_500);
+        let layers = &mut script.images.get_mut(&image.manifest).unwrap().layers;
+        (layers[0].size, layers[1].size, layers[1].converted) = (Some(100), Some(1_000), Some(300));
+    }
+    let waiting = async || {
+        let status: Status = serde_json::from_str(&asked(&admin, "/status").await.unwrap()).unwrap();
+        status.waiting
+    };
+    assert_eq!(waiting().await, []);
+    let (client, chain) = (h.client.clone(), image.chain_text(0));
+    let manifest = image.manifest.to_string();
+    let pull = tokio::spawn(async move {
+        let labels = [
+            (REF, chain.as_str()),
+            ("containerd.io/snapshot/cri.manifest-digest", manifest.as_str()),
+        ];
+        client.prepare("extract", "", &labels).await
+    });
+    let begun = Instant::now();
+    let seen = loop {
+        if let [seen] = &waiting().await[..] {
+            break seen.clone();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(15) && !pull.is_finished());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!((seen.manifest, seen.layers, seen.layers_ready), (image.manifest, 2, 1));
+    assert_eq!((seen.bytes, seen.bytes_converted), (1_100, 400));
+    h.node.set_state(&image, 1, LayerState::Ready);
+    let lazy = pull.await.unwrap().unwrap_err();
+    assert_eq!(lazy.code(), tonic::Code::AlreadyExists);
+    assert_eq!(waiting().await, [], "it is over");
+}
+
+#[tokio::test]
 async fn status_says_what_is_here_and_why_a_pull_was_not_lazy() {
     let h = Harness::start().await;
     let admin = h.config.admin_socket();

@@ -12,6 +12,7 @@ use crate::observe::pulls::Pull;
 use crate::observe::status::{Image, Status};
 use crate::profile::ImagePrefetch;
 use crate::profile::state::{Progress, Telling};
+use crate::snapshotter::waits::Waiting;
 
 /// Pulls shown; all are in the JSON.
 const PULLS_SHOWN: usize = 12;
@@ -69,6 +70,12 @@ pub fn text(s: &Status) -> String {
     for image in &s.images {
         let _ = writeln!(out, "  {}", image_line(image));
     }
+    if !s.waiting.is_empty() {
+        let _ = writeln!(out, "\nwaiting for a server to convert");
+    }
+    for waiting in &s.waiting {
+        let _ = writeln!(out, "  {}", waiting_line(waiting));
+    }
     if !s.pulls.is_empty() {
         let _ = writeln!(out, "\nlatest pulls");
     }
@@ -82,6 +89,18 @@ pub fn text(s: &Status) -> String {
         let _ = writeln!(out, "  {}", prefetch_line(prefetch));
     }
     out
+}
+
+fn waiting_line(w: &Waiting) -> String {
+    format!(
+        "{}: {} of {} layers ready, {} of {} converted, for {} so far",
+        w.manifest,
+        w.layers_ready,
+        w.layers,
+        size(w.bytes_converted),
+        size(w.bytes),
+        duration(w.waited_secs)
+    )
 }
 
 fn prefetch_line(p: &ImagePrefetch) -> String {
@@ -193,6 +212,14 @@ mod tests {
             reason: Some("no_server".into()),
             detail: Some("reach any server".into()),
         };
+        let waiting = Waiting {
+            manifest: headstart_layer_format::BlobDigest::of(b"w"),
+            waited_secs: 4,
+            layers: 5,
+            layers_ready: 2,
+            bytes: 60 << 20,
+            bytes_converted: 30 << 20,
+        };
         let prefetch = ImagePrefetch {
             manifest: headstart_layer_format::BlobDigest::of(b"m"),
             progress: Progress::Streaming,
@@ -223,6 +250,7 @@ mod tests {
             resident_bytes: 0,
             snapshots: Snapshots::default(),
             images: vec![image],
+            waiting: vec![waiting],
             pulls: vec![pull],
             prefetches: vec![prefetch],
         };
@@ -232,6 +260,7 @@ mod tests {
             "NOT USED, but the last one that was good: failed to parse configuration: no",
             "shown by erofs; servers http://a",
             "python:3.12: 5 lazy layers, 12% fetched, 3.0 MiB on disk, 2 containers",
+            "2 of 5 layers ready, 30.0 MiB of 60.0 MiB converted, for 4 s so far",
             "python:3.12: not lazy (no_server): reach any server; 5 of 5 layers ordinary",
             "coming, 1.0 MiB of 2.0 MiB asked for, by a profile of 3 starts; its start is being recorded",
         ] {

@@ -120,7 +120,10 @@ impl Servers {
         let now = self.image_within(manifest, 0).await?;
         let is_settled = |image: &ImageStatus| {
             image.layers.iter().all(|l| l.state == LayerState::Ready)
-                || image.layers.iter().any(|l| l.state == LayerState::Refused)
+                || image
+                    .layers
+                    .iter()
+                    .any(|l| matches!(l.state, LayerState::Refused | LayerState::Failed))
         };
         if wait_ms == 0 || now.as_ref().is_none_or(is_settled) {
             return Ok(now);

@@ -98,6 +98,7 @@ impl<B: LazyLayers> Observer<B> {
             resident_bytes: metrics::process::Process::now().resident_bytes,
             snapshots: status::Snapshots::of(&snapshots),
             images: status::images(&snapshots, lazy.as_ref()),
+            waiting: self.engine.waits(),
             pulls: self.engine.pulls().latest(),
             prefetches: lazy.map(|l| l.prefetches).unwrap_or_default(),
         }

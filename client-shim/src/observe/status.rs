@@ -17,6 +17,7 @@ use crate::layers::{LayerProgress, NodeStatus};
 use crate::profile::ImagePrefetch;
 use crate::snapshotter::labels;
 use crate::snapshotter::record::{Kind, Record};
+use crate::snapshotter::waits::Waiting;
 
 /// Seconds since the epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +64,9 @@ pub struct Status {
     pub resident_bytes: u64,
     pub snapshots: Snapshots,
     pub images: Vec<Image>,
+    /// Pulls that stand still until a server has converted their image, the longest first.
+    #[serde(default)]
+    pub waiting: Vec<Waiting>,
     /// Newest first.
     pub pulls: Vec<Pull>,
     /// Images that were prepared lately, newest first.

@@ -19,6 +19,7 @@ use super::decline::{Decline, DeclineReason};
 use super::image::{LazyImage, Target};
 use super::labels::LayerIdentity;
 use super::lazy::{LazyError, LazyLayers};
+use super::waits::Waits;
 use crate::config::SnapshotterConfig;
 
 /// Images decided upon at one time: pulls in progress on one node are tens.
@@ -32,6 +33,9 @@ const UNKNOWN_RETRIES: u32 = 5;
 /// A pull prepares its bottom layer once. So when one is asked for this long after a decline, it is for a new pull, and
 /// the server may know better by now; concurrent pulls of one image are closer together.
 const NEW_PULL: Duration = Duration::from_secs(1);
+
+/// Somebody who looks at a wait sees what was so this long ago.
+const WAIT_PIECE_MS: u64 = 2_000;
 
 /// Told of an image when it is decided to be lazy.
 pub type Ready<'a> = dyn Fn(&ImageStatus) + Send + Sync + 'a;
@@ -65,6 +69,7 @@ pub struct Decisions {
     chains: Cache<ChainId, Arc<Dated<Decline>>>,
     wait_ms: u64,
     no_server_memory: Duration,
+    waits: Waits,
 }
 
 impl Decisions {
@@ -74,8 +79,14 @@ impl Decisions {
             images: Cache::builder().max_capacity(IMAGES_MAX).time_to_idle(idle).build(),
             chains: Cache::builder().max_capacity(CHAINS_MAX).time_to_idle(idle).build(),
             wait_ms: config.prepare_wait_ms,
+            waits: Waits::default(),
             no_server_memory: Duration::from_millis(config.no_server_memory_ms),
         }
+    }
+
+    /// Pulls that wait for servers now.
+    pub fn waits(&self) -> &Waits {
+        &self.waits
     }
 
     /// The layer to present for `identity` on a parent with chain ID `parent`, and its image's manifest.
@@ -137,13 +148,40 @@ impl Decisions {
         manifest: &BlobDigest,
         ready: &Ready<'_>,
     ) -> Result<LazyImage, Decline> {
-        let status = retry_unknown(|| backend.image(manifest, self.wait_ms)).await;
+        let status = retry_unknown(|| self.converted(backend, manifest)).await;
         let status = status.map_err(|e| Decline::new(DeclineReason::NoServer, e))?;
         let unknown = || Decline::new(DeclineReason::UnknownImage, "no server has served this manifest");
         let status = status.ok_or_else(unknown)?;
         let image = LazyImage::from_status(manifest, &status)?;
         ready(&status);
         Ok(image)
+    }
+
+    /// The image once all of it is ready, or cannot be, or time is up; a piece of that time at a go, so that somebody who looks
+    /// sees how far it is.
+    async fn converted<B: LazyLayers>(
+        &self,
+        backend: &B,
+        manifest: &BlobDigest,
+    ) -> Result<Option<ImageStatus>, LazyError> {
+        let begun = Instant::now();
+        let mut wait = None;
+        loop {
+            let (asked, waited) = (Instant::now(), begun.elapsed().as_millis() as u64);
+            let left = self.wait_ms.saturating_sub(waited);
+            let piece = left.min(WAIT_PIECE_MS);
+            let status = backend.image(manifest, piece).await?;
+            match &status {
+                // A server that answers sooner has said all that it will.
+                Some(image)
+                    if !image.is_ready() && left > piece && asked.elapsed() >= Duration::from_millis(piece / 2) =>
+                {
+                    wait.get_or_insert_with(|| self.waits.begin(manifest, begun))
+                        .told(image);
+                }
+                _ => return Ok(status),
+            }
+        }
     }
 
     async fn image_of_chain<B: LazyLayers>(

@@ -29,6 +29,7 @@ use super::pins::Pins;
 use super::record::{Kind, Labels, Record, SnapshotId, Usage};
 use super::store::SnapshotStore;
 use super::trash::Trash;
+use super::waits::Waiting;
 use crate::config::SnapshotterConfig;
 use crate::layers::NodeStatus;
 use crate::observe::calls::Calls;
@@ -323,6 +324,11 @@ impl<B: LazyLayers> Engine<B> {
     /// Deletes what removed snapshots left, waiting a moment for it.
     pub async fn cleanup(&self) {
         let _ = tokio::time::timeout(CLEANUP_WAIT, self.trash.sweep()).await;
+    }
+
+    /// Pulls that stand still until their image is converted.
+    pub fn waits(&self) -> Vec<Waiting> {
+        self.adopter.decisions.waits().now()
     }
 
     /// What became of the latest pulls.

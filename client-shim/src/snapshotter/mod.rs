@@ -6,7 +6,7 @@
 //! Not here: showing a layer's files (`crate::layers` and what it uses).
 //!
 //! The way of a call: `service` (wire, async) -> `engine` (what the call means) -> `adopt` for lazy layers (`decide` asks
-//! once per image, `image` judges, `pins` presents) -> `store` (`index` in memory, `disk` below) -> `mounts`.
+//! once per image, and `waits` shows who waits for that, `image` judges, `pins` presents) -> `store` (`index` in memory, `disk` below) -> `mounts`.
 
 pub mod adopt;
 pub mod decide;
@@ -29,3 +29,4 @@ pub mod service;
 pub mod store;
 pub mod trash;
 pub mod usage;
+pub mod waits;
