@@ -36,8 +36,8 @@ HEADSTART_GROWTH_LAYERS=$((count * 1000)) tests --test growth
 
 # Real images too: each layer is compared and rebuilt. HEADSTART_IMAGES names others (directories with OCI layouts).
 if [ -z "${HEADSTART_IMAGES:-}" ]; then
-    home=$(./scripts/bench-images.sh python node redis nginx)
-    HEADSTART_IMAGES=$(for name in python-v1 python-v2 node-v1 node-v2 redis-v1 nginx-v1; do printf '%s:' "$home/$name"; done)
+    home=$(./scripts/bench-images.sh python node redis nginx manyfiles)
+    HEADSTART_IMAGES=$(for name in python-v1 python-v2 node-v1 node-v2 redis-v1 nginx-v1 manyfiles-v1; do printf '%s:' "$home/$name"; done)
     export HEADSTART_IMAGES
 fi
 echo "== random tars against containerd's unpacker, $((count * 400)), seed $fuzz_seed; hostile layers at the default budget"

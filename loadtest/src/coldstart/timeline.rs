@@ -114,15 +114,15 @@ impl Watch {
             moments.extend(first_after(pulled_at, topic).map(|at| Moment { name, ms: ms(at) }));
         }
         let ready_ms = (pulled + ready).as_secs_f64() * 1000.0;
-        let first_read = samples
+        let after_pull = samples
             .iter()
             .filter(|(source, _)| *source == CHUNKS)
             .flat_map(|(_, points)| points)
             .map(|(at, _)| *at)
             .filter(|at| *at >= pulled_at)
             .min();
-        moments.extend(first_read.map(|at| Moment {
-            name: "first read",
+        moments.extend(after_pull.map(|at| Moment {
+            name: "bytes after the pull",
             ms: ms(at),
         }));
         moments.push(Moment {

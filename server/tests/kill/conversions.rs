@@ -8,7 +8,7 @@
 //! Not here: what cuts of the log at every byte do (`store.rs`), power cuts (`src/store/crash`).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     process::Command,
     sync::{Arc, Mutex},
@@ -151,6 +151,8 @@ impl Life {
         }
         for image in &self.images {
             let settled = soon(async {
+                // Where packs have too little room, those that came to an end are not all there at one time.
+                let mut ended = HashMap::new();
                 loop {
                     let status = lazily::image(http, url, &image.manifest_digest, 20_000).await;
                     let status = status.expect("an image that was just pulled is known");
@@ -163,13 +165,16 @@ impl Life {
                         LayerState::Unknown,
                         LayerState::Failed,
                     ];
-                    if !under_way.into_iter().any(is) {
-                        return status;
+                    let all: HashSet<_> = status.layers.iter().map(|l| l.digest).collect();
+                    let over = status.layers.into_iter().filter(|l| !under_way.contains(&l.state));
+                    ended.extend(over.map(|l| (l.digest, l)));
+                    if ended.len() == all.len() {
+                        return ended;
                     }
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             });
-            for status in settled.await.layers {
+            for status in settled.await.into_values() {
                 let garbage = is_garbage(self.layers(), &status.digest);
                 assert_eq!(status.state == LayerState::Refused, garbage, "{status:?}");
             }
