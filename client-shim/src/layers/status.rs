@@ -33,6 +33,8 @@ pub struct LayerProgress {
     pub chunks_present: u32,
     pub chunks: u32,
     pub disk_bytes: u64,
+    /// Compressed, of the chunks that the kernel has read through this process.
+    pub read_bytes: u64,
     /// All of it was here, and is what its image names.
     pub verified: bool,
     /// All of it was here, and is not.
@@ -41,12 +43,15 @@ pub struct LayerProgress {
 
 impl LayerProgress {
     pub(super) fn of(layer: &Layer) -> LayerProgress {
+        let chunks = layer.contents().chunks();
+        let read = layer.recorder().touched().into_iter().filter_map(|i| chunks.chunk(i));
         LayerProgress {
             digest: *layer.digest(),
             slot: layer.slot(),
             chunks_present: layer.file().chunk_count(),
-            chunks: layer.contents().chunks().len(),
+            chunks: chunks.len(),
             disk_bytes: layer.file().disk_bytes(),
+            read_bytes: read.map(|chunk| chunk.frame.len).sum(),
             verified: layer.file().is_verified(),
             quarantined: layer.file().is_quarantined(),
         }

@@ -121,6 +121,9 @@ pub struct Layer {
     pub chunks: u32,
     pub chunks_present: u32,
     pub disk_bytes: u64,
+    /// Compressed, of the chunks that containers have read through this process.
+    #[serde(default)]
+    pub read_bytes: u64,
 }
 
 /// The images among `records`, by name.
@@ -182,6 +185,7 @@ impl Image {
             chunks: layer.chunks,
             chunks_present: layer.chunks_present,
             disk_bytes: layer.disk_bytes,
+            read_bytes: layer.read_bytes,
         });
     }
 }

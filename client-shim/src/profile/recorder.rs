@@ -114,7 +114,7 @@ impl Recorder {
     }
 
     /// Chunks that were read since the layer is shown, ascending.
-    pub(super) fn touched(&self) -> Vec<u32> {
+    pub(crate) fn touched(&self) -> Vec<u32> {
         self.touched.set_bits()
     }
 

@@ -170,6 +170,7 @@ mod tests {
             total_ms: 2.0 * ms,
             second_ms: None,
             node_bytes: 7_000_000,
+            read_bytes: Some(1_000_000),
             upstream_bytes: 0,
             full_read_ms: None,
             declined: 0,

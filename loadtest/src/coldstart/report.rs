@@ -60,6 +60,8 @@ pub struct Sample {
     pub second_ms: Option<f64>,
     /// To the node by the moment it was ready, from proxy or registry.
     pub node_bytes: u64,
+    /// Compressed size of the chunks that the container read of our shim by then.
+    pub read_bytes: Option<u64>,
     /// From the upstream, to whomever, in the end.
     pub upstream_bytes: u64,
     /// Pulling, and then reading every file, on another fresh node.
@@ -84,6 +86,7 @@ impl Sample {
             total_ms: start.total_ms,
             second_ms: None,
             node_bytes: start.node_bytes,
+            read_bytes: None,
             upstream_bytes: start.upstream_bytes,
             full_read_ms: None,
             declined: 0,

@@ -30,6 +30,7 @@ use crate::playground::{
     measure, mounts,
     node::{Node, Pulls},
     progress::Progress,
+    shim::Shim,
     workdir,
 };
 use crate::rivals::{Background, Rivals};
@@ -269,9 +270,11 @@ impl One<'_> {
         let start = measure::start_from(self.lab, &node, None, (registry, link), &subject).await?;
         let cpu_busy = Clocks::now().busy_since(&clocks);
         let timeline = watched(watch, &start);
+        let read_bytes = node.shim.as_ref().and_then(Shim::read_bytes);
         let second = subject.run(&node, "second").await?;
         self.report.samples.push(Sample {
             second_ms: Some(second.as_secs_f64() * 1000.0),
+            read_bytes,
             load_average,
             cpu_busy,
             timeline,
@@ -314,6 +317,7 @@ impl One<'_> {
         let start = measure::start_of(self.lab, &node, proxy, subject).await?;
         let cpu_busy = Clocks::now().busy_since(&clocks);
         let timeline = watched(watch, &start);
+        let read_bytes = node.shim.as_ref().and_then(Shim::read_bytes);
         let second = subject.run(&node, "second").await?;
         let full_read_ms = match self.plan.full_read && matches!(way, Way::MirrorWarm | Way::LazyFirst) {
             true => Some(self.full_read(way, pulls, proxy).await?),
@@ -321,6 +325,7 @@ impl One<'_> {
         };
         self.report.samples.push(Sample {
             second_ms: Some(second.as_secs_f64() * 1000.0),
+            read_bytes,
             full_read_ms,
             declined: node
                 .shim
@@ -376,6 +381,7 @@ impl One<'_> {
             total_ms: ready,
             second_ms: None,
             node_bytes: 0,
+            read_bytes: None,
             upstream_bytes: 0,
             full_read_ms: None,
             declined: 0,

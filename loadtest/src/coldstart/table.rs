@@ -76,6 +76,7 @@ fn table(report: &Report, image: &str) -> Table {
         "2nd start s",
         "pull and read all s",
         "to the node MB",
+        "chunks read MB",
         "from the upstream MB",
     ]);
     for column in table.column_iter_mut().skip(1) {
@@ -97,6 +98,7 @@ fn table(report: &Report, image: &str) -> Table {
             seconds(report.median_some(image, way, |s| s.second_ms)),
             seconds(report.median_some(image, way, |s| s.full_read_ms)),
             megabytes(m(|s| s.node_bytes as f64)),
+            megabytes(report.median_some(image, way, |s| s.read_bytes.map(|n| n as f64))),
             megabytes(m(|s| s.upstream_bytes as f64)),
         ]);
     }
@@ -162,6 +164,7 @@ mod tests {
             total_ms: pull_ms + ready_ms,
             second_ms: None,
             node_bytes: 1_500_000,
+            read_bytes: Some(1_000_000),
             upstream_bytes: 0,
             full_read_ms: None,
             declined: 0,

@@ -5,6 +5,7 @@
 //! Not here: containerd ([`super::containerd`]).
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -96,6 +97,25 @@ impl Shim {
     /// What it has said so far.
     pub fn log_text(&self) -> String {
         fs::read_to_string(self.process.log()).unwrap_or_default()
+    }
+
+    /// Compressed size of the chunks that containers have read through it, as `status` says; `None` if it says nothing.
+    pub fn read_bytes(&self) -> Option<u64> {
+        let mut command = Command::new(&self.binary);
+        command.arg("--config").arg(&self.config).args(["status", "--json"]);
+        let output = command.output().ok()?;
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        // A layer of several images is read once.
+        let mut layers = BTreeMap::new();
+        for layer in status["images"]
+            .as_array()?
+            .iter()
+            .filter_map(|i| i["layers"].as_array())
+            .flatten()
+        {
+            layers.insert(layer["digest"].as_str()?, layer["read_bytes"].as_u64()?);
+        }
+        Some(layers.values().sum())
     }
 
     /// Bytes its files take on disk: cache files are sparse, so this is what was fetched, uncompressed. Mounts below are

@@ -50,6 +50,9 @@ fn starts_are_compared_over_a_link_and_a_crowd_costs_the_upstream_one_pull() {
         );
         assert!(lazy.upstream_bytes < 10_000, "a question about the tag: {lazy:?}");
         assert!(lazy.second_ms.is_some_and(|ms| ms > 0.0));
+        // Some of the image was read, and what was read had come.
+        assert!((1..=lazy.node_bytes).contains(&lazy.read_bytes.unwrap()), "{lazy:?}");
+        assert_eq!(ordinary.read_bytes, None);
 
         let seen = lazy.timeline.as_ref().unwrap();
         let moments: Vec<&str> = seen.moments.iter().map(|m| m.name).collect();
