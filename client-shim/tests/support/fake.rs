@@ -210,8 +210,14 @@ impl LazyLayers for FakeNode {
         self.present_known(layer).ok()
     }
 
-    async fn present(&self, layer: &BlobDigest, _deadline: Instant) -> Result<PathBuf, LazyError> {
+    async fn present(&self, layer: &BlobDigest, deadline: Instant) -> Result<PathBuf, LazyError> {
         self.script().present_calls += 1;
+        while self.script().coming.contains(layer) {
+            if Instant::now() >= deadline {
+                return Err(LazyError::new("scripted: still on its way"));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         self.show(layer)
     }
 
