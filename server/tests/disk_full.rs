@@ -165,6 +165,36 @@ async fn a_disk_that_is_full_already_lets_blobs_pass_and_is_used_again_when_ther
     server.stop().await;
 }
 
+/// Past the disk there must be a size before the first byte, and HEAD is not the only way to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn past_a_full_disk_blobs_come_from_an_upstream_without_head_too() {
+    let (origin, disk) = (Origin::start(Auth::Anonymous), SmallDisk::new(16));
+    let server = Server::start(&origin, disk.path()).await;
+    disk.fill();
+    for (of, code, seed) in [(Target::Blobs, 405, 7), (Target::Blobs, 501, 8), (Target::Cdn, 403, 9)] {
+        origin.clear_faults();
+        origin.redirect_blobs(of == Target::Cdn);
+        let refusal = Fault::Status {
+            code,
+            retry_after_secs: None,
+        };
+        origin.always(Target::Heads(Box::new(of)), refusal);
+        let content = noise(3 * MIB, seed);
+        let digest = origin.add_blob(REPOSITORY, content.clone());
+        for _ in 0..2 {
+            let (status, bytes) = soon(server.fetch(&server.blob_url(&digest))).await;
+            assert_eq!(status, 200, "{code}");
+            assert!(bytes.unwrap() == content);
+        }
+        let sent = origin.bytes_sent(&digest);
+        let head = soon(server.http.head(server.blob_url(&digest)).send()).await.unwrap();
+        assert_eq!(head.status(), 200, "{code}");
+        assert_eq!(head.headers()["content-length"], content.len().to_string().as_str());
+        assert_eq!(origin.bytes_sent(&digest), sent + 1, "{code}");
+    }
+    server.stop().await;
+}
+
 /// One that waits for its turn in vain is told so by a status, not by an answer that breaks off.
 #[tokio::test(flavor = "multi_thread")]
 async fn past_a_full_disk_answers_take_turns_and_empty_ones_are_not_believed() {

@@ -26,6 +26,8 @@ pub enum Target {
     Path(String),
     /// Only on the CDN.
     Cdn,
+    /// Of these, what is HEAD.
+    Heads(Box<Target>),
     /// Of these, what is not HEAD.
     Gets(Box<Target>),
 }
@@ -126,6 +128,7 @@ impl Target {
             Self::Digest(d) => s.digest == Some(d),
             Self::Path(part) => s.path.contains(part),
             Self::Cdn => s.cdn,
+            Self::Heads(of) => s.head && of.hits(s),
             Self::Gets(of) => !s.head && of.hits(s),
         }
     }

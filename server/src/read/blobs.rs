@@ -256,7 +256,8 @@ impl Blobs {
         Ok(Place::Flight { seat, withheld })
     }
 
-    /// The size of a blob, for HEAD: asks the upstream for no more than that when the blob is not here.
+    /// The size of a blob, for HEAD: asks the upstream for no more than that when the blob is not here. One that does not say
+    /// it, not even with the first byte, is asked for all of it.
     pub async fn size(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<u64, ReadError> {
         let found = self.look_for_size(source, digest).await?;
         let errand = self.errand(source, caller, digest)?;
@@ -266,7 +267,7 @@ impl Blobs {
             }
             return Ok(size);
         }
-        match self.ask(&errand, source, Way::Head).await? {
+        match self.ask(&errand, source, Way::Size).await? {
             Some(size) => check_not_emptied(digest, size).map(|()| size),
             None => Ok(self.open(source, caller, digest).await?.size()),
         }
@@ -448,7 +449,7 @@ impl Blobs {
 
 /// Nothing can be written: the upstream's bytes pass through.
 async fn past_the_disk(errand: Errand) -> Result<Blob, ReadError> {
-    let size = match errand.size().await? {
+    let size = match errand.size_or_all().await? {
         Some(size) => size,
         None => match errand.from(0).await? {
             BlobAnswer::Body(BlobBody { size: Some(size), .. }) | BlobAnswer::Complete { size } => size,

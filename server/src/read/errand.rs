@@ -138,11 +138,26 @@ impl Errand {
             .await
     }
 
-    /// Its size, if the upstream says so.
-    pub async fn size(&self) -> Result<Option<u64>, UpstreamError> {
+    /// Whether the upstream says that it has it, and its size if that is said, too.
+    pub async fn word(&self) -> Result<Option<u64>, UpstreamError> {
         self.upstream
             .blob_head(&self.repository, &self.caller, &self.digest)
             .await
+    }
+
+    /// Its size, if the upstream says so in any way that costs no more than a byte.
+    pub async fn size(&self) -> Result<Option<u64>, UpstreamError> {
+        self.upstream
+            .blob_size(&self.repository, &self.caller, &self.digest)
+            .await
+    }
+
+    /// The same, where an upstream that says so in no such way is asked for all of it next.
+    pub async fn size_or_all(&self) -> Result<Option<u64>, UpstreamError> {
+        match self.size().await {
+            Err(UpstreamError::Status(400 | 405 | 501)) => Ok(None),
+            size => size,
+        }
     }
 
     /// Its size, if the upstream says so, which has given its first byte.

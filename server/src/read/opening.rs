@@ -212,7 +212,7 @@ async fn range(errand: &Errand, mut partial: Partial, wants: &Wants, is_member: 
         }
     }
     let Some(range) = wants.opening(AHEAD_RANGE) else {
-        return match errand.size().await? {
+        return match errand.size_or_all().await? {
             Some(size) if !wants.covers(size) => {
                 check_size(errand, size)?;
                 Ok(Opened {

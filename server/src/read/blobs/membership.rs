@@ -22,6 +22,8 @@ pub(super) const CONFIRMATIONS_MAX: usize = 64;
 pub(in crate::read) enum Way {
     /// Its word.
     Head,
+    /// The same, and the first byte where that does not say how large it is.
+    Size,
     /// The first byte.
     FirstByte,
 }
@@ -39,7 +41,8 @@ impl Blobs {
             return Err(no.into());
         }
         let size = match way {
-            Way::Head => errand.size().await,
+            Way::Head => errand.word().await,
+            Way::Size => errand.size().await,
             Way::FirstByte => errand.proof().await,
         };
         self.0.negative.learn(source, &errand.caller, what, size.as_ref());
@@ -79,7 +82,14 @@ impl Blobs {
                 if blobs.is_member(&source, &errand.digest).await? {
                     return Ok(());
                 }
-                let asked = blobs.ask(&errand, &source, Way::Head).await.map(drop);
+                let asked = match blobs.ask(&errand, &source, Way::Head).await {
+                    // A registry without HEAD may have it all the same.
+                    Err(ReadError::Upstream(UpstreamError::Status(400 | 405 | 501))) => {
+                        blobs.ask(&errand, &source, Way::FirstByte).await
+                    }
+                    asked => asked,
+                };
+                let asked = asked.map(drop);
                 if let Err(error) = &asked {
                     let Errand { caller, digest, .. } = &errand;
                     blobs.0.setbacks.refused(&source, caller, digest, error);
