@@ -29,8 +29,8 @@ pub enum ReadError {
     BadManifest(&'static str),
     #[error("local storage: {0}")]
     Disk(Arc<str>),
-    /// Too many fetches are under way; later there may be a turn.
-    #[error("too many blobs are being fetched")]
+    /// Too much is under way; later there may be a turn.
+    #[error("too much is being fetched")]
     Busy,
     #[error("the server is stopping")]
     Stopping,

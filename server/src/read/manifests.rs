@@ -186,7 +186,7 @@ impl Manifests {
             let (inner, request, tag) = (self.inner.clone(), request.clone(), tag.clone());
             async move { inner.by_tag(&request, &tag).await }
         });
-        result.await.unwrap_or(Err(ReadError::Stopping))
+        result.await.unwrap_or_else(|why| Err(why.into()))
     }
 }
 

@@ -33,6 +33,6 @@ impl Sizes {
                 blobs.size(&source, &caller, &digest).await
             }
         });
-        size.await.unwrap_or(Err(ReadError::Stopping))
+        size.await.unwrap_or_else(|why| Err(why.into()))
     }
 }

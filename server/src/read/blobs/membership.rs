@@ -97,7 +97,7 @@ impl Blobs {
                 asked
             }
         });
-        confirmed.await.unwrap_or(Err(ReadError::Stopping))
+        confirmed.await.unwrap_or_else(|why| Err(why.into()))
     }
 
     /// A manifest of `source` names these, and its upstream is up: of those that are here because of another repository

@@ -42,7 +42,7 @@ impl Inner {
             }
             fetched
         });
-        fetched.await.unwrap_or(Err(ReadError::Stopping))
+        fetched.await.unwrap_or_else(|why| Err(why.into()))
     }
 
     /// From the upstream, verified and kept.

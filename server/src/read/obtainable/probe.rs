@@ -12,6 +12,7 @@ use super::{Missing, Obtainable};
 use crate::{
     read::{
         blobs::{Blobs, Way},
+        coalesce::NoResult,
         error::ReadError,
     },
     store::facts::{ManifestFact, Source},
@@ -70,7 +71,10 @@ impl Obtainable {
             let ((source, caller, ..), blobs) = (key.clone(), self.inner.blobs.clone());
             async move { ask(&blobs, &upstream, &source, &caller, missing, way).await }
         });
-        let answer = probe.await.unwrap_or(Err(UpstreamError::Timeout));
+        let answer = probe.await.unwrap_or_else(|why| match why {
+            NoResult::Busy => Err(UpstreamError::Busy),
+            NoResult::Panicked => Err(UpstreamError::Timeout),
+        });
         match &answer {
             // Our own limit: it says nothing about the upstream.
             Err(UpstreamError::Busy) => {}

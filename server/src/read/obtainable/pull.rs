@@ -23,7 +23,6 @@ use crate::{
         error::ReadError,
         layers::Layers,
         setbacks::is_upstreams_fault,
-        turns::Asker,
     },
     store::facts::{ManifestFact, Source},
     upstream::Caller,
@@ -67,10 +66,9 @@ impl Obtainable {
         if self.is_known(&pull) {
             return Ok(true);
         }
-        let asker = Asker::current();
         let begun = self.beginning.run(pull.clone(), || {
             let (all, caller, fact, layers) = (self.clone(), caller.clone(), fact.clone(), layers.cloned());
-            asker.asks(async move {
+            async move {
                 let begun = all.begin_missing(&caller, &fact, layers).await;
                 match &begun {
                     Ok(is_proven) => all.know(pull, *is_proven),
@@ -81,9 +79,9 @@ impl Obtainable {
                     Err(_) => {}
                 }
                 begun
-            })
+            }
         });
-        begun.await.unwrap_or(Err(ReadError::Stopping))
+        begun.await.unwrap_or_else(|why| Err(why.into()))
     }
 
     /// The same is known without asking. `begins`: blobs that are wanted here are begun.
