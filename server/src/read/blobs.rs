@@ -73,6 +73,15 @@ impl Await {
         size_max: HOLD_BACK,
         until: None,
     };
+
+    /// Nothing of what was wrong a moment ago goes out before the verdict, for as long as that can be waited for: who was cut
+    /// once asks again at once, and only a status sends it to its next host.
+    const fn of_a_liar(self) -> Self {
+        Self {
+            size_max: u64::MAX,
+            ..self
+        }
+    }
 }
 
 /// An answer's head waits this long until a file that an earlier process left is compared with its digest: some hundred MiB. A
@@ -173,10 +182,9 @@ impl Blobs {
                 return self.or_from_disk(skips, errand, source, error).await;
             }
             // Parts of what was wrong as a whole are not given out one by one: the end waits for the verdict.
-            let wants = if self.has_lied(&errand, source) {
-                &Wants::Whole
-            } else {
-                wants
+            let (wants, verdict) = match self.has_lied(&errand, source) {
+                true => (&Wants::Whole, verdict.of_a_liar()),
+                false => (wants, verdict),
             };
             let slot = self.join(&errand, source, wants)?;
             let mine = slot.source == *source && slot.caller == *caller;
