@@ -371,6 +371,9 @@ fn come_back(error: &ReadError) -> Option<Duration> {
                 .map_or(WAIT, Duration::from_secs)
                 .clamp(WAIT, COME_BACK_MAX),
         ),
+        ReadError::Upstream(UpstreamError::Unavailable { retry_after_secs }) => {
+            Some(Duration::from_secs(*retry_after_secs).clamp(WAIT, COME_BACK_MAX))
+        }
         _ => None,
     }
 }

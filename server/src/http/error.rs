@@ -171,7 +171,7 @@ impl ApiError {
                 retry_after_secs: Some(RETRY_AFTER_OFFLINE_SECS),
                 ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
             },
-            UpstreamError::CircuitOpen { retry_after_secs } => Self {
+            UpstreamError::CircuitOpen { retry_after_secs } | UpstreamError::Unavailable { retry_after_secs } => Self {
                 retry_after_secs: Some(*retry_after_secs),
                 ..Self::new(OciCode::Unavailable, message).with_status(StatusCode::SERVICE_UNAVAILABLE)
             },
@@ -282,6 +282,11 @@ mod tests {
                 UpstreamError::CircuitOpen { retry_after_secs: 3 }.into(),
                 503,
                 Some("3"),
+            ),
+            (
+                UpstreamError::Unavailable { retry_after_secs: 30 }.into(),
+                503,
+                Some("30"),
             ),
             (UpstreamError::Status(500).into(), 502, None),
         ] {

@@ -170,9 +170,12 @@ impl Errand {
 
 /// Doubles from try to try, or is what the upstream asks for, within reason.
 pub fn pause(tries: u32, error: &ReadError) -> Duration {
-    if let ReadError::Upstream(UpstreamError::TooManyRequests {
-        retry_after_secs: Some(secs),
-    }) = error
+    if let ReadError::Upstream(
+        UpstreamError::TooManyRequests {
+            retry_after_secs: Some(secs),
+        }
+        | UpstreamError::Unavailable { retry_after_secs: secs },
+    ) = error
     {
         return Duration::from_secs(*secs).clamp(PAUSE_FIRST, RETRY_AFTER_MAX);
     }
@@ -184,7 +187,8 @@ pub fn pause(tries: u32, error: &ReadError) -> Duration {
 /// Whether the same request may succeed later.
 pub fn may_pass(error: &ReadError) -> bool {
     match error {
-        ReadError::Incomplete | ReadError::Upstream(UpstreamError::TooManyRequests { .. }) => true,
+        ReadError::Incomplete => true,
+        ReadError::Upstream(UpstreamError::TooManyRequests { .. } | UpstreamError::Unavailable { .. }) => true,
         ReadError::Upstream(error) => error.is_transient(),
         _ => false,
     }

@@ -356,7 +356,7 @@ impl Upstream {
 
     fn judge(&self, failure: Option<&UpstreamError>) {
         let health = match failure {
-            Some(error) if error.is_failure() => Health::Down,
+            Some(error) if error.is_failure() || matches!(error, UpstreamError::Unavailable { .. }) => Health::Down,
             // Says nothing new of the upstream.
             Some(_) => return,
             None => Health::Good { since: Instant::now() },
@@ -385,7 +385,7 @@ async fn at(site: &Site, ask: &Ask<'_>, tries: u32) -> Result<Response, Upstream
         // A time-out has already used up the client's patience.
         if left > 0 && error.is_transient() && error != UpstreamError::Timeout {
             drop(pass);
-            tokio::time::sleep(RETRY_PAUSE).await;
+            tokio::time::sleep(error.pause(RETRY_PAUSE)).await;
             continue;
         }
         match &error {

@@ -4,9 +4,12 @@
 //! Invariant: nothing in a message comes from a URL's query or user part, where signatures and secrets are.
 //! Not here: what a client is told (`http/error.rs`).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::dial::Forbidden;
+
+/// What is waited for with a client at the other end, although the upstream says "later".
+const MOMENT_SECS: u64 = 2;
 
 /// Why an upstream gave no answer that helps.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +25,9 @@ pub enum UpstreamError {
     ForeignRealm,
     #[error("the upstream limits our requests")]
     TooManyRequests { retry_after_secs: Option<u64> },
+    /// 503 with a `Retry-After`.
+    #[error("the upstream is not available, and says when it will be")]
+    Unavailable { retry_after_secs: u64 },
     #[error("the upstream answered with status {0}")]
     Status(u16),
     #[error("the upstream did not answer in time")]
@@ -46,6 +52,7 @@ impl UpstreamError {
         match self {
             Self::TooManyRequests { .. } | Self::Timeout | Self::Unreachable(_) | Self::BadAnswer(_) => true,
             Self::Offline | Self::CircuitOpen { .. } | Self::NoCredentials | Self::Busy => true,
+            Self::Unavailable { .. } => true,
             Self::Status(status) => *status >= 500,
             Self::NotFound { .. } | Self::Denied { .. } | Self::ForeignRealm => false,
         }
@@ -65,7 +72,16 @@ impl UpstreamError {
         match self {
             Self::Timeout | Self::Unreachable(_) => true,
             Self::Status(status) => matches!(status, 500 | 502 | 503 | 504),
+            Self::Unavailable { retry_after_secs } => *retry_after_secs <= MOMENT_SECS,
             _ => false,
+        }
+    }
+
+    /// When to ask again: what the upstream asks for, or `usual`.
+    pub(super) fn pause(&self, usual: Duration) -> Duration {
+        match self {
+            Self::Unavailable { retry_after_secs } => Duration::from_secs(*retry_after_secs).max(usual),
+            _ => usual,
         }
     }
 }

@@ -20,6 +20,7 @@ use super::{
     Caller, UpstreamError,
     caller::CallerKey,
     challenge::{Asked, Challenge},
+    hold::Slot,
     realm::Realms,
     secret::{Secret, Secrets},
     site::Ask,
@@ -47,6 +48,8 @@ pub(super) struct Exchange {
     /// The upstream has asked for Basic before, so it is sent at once.
     wants_basic: moka::sync::Cache<CallerKey, ()>,
     lanes: [Mutex<()>; LANES],
+    /// Until when the realm wants not to be asked on our own account.
+    hold: Slot,
     metrics: Metrics,
 }
 
@@ -59,13 +62,20 @@ impl Exchange {
             tokens: Tokens::default(),
             wants_basic: moka::sync::Cache::new(BASIC_MAX),
             lanes: std::array::from_fn(|_| Mutex::new(())),
+            hold: Slot::default(),
             metrics: metrics.clone(),
         }
     }
 
-    /// Whether the server has nothing to show here.
-    pub(super) fn is_anonymous(&self) -> bool {
-        self.secrets.is_nothing()
+    /// Whether limits that this caller meets here are the server's. Limits of a client's own account are the client's, which
+    /// it would wait for as it likes; and where the server has an account, the limits of this address without one are none of
+    /// that.
+    pub(super) fn is_ours(&self, caller: &Caller) -> bool {
+        match caller {
+            Caller::Server => true,
+            Caller::Anybody => self.secrets.is_nothing(),
+            Caller::Client(_) => false,
+        }
     }
 
     /// A request with the authorization that the upstream wants: what we have, and if that is not it, what it asks for.
@@ -194,7 +204,20 @@ impl Exchange {
             self.count("foreign_realm");
             return Err(UpstreamError::ForeignRealm);
         }
+        let is_ours = self.is_ours(ask.caller);
+        if is_ours {
+            self.hold.check()?;
+        }
         let token = self.exchange(wire, ask, asked).await;
+        if let (true, Err(error)) = (is_ours, &token)
+            && self.hold.learn(error)
+        {
+            tracing::warn!(
+                upstream = self.upstream,
+                "the token realm limits our requests: they are held back"
+            );
+            self.metrics.add(Count::RateHolds, 1, &[&self.upstream]);
+        }
         let outcome = match &token {
             Ok(_) => "ok",
             Err(UpstreamError::Denied { .. }) => "denied",

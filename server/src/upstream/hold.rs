@@ -1,8 +1,8 @@
-//! An upstream's own limits: when it says "later", nothing that counts is sent until then.
+//! An upstream's own limits: when it says "later", nothing of the kind is sent until then.
 //!
 //! In: statuses and headers (`Retry-After`, `RateLimit-Remaining`, `RateLimit-Reset`). Out: whether a request may go.
-//! Invariant: a hold has a bound, whatever the upstream says ([`HOLD_MAX`]); requests that cost nothing (HEAD) always
-//! go, and may end a hold.
+//! Invariant: a hold has a bound, whatever the upstream says ([`HOLD_MAX`]); what it says of one kind of requests holds no other,
+//! so that requests that cost nothing (HEAD) go while others are held, and may end a hold.
 //! Not here: our own budgets ([`super::budget`]).
 
 use std::{
@@ -15,7 +15,7 @@ use http::{HeaderMap, header};
 use super::UpstreamError;
 
 /// Longest time that an upstream can keep us from asking again.
-const HOLD_MAX: Duration = Duration::from_secs(900);
+pub(super) const HOLD_MAX: Duration = Duration::from_secs(900);
 
 /// A counter at zero without a time: Docker Hub's window slides, so something is free again soon.
 const HOLD_EMPTY: Duration = Duration::from_secs(60);
@@ -34,70 +34,120 @@ pub(super) enum Counted {
 /// Holds of one origin.
 #[derive(Debug, Default)]
 pub(super) struct Holds {
-    pulls: Mutex<Option<Hold>>,
-    blobs: Mutex<Option<Hold>>,
+    pulls: Slot,
+    blobs: Slot,
+    heads: Slot,
 }
+
+/// A hold of one kind of requests, or none.
+#[derive(Debug, Default)]
+pub(super) struct Slot(Mutex<Option<Hold>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Hold {
     until: Instant,
-    /// From a counter, which a later answer may show to be above zero again.
-    by_counter: bool,
+    why: Why,
+}
+
+/// What the upstream said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// 429.
+    Limit,
+    /// A counter, which a later answer may show to be above zero again.
+    Counter,
+    /// 503.
+    Unavailable,
 }
 
 impl Holds {
     /// Whether such a request may be sent now.
     pub(super) fn check(&self, counted: Counted) -> Result<(), UpstreamError> {
-        let Some(mut hold) = self.of(counted) else {
-            return Ok(());
-        };
-        let left = hold.map_or(Duration::ZERO, |h| h.until.saturating_duration_since(Instant::now()));
-        if left.is_zero() {
-            *hold = None;
-            return Ok(());
-        }
-        Err(UpstreamError::TooManyRequests {
-            retry_after_secs: Some(left.as_secs() + 1),
-        })
+        self.of(counted).check()
     }
 
     /// Learns from an answer of the origin itself. Whether a hold began.
     pub(super) fn learn(&self, counted: Counted, status: u16, headers: &HeaderMap) -> bool {
+        let why = match status {
+            429 => Some(Why::Limit),
+            503 => Some(Why::Unavailable),
+            _ => None,
+        };
         let mut began = false;
-        if status == 429
-            && let Some(mut hold) = self.of(counted)
-            && let Some(wait) = retry_after(headers).filter(|w| !w.is_zero())
+        if let Some(why) = why
+            && let Some(wait) = retry_after(headers)
         {
-            began |= hold.is_none();
-            *hold = Some(Hold::new(wait, false));
+            began |= self.of(counted).begin(wait, why);
         }
-        match (first_number(headers, "ratelimit-remaining"), self.of(Counted::Pulls)) {
-            (Some(0), Some(mut hold)) if hold.is_none() && counted != Counted::Blobs => {
+        let mut pulls = self.pulls.lock();
+        match first_number(headers, "ratelimit-remaining") {
+            Some(0) if pulls.is_none() && counted != Counted::Blobs => {
                 let reset = first_number(headers, "ratelimit-reset").map(Duration::from_secs);
-                *hold = Some(Hold::new(reset.unwrap_or(HOLD_EMPTY), true));
+                *pulls = Some(Hold::new(reset.unwrap_or(HOLD_EMPTY), Why::Counter));
                 began = true;
             }
-            (Some(1..), Some(mut hold)) if hold.is_some_and(|h| h.by_counter) => *hold = None,
+            Some(1..) if pulls.is_some_and(|hold| hold.why == Why::Counter) => *pulls = None,
             _ => {}
         }
         began
     }
 
-    fn of(&self, counted: Counted) -> Option<MutexGuard<'_, Option<Hold>>> {
-        let hold = match counted {
+    fn of(&self, counted: Counted) -> &Slot {
+        match counted {
             Counted::Pulls => &self.pulls,
             Counted::Blobs => &self.blobs,
-            Counted::Nothing => return None,
+            Counted::Nothing => &self.heads,
+        }
+    }
+}
+
+impl Slot {
+    pub(super) fn check(&self) -> Result<(), UpstreamError> {
+        let mut slot = self.lock();
+        let Some(hold) = *slot else { return Ok(()) };
+        let left = hold.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            *slot = None;
+            return Ok(());
+        }
+        let secs = left.as_secs() + 1;
+        Err(match hold.why {
+            Why::Limit | Why::Counter => UpstreamError::TooManyRequests {
+                retry_after_secs: Some(secs),
+            },
+            Why::Unavailable => UpstreamError::Unavailable { retry_after_secs: secs },
+        })
+    }
+
+    /// Learns from how a request ended. Whether a hold began.
+    pub(super) fn learn(&self, error: &UpstreamError) -> bool {
+        let (secs, why) = match error {
+            UpstreamError::TooManyRequests {
+                retry_after_secs: Some(secs),
+            } => (*secs, Why::Limit),
+            UpstreamError::Unavailable { retry_after_secs } => (*retry_after_secs, Why::Unavailable),
+            _ => return false,
         };
-        Some(hold.lock().unwrap_or_else(|e| e.into_inner()))
+        self.begin(Duration::from_secs(secs), why)
+    }
+
+    fn begin(&self, wait: Duration, why: Why) -> bool {
+        if wait.is_zero() {
+            return false;
+        }
+        self.lock().replace(Hold::new(wait, why)).is_none()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Hold>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
 impl Hold {
-    fn new(wait: Duration, by_counter: bool) -> Self {
+    fn new(wait: Duration, why: Why) -> Self {
         Self {
             until: Instant::now() + wait.min(HOLD_MAX),
-            by_counter,
+            why,
         }
     }
 }
@@ -140,6 +190,7 @@ mod tests {
         match holds.check(counted) {
             Ok(()) => None,
             Err(UpstreamError::TooManyRequests { retry_after_secs }) => retry_after_secs,
+            Err(UpstreamError::Unavailable { retry_after_secs }) => Some(retry_after_secs),
             Err(other) => panic!("{other}"),
         }
     }
@@ -165,10 +216,29 @@ mod tests {
         assert_eq!(left(&holds, Counted::Nothing), None);
         holds.learn(Counted::Blobs, 429, &headers(&[("retry-after", "99999999999")]));
         assert_eq!(left(&holds, Counted::Blobs), Some(HOLD_MAX.as_secs()));
+        holds.learn(Counted::Nothing, 429, &headers(&[("retry-after", "9")]));
+        assert_eq!(left(&holds, Counted::Nothing), Some(9));
+        assert_eq!(left(&holds, Counted::Pulls), Some(7), "each its own");
         // A plain 429 is only passed on.
         let holds = Holds::default();
         assert!(!holds.learn(Counted::Pulls, 429, &headers(&[])));
         assert_eq!(left(&holds, Counted::Pulls), None);
+    }
+
+    #[test]
+    fn a_503_that_says_when_holds_too_and_is_no_limit() {
+        let holds = Holds::default();
+        for said in [headers(&[]), headers(&[("retry-after", "0")])] {
+            assert!(!holds.learn(Counted::Pulls, 503, &said));
+            assert_eq!(holds.check(Counted::Pulls), Ok(()));
+        }
+        assert!(holds.learn(Counted::Pulls, 503, &headers(&[("retry-after", "99999999999")])));
+        assert!(matches!(
+            holds.check(Counted::Pulls),
+            Err(UpstreamError::Unavailable { retry_after_secs: 900 })
+        ));
+        assert_eq!(holds.check(Counted::Blobs), Ok(()));
+        assert_eq!(holds.check(Counted::Nothing), Ok(()));
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Upstream {
         match self.first_byte(repository, caller, digest).await {
             // A time-out has already used up the client's patience.
             Err(error) if error == NO_BYTE || (error.is_transient() && error != UpstreamError::Timeout) => {
-                tokio::time::sleep(RETRY_PAUSE).await;
+                tokio::time::sleep(error.pause(RETRY_PAUSE)).await;
                 self.first_byte(repository, caller, digest).await
             }
             answer => answer,

@@ -157,13 +157,7 @@ impl Site {
 
     /// The answer, if its status is one of success; 416 counts as one.
     pub(super) async fn accepted(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
-        // Limits of a client's own account are the client's, which it would wait for as it likes; and where the server has
-        // an account, the limits of this address without one are none of that.
-        let ours = match ask.caller {
-            Caller::Server => true,
-            Caller::Anybody => self.exchange.is_anonymous(),
-            Caller::Client(_) => false,
-        };
+        let ours = self.exchange.is_ours(ask.caller);
         let counted = ask.counted();
         if ours {
             self.holds.check(counted)?;

@@ -23,7 +23,7 @@ use super::{
     budget::Budget,
     connect::{Connect, Pair, Timeouts},
     dial::Dial,
-    hold::retry_after,
+    hold::{HOLD_MAX, retry_after},
 };
 use crate::{metrics::Metrics, telemetry};
 
@@ -222,6 +222,12 @@ impl Transport {
             status @ (401 | 403) if self.is_own(response.url()) => Err(UpstreamError::Denied { status }),
             429 => Err(UpstreamError::TooManyRequests {
                 retry_after_secs: retry_after(response.headers()).map(|wait| wait.as_secs()),
+            }),
+            503 => Err(match retry_after(response.headers()).filter(|wait| !wait.is_zero()) {
+                Some(wait) => UpstreamError::Unavailable {
+                    retry_after_secs: wait.min(HOLD_MAX).as_secs(),
+                },
+                None => UpstreamError::Status(503),
             }),
             status => Err(UpstreamError::Status(status)),
         }

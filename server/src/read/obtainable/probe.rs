@@ -79,9 +79,9 @@ impl Obtainable {
             // Our own limit: it says nothing about the upstream.
             Err(UpstreamError::Busy) => {}
             // A status is about what was asked for, until the breaker has seen enough of them. A limit passes.
-            Err(UpstreamError::Status(_) | UpstreamError::TooManyRequests { .. }) => {
-                self.inner.probed.insert(key, answer.clone())
-            }
+            Err(
+                UpstreamError::Status(_) | UpstreamError::TooManyRequests { .. } | UpstreamError::Unavailable { .. },
+            ) => self.inner.probed.insert(key, answer.clone()),
             Err(UpstreamError::Timeout | UpstreamError::BadAnswer(_)) if way == Way::FirstByte => {
                 self.inner.probed.insert(key, answer.clone())
             }
