@@ -72,6 +72,10 @@ impl Answer {
     pub(super) fn head(&self) -> &HeaderMap {
         self.response.headers()
     }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
 }
 
 impl Upstream {
@@ -261,7 +265,7 @@ impl Upstream {
         Ok((headers, bytes))
     }
 
-    async fn blob_part(
+    pub(super) async fn blob_part(
         &self,
         repository: &str,
         caller: &Caller,

@@ -166,7 +166,7 @@ impl Site {
         let mut response = self.exchange.ask(&self.wire, &url, ask).await?;
         if self.is_refused_elsewhere(&response) {
             match ask.method {
-                // The registry said yes by leading there; signatures are often good for GET only.
+                // Signatures are often good for GET only: the blob may well be there. It is no proof of a right.
                 Method::HEAD if ask.path.contains("/blobs/") => return Ok(response),
                 // Signed URLs end; the registry has another.
                 _ => {

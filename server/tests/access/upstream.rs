@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use headstart_loadtest::{
     corpus::SyntheticImage,
-    origin::{Auth, Call, Origin, User, basic_header},
+    origin::{Auth, Call, Fault, Origin, Target, User, basic_header},
 };
 use headstart_server::config::{AccessMethod, AccessMode, Config};
 
@@ -227,5 +227,125 @@ async fn our_own_tokens_are_shown_to_no_upstream() {
     }
     // Others' credentials are for the upstream to judge.
     assert_eq!(server.client(basic_header("alice", "alice's")).status(&url).await, 200);
+    server.stop().await;
+}
+
+/// Where a redirect may lead: what the path says is answered. Its URL, and how often it was asked what.
+async fn elsewhere() -> (String, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
+    use axum::http::{HeaderMap, Method, StatusCode, Uri};
+    let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let answer = {
+        let asked = asked.clone();
+        move |method: Method, uri: Uri, request: HeaderMap| {
+            asked.lock().unwrap().push(format!("{method} {}", uri.path()));
+            let ranged = method == Method::GET && request.contains_key("range");
+            let (status, kind, body): (u16, &str, &str) = match uri.path() {
+                "/page" => (200, "text/html; charset=utf-8", "<form>user, password</form>"),
+                "/part-of-a-page" if ranged => (206, "text/html", "<"),
+                "/part-of-a-page" => (200, "text/html", "<form>"),
+                "/json" => (200, "application/json", "{\"error\":\"login_required\"}"),
+                "/nameless" => (200, "", "log in"),
+                "/signed" | "/rangeless" if method == Method::HEAD => (403, "application/xml", ""),
+                "/signed" if ranged => (206, "application/octet-stream", "x"),
+                "/rangeless" => (200, "binary/octet-stream", "xxxxxxxxxx"),
+                status => (status[1..].parse().unwrap(), "application/json", "{}"),
+            };
+            let mut head = HeaderMap::new();
+            if !kind.is_empty() {
+                head.insert("content-type", kind.parse().unwrap());
+            }
+            if status == 206 {
+                head.insert("content-range", "bytes 0-0/10".parse().unwrap());
+            }
+            let body = axum::body::Body::from(body);
+            async move { (StatusCode::from_u16(status).unwrap(), head, body) }
+        }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let router = axum::Router::new().fallback(answer);
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (url, asked)
+}
+
+/// A gateway sends whoever shows nothing to its login: that is no yes, whatever the login says to a question of ours. What
+/// is here of a private repository stays there.
+#[tokio::test(flavor = "multi_thread")]
+async fn being_led_to_a_login_is_no_right() {
+    let (origin, image) = three_repositories(false);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = asking(&origin, dir.path());
+    config.access.ttl_ms = 600_000;
+    config.access.public_ttl_ms = 600_000;
+    config.access.refused_ttl_ms = 1;
+    let server = Server::with(config).await;
+    let alice = server.client(basic_header("alice", "alice's"));
+    let urls = [
+        server.url(&format!("{PRIVATE}/blobs/{}", image.layers[0].digest)),
+        server.url(&format!("{PRIVATE}/manifests/{}", image.manifest_digest)),
+        server.url(&format!("{PRIVATE}/tags/list")),
+    ];
+    for url in &urls {
+        assert_eq!(alice.status(url).await, 200);
+    }
+    let (login, _) = elsewhere().await;
+    origin.set_auth(Auth::Anonymous);
+    let made_up = server.url(&format!(
+        "{PRIVATE}/blobs/{}",
+        headstart_layer_format::BlobDigest::of(b"?")
+    ));
+    for way in [
+        "page",
+        "part-of-a-page",
+        "json",
+        "nameless",
+        "401",
+        "403",
+        "404",
+        "405",
+        "410",
+        "500",
+    ] {
+        origin.clear_faults();
+        let location = format!("{login}/{way}");
+        origin.always(Target::Path(PRIVATE.to_owned()), Fault::Redirect { location });
+        for url in urls.iter().chain([&made_up]) {
+            let status = server.anybody().status(url).await;
+            assert_ne!(status, 200, "{way} {url}");
+            if way.ends_with("page") {
+                assert_eq!(status, 401, "credentials may help: {way} {url}");
+            }
+        }
+        // Whose right was proven keeps it, and it was never anybody's.
+        assert_eq!(alice.status(&urls[0]).await, 200, "{way}");
+    }
+    server.stop().await;
+}
+
+/// Registries lead to stores with links that are signed for GET alone, and some of those know no ranges.
+#[tokio::test(flavor = "multi_thread")]
+async fn being_led_to_a_store_that_gives_the_blob_is_one() {
+    let (origin, image) = three_repositories(false);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = asking(&origin, dir.path());
+    config.access.public_ttl_ms = 1;
+    config.access.refused_ttl_ms = 1;
+    let server = Server::with(config).await;
+    let url = server.url(&format!("{PUBLIC}/blobs/{}", image.layers[0].digest));
+    assert_eq!(server.anybody().status(&url).await, 200);
+    let (store, asked) = elsewhere().await;
+    for way in ["signed", "rangeless"] {
+        origin.clear_faults();
+        let location = format!("{store}/{way}");
+        origin.always(Target::Path(PUBLIC.to_owned()), Fault::Redirect { location });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(server.anybody().status(&url).await, 200, "{way}");
+        assert!(asked.lock().unwrap().contains(&format!("GET /{way}")), "{asked:?}");
+    }
+    // And the origin's own store.
+    origin.clear_faults();
+    origin.redirect_blobs(true);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(server.anybody().status(&url).await, 200);
     server.stop().await;
 }
