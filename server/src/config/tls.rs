@@ -30,7 +30,7 @@ pub struct TlsConfig {
     /// A connection that has not finished its handshake after this is closed.
     #[serde(default = "handshake_timeout_ms")]
     pub handshake_timeout_ms: u64,
-    /// Handshakes that run at once; further ones wait, within their time.
+    /// Handshakes that run at once, an eighth of them of one client (at least one); further ones wait, within their time.
     #[serde(default = "handshakes_max")]
     pub handshakes_max: usize,
 }

@@ -122,6 +122,13 @@ impl Clients {
     }
 }
 
+impl Guest {
+    /// None of a trusted proxy.
+    pub fn key(&self) -> Option<ClientKey> {
+        self.key
+    }
+}
+
 impl Drop for Guest {
     fn drop(&mut self) {
         let Some(key) = self.key else { return };

@@ -17,6 +17,7 @@ pub mod error;
 mod exchange;
 pub mod front;
 mod generated;
+mod handshakes;
 pub mod headstart;
 mod health;
 pub mod identity;

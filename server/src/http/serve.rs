@@ -134,14 +134,14 @@ pub async fn serve(
 
 impl Server {
     /// One connection, from its handshake to its end.
-    async fn attend(&self, stream: TcpStream, address: SocketAddr, _guest: Guest) {
+    async fn attend(&self, stream: TcpStream, address: SocketAddr, guest: Guest) {
         let _held = self.metrics.hold(Level::Connections, &[]);
         // Answers are written in large pieces; waiting to fill a packet only delays their ends.
         let _ = stream.set_nodelay(true);
         let socket = stream.as_raw_fd();
         let secured = tokio::select! {
             biased;
-            secured = self.transport.secure(stream, address) => secured,
+            secured = self.transport.secure(stream, address, guest.key()) => secured,
             // Nobody waits for an answer yet.
             () = self.stop.cancelled() => return,
         };

@@ -3,7 +3,8 @@
 //! In: an accepted TCP stream. Out: a [`Connection`] and its [`Peer`], once the handshake is done, if there is one.
 //! Invariant: handshakes have a time-out and a bound, and run beside accepting, never before it. Certificates are read
 //! again when their files change; files that do not load change nothing.
-//! Not here: accepting and limits (`serve.rs`), what a name may read (`access/`).
+//! Not here: accepting and limits (`serve.rs`), whose handshakes run ([`super::handshakes`]), what a name may read
+//! (`access/`).
 
 use std::{
     io,
@@ -24,12 +25,13 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::Semaphore,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     certificate,
+    clients::ClientKey,
+    handshakes::Handshakes,
     sendfile::{Socket, Windows},
 };
 use crate::{
@@ -50,7 +52,7 @@ pub struct Transport(Option<Arc<Tls>>);
 #[derive(Debug)]
 struct Tls {
     config: Watched<ServerConfig>,
-    handshakes: Semaphore,
+    handshakes: Handshakes,
     timeout: Duration,
 }
 
@@ -81,19 +83,24 @@ impl Transport {
         let config = Watched::start(files, move || load(&config)).map_err(TlsSetupError)?;
         Ok(Self(Some(Arc::new(Tls {
             config,
-            handshakes: Semaphore::new(handshakes),
+            handshakes: Handshakes::new(handshakes),
             timeout,
         }))))
     }
 
-    /// The handshake, or nothing for a plain connection. To be awaited in the connection's own task.
-    pub async fn secure(&self, stream: TcpStream, address: SocketAddr) -> io::Result<(Connection, Peer)> {
+    /// The handshake, or nothing for a plain connection. To be awaited in the connection's own task. `client` is whose share
+    /// of the handshakes it takes, none for a trusted proxy's.
+    pub async fn secure(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        client: Option<ClientKey>,
+    ) -> io::Result<(Connection, Peer)> {
         let Some(tls) = &self.0 else {
             return Ok((Connection::Plain(Socket::new(stream)), Peer::plain(address)));
         };
         let handshake = async {
-            // The semaphore is never closed.
-            let _permit = tls.handshakes.acquire().await;
+            let _place = tls.handshakes.enter(client).await;
             TlsAcceptor::from(tls.config.get()).accept(stream).await
         };
         let stream = tokio::time::timeout(tls.timeout, handshake)

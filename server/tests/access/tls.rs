@@ -105,12 +105,12 @@ async fn blobs_come_whole_over_both_versions_and_a_silent_peer_holds_nobody_up()
     let dir = tempfile::tempdir().unwrap();
     let mut config = with_tls(&origin, dir.path(), &authority.sign("server", &["127.0.0.1"]), None);
     if let Some(tls) = &mut config.tls {
-        tls.handshakes_max = 4;
+        tls.handshakes_max = 32;
         tls.handshake_timeout_ms = 30_000;
     }
     let server = Server::with(config).await;
     let mut silent = Vec::new();
-    // One fewer than the bound: these sit in their handshakes all the time.
+    // One fewer than a client's share: these sit in their handshakes all the time.
     for _ in 0..3 {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         stream.write_all(&[0x16, 0x03]).await.unwrap();
@@ -166,6 +166,48 @@ async fn a_handshake_that_does_not_end_is_ended() {
     let ended = tokio::time::timeout(std::time::Duration::from_secs(30), silent.read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "the connection is closed");
     assert_eq!(status(&authority.client(None), &server).await, Some(200));
+    server.stop().await;
+}
+
+/// One client that opens more connections than there are handshakes, and says nothing, keeps nobody else out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_client_holds_its_share_of_the_handshakes_and_no_more() {
+    let authority = Authority::new();
+    let dir = tempfile::tempdir().unwrap();
+    let origin = origin();
+    let mut config = with_tls(&origin, dir.path(), &authority.sign("server", &["127.0.0.1"]), None);
+    if let Some(tls) = &mut config.tls {
+        // Whoever waits for one of these to end waits for longer than the test.
+        tls.handshake_timeout_ms = 3_600_000;
+        tls.handshakes_max = 16;
+    }
+    let server = Server::with(config).await;
+    let from = |address: &'static str| {
+        let local: std::net::SocketAddr = format!("{address}:0").parse().unwrap();
+        let server = server.address;
+        async move {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(local).unwrap();
+            let mut stream = socket.connect(server).await.unwrap();
+            stream.write_all(&[0x16, 0x03]).await.unwrap();
+            stream
+        }
+    };
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(from("127.0.0.2").await);
+    }
+    let connections = || {
+        let text = server.app.metrics.render();
+        text.lines()
+            .filter_map(|line| line.strip_prefix("headstart_connections ")?.parse::<usize>().ok())
+            .sum::<usize>()
+    };
+    crate::support::until("they are here", || connections() >= 20).await;
+    let other = authority.client(None);
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(60), status(&other, &server));
+    assert_eq!(answer.await.expect("another client gets through"), Some(200));
+    drop(silent);
     server.stop().await;
 }
 
