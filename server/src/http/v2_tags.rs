@@ -4,6 +4,7 @@
 //! Invariant: an answer has at most [`TAGS_MAX`] tags, whatever `n` says (CVE-2023-2253: a registry allocated what `n`
 //! asked for). The link is relative and keeps the path as the client wrote it, and `ns`: it leads back through this
 //! mirror to the same upstream.
+//! `last` is of any length, and counts for its first 128 bytes.
 //! Not here: where tags come from ([`crate::read::tags`]).
 //!
 //! OCI distribution-spec, "Listing Tags".
@@ -19,6 +20,9 @@ use super::{
 };
 use crate::{access::Probe, read::tags::How};
 
+/// A tag has no more bytes than this.
+const TAG_LEN_MAX: usize = 128;
+
 /// Tags in one answer: ten times what the distribution project's registry gives at most.
 const TAGS_MAX: usize = 10_000;
 
@@ -26,7 +30,7 @@ impl Asking<'_> {
     pub(super) async fn tags(&self, name: &str, query: &V2Query) -> Result<Response, ApiError> {
         let (route, caller) = self.enter(name, Probe::Repository).await?;
         let count = count(query.n.as_deref())?;
-        let last = query.last.as_deref().filter(|last| !last.is_empty());
+        let last = query.last.as_deref().filter(|last| !last.is_empty()).map(place);
         let listed = self.app.tags.get(self.by, &route.source, &caller, last).await;
         let listed = listed.map_err(|error| ApiError::from_read(Asked::Repository, &error))?;
         let all = &listed.list.tags;
@@ -55,6 +59,12 @@ impl Asking<'_> {
     }
 }
 
+/// `last`, without what can be no part of a tag's place: what is no tag is a place, too, of any length, and is kept. No tag
+/// sorts between what is left and the whole.
+fn place(last: &str) -> &str {
+    &last[..last.ceil_char_boundary(TAG_LEN_MAX)]
+}
+
 /// `n`: digits. More digits than a number has are a large number.
 fn count(n: Option<&str>) -> Result<usize, ApiError> {
     match n {
@@ -66,5 +76,39 @@ fn count(n: Option<&str>) -> Result<usize, ApiError> {
             OciCode::PaginationNumberInvalid,
             "n is the number of tags wanted",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_as_long_as_a_tag_and_sorts_as_the_whole_does() {
+        let long = |text: &str, len: usize| text.repeat(len);
+        let tags = [
+            long("a", 127),
+            long("a", 128),
+            long("a", 127) + "b",
+            long("a", 10),
+            "b".into(),
+        ];
+        for last in [
+            long("a", 127),
+            long("a", 128),
+            long("a", 129),
+            long("a", 70_000),
+            long("a", 127) + "\u{e9}",
+            long("a", 126) + "\u{1f600}x",
+            long("a", 127) + "~~",
+            "b".into(),
+            "\u{e9}".repeat(500),
+        ] {
+            let place = place(&last);
+            assert!(place.len() < TAG_LEN_MAX + 4);
+            for tag in &tags {
+                assert_eq!(tag.as_str() <= place, *tag <= last, "{tag} {last}");
+            }
+        }
     }
 }

@@ -18,8 +18,8 @@ use tokio::time::{timeout, timeout_at};
 use super::{blocking::blocking, coalesce::Coalesce, error::ReadError, saved::Saved};
 use crate::upstream::UpstreamError;
 
-/// What an entry weighs beside its answer: two names of up to 255 bytes in its key, and the tables. Empty answers are the
-/// cheapest to ask for, so it is they that would fill the memory.
+/// What an entry weighs beside its answer and what its key says of itself: two names of up to 255 bytes, and the tables.
+/// Empty answers are the cheapest to ask for, so it is they that would fill the memory.
 const ENTRY_BYTES: usize = 1024;
 
 /// A disk that takes longer than this to save an answer is not waited for.
@@ -28,10 +28,22 @@ const SAVE_MAX: Duration = Duration::from_secs(2);
 /// An answer with its time; without one if that was before the start.
 type Dated<V> = (Arc<V>, Option<Instant>);
 
-/// What an answer is called on disk.
+/// What an answer is called on disk, and weighs in memory.
 pub trait Named {
     /// Nothing, if it is not to be written there.
     fn name(&self) -> Option<String>;
+
+    /// Bytes beside the two names.
+    fn weight(&self) -> usize;
+}
+
+/// An answer of the upstream.
+#[derive(Debug)]
+pub struct Told<V> {
+    pub list: V,
+    /// Whether it is worth a place on disk, which others lose for it: whoever asks for what nobody has must not fill the disk
+    /// with that.
+    pub lasts: bool,
 }
 
 /// Clones share what is kept.
@@ -61,7 +73,9 @@ where
 {
     /// Keeps at most `bytes_max` in memory, by `weigh`.
     pub fn new(ttl: Duration, bytes_max: u64, saved: Saved, weigh: fn(&V) -> usize) -> Self {
-        let weigher = move |_: &K, (value, _): &Dated<V>| u32::try_from(weigh(value) + ENTRY_BYTES).unwrap_or(u32::MAX);
+        let weigher = move |key: &K, (value, _): &Dated<V>| {
+            u32::try_from(weigh(value) + key.weight() + ENTRY_BYTES).unwrap_or(u32::MAX)
+        };
         let kept = moka::sync::Cache::builder()
             .max_capacity(bytes_max)
             .weigher(weigher)
@@ -78,7 +92,7 @@ where
     /// then is in trouble; asking it goes on.
     pub async fn get<F>(&self, by: Instant, key: &K, ask: impl FnOnce() -> F) -> Result<(Arc<V>, bool), ReadError>
     where
-        F: Future<Output = Result<V, ReadError>> + Send + 'static,
+        F: Future<Output = Result<Told<V>, ReadError>> + Send + 'static,
     {
         let last = self.kept.get(key);
         if let Some((value, at)) = &last
@@ -89,20 +103,22 @@ where
         let answer = self.running.run(key.clone(), || {
             let (ask, all, key) = (ask(), self.clone(), key.clone());
             async move {
-                let answer = ask.await.map(Arc::new);
-                match &answer {
-                    Ok(value) => {
-                        all.kept.insert(key.clone(), (value.clone(), Some(Instant::now())));
-                        all.write(&key, Some(value.clone())).await;
+                match ask.await {
+                    Ok(Told { list, lasts }) => {
+                        let list = Arc::new(list);
+                        all.kept.insert(key.clone(), (list.clone(), Some(Instant::now())));
+                        all.write(&key, lasts.then(|| list.clone())).await;
+                        Ok(list)
                     }
-                    // It is gone, or was never for this caller to see.
-                    Err(ReadError::Upstream(error)) if !error.is_outage() => {
-                        all.kept.invalidate(&key);
-                        all.write(&key, None).await;
+                    Err(error) => {
+                        // It is gone, or was never for this caller to see.
+                        if matches!(&error, ReadError::Upstream(error) if !error.is_outage()) {
+                            all.kept.invalidate(&key);
+                            all.write(&key, None).await;
+                        }
+                        Err(error)
                     }
-                    Err(_) => {}
                 }
-                answer
             }
         });
         let answer = match timeout_at(by.into(), answer).await {
@@ -158,6 +174,25 @@ mod tests {
         fn name(&self) -> Option<String> {
             None
         }
+
+        fn weight(&self) -> usize {
+            0
+        }
+    }
+
+    impl Named for String {
+        fn name(&self) -> Option<String> {
+            None
+        }
+
+        fn weight(&self) -> usize {
+            self.len()
+        }
+    }
+
+    async fn nothing() -> Result<Told<Vec<u8>>, ReadError> {
+        let (list, lasts) = (Vec::new(), false);
+        Ok(Told { list, lasts })
     }
 
     #[tokio::test]
@@ -167,11 +202,28 @@ mod tests {
         let kept: Kept<u32, Vec<u8>> = Kept::new(Duration::from_secs(60), 100 << 10, saved, Vec::len);
         let by = Instant::now() + Duration::from_secs(60);
         for key in 0..2000 {
-            kept.get(by, &key, || async { Ok(Vec::new()) }).await.unwrap();
+            kept.get(by, &key, nothing).await.unwrap();
         }
         kept.kept.run_pending_tasks();
         assert!(
             (1..=100).contains(&kept.kept.entry_count()),
+            "{}",
+            kept.kept.entry_count()
+        );
+    }
+
+    #[tokio::test]
+    async fn keys_have_a_weight_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let saved = Saved::open(dir.path()).unwrap();
+        let kept: Kept<String, Vec<u8>> = Kept::new(Duration::from_secs(60), 100 << 10, saved, Vec::len);
+        let by = Instant::now() + Duration::from_secs(60);
+        for key in 0..100 {
+            kept.get(by, &format!("{key:09000}"), nothing).await.unwrap();
+        }
+        kept.kept.run_pending_tasks();
+        assert!(
+            (1..=10).contains(&kept.kept.entry_count()),
             "{}",
             kept.kept.entry_count()
         );

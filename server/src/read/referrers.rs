@@ -4,7 +4,7 @@
 //! Invariant: the upstream's list; where the upstream has no such API, that of the fallback tag, and none if there is no
 //! such tag. Everything is asked for, whatever a client filters by, so one answer serves all. What the upstream lists
 //! belongs to the repository from then on. Kept for `fetch.listing_ttl_ms`, and served stale when the upstream is in
-//! trouble, also after a restart. A list that does not fit into one answer says what follows, or that something is missing.
+//! trouble, also after a restart (the beginning; that nothing refers to it only of a manifest that is here). A list that does not fit into one answer says what follows, or that something is missing.
 //! Not here: filtering (`http/v2_referrers.rs`), and the manifests themselves ([`super::manifests`]).
 //!
 //! OCI distribution-spec, "Listing Referrers", "Referrers Tag Schema".
@@ -21,7 +21,7 @@ use super::{
     blocking::blocking,
     document::{OCI_INDEX, is_index},
     error::ReadError,
-    kept::{Kept, Named},
+    kept::{Kept, Named, Told},
     manifests::{Manifests, Purpose, Request},
     saved::Saved,
 };
@@ -40,10 +40,18 @@ const PARSED: usize = 4;
 type Key = (Source, Caller, BlobDigest, Option<String>);
 
 impl Named for Key {
+    /// Beginnings only: what follows is as many files as a client can think of places.
     fn name(&self) -> Option<String> {
         let (source, caller, digest, after) = self;
-        let name = ("referrers", caller.lasting_name()?, source, digest, after);
+        if after.is_some() {
+            return None;
+        }
+        let name = ("referrers", caller.lasting_name()?, source, digest, None::<&str>);
         serde_json::to_string(&name).ok()
+    }
+
+    fn weight(&self) -> usize {
+        self.3.as_ref().map_or(0, String::len)
     }
 }
 
@@ -84,15 +92,19 @@ impl Referrers {
             let (store, manifests) = (self.store.clone(), self.manifests.clone());
             async move {
                 let after = after.as_deref();
-                let Some(found) = upstream.referrers(&source.repository, &caller, &digest, after).await? else {
+                let found = upstream.referrers(&source.repository, &caller, &digest, after).await?;
+                let list = match (found, after) {
+                    (Some(found), _) => {
+                        remember(store.clone(), source, &found.descriptors).await;
+                        found
+                    }
                     // A fallback tag's list is one.
-                    return match after {
-                        None => fallback(&manifests, &source, &caller, &digest).await,
-                        Some(_) => Ok(Referring::default()),
-                    };
+                    (None, None) => fallback(&manifests, &source, &caller, &digest).await?,
+                    (None, Some(_)) => Referring::default(),
                 };
-                remember(store, source, &found.descriptors).await;
-                Ok(found)
+                // That nothing refers to it is true of any digest that somebody thinks of.
+                let lasts = !list.descriptors.is_empty() || is_known(store, digest).await;
+                Ok(Told { list, lasts })
             }
         });
         answer.await
@@ -145,6 +157,12 @@ fn fallback_tag(digest: &BlobDigest) -> String {
     };
     let encoded = hex(digest.as_bytes());
     format!("{algorithm}-{}", &encoded[..encoded.len().min(64)])
+}
+
+/// Whether there is a manifest of that digest here. A store that fails costs the answer after the next start.
+async fn is_known(store: Store, digest: BlobDigest) -> bool {
+    let known = blocking(move || Ok(store.manifest(&digest)?.is_some()));
+    known.await.unwrap_or(false)
 }
 
 /// Lets the manifests be pulled by digest. A store that fails costs those pulls a question to the upstream.

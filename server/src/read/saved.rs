@@ -22,7 +22,8 @@ const DIRECTORY: &str = "lists";
 /// A file being written. There is one at a time.
 const UNFINISHED: &str = "unfinished";
 
-/// Lists of tags and of referrers that a cluster asks for, with room.
+/// Lists of tags and of referrers that a cluster asks for, with room. Each is the beginning of a list of something that there
+/// is, or whoever asks for what there is not would push the others out.
 const FILES_MAX: usize = 4096;
 const BYTES_MAX: u64 = 64 << 20;
 

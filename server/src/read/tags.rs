@@ -2,7 +2,7 @@
 //!
 //! In: a source and where to begin. Out: a sorted piece of its tags.
 //! Invariant: the upstream's list, kept for `fetch.listing_ttl_ms`, and served stale when the upstream is in trouble, also
-//! after a restart. Where it was never read, the tags that passed through here are listed while the upstream is away, marked
+//! after a restart (the beginning). Where it was never read, the tags that passed through here are listed while the upstream is away, marked
 //! as a part; never where it only asks for patience.
 //! Not here: paging of clients (`http/v2_tags.rs`), and where tags point ([`super::manifests`]).
 
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     blocking::blocking,
     error::ReadError,
-    kept::{Kept, Named},
+    kept::{Kept, Named, Told},
     negative::{Negative, What},
     saved::Saved,
 };
@@ -60,10 +60,18 @@ pub enum How {
 type Key = (Source, Caller, Option<String>);
 
 impl Named for Key {
+    /// Beginnings only: a client can go on from anywhere, and of each place there would be a file.
     fn name(&self) -> Option<String> {
         let (source, caller, after) = self;
-        let name = ("tags", caller.lasting_name()?, source, after);
+        if after.is_some() {
+            return None;
+        }
+        let name = ("tags", caller.lasting_name()?, source, None::<&str>);
         serde_json::to_string(&name).ok()
+    }
+
+    fn weight(&self) -> usize {
+        self.2.as_ref().map_or(0, String::len)
     }
 }
 
@@ -124,7 +132,10 @@ impl TagLists {
                 let mut tags = page.tags;
                 tags.sort_unstable();
                 tags.dedup();
-                Ok(TagList { tags, more: page.more })
+                // Of a repository without tags, which some upstreams say of any, there is nothing to lose.
+                let lasts = !tags.is_empty();
+                let list = TagList { tags, more: page.more };
+                Ok(Told { list, lasts })
             }
         });
         match answer.await {

@@ -112,6 +112,83 @@ async fn lists_outlive_the_server() {
     server.stop().await;
 }
 
+/// What was saved for an outage is not pushed out by whoever asks for what nobody has.
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_of_nothing_take_no_place_on_disk() {
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    origin.referrers_api(true);
+    let subject = index(&origin, Some("a"), 1);
+    artifact(&origin, &subject, "application/signature", 3);
+    let bare = index(&origin, Some("b"), 2);
+    let config = || {
+        let mut config = config(&origin, dir.path());
+        config.fetch.listing_ttl_ms = 0;
+        config
+    };
+    let referrers = |digest: &BlobDigest| format!("{REPOSITORY}/referrers/{digest}");
+    let held = || std::fs::read_dir(dir.path().join("lists")).unwrap().count();
+    let server = Server::with(config()).await;
+    for path in [format!("{REPOSITORY}/tags/list"), referrers(&subject)] {
+        assert_eq!(server.fetch(&server.url(&path)).await.0, 200);
+    }
+    assert_eq!(held(), 2);
+    for n in 0..10_u8 {
+        let made_up = [
+            server.url(&referrers(&BlobDigest::of(&[n]))),
+            format!("{}&last=from%3D{n}", server.url(&referrers(&subject))),
+        ];
+        for url in made_up {
+            assert_eq!(server.fetch(&url).await.0, 200, "{url}");
+        }
+    }
+    assert_eq!(held(), 2);
+    // That nothing refers to an image that is here is worth knowing.
+    assert_eq!(server.fetch(&server.manifest_url(bare)).await.0, 200);
+    assert_eq!(server.fetch(&server.url(&referrers(&bare))).await.0, 200);
+    assert_eq!(held(), 3);
+    server.stop().await;
+    origin.stop();
+    let server = Server::with(config()).await;
+    let response = server.get(&server.url(&referrers(&bare))).await;
+    assert_eq!(response.status(), 200);
+    assert!(warning(&response).unwrap().starts_with("299 - \"stale"));
+    let unknown = server.url(&referrers(&BlobDigest::of(&[1])));
+    assert_eq!(server.error(&unknown).await.1, "UNAVAILABLE");
+    server.stop().await;
+}
+
+/// A client can go on from anywhere: of each place there would be a file. A `last` that no tag can be is cut.
+#[tokio::test(flavor = "multi_thread")]
+async fn places_in_a_list_take_none_on_disk() {
+    let asked = std::sync::Arc::new(std::sync::Mutex::new(0));
+    let longest = asked.clone();
+    // There is always more, elsewhere.
+    let answer = move |uri: &axum::http::Uri| {
+        let query = uri.query().unwrap_or_default();
+        let last = query
+            .split('&')
+            .find_map(|p| p.strip_prefix("last="))
+            .unwrap_or_default();
+        let mut longest = longest.lock().unwrap();
+        *longest = last.len().max(*longest);
+        let tag = if last.is_empty() { "a" } else { "zzz" };
+        (Some("/elsewhere".to_owned()), json!({ "tags": [tag] }))
+    };
+    let (url, running) = upstream(answer).await;
+    let dir = tempfile::tempdir().unwrap();
+    let server = behind(url, dir.path()).await;
+    let list = server.url(&format!("{REPOSITORY}/tags/list"));
+    for n in 0..10 {
+        let response = server.get(&format!("{list}&last=b{n}{}", "x".repeat(5000))).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(json_of(response).await["tags"], json!(["zzz"]));
+    }
+    assert_eq!(std::fs::read_dir(dir.path().join("lists")).unwrap().count(), 1);
+    assert_eq!(*asked.lock().unwrap(), 128);
+    server.stop().await;
+    running.abort();
+}
+
 /// Nobody ever asked for the list: the tags that were pulled are better than none, and are marked as a part.
 #[tokio::test(flavor = "multi_thread")]
 async fn tags_that_were_pulled_are_listed_in_an_outage() {
