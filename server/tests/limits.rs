@@ -79,6 +79,7 @@ impl Setup {
 /// Status, code, and when to come back.
 async fn refused(response: reqwest::Response) -> (u16, String, String) {
     assert_eq!(response.headers()["docker-distribution-api-version"], "registry/2.0");
+    assert_eq!(response.headers()["oci-namespace"], support::UPSTREAM);
     let again = response.headers()["retry-after"].to_str().unwrap().to_owned();
     let (status, code) = error_of(response).await;
     (status, code, again)

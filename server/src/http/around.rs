@@ -16,7 +16,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use http::{Method, StatusCode, Version, header};
+use http::{Method, StatusCode, Uri, Version, header};
 use tracing::Instrument as _;
 
 use super::{
@@ -27,7 +27,7 @@ use super::{
     error::{ApiError, Asked},
     exchange::{Exchange, method_name},
     request_id::{REQUEST_ID, RequestId},
-    v2::{API_VERSION, API_VERSION_2},
+    v2,
 };
 use crate::{
     access::Peer,
@@ -121,7 +121,7 @@ impl Around {
                 Ok(turn) => (key.asker().asks(answer(request)).await, Some(turn)),
                 Err(Refused(why)) => {
                     self.app.metrics.add(Count::Shed, 1, &[why]);
-                    (refusal(exchange.route), None)
+                    (refusal(exchange.route, request.uri()), None)
                 }
             }
         }
@@ -147,14 +147,12 @@ fn extent(is_head: bool, response: &Response) -> (Option<u64>, bool) {
 }
 
 /// The request gets no turn.
-fn refusal(route: &'static str) -> Response {
+fn refusal(route: &'static str, uri: &Uri) -> Response {
     let asked = match route {
         route::BLOBS => Asked::Blob,
         _ => Asked::Repository,
     };
     let error = ApiError::busy(asked, RETRY_AFTER_SECS, "too many requests are running");
-    let mut response = error.into_response();
     // What answers of `/v2/` have; those of ours do not mind.
-    response.headers_mut().insert(API_VERSION, API_VERSION_2);
-    response
+    v2::finish_for(uri, error.into_response())
 }

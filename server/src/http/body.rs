@@ -1,7 +1,7 @@
 //! Responses over a representation of known size: whole, one range, several ranges, not modified.
 //!
 //! In: the request's method and headers, a [`Representation`], and a function from a byte range to a stream.
-//! Out: the response of RFC 9110 (sections 13, 14, 15.3.7): 200, 206, 206 multipart/byteranges, 304 or 416; or 400.
+//! Out: the response of RFC 9110 (sections 13, 14, 15.3.7): 200, 206, 206 multipart/byteranges, 304, 412 or 416; or 400.
 //! Invariant: `Content-Length` is always exact, so a stream that ends early is seen by the client as a broken answer
 //! and never as a complete one. Never a `Content-Encoding`.
 //! Not here: where bytes come from (`read/`), the syntax of ranges ([`super::range`]) and their arithmetic
@@ -22,7 +22,10 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
-use super::{error::ApiError, range};
+use super::{
+    error::{ApiError, OciCode},
+    range,
+};
 use crate::{metrics::Metrics, read::wants::Resolved};
 
 /// What is being served.
@@ -56,9 +59,7 @@ where
     *headers = std::mem::take(&mut rep.headers);
     headers.insert(header::ETAG, rep.etag.clone());
     if if_match_fails(request, &rep.etag) {
-        headers.remove(header::CACHE_CONTROL);
-        *response.status_mut() = StatusCode::PRECONDITION_FAILED;
-        return response;
+        return precondition_failed(std::mem::take(headers));
     }
     if if_none_match(request, &rep.etag) {
         if method == Method::HEAD {
@@ -107,6 +108,17 @@ where
     if let Some(body) = body {
         *response.body_mut() = body;
     }
+    response
+}
+
+/// What there is instead is said in the head.
+fn precondition_failed(mut said: HeaderMap) -> Response {
+    said.remove(header::CACHE_CONTROL);
+    let error = ApiError::new(OciCode::Unsupported, "If-Match names something else than what is here");
+    let mut response = error.with_status(StatusCode::PRECONDITION_FAILED).into_response();
+    // What the error says of its own body counts.
+    said.extend(std::mem::take(response.headers_mut()));
+    *response.headers_mut() = said;
     response
 }
 

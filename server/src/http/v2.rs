@@ -19,7 +19,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use headstart_layer_format::BlobDigest;
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use serde::Deserialize;
 use tokio::time::timeout_at;
 
@@ -38,8 +38,8 @@ use crate::{
 
 pub use crate::access::Probe;
 
-pub(super) const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
-pub(super) const API_VERSION_2: HeaderValue = HeaderValue::from_static("registry/2.0");
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const API_VERSION_2: HeaderValue = HeaderValue::from_static("registry/2.0");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
@@ -294,6 +294,12 @@ fn ascii(text: String) -> HeaderValue {
 
 fn unsupported() -> ApiError {
     ApiError::new(OciCode::Unsupported, "this mirror is read-only")
+}
+
+/// The same of an answer that is given before anything of the request was looked at.
+pub(super) fn finish_for(uri: &Uri, response: Response) -> Response {
+    let query = uri.query().and_then(|_| Query::<V2Query>::try_from_uri(uri).ok());
+    finish(query.and_then(|Query(query)| query.ns).as_deref(), response)
 }
 
 /// What every answer has.

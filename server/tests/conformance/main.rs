@@ -292,7 +292,7 @@ async fn tags() {
         .send()
         .await
         .unwrap();
-    assert_eq!(other.status(), 412);
+    assert_errors(other, 412, "UNSUPPORTED").await;
     let unknown = server.get(&server.url("no/such/tags/list")).await;
     assert_errors(unknown, 404, "NAME_UNKNOWN").await;
 }
@@ -363,6 +363,114 @@ async fn referrers() {
         origin.stop();
         assert_eq!(list(&subject, "").await.0.len(), 3);
     }
+}
+
+/// What is asked for under a condition: manifests by tag and by digest, from the upstream, from the disk and from memory;
+/// and lists of referrers.
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions() {
+    let setup = setup().await;
+    let Setup { origin, server, .. } = &setup;
+    origin.referrers_api(true);
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] }).to_string();
+    let subject = origin.add_manifest(REPOSITORY, Some("latest"), OCI_INDEX, index.clone());
+    setup.artifact(Some(&subject), "application/signature+json", 1);
+    let referrers = server.url(&format!("{REPOSITORY}/referrers/{subject}"));
+    let ask = async |method: &Method, url: &str, condition: Option<(&str, &str)>| {
+        let mut request = server.http.request(method.clone(), url).header("accept", OCI_INDEX);
+        if let Some((name, value)) = condition {
+            request = request.header(name, value);
+        }
+        request.send().await.unwrap()
+    };
+    let other = format!("\"{}\"", BlobDigest::of(b"other"));
+    for url in [
+        server.manifest_url("latest"),
+        server.manifest_url(subject),
+        referrers.clone(),
+    ] {
+        let mut etag = None;
+        for round in ["cold", "warm", "at hand"] {
+            for method in [Method::GET, Method::HEAD] {
+                let plain = ask(&method, &url, None).await;
+                assert_eq!(plain.status(), 200, "{round} {method} {url}");
+                let head = plain.headers().clone();
+                let own = head["etag"].to_str().unwrap().to_owned();
+                assert_eq!(*etag.get_or_insert(own.clone()), own, "{round} {method} {url}");
+                if url != referrers {
+                    assert_eq!(own, format!("\"{subject}\""));
+                }
+                let (weak, both) = (format!("W/{own}"), format!("{other}, {own}"));
+                let whole = plain.bytes().await.unwrap();
+                let length = head["content-length"].to_str().unwrap().to_owned();
+                assert_eq!(
+                    (method == Method::HEAD).then_some(0).unwrap_or(length.parse().unwrap()),
+                    whole.len()
+                );
+                for (name, value, want) in [
+                    ("if-none-match", own.as_str(), 304),
+                    ("if-none-match", &weak, 304),
+                    ("if-none-match", &both, 304),
+                    ("if-none-match", "*", 304),
+                    ("if-none-match", &other, 200),
+                    ("if-match", &own, 200),
+                    ("if-match", &both, 200),
+                    ("if-match", "*", 200),
+                    ("if-match", &other, 412),
+                    // Strong comparison.
+                    ("if-match", &weak, 412),
+                ] {
+                    let what = format!("{round} {method} {url} {name}: {value}");
+                    let answer = ask(&method, &url, Some((name, value))).await;
+                    assert_eq!(answer.status(), want, "{what}");
+                    let said = answer.headers().clone();
+                    assert_eq!(said["etag"], own, "{what}");
+                    assert_eq!(said["docker-distribution-api-version"], "registry/2.0", "{what}");
+                    assert_eq!(said["oci-namespace"], UPSTREAM, "{what}");
+                    assert_eq!(
+                        said.get("docker-content-digest"),
+                        head.get("docker-content-digest"),
+                        "{what}"
+                    );
+                    match want {
+                        200 => assert_eq!(answer.bytes().await.unwrap(), whole, "{what}"),
+                        304 => {
+                            assert_eq!(said.get("cache-control"), head.get("cache-control"), "{what}");
+                            assert!(answer.bytes().await.unwrap().is_empty(), "{what}");
+                        }
+                        _ if method == Method::HEAD => assert!(answer.bytes().await.unwrap().is_empty()),
+                        _ => {
+                            assert!(!said.contains_key("cache-control"), "{what}");
+                            assert_errors(answer, 412, "UNSUPPORTED").await;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    // HEAD of referrers is GET without the body, and a filtered list is another.
+    let filtered = format!("{referrers}&artifactType=none");
+    for url in [&referrers, &filtered] {
+        let (get, head) = (ask(&Method::GET, url, None).await, ask(&Method::HEAD, url, None).await);
+        for name in ["etag", "content-type", "content-length", "cache-control"] {
+            assert_eq!(get.headers()[name], head.headers()[name], "{name}");
+        }
+        assert_eq!(
+            get.headers().get("oci-filters-applied"),
+            head.headers().get("oci-filters-applied")
+        );
+        assert!(head.bytes().await.unwrap().is_empty());
+    }
+    assert_ne!(
+        ask(&Method::HEAD, &referrers, None).await.headers()["etag"],
+        ask(&Method::HEAD, &filtered, None).await.headers()["etag"]
+    );
+    // Also while a tag's list of conditions is asked of what has moved on.
+    let moved = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "moved": true });
+    let moved = origin.add_manifest(REPOSITORY, Some("latest"), OCI_INDEX, moved.to_string());
+    let old = format!("\"{subject}\"");
+    let answer = ask(&Method::GET, &server.manifest_url(moved), Some(("if-none-match", &old))).await;
+    assert_eq!(answer.status(), 200);
 }
 
 /// Pull: the suite's odd data: blobs of no bytes, and an image with a layer that no registry has; with its `Accept`
