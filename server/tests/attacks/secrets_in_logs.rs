@@ -8,7 +8,7 @@
 //! through it, and none of them may be in its standard error or in a body that it makes itself. Taking away the limit on
 //! libraries in `main.rs` or the sensitivity of a header makes this fail.
 
-use headstart_loadtest::origin::{Auth, Fault, Origin, Target, basic_header};
+use headstart_loadtest::origin::{Auth, Fault, Origin, Target, User, basic_header};
 
 use crate::support::{REPOSITORY, UPSTREAM, binary::Binary, noise};
 
@@ -109,12 +109,203 @@ async fn no_secret_is_in_any_log_or_error() {
         "no token was used"
     );
     let log = server.log();
-    assert!(log.contains("\"level\":\"DEBUG\"") && log.contains("headstart_server::access"));
-    for secret in &secrets {
-        for (place, text) in [("the log", &log), ("a body", &bodies)] {
+    assert!(log.contains("headstart_server::access"));
+    nowhere(&secrets, &log, &bodies);
+}
+
+fn nowhere(secrets: &[String], log: &str, bodies: &str) {
+    assert!(log.contains("\"level\":\"DEBUG\""));
+    for secret in secrets {
+        for (place, text) in [("the log", log), ("a body", bodies)] {
             let found = text.lines().find(|line| line.contains(secret.as_str()));
             assert!(found.is_none(), "{secret:?} is in {place}: {found:?}");
         }
+    }
+}
+
+/// What upstreams were shown, without the scheme.
+fn shown_to(origin: &Origin) -> Vec<String> {
+    let shown = origin.calls().into_iter().filter_map(|call| call.authorization);
+    shown
+        .filter_map(|shown| Some(shown.split_once(' ')?.1.to_owned()))
+        .collect()
+}
+
+/// Asks for a manifest, a blob, one that is not there, and a list, with each of these shown; the statuses of the manifest,
+/// and what was said of failures.
+async fn ask_with(server: &Binary, shown: &[String], paths: &[String]) -> (Vec<u16>, String) {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let (mut statuses, mut bodies) = (Vec::new(), String::new());
+    for shown in shown {
+        for (number, path) in paths.iter().enumerate() {
+            let url = server.url(&format!("/v2/{path}?ns={UPSTREAM}&token={QUERY}"));
+            let request = http.get(url).header("authorization", shown);
+            let response = request.header("cookie", COOKIE).send().await.unwrap();
+            let status = response.status();
+            if number == 0 {
+                statuses.push(status.as_u16());
+            }
+            let body = response.bytes().await.unwrap_or_default();
+            if !status.is_success() {
+                bodies.push_str(&String::from_utf8_lossy(&body));
+            }
+        }
+    }
+    bodies.push_str(
+        &http
+            .get(server.url("/metrics"))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap(),
+    );
+    (statuses, bodies)
+}
+
+fn paths(origin: &Origin, repository: &str) -> Vec<String> {
+    let blob = origin.add_blob(repository, noise(10_000, 1));
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = origin.add_manifest(repository, Some("latest"), media_type, "{\"schemaVersion\":2}");
+    let none = headstart_layer_format::BlobDigest::of(b"none");
+    let paths = [
+        format!("manifests/{manifest}"),
+        format!("blobs/{blob}"),
+        format!("blobs/{none}"),
+    ];
+    let paths = paths
+        .into_iter()
+        .chain(["manifests/latest".to_owned(), "tags/list".to_owned()]);
+    paths.map(|path| format!("{repository}/{path}")).collect()
+}
+
+/// Mode `upstream`: clients' own credentials are shown to the upstream, as they are and for tokens, while the server has
+/// some in a file of docker's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_forwarded_secret_is_in_any_log_or_error() {
+    for bearer in [true, false] {
+        let users = [User::new("client", CLIENT_PASSWORD, &[REPOSITORY])];
+        let origin = Origin::start(Auth::users(bearer, &users, &["open/app"]));
+        let mut paths = paths(&origin, REPOSITORY);
+        paths.extend(self::paths(&origin, "open/app"));
+        let dir = tempfile::tempdir().unwrap();
+        let robot = basic_header("robot", PASSWORD)["Basic ".len()..].to_owned();
+        let docker = dir.path().join("config.json");
+        std::fs::write(
+            &docker,
+            format!("{{\"auths\":{{\"{}\":{{\"auth\":\"{robot}\"}}}}}}", origin.address()),
+        )
+        .unwrap();
+        let config = format!(
+            "[[upstreams]]\nname = \"{UPSTREAM}\"\nurl = \"{}\"\n[upstreams.auth]\ndocker_config_file = \"{}\"\n\
+             [access]\nmode = \"upstream\"\nttl_ms = 1\nrefused_ttl_ms = 1",
+            origin.url(),
+            docker.display()
+        );
+        let mut server = Binary::start(&config, "filter = \"trace\"\naccess = \"all\"", &[]);
+        let mut shown = vec![
+            basic_header("client", CLIENT_PASSWORD),
+            basic_header("client", "hunter7-wrong-password"),
+            format!("Bearer {CLIENT_TOKEN}"),
+        ];
+        let (statuses, mut bodies) = ask_with(&server, &shown, &paths).await;
+        assert_eq!(statuses[0], 200, "the client's own are shown");
+        assert!(statuses[1..].iter().all(|status| *status == 401), "{statuses:?}");
+        let passed = shown_to(&origin);
+        assert!(passed.contains(&CLIENT_TOKEN.to_owned()), "a token is shown as it is");
+        assert_eq!(origin.calls().iter().any(|call| call.is_token()), bearer);
+        // Nor when nothing works any more.
+        origin.always(
+            Target::Everything,
+            Fault::Status {
+                code: 500,
+                retry_after_secs: None,
+            },
+        );
+        origin.expire_tokens();
+        bodies.push_str(&ask_with(&server, &shown, &paths).await.1);
+        server.terminate();
+        assert!(server.wait().success());
+        shown
+            .iter_mut()
+            .for_each(|shown| *shown = shown.split_once(' ').unwrap().1.to_owned());
+        let mut secrets: Vec<String> = [
+            PASSWORD,
+            CLIENT_PASSWORD,
+            CLIENT_TOKEN,
+            COOKIE,
+            QUERY,
+            "hunter7-wrong-password",
+        ]
+        .map(str::to_owned)
+        .into();
+        secrets.push(robot);
+        secrets.extend(shown);
+        secrets.extend(shown_to(&origin));
+        nowhere(&secrets, &server.log(), &bodies);
+    }
+}
+
+/// Passwords and tokens that this server checks itself, and the upstream's in a file of docker's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_of_ours_is_in_any_log_or_error() {
+    use sha2::{Digest as _, Sha256};
+    for bearer in [true, false] {
+        let auth = match bearer {
+            true => Auth::bearer_for("robot", PASSWORD),
+            false => Auth::basic("robot", PASSWORD),
+        };
+        let origin = Origin::start(auth);
+        let paths = paths(&origin, REPOSITORY);
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: String| {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            dir.path().join(name).display().to_string()
+        };
+        let robot = basic_header("robot", PASSWORD)["Basic ".len()..].to_owned();
+        let docker = format!("{{\"auths\":{{\"{}\":{{\"auth\":\"{robot}\"}}}}}}", origin.address());
+        let hash = bcrypt::hash(CLIENT_PASSWORD, 4).unwrap();
+        let token = headstart_layer_format::digest::hex(&Sha256::digest(CLIENT_TOKEN));
+        let config = format!(
+            "[[upstreams]]\nname = \"{UPSTREAM}\"\nurl = \"{}\"\n[upstreams.auth]\ndocker_config_file = \"{}\"\n\
+             [access]\nmethods = [\"password\", \"token\"]\nhtpasswd_file = \"{}\"\ntoken_file = \"{}\"",
+            origin.url(),
+            file("config.json", docker),
+            file("htpasswd", format!("client:{hash}\n")),
+            file("tokens", format!("node:{token}\n")),
+        );
+        let mut server = Binary::start(&config, "filter = \"trace\"\naccess = \"all\"", &[]);
+        let mut shown = vec![
+            basic_header("client", CLIENT_PASSWORD),
+            format!("Bearer {CLIENT_TOKEN}"),
+            basic_header("node", CLIENT_TOKEN),
+            basic_header("client", "hunter7-wrong-password"),
+            "Bearer hunter8-wrong-token".to_owned(),
+        ];
+        let (statuses, bodies) = ask_with(&server, &shown, &paths).await;
+        assert_eq!(statuses, [200, 200, 200, 401, 401]);
+        server.terminate();
+        assert!(server.wait().success());
+        shown
+            .iter_mut()
+            .for_each(|shown| *shown = shown.split_once(' ').unwrap().1.to_owned());
+        let mut secrets: Vec<String> = [
+            PASSWORD,
+            CLIENT_PASSWORD,
+            CLIENT_TOKEN,
+            COOKIE,
+            QUERY,
+            "hunter7-wrong-password",
+        ]
+        .map(str::to_owned)
+        .into();
+        let passed = shown_to(&origin);
+        assert!(!passed.is_empty(), "docker's file was read");
+        secrets.extend([robot, hash, token]);
+        secrets.extend(shown);
+        secrets.extend(passed);
+        nowhere(&secrets, &server.log(), &bodies);
     }
 }
 
