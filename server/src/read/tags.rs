@@ -2,8 +2,8 @@
 //!
 //! In: a source and where to begin. Out: a sorted piece of its tags.
 //! Invariant: the upstream's list, kept for `fetch.listing_ttl_ms`, and served stale when the upstream is in trouble, also
-//! after a restart (the beginning). Where it was never read, the tags that passed through here are listed while the upstream is away, marked
-//! as a part; never where it only asks for patience.
+//! after a restart (the beginning). Where it was never read, the tags that passed through here are listed while the upstream
+//! is away, marked as a part; never where it only asks for patience.
 //! Not here: paging of clients (`http/v2_tags.rs`), and where tags point ([`super::manifests`]).
 
 use std::{
