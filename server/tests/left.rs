@@ -66,6 +66,19 @@ async fn who_asks_a_silent_upstream_for_much_and_leaves_is_bounded_and_keeps_nob
         assert!(body.unwrap() == index);
         all_gates.push(gate);
     }
+    // Its own further requests wait, and are told to come back; of what is known it gets what that was.
+    let other = reqwest::Client::builder()
+        .no_proxy()
+        .local_address(std::net::IpAddr::from([127, 0, 0, 2]))
+        .build()
+        .unwrap();
+    let ask = |tag| other.get(server.manifest_url(tag)).send();
+    let (known, unknown) = tokio::join!(ask("latest"), ask("other"));
+    let (known, unknown) = (known.unwrap(), unknown.unwrap());
+    assert_eq!(known.status(), 200);
+    assert!(known.headers().contains_key("warning"));
+    assert_eq!(unknown.status(), 503);
+    assert!(unknown.headers().contains_key("retry-after"));
     all_gates.iter().for_each(|gate| gate.open());
     server.stop().await;
 }

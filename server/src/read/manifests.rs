@@ -25,7 +25,7 @@ use tokio::time::timeout_at;
 use super::{
     accept::Class,
     blobs::Blobs,
-    coalesce::Coalesce,
+    coalesce::{Coalesce, NoResult},
     document::is_index,
     error::ReadError,
     layers::Layers,
@@ -168,7 +168,7 @@ impl Manifests {
         match (timeout_at(by.into(), self.get(request)).await, &request.reference) {
             (Ok(got), _) => got,
             (Err(_), Reference::Digest(_)) => Err(UpstreamError::Timeout.into()),
-            (Err(_), Reference::Tag(tag)) => self.inner.without_answer(request, tag).await,
+            (Err(_), Reference::Tag(tag)) => self.inner.without_answer(request, tag, UpstreamError::Timeout).await,
         }
     }
 
@@ -186,7 +186,11 @@ impl Manifests {
             let (inner, request, tag) = (self.inner.clone(), request.clone(), tag.clone());
             async move { inner.by_tag(&request, &tag).await }
         });
-        result.await.unwrap_or_else(|why| Err(why.into()))
+        match result.await {
+            Ok(result) => result,
+            Err(NoResult::Busy) => self.inner.without_answer(request, tag, UpstreamError::Busy).await,
+            Err(why) => Err(why.into()),
+        }
     }
 }
 

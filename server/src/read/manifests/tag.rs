@@ -65,12 +65,17 @@ impl Inner {
         }
     }
 
-    /// What the tag meant last, where the policy allows that although its upstream has not answered by now.
-    pub(super) async fn without_answer(&self, request: &Request, tag: &Tag) -> Result<Manifest, ReadError> {
+    /// What the tag meant last, where the policy allows that although its upstream has not answered by now, or was not asked.
+    pub(super) async fn without_answer(
+        &self,
+        request: &Request,
+        tag: &Tag,
+        why: UpstreamError,
+    ) -> Result<Manifest, ReadError> {
         let policy = self.policies.of(&request.source.upstream);
         let last = self.last(request, tag, &policy).await?;
         let last = last.map(|(digest, _)| digest);
-        self.in_spite(request, tag, last, UpstreamError::Timeout, &policy).await
+        self.in_spite(request, tag, last, why, &policy).await
     }
 
     /// What the tag meant last, where the policy allows that in spite of this error.
