@@ -365,19 +365,53 @@ async fn referrers() {
     }
 }
 
+/// Until a pull is answered from memory.
+async fn is_at_hand(server: &Server, url: &str, reference: &str) {
+    use headstart_server::{read::accept::Accept, store::facts::Source, upstream::Caller};
+    let source = Source {
+        upstream: UPSTREAM.into(),
+        repository: REPOSITORY.into(),
+    };
+    let accept = Accept::new(&[reqwest::header::HeaderValue::from_static("*/*")]);
+    let reference = reference.parse().unwrap();
+    for _ in 0..1500 {
+        let request = server.http.get(url).header("accept", "*/*");
+        assert_eq!(request.send().await.unwrap().status(), 200);
+        let manifests = &server.app.manifests;
+        if manifests
+            .at_hand(&source, &Caller::Server, &reference, &accept)
+            .is_some()
+        {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("{url} is never at hand");
+}
+
 /// What is asked for under a condition: manifests by tag and by digest, from the upstream, from the disk and from memory;
 /// and lists of referrers.
 #[tokio::test(flavor = "multi_thread")]
 async fn conditions() {
-    let setup = setup().await;
+    let (origin, dir) = (Origin::start(Auth::Anonymous), tempfile::tempdir().unwrap());
+    let mut config = support::config(&origin, dir.path());
+    // Or a tag would be asked for each time.
+    config.fetch.tag_fresh_ms = 3_600_000;
+    let server = Server::with(config).await;
+    let setup = Setup {
+        origin,
+        server,
+        _dir: dir,
+    };
     let Setup { origin, server, .. } = &setup;
     origin.referrers_api(true);
-    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] }).to_string();
-    let subject = origin.add_manifest(REPOSITORY, Some("latest"), OCI_INDEX, index.clone());
+    let image = headstart_loadtest::corpus::SyntheticImage::tiny(1);
+    image.push(origin, REPOSITORY, "latest");
+    let subject = image.manifest_digest;
     setup.artifact(Some(&subject), "application/signature+json", 1);
     let referrers = server.url(&format!("{REPOSITORY}/referrers/{subject}"));
     let ask = async |method: &Method, url: &str, condition: Option<(&str, &str)>| {
-        let mut request = server.http.request(method.clone(), url).header("accept", OCI_INDEX);
+        let mut request = server.http.request(method.clone(), url).header("accept", "*/*");
         if let Some((name, value)) = condition {
             request = request.header(name, value);
         }
@@ -391,6 +425,10 @@ async fn conditions() {
     ] {
         let mut etag = None;
         for round in ["cold", "warm", "at hand"] {
+            if round == "at hand" && url != referrers {
+                let reference = url.split('?').next().and_then(|path| path.rsplit('/').next()).unwrap();
+                is_at_hand(server, &url, reference).await;
+            }
             for method in [Method::GET, Method::HEAD] {
                 let plain = ask(&method, &url, None).await;
                 assert_eq!(plain.status(), 200, "{round} {method} {url}");
