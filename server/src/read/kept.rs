@@ -15,7 +15,12 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::{timeout, timeout_at};
 
-use super::{blocking::blocking, coalesce::Coalesce, error::ReadError, saved::Saved};
+use super::{
+    blocking::blocking,
+    coalesce::{Coalesce, NoResult},
+    error::ReadError,
+    saved::Saved,
+};
 use crate::upstream::UpstreamError;
 
 /// What an entry weighs beside its answer and what its key says of itself: two names of up to 255 bytes, and the tables.
@@ -122,7 +127,10 @@ where
             }
         });
         let answer = match timeout_at(by.into(), answer).await {
-            Ok(answer) => answer.unwrap_or(Err(ReadError::Stopping)),
+            Ok(answer) => answer.unwrap_or_else(|why| match why {
+                NoResult::Busy => Err(UpstreamError::Busy.into()),
+                NoResult::Panicked => Err(ReadError::Stopping),
+            }),
             Err(_) => Err(UpstreamError::Timeout.into()),
         };
         match (answer, last) {
