@@ -1,5 +1,5 @@
 //! Real clients pull through the built server: containerd 1.6 and 2.1, skopeo, podman, buildah, crane, oras, and Docker's
-//! contract; over TLS and with client certificates; and the behaviour matrix, in which the upstream misbehaves.
+//! contract; over TLS and with client certificates; past a full disk; and the behaviour matrix, in which the upstream misbehaves.
 //!
 //! In: Debian 12's clients, those of forky (`scripts/debian-root.sh`), `target/*/headstart-server`, docker-registry, the
 //! scripted origin. Out: assertions, and `target/playground/matrix.md`.
@@ -18,6 +18,8 @@ mod crane;
 mod crowd;
 #[path = "clients/docker.rs"]
 mod docker;
+#[path = "clients/full_disk.rs"]
+mod full_disk;
 #[path = "clients/matrix/mod.rs"]
 mod matrix;
 #[path = "clients/oras.rs"]

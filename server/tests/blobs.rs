@@ -7,16 +7,9 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, future::join_all};
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
-use support::{REPOSITORY, Server, UPSTREAM, answer, config, is_cut, noise};
+use support::{REPOSITORY, Server, UPSTREAM, answer, config, is_cut, noise, soon};
 
 const MIB: usize = 1 << 20;
-
-/// Runs what must end well before any time-out of the test harness.
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), work)
-        .await
-        .expect("it ends")
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn eight_cold_clients_cause_one_fetch_and_each_begins_before_it_ends() {

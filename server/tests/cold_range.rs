@@ -7,17 +7,10 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, future::join_all};
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
-use support::{REPOSITORY, Server, UPSTREAM, answer, config, error_of, is_cut, noise};
+use support::{REPOSITORY, Server, UPSTREAM, answer, config, error_of, is_cut, noise, soon};
 
 const MIB: usize = 1 << 20;
 const UNIT: u64 = headstart_server::store::units::UNIT;
-
-/// Runs what must end well before any time-out of the test harness.
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), work)
-        .await
-        .expect("it ends")
-}
 
 struct Mirror {
     origin: Origin,

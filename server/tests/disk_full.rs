@@ -6,16 +6,9 @@ use std::{path::Path, process::Command, time::Duration};
 
 use futures_util::{StreamExt as _, future::join_all};
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
-use support::{REPOSITORY, Server, noise};
+use support::{REPOSITORY, Server, noise, soon};
 
 const MIB: usize = 1 << 20;
-
-/// Runs what must end well before any time-out of the test harness.
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), work)
-        .await
-        .expect("it ends")
-}
 
 /// A small disk of its own. Needs root, as the other tests that mount.
 struct SmallDisk(tempfile::TempDir);

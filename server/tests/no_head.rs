@@ -7,17 +7,10 @@ use std::time::Duration;
 
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
-use support::{REPOSITORY, Server, noise};
+use support::{REPOSITORY, Server, noise, soon};
 
 const MIB: usize = 1 << 20;
 const UNIT: u64 = headstart_server::store::units::UNIT;
-
-/// Runs what must end well before any time-out of the test harness.
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), work)
-        .await
-        .expect("it ends")
-}
 
 /// Who refuses it, and how.
 const WAYS: [(Target, u16); 4] = [

@@ -12,20 +12,13 @@ use std::{
 use futures_util::future::join_all;
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Origin};
-use support::{REPOSITORY, Server, UPSTREAM, noise};
+use support::{REPOSITORY, Server, UPSTREAM, noise, soon};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
 const MIB: usize = 1 << 20;
-
-/// Runs what must end well before any time-out of the test harness.
-async fn soon<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), work)
-        .await
-        .expect("it ends")
-}
 
 /// A server that has fetched a blob of `len` bytes.
 async fn warm(dir: &Path, len: usize) -> (Server, BlobDigest, Vec<u8>) {

@@ -31,4 +31,5 @@ mod real_server;
 mod restart;
 mod support;
 mod tree;
+mod two_images;
 mod upkeep;

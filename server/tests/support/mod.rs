@@ -151,6 +151,13 @@ pub async fn error_of(response: reqwest::Response) -> (u16, String) {
     )
 }
 
+/// Runs what must end well before any time-out of the test harness.
+pub async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work)
+        .await
+        .expect("it ends")
+}
+
 /// Until the condition holds: what is waited for happens on a thread of the server's own.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..1500 {

@@ -20,19 +20,25 @@ use crate::{
     support::{Bench, images::contents, stored},
 };
 
+/// A large layer of the matrix is three of them.
+const PART_BYTES: u64 = 1 << 20;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Column {
     Containerd16,
     Containerd21,
+    /// It asks for large layers in ranges, several at a time.
+    Containerd21Parts,
     Podman,
     /// The image is one of an index.
     PodmanIndex,
 }
 
 impl Column {
-    pub const ALL: [Column; 4] = [
+    pub const ALL: [Column; 5] = [
         Column::Containerd16,
         Column::Containerd21,
+        Column::Containerd21Parts,
         Column::Podman,
         Column::PodmanIndex,
     ];
@@ -41,6 +47,7 @@ impl Column {
         match self {
             Column::Containerd16 => "containerd 1.6",
             Column::Containerd21 => "containerd 2.1",
+            Column::Containerd21Parts => "containerd 2.1, in parts",
             Column::Podman => "podman 5",
             Column::PodmanIndex => "podman 5, index",
         }
@@ -63,6 +70,10 @@ impl Client {
             }
             Column::Containerd16 => Release::Machine,
             Column::Containerd21 => Release::Forky { forky, part_bytes: 0 },
+            Column::Containerd21Parts => Release::Forky {
+                forky,
+                part_bytes: PART_BYTES,
+            },
         };
         let dir = format!("hosts-{}", column as usize);
         for cell in cells {
