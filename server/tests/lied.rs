@@ -55,7 +55,8 @@ impl Lied {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_again_for_what_was_wrong_is_refused_before_the_first_byte() {
     for (size, from) in CASES {
-        let lied = Lied::by(&noise(size, 1).into(), |origin, of| {
+        let content = Bytes::from(noise(size, 1));
+        let lied = Lied::by(&content, |origin, of| {
             origin.always(of.clone(), Fault::WrongByte { at: 1000 });
             // Slow enough that bytes would go out before the verdict.
             let bytes_per_sec = 2 * size as u64;
