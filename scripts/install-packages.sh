@@ -15,6 +15,7 @@ packages=(
     fuse3 attr              # fusermount3 as a fallback; getfattr for people
     systemd                 # as a service manager in namespaces of its own; it does not become the init of this machine
     erofs-utils             # a second opinion on the EROFS images that we write
+    xfsprogs btrfs-progs    # filesystems that share blocks between files, for tests of the node's cache
     python3 python3-pip     # the demo image's application layer
     gcc libc6-dev make      # crates with C inside (zstd, TLS)
     ca-certificates

@@ -3,19 +3,24 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use headstart_shim::fetch::ChunkSink;
 
-use crate::support::{FakeServer, Item, LayerBuilder, Node, TestLayer, noise};
+use crate::support::{Disk, FakeServer, Item, LayerBuilder, Node, TestLayer, noise};
 
 const CHUNK: usize = 16 << 10;
 const SHARED: usize = 20 * CHUNK;
 
-/// Layers whose first file is the same, and its chunks with it.
 fn layers() -> Vec<Arc<TestLayer>> {
+    layers_sharing(SHARED)
+}
+
+/// Layers whose first file is the same, and its chunks with it.
+fn layers_sharing(bytes: usize) -> Vec<Arc<TestLayer>> {
     let layer = |i: u64| {
         LayerBuilder::new()
-            .add("a", Item::file(noise(SHARED, 1)))
+            .add("a", Item::file(noise(bytes, 1)))
             .add("b", Item::file(noise(3 * CHUNK, 100 + i)))
             .build(CHUNK)
     };
@@ -83,6 +88,42 @@ fn a_chunk_that_rotted_there_is_fetched_and_not_shown_there_again() {
     )
     .unwrap();
     check(&dir, 0);
+}
+
+/// Two files that point at the same blocks take the room of one, and each keeps its bytes when the other goes. On ext4 they are
+/// copies.
+#[test]
+fn where_the_filesystem_shares_blocks_a_chunk_of_another_layer_takes_no_room() {
+    const SHARED: usize = 512 * CHUNK;
+    for (filesystem, shares) in [("xfs", true), ("btrfs", true), ("ext4", false)] {
+        let server = FakeServer::start();
+        let layers = layers_sharing(SHARED);
+        layers.iter().for_each(|l| server.serve(l));
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::make_of(filesystem, dir.path(), 512 << 20);
+        let node = Node::open(&disk.at.join("node"), &[&server]);
+        let [first, second] = [0, 1].map(|i| {
+            let shown = node.show(&layers[i]);
+            assert!(fs::read(shown.join("a")).unwrap() == noise(SHARED, 1));
+            (shown, disk.used())
+        });
+        assert_eq!(node.counters().near_bytes.get(), SHARED as u64, "{filesystem}");
+        let more = second.1.saturating_sub(first.1);
+        assert_eq!(more < SHARED as u64 / 2, shares, "{filesystem}: {more} bytes more");
+        node.release(&layers[0].digest);
+        let gone = disk.at.join("node/cache").join(layers[0].digest.hex());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while gone.exists() {
+            assert!(Instant::now() < deadline, "{filesystem}: the first layer stays");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+        assert!(
+            fs::read(second.0.join("a")).unwrap() == noise(SHARED, 1),
+            "{filesystem}"
+        );
+        node.stop();
+    }
 }
 
 /// What a layer has lost is no longer found there, and what cannot be found is fetched.

@@ -1,4 +1,4 @@
-//! A small disk: an ext4 of its own in a file, with nothing else on it.
+//! A small disk: a filesystem of its own in a file, with nothing else on it. ext4, where nothing else is asked for.
 
 use std::fs;
 use std::io::{self, Write};
@@ -18,10 +18,29 @@ impl Disk {
 
     /// Mounted at `at`, its file in `dir`.
     pub fn make_at(dir: &Path, at: PathBuf, bytes: u64) -> Self {
+        Self::format(Command::new("mkfs.ext4").args(["-q", "-b", "4096"]), dir, at, bytes)
+    }
+
+    /// Of another filesystem. `bytes`: XFS wants 300 MiB; what is not written takes no room.
+    #[allow(dead_code, reason = "tests of the cache use it")]
+    pub fn make_of(filesystem: &str, dir: &Path, bytes: u64) -> Self {
+        let mut mkfs = Command::new(format!("mkfs.{filesystem}"));
+        Self::format(mkfs.arg("-q"), dir, dir.join("disk.mnt"), bytes)
+    }
+
+    fn format(mkfs: &mut Command, dir: &Path, at: PathBuf, bytes: u64) -> Self {
         let image = dir.join("disk");
         fs::File::create(&image).unwrap().set_len(bytes).unwrap();
-        run(Command::new("mkfs.ext4").args(["-q", "-b", "4096"]).arg(&image));
+        run(mkfs.arg(&image));
         Self::mount(image, at)
+    }
+
+    /// Bytes in use, once everything is written.
+    #[allow(dead_code, reason = "tests of the cache use it")]
+    pub fn used(&self) -> u64 {
+        rustix::fs::syncfs(fs::File::open(&self.at).unwrap()).unwrap();
+        let now = rustix::fs::statvfs(&self.at).unwrap();
+        (now.f_blocks - now.f_bfree) * now.f_frsize
     }
 
     /// Leaves no block of it, not even for root.
