@@ -123,6 +123,8 @@ for image in "${images[@]}"; do
     for line in "${left_out[@]}"; do
         echo "left out: $line"
     done
+    # The next image may share layers with it, which would then cost nothing.
+    ! have ctr || $inside ctr images rm --sync "$name" "$name-esgz" >"$work/remove.log" 2>&1 || true
 done
 
 for family in python node; do

@@ -155,7 +155,8 @@ impl FromStr for Config {
 pub struct SnapshotterConfig {
     /// `false`: behave as an ordinary overlay snapshotter; lazy snapshots that exist stay usable.
     pub lazy: bool,
-    /// Longest an image's first `Prepare` waits for the server to convert its layers. A pull stands still meanwhile.
+    /// How long an image's first `Prepare` waits for the server to convert its layers. A pull stands still meanwhile. It waits
+    /// on, 300 s at most, while the conversion gets on and is going to be done before an ordinary pull would be.
     pub prepare_wait_ms: u64,
     /// Longest that a ready layer's TOC may take to come and be stored, before the layer is pulled instead.
     pub present_timeout_ms: u64,

@@ -19,6 +19,7 @@ use super::decline::{Decline, DeclineReason};
 use super::image::{LazyImage, Target};
 use super::labels::LayerIdentity;
 use super::lazy::{LazyError, LazyLayers};
+use super::outlook::Outlook;
 use super::waits::Waits;
 use crate::config::SnapshotterConfig;
 
@@ -35,7 +36,7 @@ const UNKNOWN_RETRIES: u32 = 5;
 const NEW_PULL: Duration = Duration::from_secs(1);
 
 /// Somebody who looks at a wait sees what was so this long ago.
-const WAIT_PIECE_MS: u64 = 2_000;
+const WAIT_PIECE: Duration = Duration::from_secs(2);
 
 /// Told of an image when it is decided to be lazy.
 pub type Ready<'a> = dyn Fn(&ImageStatus) + Send + Sync + 'a;
@@ -67,7 +68,7 @@ pub struct Decisions {
     /// Chains whose image could not even be found out. A chain above one of them is not asked for: a server that knows
     /// an image knows all its chains.
     chains: Cache<ChainId, Arc<Dated<Decline>>>,
-    wait_ms: u64,
+    wait: Duration,
     no_server_memory: Duration,
     waits: Waits,
 }
@@ -78,7 +79,7 @@ impl Decisions {
         Self {
             images: Cache::builder().max_capacity(IMAGES_MAX).time_to_idle(idle).build(),
             chains: Cache::builder().max_capacity(CHAINS_MAX).time_to_idle(idle).build(),
-            wait_ms: config.prepare_wait_ms,
+            wait: Duration::from_millis(config.prepare_wait_ms),
             waits: Waits::default(),
             no_server_memory: Duration::from_millis(config.no_server_memory_ms),
         }
@@ -157,29 +158,31 @@ impl Decisions {
         Ok(image)
     }
 
-    /// The image once all of it is ready, or cannot be, or time is up; a piece of that time at a go, so that somebody who looks
-    /// sees how far it is.
+    /// The image once all of it is ready, or cannot be, or is waited for no longer; a piece of that time at a go, so that somebody
+    /// who looks sees how far it is.
     async fn converted<B: LazyLayers>(
         &self,
         backend: &B,
         manifest: &BlobDigest,
     ) -> Result<Option<ImageStatus>, LazyError> {
         let begun = Instant::now();
+        let mut outlook = Outlook::new(self.wait, begun);
         let mut wait = None;
         loop {
-            let (asked, waited) = (Instant::now(), begun.elapsed().as_millis() as u64);
-            let left = self.wait_ms.saturating_sub(waited);
-            let piece = left.min(WAIT_PIECE_MS);
-            let status = backend.image(manifest, piece).await?;
-            match &status {
-                // A server that answers sooner has said all that it will.
-                Some(image)
-                    if !image.is_ready() && left > piece && asked.elapsed() >= Duration::from_millis(piece / 2) =>
-                {
-                    wait.get_or_insert_with(|| self.waits.begin(manifest, begun))
-                        .told(image);
-                }
-                _ => return Ok(status),
+            let asked = Instant::now();
+            let piece = outlook.time_left(asked).min(WAIT_PIECE);
+            let status = backend.image(manifest, piece.as_millis() as u64).await?;
+            let Some(image) = status.as_ref().filter(|image| !image.is_ready()) else {
+                return Ok(status);
+            };
+            // A server that answers sooner has said all that it will.
+            if piece.is_zero() || asked.elapsed() < piece / 2 {
+                return Ok(status);
+            }
+            let wait = wait.get_or_insert_with(|| self.waits.begin(manifest, begun));
+            let now = Instant::now();
+            if !outlook.sees(&wait.told(image), now) || outlook.time_left(now).is_zero() {
+                return Ok(status);
             }
         }
     }

@@ -22,6 +22,7 @@ pub mod index;
 pub mod labels;
 pub mod lazy;
 pub mod mounts;
+mod outlook;
 pub mod overlay;
 pub mod pins;
 pub mod record;

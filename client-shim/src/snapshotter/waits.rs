@@ -2,7 +2,7 @@
 //!
 //! In: what a server says of the image meanwhile. Out: [`Waiting`], JSON both ways, and a log line with each. Invariant: an entry
 //! lives as long as its wait; it is shown, and never decided by.
-//! Not here: how long is waited, and for what ([`super::decide`]).
+//! Not here: how long is waited ([`super::outlook`]), and for what ([`super::decide`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,7 +65,7 @@ impl Waits {
 }
 
 impl Wait {
-    pub(super) fn told(&self, image: &ImageStatus) {
+    pub(super) fn told(&self, image: &ImageStatus) -> Waiting {
         let ready = |state| state == LayerState::Ready;
         let done = |l: &LayerStatus| match ready(l.state) {
             true => l.size,
@@ -88,7 +88,8 @@ impl Wait {
             layers_ready = waiting.layers_ready, bytes = waiting.bytes, bytes_converted = waiting.bytes_converted,
             "pull-waits-for-conversion"
         );
-        self.waits.lock().insert(self.manifest, (self.begun, waiting));
+        self.waits.lock().insert(self.manifest, (self.begun, waiting.clone()));
+        waiting
     }
 }
 

@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
+use serde_json::Value;
 use tracing::subscriber::DefaultGuard;
 
 #[derive(Clone, Default)]
@@ -42,14 +43,22 @@ impl Log {
     }
 
     /// The reasons of all declines since the last call, in order.
+    #[allow(dead_code, reason = "each test binary uses its part")]
     pub fn declines(&self) -> Vec<String> {
         let text = std::mem::take(&mut *self.buffer.0.lock().unwrap());
-        let text = String::from_utf8(text).unwrap();
-        let events = text
-            .lines()
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        events
-            .filter_map(|e| Some(e.get("lazy_declined")?.as_str().unwrap().to_owned()))
-            .collect()
+        let declined = |e: &Value| Some(e.get("lazy_declined")?.as_str().unwrap().to_owned());
+        parsed(&text).iter().filter_map(declined).collect()
     }
+
+    /// All lines with this message.
+    #[allow(dead_code, reason = "each test binary uses its part")]
+    pub fn events(&self, message: &str) -> Vec<Value> {
+        let events = parsed(&self.buffer.0.lock().unwrap());
+        events.into_iter().filter(|e| e["message"] == message).collect()
+    }
+}
+
+fn parsed(text: &[u8]) -> Vec<Value> {
+    let text = std::str::from_utf8(text).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

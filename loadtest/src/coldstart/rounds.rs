@@ -309,6 +309,8 @@ impl One<'_> {
         self.step(way);
         let subject = &self.case.subject;
         let node = self.node(way, pulls, proxy).await?;
+        let read_bytes = || node.shim.as_ref().and_then(Shim::read_bytes);
+        let read_before = read_bytes();
         let watch = match self.plan.timelines {
             true => Some(Watch::begin(&node, self.meters(proxy))?),
             false => None,
@@ -317,7 +319,7 @@ impl One<'_> {
         let start = measure::start_of(self.lab, &node, proxy, subject).await?;
         let cpu_busy = Clocks::now().busy_since(&clocks);
         let timeline = watched(watch, &start);
-        let read_bytes = node.shim.as_ref().and_then(Shim::read_bytes);
+        let read_bytes = read_bytes().map(|bytes| bytes.saturating_sub(read_before.unwrap_or(0)));
         let second = subject.run(&node, "second").await?;
         let full_read_ms = match self.plan.full_read && matches!(way, Way::MirrorWarm | Way::LazyFirst) {
             true => Some(self.full_read(way, pulls, proxy).await?),
@@ -367,8 +369,12 @@ impl One<'_> {
     /// A container on a node that has the image unpacked.
     async fn local(&mut self, way: Way, node: &Node, proxy: &RelayedProxy) -> Result<()> {
         self.step(way);
-        if way == Way::LocalCold {
-            measure::only_the_node_is_cold(self.lab, Some(proxy), &self.case.subject.image);
+        match way {
+            Way::LocalCold => {
+                measure::only_the_node_is_cold(self.lab, Some(proxy), &self.case.subject.image);
+            }
+            // Whatever was done since its last start, a full read with a dropped cache for one.
+            _ => drop(self.case.subject.run(node, "warming").await?),
         }
         let (clocks, load_average) = (Clocks::now(), load::average());
         let ready = self.case.subject.run(node, way.name()).await?.as_secs_f64() * 1000.0;
