@@ -9,7 +9,6 @@
 # unpacked layers, which it needs: Debian does not have it, so it is the one in the PATH, or compiled from its crate, once.
 # $HEADSTART_BENCH_BINARY measures another headstart-server; with $HEADSTART_BENCH_LOADTEST nothing of ours is built.
 set -euo pipefail
-readonly NYDUS=2.2.0 # the latest that has the program and is in the registry
 cd "$(dirname "$0")/.."
 rounds=3
 [[ ${1:-} =~ ^[1-9][0-9]?$ ]] && { rounds=$1; shift; }
@@ -27,17 +26,8 @@ home=$(./scripts/bench-images.sh)
 tree=$(HEADSTART_DEBIAN_ROOTS=${HEADSTART_BENCH_ROOTS:-$target/peers} ./scripts/debian-root.sh forky \
     containerd runc soci-snapshotter nydus-snapshotter stargz-snapshotter dash coreutils mount)
 
-# Some minutes, the first time. The program for its service (nydusd) is in the same crate, and not needed.
-nydus=$(command -v nydus-image || echo "$target/peers/bin/nydus-image")
-mkdir -p "$target/peers"
-if [ ! -x "$nydus" ]; then
-    ./scripts/install-packages.sh cmake # its zlib is built with it
-    echo "bench-ingest: compiling nydus-image $NYDUS" >&2
-    CARGO_TARGET_DIR=$target/peers/build cargo install nydus-rs --version "$NYDUS" --locked --bin nydus-image \
-        --root "$target/peers" >"$target/peers/nydus.log" 2>&1 ||
-        { echo "bench-ingest: failed to compile nydus-image:" >&2; tail -n 5 "$target/peers/nydus.log" >&2; }
-    rm -rf "$target/peers/build"
-fi
+# Some minutes, the first time.
+nydus=$(command -v nydus-image) || nydus=$(./scripts/peers/nydus.sh nydus-image)/nydus-image || nydus=
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/headstart-ingest.XXXXXX")
 daemon=

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Other lazy snapshotters, and images in their forms, for `headstart-loadtest coldstart --ways ...,stargz,soci`:
+# Other lazy snapshotters, and images in their forms, for `headstart-loadtest coldstart --ways ...,stargz,soci,nydus`:
 #   ./scripts/bench-peers.sh [NAME...]     names of config/coldstart.toml; default: all of it whose layout is there;
 #                                          none: the programs alone, which is all that bench-node needs
-# In: the images of scripts/bench-images.sh; Debian forky's packages of both. Out: on standard output a directory:
+# In: the images of scripts/bench-images.sh; Debian forky's packages of all three, and Nydus' crate. Out: on standard
+# output a directory:
 #   tree       a forky tree with the programs (they run on this machine as they are; stargz's daemon is built in it from
-#              Debian's packaged library, since Debian packages no daemon)
-#   registry   a docker-registry's storage: bench/NAME:v1 as it is with its SOCI index, bench/NAME:esgz optimised for the
-#              list's command, which is what eStargz's authors measure
+#              Debian's packaged library, since Debian packages no daemon; Nydus' is compiled by scripts/peers/nydus.sh)
+#   registry   a docker-registry's storage: bench/NAME:v1 as it is with its SOCI index; bench/NAME:esgz optimised for
+#              the list's command, which is what eStargz's authors measure; bench/NAME:nydus as RAFS v6
 #   tls        a certificate for this machine's own name, because Debian's SOCI asks for its index by TLS only
-# It is $HEADSTART_BENCH_PEERS, or bench-peers in the target directory. What is there is not made again; delete it to have
-# it made anew. Some minutes of CPU an image. Needs root, 4 GB, and what scripts/install-packages.sh installs.
+# It is $HEADSTART_BENCH_PEERS, or bench-peers in the target directory. What is there is not made again; delete it to
+# have it made anew. Some minutes of CPU an image, and for Nydus' daemon; Nydus is left out if that cannot be had. Needs
+# root, 4 GB, and what scripts/install-packages.sh installs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ "$(id -u)" -eq 0 ] || { echo "bench-peers: not root" >&2; exit 1; }
@@ -117,4 +119,29 @@ listed "$@" | while IFS=$'\t' read -r image layout ready command; do
     quietly ctr images push --plain-http "$ours/bench/$image:esgz" </dev/null
     touch "$home/done/$image"
 done
+
+# Of a tree and with marks of its own, so that the others' stay as they are where Nydus comes later.
+have_nydus() {
+    local program programs snapshotter
+    ! [ -x "$tree/usr/bin/nydusd" ] || return 0
+    snapshotter=$(HEADSTART_DEBIAN_ROOTS=$home/nydus ./scripts/debian-root.sh forky nydus-snapshotter) || return 1
+    programs=$(./scripts/peers/nydus.sh nydus-image nydusd) || return 1
+    for program in "$snapshotter/usr/bin/containerd-nydus-grpc" "$programs/nydus-image" "$programs/nydusd"; do
+        install "$program" "$tree/usr/bin/" || return 1
+    done
+}
+
+if [ -z "$(listed "$@")" ]; then
+    :
+elif have_nydus; then
+    listed "$@" | while IFS=$'\t' read -r image layout _ _; do
+        [ ! -e "$home/done/$image.nydus" ] || continue
+        say "$image: RAFS v6"
+        quietly ./scripts/peers/nydus_image.py "$tree/usr/bin/nydus-image" "$images/$layout" \
+            "$ours" "bench/$image" nydus </dev/null
+        touch "$home/done/$image.nydus"
+    done
+else
+    say "left out: Nydus, whose programs could not be had"
+fi
 echo "$home"
