@@ -3,7 +3,7 @@
 //! In: the programs that `scripts/bench-peers.sh` made, and a registry's storage with images in their forms. Out: nodes that use
 //! one of them, and what an image is called there; or the reason why one cannot be measured.
 //! Invariant: their registry is as near to the node as a proxy of ours; a daemon starts on empty state, as its makers ship it.
-//! Not here: making the forms (the script, and [`crate::bench::node`] for its images); Nydus, whose daemon is not in Debian.
+//! Not here: making the forms (the script, and [`crate::bench::node`] for its images, but not Nydus').
 
 use std::{
     fs,
@@ -28,6 +28,8 @@ use crate::{
     relay::{LinkShape, Relay, Wire},
 };
 
+mod nydus;
+
 /// Names the directory that `scripts/bench-peers.sh` made.
 const DIR_VARIABLE: &str = "HEADSTART_BENCH_PEERS";
 
@@ -37,16 +39,19 @@ const DIR_VARIABLE: &str = "HEADSTART_BENCH_PEERS";
 pub enum Kind {
     Stargz,
     Soci,
+    Nydus,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 2] = [Kind::Stargz, Kind::Soci];
+    /// Whose forms of any image [`crate::bench::node`] makes: those that can be asked for by name.
+    pub const OF_ANY_IMAGE: [Kind; 2] = [Kind::Stargz, Kind::Soci];
 
     /// What containerd calls it.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Stargz => "stargz",
             Kind::Soci => "soci",
+            Kind::Nydus => "nydus",
         }
     }
 
@@ -55,6 +60,7 @@ impl Kind {
         match self {
             Kind::Stargz => "esgz",
             Kind::Soci => "v1",
+            Kind::Nydus => "nydus",
         }
     }
 
@@ -63,6 +69,7 @@ impl Kind {
         match self {
             Kind::Stargz => &["stargz-daemon"],
             Kind::Soci => &["soci-snapshotter-grpc", "soci"],
+            Kind::Nydus => &["containerd-nydus-grpc", nydus::DAEMON],
         }
     }
 
@@ -77,7 +84,7 @@ impl Kind {
             return Some(format!("{} not in {}", missing.join(", "), dir.join("tree").display()));
         }
         match self {
-            Kind::Stargz => None,
+            Kind::Stargz | Kind::Nydus => None,
             Kind::Soci => own_name(dir).err(),
         }
     }
@@ -87,8 +94,8 @@ impl FromStr for Kind {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let found = Kind::ALL.into_iter().find(|k| k.name() == text);
-        found.ok_or_else(|| format!("{text} is none of {}", Kind::ALL.map(Kind::name).join(", ")))
+        let found = Kind::OF_ANY_IMAGE.into_iter().find(|k| k.name() == text);
+        found.ok_or_else(|| format!("{text} is none of {}", Kind::OF_ANY_IMAGE.map(Kind::name).join(", ")))
     }
 }
 
@@ -179,7 +186,7 @@ impl Rivals {
     pub fn source(&self, kind: Kind) -> (&Registry, &Relay) {
         match kind {
             Kind::Soci => (&self.tls, &self.tls_link),
-            Kind::Stargz => (&self.plain, &self.plain_link),
+            Kind::Stargz | Kind::Nydus => (&self.plain, &self.plain_link),
         }
     }
 
@@ -187,7 +194,7 @@ impl Rivals {
     pub async fn facts(&self, kind: Kind, repository: &str) -> Result<ImageFacts> {
         let host = match kind {
             Kind::Soci => self.name.as_str(),
-            Kind::Stargz => "127.0.0.1",
+            Kind::Stargz | Kind::Nydus => "127.0.0.1",
         };
         let mut facts = lab::image_facts(&self.plain, repository, kind.tag()).await?;
         facts.registry = format!("{host}:{}", self.source(kind).1.address().port());
@@ -201,7 +208,8 @@ impl Rivals {
         let socket = work.path().join(format!("{name}-r.sock"));
         let mut command = Command::new(program(&self.dir, kind.needs().first().copied().unwrap_or_default()));
         let is_off = background == Background::Off;
-        let hosts = match kind {
+        let mut runs_anew = Vec::new();
+        match kind {
             Kind::Soci => {
                 let config = if is_off {
                     "[background_fetch]\ndisable = true\n"
@@ -212,11 +220,6 @@ impl Rivals {
                 command.arg("--root").arg(&root).arg("--address").arg(&socket);
                 command.arg("--config").arg(config);
                 command.env("SSL_CERT_FILE", certificate(&self.dir, &self.name));
-                format!(
-                    "[host.\"https://127.0.0.1:{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = {}\n",
-                    self.tls_link.address().port(),
-                    toml::Value::from(certificate(&self.dir, &self.name).to_string_lossy().into_owned()),
-                )
             }
             Kind::Stargz => {
                 let config = serde_json::json!({
@@ -226,12 +229,14 @@ impl Rivals {
                 });
                 let config = work.write(format!("{name}-rival.json"), &config.to_string())?;
                 command.arg(&root).arg(&socket).arg(config);
-                format!(
-                    "[host.\"{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
-                    self.plain_link.url()
-                )
             }
-        };
+            Kind::Nydus => {
+                let daemon = program(&self.dir, nydus::DAEMON);
+                let config = nydus::write(work, name, (&root, &socket), &daemon, background)?;
+                command.arg("--config").arg(config);
+                runs_anew = vec![daemon, PathBuf::from("/bin/sh")];
+            }
+        }
         without_proxies(&mut command);
         let launch = command::again(&command);
         let daemon = Process::spawn(&format!("{name}-rival"), command, work, false)?;
@@ -240,6 +245,7 @@ impl Rivals {
             let certificate = certificate(&self.dir, &self.name);
             (program(&self.dir, "soci"), certificate)
         });
+        runs_anew.extend(puller.iter().map(|(program, _)| program.clone()));
         let rival = Rival {
             name: kind.name(),
             launch,
@@ -247,8 +253,22 @@ impl Rivals {
             root,
             socket,
             puller,
+            runs_anew,
         };
-        Node::start_rival(work, name, rival, &hosts).await
+        Node::start_rival(work, name, rival, &self.hosts_toml(kind)).await
+    }
+
+    /// Where containerd finds the registry.
+    fn hosts_toml(&self, kind: Kind) -> String {
+        let ca = certificate(&self.dir, &self.name).to_string_lossy().into_owned();
+        let (url, more) = match kind {
+            Kind::Soci => {
+                let url = format!("https://127.0.0.1:{}", self.tls_link.address().port());
+                (url, format!("  ca = {}\n", toml::Value::from(ca)))
+            }
+            Kind::Stargz | Kind::Nydus => (self.plain_link.url(), String::new()),
+        };
+        format!("[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"]\n{more}")
     }
 }
 
@@ -267,17 +287,21 @@ mod tests {
         std::fs::write(bin.join("stargz-daemon"), "").unwrap();
         assert_eq!(why(Kind::Stargz), "");
         assert!(why(Kind::Soci).contains("soci-snapshotter-grpc, soci not in"));
+        std::fs::write(bin.join("containerd-nydus-grpc"), "").unwrap();
+        assert!(why(Kind::Nydus).contains("nydusd not in"), "the crate did not compile");
+        std::fs::write(bin.join("nydusd"), "").unwrap();
+        assert_eq!(why(Kind::Nydus), "");
     }
 
     #[test]
     fn names_are_the_same_on_command_lines_and_in_files() {
-        for kind in Kind::ALL {
+        for kind in Kind::OF_ANY_IMAGE {
             assert_eq!(kind.name().parse(), Ok(kind));
             assert_eq!(
                 serde_json::from_str::<Kind>(&format!("{:?}", kind.name())).unwrap(),
                 kind
             );
         }
-        assert!("nydus".parse::<Kind>().is_err());
+        assert!("nydus".parse::<Kind>().is_err(), "nobody here converts images for it");
     }
 }

@@ -58,7 +58,7 @@ pub struct ColdstartArgs {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
     /// Only these: upstream, mirror-cold, mirror-warm, local, local-cold, lazy-first, lazy-second, lazy-cold. Default: all.
-    /// stargz and soci need what scripts/bench-peers.sh makes; nydus is reported as not measured.
+    /// stargz, soci and nydus need what scripts/bench-peers.sh makes.
     #[arg(long, value_delimiter = ',', value_name = "WAY,...")]
     ways: Vec<Way>,
     /// Also pull and then read every file of the image, ordinarily and lazily.

@@ -16,11 +16,12 @@ use crate::{
 /// Below the directory: a registry's storage.
 const STORAGE: &str = "registry";
 
-/// `None`: no other lazy snapshotter's, or one that cannot be had.
+/// `None`: no other lazy snapshotter's.
 pub fn kind(way: Way) -> Option<Kind> {
     match way {
         Way::Stargz => Some(Kind::Stargz),
         Way::Soci => Some(Kind::Soci),
+        Way::Nydus => Some(Kind::Nydus),
         _ => None,
     }
 }
@@ -32,9 +33,7 @@ pub fn absent(ways: &[Way], dir: &Path) -> Vec<(Way, String)> {
 }
 
 fn why_not(way: Way, dir: &Path) -> Option<String> {
-    let Some(kind) = kind(way) else {
-        return Some("Debian has no nydusd".to_owned());
-    };
+    let kind = kind(way)?;
     if !dir.join(STORAGE).is_dir() {
         return Some(format!("make {} with ./scripts/bench-peers.sh first", dir.display()));
     }
@@ -70,9 +69,16 @@ mod tests {
         assert_eq!(absent(&[Way::Local, Way::Nydus, Way::Stargz]).len(), 2);
         let bin = dir.path().join("tree/usr/bin");
         std::fs::create_dir_all(&bin).unwrap();
-        std::fs::write(bin.join("stargz-daemon"), "").unwrap();
+        let make = |program: &str| std::fs::write(bin.join(program), "").unwrap();
+        make("stargz-daemon");
         assert!(absent(&[Way::Stargz])[0].1.contains("bench-peers.sh"), "no images");
         std::fs::create_dir(dir.path().join(STORAGE)).unwrap();
-        assert_eq!(absent(&[Way::Local, Way::Nydus, Way::Stargz]).len(), 1);
+        let left = absent(&[Way::Local, Way::Nydus, Way::Stargz]);
+        assert_eq!(left.iter().map(|(way, _)| *way).collect::<Vec<_>>(), [Way::Nydus]);
+        assert!(left[0].1.contains("containerd-nydus-grpc, nydusd"), "{left:?}");
+        for program in ["containerd-nydus-grpc", "nydusd"] {
+            make(program);
+        }
+        assert_eq!(absent(&[Way::Local, Way::Nydus, Way::Stargz]), []);
     }
 }

@@ -8,7 +8,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -109,15 +109,16 @@ const WARMED_BYTES_MAX: u64 = 4 << 30;
 /// Drops the page cache and reads again what other machines would have in theirs (the upstream's blobs, the proxy's store),
 /// and the tools, which a node that runs containers has.
 pub fn only_the_node_is_cold(lab: &Lab, proxy: Option<&RelayedProxy>, image: &ImageFacts) -> bool {
-    only_cold(&lab.upstream, proxy, image)
+    only_cold(&lab.upstream, proxy, image, &[])
 }
 
-fn only_cold(upstream: &Registry, proxy: Option<&RelayedProxy>, image: &ImageFacts) -> bool {
+fn only_cold(upstream: &Registry, proxy: Option<&RelayedProxy>, image: &ImageFacts, more_tools: &[PathBuf]) -> bool {
     if !drop_page_cache() {
         return false;
     }
     let mut left = WARMED_BYTES_MAX;
-    for tool in TOOLS.iter().filter_map(|t| super::tools::find(t)) {
+    let tools = TOOLS.iter().filter_map(|t| super::tools::find(t));
+    for tool in tools.chain(more_tools.iter().cloned()) {
         read_below(&tool, &mut left);
     }
     for (digest, _) in &image.layers {
@@ -192,7 +193,7 @@ pub async fn start_from(
     subject: &Subject,
 ) -> Result<Start> {
     let before = wires(lab, direct_link, proxy).await?;
-    only_cold(registry, proxy, &subject.image);
+    only_cold(registry, proxy, &subject.image, node.runs_anew());
     let begun = Instant::now();
     node.pull_image(&subject.image.reference()).await?;
     let pull = begun.elapsed();

@@ -41,6 +41,8 @@ pub struct Rival {
     pub socket: PathBuf,
     /// A program that pulls instead of CRI, and the certificate that it believes: `PROGRAM image rpull REFERENCE`.
     pub puller: Option<(PathBuf, PathBuf)>,
+    /// Programs that it starts in each pull or start, as containerd does runc.
+    pub runs_anew: Vec<PathBuf>,
 }
 
 const RIVAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -173,6 +175,11 @@ impl Node {
         let log = self.rival.as_ref().map(|rival| rival.daemon.log());
         log.and_then(|log| std::fs::read_to_string(log).ok())
             .unwrap_or_default()
+    }
+
+    /// The rival's programs of each start.
+    pub fn runs_anew(&self) -> &[PathBuf] {
+        self.rival.as_ref().map_or(&[], |rival| &rival.runs_anew)
     }
 
     /// Who shows lazy layers here, if anybody: where its mounts are, and its process.

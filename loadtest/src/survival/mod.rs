@@ -112,7 +112,10 @@ pub async fn run(config: &SurvivalConfig, progress: &Progress) -> Result<Report>
         let system = System::new(name, node, chain, &link, &image);
         report.systems.push(system.run(config, progress).await?);
     }
-    for kind in Kind::ALL.into_iter().filter(|kind| config.rivals.contains(kind)) {
+    for kind in Kind::OF_ANY_IMAGE
+        .into_iter()
+        .filter(|kind| config.rivals.contains(kind))
+    {
         match rival(kind, &lab, &content, config, &image, progress).await {
             Ok(seen) => report.systems.push(seen),
             Err(error) => report.absent.push((kind.name().to_owned(), error.to_string())),

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use super::content::{Content, TAG};
 use crate::playground::{
-    Result, command,
+    PlaygroundError, Result, command,
     lab::Lab,
     node::{Node, Pulls},
     process::without_proxies,
@@ -87,6 +87,10 @@ pub(crate) async fn make(
             match kind {
                 Kind::Soci => maker.index(&image, wanted.is_ours).await?,
                 Kind::Stargz => maker.convert(&image, &wanted.repository).await?,
+                Kind::Nydus => {
+                    let why = "only scripts/bench-peers.sh does, of its own images";
+                    return Err(PlaygroundError::unexpected("convert an image for Nydus", why));
+                }
             }
         }
     }

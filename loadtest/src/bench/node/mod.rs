@@ -114,7 +114,7 @@ async fn others(
     }
     let dir = rivals::directory(config.peers.clone())?;
     let mut kinds = Vec::new();
-    for kind in Kind::ALL.iter().filter(|kind| config.rivals.contains(kind)) {
+    for kind in Kind::OF_ANY_IMAGE.iter().filter(|kind| config.rivals.contains(kind)) {
         match kind.why_not(&dir) {
             Some(why) => report.absent(kind.name(), why),
             None => kinds.push(*kind),
