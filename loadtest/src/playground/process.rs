@@ -199,3 +199,41 @@ pub fn without_proxies(command: &mut Command) {
         command.env_remove(variable);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a snapshotter leaves the daemons that it started, so that images outlive it.
+    #[test]
+    fn helpers_that_a_process_leaves_end_with_it() {
+        let work = WorkDir::create().unwrap();
+        let told = work.path().join("helper");
+        let script =
+            r#"sleep 600 & echo $! >"$0.new"; mv "$0.new" "$0"; trap 'exit 0' TERM; while :; do sleep 0.02; done"#;
+        let mut leader = Command::new("sh");
+        leader.args(["-c", script]).arg(&told);
+        let mut leader = Process::spawn("leader", leader, &work, false).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let helper: u32 = loop {
+            if let Ok(pid) = fs::read_to_string(&told) {
+                break pid.trim().parse().unwrap();
+            }
+            assert!(Instant::now() < deadline, "{}", tail(leader.log()));
+            std::thread::sleep(POLL);
+        };
+        assert!(is_running(helper), "there is a helper");
+        assert!(leader.stop().is_some_and(|status| status.success()), "a polite end");
+        while is_running(helper) {
+            assert!(Instant::now() < deadline, "{helper} runs on");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// What has ended is a zombie until somebody asks for its status.
+    fn is_running(pid: u32) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    }
+}
