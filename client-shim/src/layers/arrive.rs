@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use headstart_layer_format::api::ImageStatus;
 use headstart_layer_format::limits::LAYERS_MAX;
 use headstart_layer_format::{BlobDigest, DiffId, Toc};
 use tokio::time::timeout_at;
@@ -19,8 +20,11 @@ use crate::cache::Layer;
 use crate::contents::EncodedToc;
 use crate::telemetry::{self, Cause, within};
 
-/// TOCs fetched, and layers mounted, ahead of containerd's questions at once: TOCs may be large.
-pub(super) const AHEAD_AT_ONCE: usize = 6;
+/// TOCs fetched, and layers mounted, ahead of containerd's questions at once: this many small ones, so that an image of many
+/// layers is no more round trips than one of few. A large one counts for several, since it is in memory as a whole.
+pub(super) const AHEAD_AT_ONCE: usize = 48;
+const LARGE_TOC: u64 = 256 << 10;
+const LARGE_COUNTS_FOR: u32 = 8;
 const AHEAD_TIME: Duration = Duration::from_secs(20);
 
 impl NodeLayers {
@@ -107,17 +111,22 @@ impl NodeLayers {
             .unwrap_or(Err(LayersError::NotReady("still on its way")))
     }
 
-    /// Presents layers in the background, a few at a time, in this order; [`NodeLayers::present`] of one waits for it.
-    pub fn present_ahead(&self, digests: Vec<BlobDigest>) {
-        let missing = digests.into_iter().filter(|digest| self.0.table.get(digest).is_none());
+    /// Presents layers in the background, in this order; [`NodeLayers::present`] of one waits for it.
+    pub fn present_ahead(&self, image: &ImageStatus) {
+        let missing = image.layers.iter().filter(|l| self.0.table.get(&l.digest).is_none());
         let cause = Cause::here();
-        for digest in missing.take(LAYERS_MAX) {
+        for layer in missing.take(LAYERS_MAX) {
+            let digest = layer.digest;
+            let counts_for = match layer.toc.as_ref().is_some_and(|toc| toc.size <= LARGE_TOC) {
+                true => 1,
+                false => LARGE_COUNTS_FOR,
+            };
             let layers = self.clone();
             let span = cause.of(info_span!(parent: None, "layer", layer = %digest));
             let work = async move {
                 let stop = layers.0.stop.clone();
                 let work = async {
-                    let _turn = layers.0.ahead.acquire().await.ok()?;
+                    let _turn = layers.0.ahead.acquire_many(counts_for).await.ok()?;
                     layers.present(&digest, Instant::now() + AHEAD_TIME).await.err()
                 };
                 if let Some(Some(error)) = stop.run_until_cancelled(work).await {

@@ -189,7 +189,7 @@ impl LazyLayers for NodeLazy {
 
     fn prepared(&self, image: &ImageStatus) {
         if let Some(layers) = &self.layers {
-            layers.present_ahead(image.layers.iter().map(|l| l.digest).collect());
+            layers.present_ahead(image);
         }
         if let Some(starts) = &self.starts {
             starts.prepared(image);

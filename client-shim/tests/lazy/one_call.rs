@@ -13,7 +13,8 @@ use headstart_shim::snapshotter::lazy::NodeLazy;
 use crate::support::node::{lazy_config, patient_fetch};
 use crate::support::{FakeServer, Item, LayerBuilder, Node, TestLayer, noise};
 
-const LAYERS: usize = 5;
+/// More than most images have.
+const LAYERS: usize = 40;
 
 fn layers(seed: u64) -> Vec<Arc<TestLayer>> {
     let layer = |i: usize| {
