@@ -208,3 +208,41 @@ fn reads_that_the_page_cache_may_hide_are_presumed_or_nothing_is_told() {
     let lost: Vec<_> = profile.positions().filter(|at| !still.contains(at)).collect();
     assert!(lost.is_empty(), "{lost:?} of {profile:?}");
 }
+
+/// A service that runs on: its start ends when it reads nothing new for a while, or has taken the time that there is.
+#[test]
+fn a_start_that_nobody_ends_is_told_when_it_is_quiet_or_its_time_is_up() {
+    let image = image();
+    for (trace_quiet_ms, trace_max_ms) in [(300, 120_000), (120_000, 1_000)] {
+        let server = Converted::start(&image);
+        let config = PrefetchConfig {
+            trace_quiet_ms,
+            trace_max_ms,
+            ..patient()
+        };
+        let node = Starter::prepare(&server.url, &image, &config);
+        node.run("c1");
+        let told = node.until("it is told", |p| !matches!(p.trace, Telling::None | Telling::Recording));
+        assert_eq!(told.trace, Telling::Posted, "{trace_quiet_ms} {trace_max_ms}");
+        assert_eq!(learned(status(&node.node, &server.url, &image)).starts, 1);
+    }
+}
+
+#[test]
+fn a_profile_has_the_order_in_which_a_start_read() {
+    let image = image();
+    let server = Converted::start(&image);
+    let node = Starter::prepare(&server.url, &image, &patient());
+    let layers: Vec<_> = node.status.layers.iter().map(|l| l.digest).collect();
+    node.starts.container("c1", &node.status.manifest_digest, &layers);
+    for (layer, name) in [(0, "lib/50"), (1, "app/main"), (0, "lib/03"), (0, "lib/30")] {
+        assert!(!std::fs::read(node.dirs[layer].join(name)).unwrap().is_empty());
+    }
+    assert_eq!(node.told("c1").trace, Telling::Posted);
+    let runs = learned(status(&node.node, &server.url, &image)).runs;
+    let places: Vec<(u32, u32)> = runs.iter().map(|run| (run.layer, run.first)).collect();
+    let [(0, last), (1, _), (0, first), (0, middle)] = places[..] else {
+        panic!("{runs:?}");
+    };
+    assert!(first < middle && middle < last, "{runs:?}");
+}

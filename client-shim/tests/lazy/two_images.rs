@@ -24,8 +24,8 @@ struct Image {
 }
 
 impl Image {
-    fn served(server: &FakeServer, seed: u64) -> Image {
-        let file = Item::file(noise(CHUNKS * CHUNK, seed));
+    fn served(server: &FakeServer, seed: u64, chunks: usize) -> Image {
+        let file = Item::file(noise(chunks * CHUNK, seed));
         let layer = LayerBuilder::new().add("a", file).build(CHUNK);
         let script = Script::honest(0, &layer).shut();
         let (manifest, gate) = (BlobDigest::of(&seed.to_le_bytes()), script.gate.clone());
@@ -44,10 +44,11 @@ struct Lab {
 }
 
 impl Lab {
-    /// So many images are being prepared, and the stream of each has begun.
-    fn starting(count: u64) -> Lab {
+    /// So many images of so many chunks are being prepared, and the stream of each has begun.
+    fn starting(count: u64, chunks: usize) -> Lab {
         let server = FakeServer::start();
-        let images: Vec<Image> = (1..=count).map(|seed| Image::served(&server, seed)).collect();
+        let served = (1..=count).map(|seed| Image::served(&server, seed, chunks));
+        let images: Vec<Image> = served.collect();
         let root = tempfile::tempdir().unwrap();
         let urls = [server.url()];
         let node = Node::open_with(root.path(), &urls, lazy_config()).unwrap();
@@ -88,7 +89,7 @@ impl Lab {
 
 #[test]
 fn streams_of_two_images_take_turns_chunk_by_chunk() {
-    let lab = Lab::starting(2);
+    let lab = Lab::starting(2, CHUNKS);
     for received in 1..=CHUNKS as u64 {
         for (at, image) in lab.images.iter().enumerate() {
             image.gate.add_permits(1);
@@ -102,10 +103,24 @@ fn streams_of_two_images_take_turns_chunk_by_chunk() {
     }
 }
 
+/// Of what a node can take, none has all.
+#[test]
+fn a_stream_that_flows_leaves_the_next_its_share() {
+    let chunks = 100 * CHUNKS;
+    let lab = Lab::starting(2, chunks);
+    for image in &lab.images {
+        image.gate.add_permits(chunks);
+    }
+    lab.until(0, "it ends", |p| p.progress == Progress::Done);
+    let other = lab.now(1).received_chunks;
+    assert!(other > chunks as u64 / 4, "{other} of {chunks}");
+    lab.until(1, "it ends", |p| p.progress == Progress::Done);
+}
+
 #[test]
 fn images_whose_streams_pause_hold_up_no_other() {
     // As many as have streams at once on a node, by default.
-    let lab = Lab::starting(8);
+    let lab = Lab::starting(8, CHUNKS);
     let (last, paused) = lab.images.split_last().unwrap();
     // Each of them is in the middle of its stream.
     for (at, image) in paused.iter().enumerate() {

@@ -50,8 +50,13 @@ fn starts_are_compared_over_a_link_and_a_crowd_costs_the_upstream_one_pull() {
         );
         assert!(lazy.upstream_bytes < 10_000, "a question about the tag: {lazy:?}");
         assert!(lazy.second_ms.is_some_and(|ms| ms > 0.0));
-        // Some of the image was read, and what was read had come.
-        assert!((1..=lazy.node_bytes).contains(&lazy.read_bytes.unwrap()), "{lazy:?}");
+        // What was read had come, and little that was not: what describes the layers, and the config, are this small.
+        let read = lazy.read_bytes.unwrap();
+        let moved_at_most = read + read * 3 / 10 + (512 << 10);
+        assert!(
+            read > 0 && (read..=moved_at_most).contains(&lazy.node_bytes),
+            "{lazy:?}"
+        );
         assert_eq!(ordinary.read_bytes, None);
 
         let seen = lazy.timeline.as_ref().unwrap();
