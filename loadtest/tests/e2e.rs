@@ -13,6 +13,8 @@ mod clients;
 mod coldstart;
 #[path = "e2e/crash.rs"]
 mod crash;
+#[path = "e2e/demo.rs"]
+mod demo;
 #[path = "e2e/images.rs"]
 mod images;
 #[path = "e2e/lazy.rs"]
