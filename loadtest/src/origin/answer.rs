@@ -296,13 +296,23 @@ impl Exchange<'_> {
             return self.built(base(304).header(header::ETAG, etag), Body::empty());
         }
         let ranged = found.is_blob && self.method == Method::GET && !has(|f| matches!(f, Fault::IgnoreRange));
-        let range = match self.headers.get(header::RANGE).filter(|_| ranged) {
+        let mut range = match self.headers.get(header::RANGE).filter(|_| ranged) {
             None => Ok(None),
             Some(value) => range_of(&String::from_utf8_lossy(value.as_bytes()), size),
         };
+        if let (Ok(Some(r)), Some(bytes)) = (&mut range, faults.iter().find_map(Fault::short_range)) {
+            r.end = r.end.min(r.start + bytes);
+        }
+        let total = match has(|f| matches!(f, Fault::NoTotal)) {
+            true => "*".to_owned(),
+            false => size.to_string(),
+        };
         let mut builder = match &range {
             Ok(None) => base(200),
-            Ok(Some(r)) => base(206).header(header::CONTENT_RANGE, format!("bytes {}-{}/{size}", r.start, r.end - 1)),
+            Ok(Some(r)) => base(206).header(
+                header::CONTENT_RANGE,
+                format!("bytes {}-{}/{total}", r.start, r.end - 1),
+            ),
             Err(Unsatisfiable) => {
                 let mut response = self.error(416, "RANGE_INVALID", "invalid content range");
                 let value = format!("bytes */{size}").parse().expect("ascii");

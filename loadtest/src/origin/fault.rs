@@ -55,6 +55,10 @@ pub enum Fault {
     WrongByte { at: u64 },
     /// 200 and everything, whatever was asked.
     IgnoreRange,
+    /// 206 without the size of the whole: `bytes 0-9/*`.
+    NoTotal,
+    /// 206 with no more than so many of the bytes that were asked for.
+    ShortRange { bytes: u64 },
     /// `Docker-Content-Digest` of something else.
     WrongDigestHeader,
     /// No `Docker-Content-Digest`.
@@ -71,6 +75,15 @@ pub enum Fault {
     Hold { at: u64, gate: Gate },
     /// Nothing of the content (not of the body) from this offset on, ever; the connection stays open.
     Wall { at: u64 },
+}
+
+impl Fault {
+    pub(super) fn short_range(&self) -> Option<u64> {
+        match self {
+            Self::ShortRange { bytes } => Some(*bytes),
+            _ => None,
+        }
+    }
 }
 
 /// A barrier that a test opens: determinism without sleeping.

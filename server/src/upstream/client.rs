@@ -163,7 +163,7 @@ impl Upstream {
         Ok(response.status().is_success().then(size).flatten())
     }
 
-    /// GET of a blob from byte `from` on.
+    /// GET of a blob from byte `from` on; from 0 where the upstream gives another part than was asked for.
     pub async fn blob(
         &self,
         repository: &str,
@@ -180,7 +180,11 @@ impl Upstream {
             {
                 Ok(BlobAnswer::Body(self.body(answer, from, Some(last + 1), size)))
             }
-            // Anything but "up to the end" would leave a hole.
+            // Anything but "up to the end" would leave a hole. Nobody has to give what was asked for (RFC 9110, 15.3.7).
+            (StatusCode::PARTIAL_CONTENT, _) if from > 0 => {
+                drop(answer);
+                Box::pin(self.blob(repository, caller, digest, 0)).await
+            }
             (StatusCode::PARTIAL_CONTENT, _) => Err(OTHER_RANGE),
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(ContentRange::Unsatisfied { size }))
                 if from > 0 && size == from =>
@@ -195,7 +199,8 @@ impl Upstream {
         }
     }
 
-    /// GET of the bytes `range` of a blob; it must not be empty.
+    /// GET of the bytes `range` of a blob, which must not be empty; of the whole where the upstream gives another part, or does
+    /// not say of how much it is one.
     pub async fn blob_range(
         &self,
         repository: &str,
@@ -217,11 +222,17 @@ impl Upstream {
                     last,
                     size: Some(size),
                 }),
-            ) if first == range.start => {
+            ) if first == range.start && last + 1 >= range.end.min(size) => {
                 let end = range.end.min(last + 1);
                 Ok(RangeAnswer::Part(self.body(answer, first, Some(end), Some(size))))
             }
-            (StatusCode::PARTIAL_CONTENT, _) => Err(OTHER_RANGE),
+            (StatusCode::PARTIAL_CONTENT, _) => {
+                drop(answer);
+                match self.blob(repository, caller, digest, 0).await? {
+                    BlobAnswer::Body(body) => Ok(RangeAnswer::Whole(body)),
+                    BlobAnswer::Complete { .. } => Err(OTHER_RANGE),
+                }
+            }
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(ContentRange::Unsatisfied { size })) if size <= range.start => {
                 Ok(RangeAnswer::PastEnd { size })
             }
