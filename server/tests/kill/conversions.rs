@@ -290,7 +290,7 @@ enum Moment {
     Any,
     /// A conversion has read this much of a layer and waits for the rest.
     Within,
-    /// One of the new images has another ready layer.
+    /// One of the new images has another ready layer. Where packs have too little room, others may have gone before.
     Ready,
 }
 
@@ -309,7 +309,7 @@ async fn moment(
     if matches!(moment, Moment::Any) {
         tokio::time::sleep(Duration::from_millis(rng.below(KILL_AFTER_MS_MAX))).await;
     }
-    let mut first = None;
+    let mut before = None;
     let waiting = async {
         loop {
             let (mut ready, mut under_way, mut read) = (0, false, false);
@@ -327,11 +327,10 @@ async fn moment(
                 });
                 read |= status.layers.iter().any(|l| l.converted.is_some_and(|bytes| bytes > 0));
             }
-            let before = *first.get_or_insert(ready);
             let now = match moment {
                 Moment::Any => true,
                 Moment::Within => read,
-                Moment::Ready => ready > before,
+                Moment::Ready => before.replace(ready).is_some_and(|before| ready > before),
             };
             if now || !under_way {
                 return under_way;
@@ -403,8 +402,11 @@ async fn killed_at_any_moment_of_conversions_it_goes_on_where_it_was() {
         drop(process);
         life.look();
         life.fsck();
+        if (n + 1).is_multiple_of(10) {
+            println!("{} rounds, {kills} kills", n + 1);
+        }
     }
-    println!("{kills} kills, {hits} of them while a layer was to be converted");
+    println!("{kills} kills in all, {hits} of them while a layer was to be converted");
 }
 
 /// The origin stops in the middle of a layer, if it has not been fetched already.
