@@ -18,7 +18,7 @@ use super::{
     error::ReadError,
     fetch::Fetch,
     flight::{State, View},
-    run::Brought,
+    run::{Brought, Patience},
     turns::FetchTurn,
 };
 use crate::{store::units::UNIT, upstream::BlobBody};
@@ -184,7 +184,7 @@ impl Fetch {
                 },
             };
             let brought = match &permit {
-                Ok(_) => fetch.bring_claim(claim, body, false).await,
+                Ok(_) => fetch.bring_claim(claim, body, Patience::Short).await,
                 Err(error) => Err(error.clone()),
             };
             guard.0 = None;

@@ -25,6 +25,31 @@ const PROGRESS_MIN: u64 = 64 << 10;
 /// The first bytes of a body that are written at once: a piece can be much larger, and takes that much longer.
 const FIRST_WRITE: usize = 16 << 10;
 
+/// What a run does when the upstream does not answer a request for a part with that part. A body that breaks off or stalls is
+/// continued in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// What may pass is waited out.
+    Long,
+    /// The same, but for what would try a client's patience: "too many requests", no answer in time.
+    Short,
+    /// Nothing is: another connection may bring it.
+    None,
+}
+
+impl Patience {
+    fn waits_out(self, error: &ReadError) -> bool {
+        match self {
+            Self::Long => true,
+            Self::Short => !matches!(
+                error,
+                ReadError::Upstream(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout)
+            ),
+            Self::None => false,
+        }
+    }
+}
+
 /// How a run ended well.
 #[derive(Debug)]
 pub enum Brought {
@@ -34,13 +59,12 @@ pub enum Brought {
 }
 
 impl Fetch {
-    /// Brings a claim; gives it back only together with what went wrong. `patient`: what would try a client's patience
-    /// ("too many requests", no answer in time) is waited out. A body that stalls is continued in any case.
+    /// Brings a claim; gives it back only together with what went wrong.
     pub(super) async fn bring_claim(
         self: &Arc<Self>,
         claim: u64,
         mut body: Option<BlobBody>,
-        patient: bool,
+        patience: Patience,
     ) -> Result<Brought, ReadError> {
         let mut fruitless = 0;
         while let Some(left) = self.flight.left(claim) {
@@ -62,12 +86,7 @@ impl Fetch {
                     Err(error) => error,
                 },
             };
-            let trying = is_asking
-                && matches!(
-                    error,
-                    ReadError::Upstream(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout)
-                );
-            if !may_pass(&error) || (trying && !patient) {
+            if !may_pass(&error) || (is_asking && !patience.waits_out(&error)) {
                 return Err(error);
             }
             let at = self.flight.left(claim).map_or(left.end, |left| left.start);

@@ -24,7 +24,7 @@ use super::{
     fetch::Fetch,
     flight::{Flight, State},
     landed::Landed,
-    run::Brought,
+    run::{Brought, Patience},
     turns::FetchTurn,
 };
 use crate::{
@@ -133,18 +133,22 @@ impl Fetch {
     /// Brings every byte that nobody else brings, and waits for those.
     async fn bring(self: &Arc<Self>, first: Option<(u64, BlobBody)>) -> Result<(), ReadError> {
         let mut lanes = self.lanes(&self.flight.state());
-        let run = |claim, body, patient| {
+        let run = |claim, body, lanes| {
             let fetch = self.clone();
-            async move { (claim, patient, fetch.bring_claim(claim, body, patient).await) }
+            let patience = match lanes {
+                1 => Patience::Long,
+                _ => Patience::None,
+            };
+            async move { (claim, patience, fetch.bring_claim(claim, body, patience).await) }
         };
         let mut runs = FuturesUnordered::new();
-        runs.extend(first.map(|(claim, body)| run(claim, Some(body), lanes == 1)));
+        runs.extend(first.map(|(claim, body)| run(claim, Some(body), lanes)));
         let mut failed = None;
         loop {
             let changed = self.flight.changed();
             while failed.is_none() && runs.len() < lanes {
                 let Some(claim) = self.claim_next(lanes) else { break };
-                runs.push(run(claim, None, lanes == 1));
+                runs.push(run(claim, None, lanes));
             }
             if runs.is_empty() {
                 match failed {
@@ -161,7 +165,7 @@ impl Fetch {
                 }
                 continue;
             }
-            let (claim, patient, brought) = tokio::select! {
+            let (claim, patience, brought) = tokio::select! {
                 Some(ended) = runs.next() => ended,
                 () = changed, if runs.len() < lanes => continue,
             };
@@ -175,13 +179,12 @@ impl Fetch {
                         state.no_ranges = true;
                         state.claims.widen(claim, self.flight.size());
                     }
-                    runs.push(run(claim, Some(body), true));
+                    runs.push(run(claim, Some(body), lanes));
                 }
-                // Both may mean that so many connections are too many. The last of them asks again, and waits: also when
-                // others have given up since this one began.
-                Err(ReadError::Upstream(UpstreamError::TooManyRequests { .. } | UpstreamError::Timeout))
-                    if !patient =>
-                {
+                // It may mean that so many connections are too many. The last of them asks again, and waits: also when others
+                // have given up since this one began.
+                Err(error) if patience == Patience::None && may_do_alone(&error) => {
+                    tracing::info!(digest = %self.errand.digest, lanes, %error, "one connection less brings the blob");
                     lanes = lanes.saturating_sub(1).min(runs.len()).max(1);
                     self.flight.release(claim, None);
                 }
@@ -254,6 +257,20 @@ impl Fetch {
             tracing::warn!(%digest, %error, "original cannot be published or removed");
         }
         self.flight.leave();
+    }
+}
+
+/// Whether one connection may get what one of several did not: upstreams that allow one say so in many ways. What they say of
+/// the blob itself, or of us, is no different then.
+fn may_do_alone(error: &ReadError) -> bool {
+    match error {
+        ReadError::Incomplete => true,
+        ReadError::Upstream(error) => match error {
+            UpstreamError::TooManyRequests { .. } | UpstreamError::Unavailable { .. } | UpstreamError::Timeout => true,
+            UpstreamError::Denied { .. } | UpstreamError::Status(_) | UpstreamError::Unreachable(_) => true,
+            _ => false,
+        },
+        _ => false,
     }
 }
 
