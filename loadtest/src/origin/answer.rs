@@ -403,14 +403,13 @@ impl Exchange<'_> {
         Ok(self.json(200, json!({ "access_token": token, "expires_in": 300 }).to_string()))
     }
 
-    /// Sorted, at most a page, with a relative link to the next.
+    /// At most a page, with a relative link to the next.
     fn tags(&self, repository: &str, query: &str) -> Response {
-        let Some(tags) = self.state.tags(repository) else {
+        let last = parameter(query, "last").unwrap_or_default();
+        let Some(rest) = self.state.tags(repository, &last) else {
             return self.error(404, "NAME_UNKNOWN", "repository name not known to registry");
         };
-        let last = parameter(query, "last").unwrap_or_default();
         let page = self.page(query);
-        let rest: Vec<_> = tags.into_iter().filter(|tag| *tag > last).collect();
         let shown = &rest[..rest.len().min(page)];
         let json = json!({ "name": repository, "tags": shown }).to_string();
         let next = (shown.len() < rest.len()).then(|| shown.last()).flatten();

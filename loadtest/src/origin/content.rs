@@ -21,6 +21,8 @@ pub(super) struct Repository {
     pub(super) blobs: HashMap<BlobDigest, Bytes>,
     pub(super) manifests: HashMap<BlobDigest, Manifest>,
     pub(super) tags: BTreeMap<String, BlobDigest>,
+    /// What a list of tags has instead, as it is.
+    pub(super) listed: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +47,23 @@ impl Content {
             None => reference.parse().ok()?,
         };
         Some((digest, repository.manifests.get(&digest)?.clone()))
+    }
+
+    /// What a list of tags has after `last`: ascending, or in the order that the test gave.
+    pub(super) fn tags(&self, repository: &str, last: &str) -> Option<Vec<String>> {
+        let repository = self.repositories.get(repository)?;
+        Some(match &repository.listed {
+            Some(listed) => {
+                let from = listed.iter().position(|tag| tag == last).map_or(0, |at| at + 1);
+                listed[from..].to_vec()
+            }
+            None => repository
+                .tags
+                .keys()
+                .filter(|tag| tag.as_str() > last)
+                .cloned()
+                .collect(),
+        })
     }
 
     /// Descriptors of the manifests whose `subject` is `digest`, ascending by digest.

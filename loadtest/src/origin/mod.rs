@@ -150,6 +150,14 @@ impl Origin {
             .with_content(|c| c.repository(repository).tags.insert(tag.to_owned(), digest));
     }
 
+    /// Lists these tags, in this order, whatever there is: registries list by age, or one twice. Each page begins after the
+    /// first mention of the tag before it.
+    pub fn list_tags(&self, repository: &str, tags: &[&str]) {
+        let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+        self.state
+            .with_content(|c| c.repository(repository).listed = Some(tags));
+    }
+
     /// Removes a blob, or a manifest and the tags that point at it.
     pub fn remove(&self, repository: &str, digest: &BlobDigest) {
         self.state.with_content(|c| {

@@ -105,9 +105,9 @@ impl State {
         Some((digest, OCTETS.to_owned(), content.any_blob(&digest)?))
     }
 
-    pub(super) fn tags(&self, repository: &str) -> Option<Vec<String>> {
+    pub(super) fn tags(&self, repository: &str, last: &str) -> Option<Vec<String>> {
         let content = self.content.read().expect("no holder panics");
-        Some(content.repositories.get(repository)?.tags.keys().cloned().collect())
+        content.tags(repository, last)
     }
 
     pub(super) fn referrers(&self, repository: &str, digest: &str) -> Vec<serde_json::Value> {

@@ -13,8 +13,8 @@ use crate::{
     support::{self, REPOSITORY, Server, UPSTREAM},
 };
 
-/// Until a pull is answered from memory.
-async fn is_at_hand(server: &Server, url: &str, reference: &str) {
+/// Asks until a pull is answered from memory.
+pub async fn is_at_hand(server: &Server, url: &str, reference: &str) {
     use headstart_server::{read::accept::Accept, store::facts::Source, upstream::Caller};
     let source = Source {
         upstream: UPSTREAM.into(),

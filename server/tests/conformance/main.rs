@@ -8,6 +8,7 @@
 mod support;
 
 mod conditions;
+mod ranges;
 mod unusual;
 
 use std::collections::BTreeSet;
@@ -203,6 +204,32 @@ async fn ranges() {
             let whole = setup.server.get(&setup.server.blob_url(&digest)).await;
             assert_eq!(whole.bytes().await.unwrap(), content);
         }
+    }
+}
+
+/// Ascending, each once, whatever the upstream's order is: clients go on after the last one that they have.
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_are_sorted_whatever_order_the_upstream_has() {
+    for page in [usize::MAX, 3] {
+        let setup = setup().await;
+        let Setup { origin, server, .. } = &setup;
+        origin.list_tags(REPOSITORY, &["v10", "latest", "v2", "a", "v2", "Z", "v1"]);
+        origin.page_max(page);
+        let want = ["Z", "a", "latest", "v1", "v10", "v2"];
+        let url = server.url(&format!("{REPOSITORY}/tags/list"));
+        let all = json_of(server.get(&url).await).await;
+        assert_eq!(all["tags"], json!(want), "pages of {page}");
+        let mut got = Vec::new();
+        let mut next = Some(format!("{url}&n=2"));
+        while let Some(url) = next.take() {
+            let response = server.get(&url).await;
+            let link = response.headers().get("link").map(|v| v.to_str().unwrap().to_owned());
+            let target = link.map(|l| l[1..].split_once('>').unwrap().0.to_owned());
+            next = target.map(|target| format!("http://{}{target}", server.address));
+            let part = json_of(response).await;
+            got.extend(part["tags"].as_array().unwrap().iter().cloned());
+        }
+        assert_eq!(json!(got), json!(want), "pages of {page}");
     }
 }
 
