@@ -395,6 +395,9 @@ async fn killed_at_any_moment_of_conversions_it_goes_on_where_it_was() {
             gate.iter().for_each(Gate::open);
             origin.clear_faults();
         }
+        for _ in 0..rng.below(3) {
+            Process::start_in_vain(life.dir.path(), &origin, &config, &mut rng).await;
+        }
         let settled_before = life.look();
         let process = Process::start(life.dir.path(), &origin, &config, &http).await;
         life.verify(&process, &http, settled_before).await;

@@ -11,6 +11,7 @@ mod layers;
 mod conversions;
 mod files;
 mod lazily;
+mod partial;
 mod process;
 mod pulls;
 

@@ -12,13 +12,18 @@ use std::{
 };
 
 use headstart_layer_format::{BlobDigest, routes};
-use headstart_loadtest::{corpus::SyntheticImage, origin::Origin};
+use headstart_loadtest::{
+    corpus::{Rng, SyntheticImage},
+    origin::Origin,
+};
 
 use crate::{REPOSITORY, UPSTREAM};
 
 /// The server's log, for whoever has to find out why a round failed.
 const LOG: &str = "log";
 const LOG_LINES_TOLD: usize = 60;
+/// The latest moment of a kill that waits for nothing: a start takes about as long.
+const KILL_AT_START_MS_MAX: u64 = 300;
 
 pub struct Process {
     child: Child,
@@ -28,6 +33,19 @@ pub struct Process {
 impl Process {
     /// `more`: tables of the configuration.
     pub async fn start(dir: &Path, origin: &Origin, more: &str, http: &reqwest::Client) -> Self {
+        let mut process = Self::spawn(dir, origin, more);
+        process.answers(dir, http).await;
+        process
+    }
+
+    /// One that is killed as early as it may be: in the middle of its recovery.
+    pub async fn start_in_vain(dir: &Path, origin: &Origin, more: &str, rng: &mut Rng) {
+        let process = Self::spawn(dir, origin, more);
+        tokio::time::sleep(Duration::from_millis(rng.below(KILL_AT_START_MS_MAX))).await;
+        process.kill();
+    }
+
+    fn spawn(dir: &Path, origin: &Origin, more: &str) -> Self {
         let config = config_file(dir);
         let mut file = std::fs::File::create(&config).unwrap();
         // Port 0: a port that was free a moment ago may be another test's server by now.
@@ -38,19 +56,23 @@ impl Process {
             origin.url()
         )
         .unwrap();
-        let log = dir.join(LOG);
         let child = Command::new(env!("CARGO_BIN_EXE_headstart-server"))
             .arg("--config")
             .arg(&config)
             .env_remove("RUST_LOG")
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(&log).unwrap())
+            .stderr(std::fs::File::create(dir.join(LOG)).unwrap())
             .spawn()
             .unwrap();
-        let mut process = Self {
+        Self {
             child,
             url: String::new(),
-        };
+        }
+    }
+
+    /// Waits until it does.
+    async fn answers(&mut self, dir: &Path, http: &reqwest::Client) {
+        let log = dir.join(LOG);
         for _ in 0..1200 {
             let text = std::fs::read_to_string(&log).unwrap();
             let address = text.lines().find_map(|line| {
@@ -58,11 +80,11 @@ impl Process {
                 line["fields"]["listen"].as_str().map(str::to_owned)
             });
             if let Some(address) = address {
-                process.url = format!("http://{address}");
-                if let Ok(answer) = http.get(format!("{}{}", process.url, routes::READYZ)).send().await
+                self.url = format!("http://{address}");
+                if let Ok(answer) = http.get(format!("{}{}", self.url, routes::READYZ)).send().await
                     && answer.status() == 200
                 {
-                    return process;
+                    return;
                 }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

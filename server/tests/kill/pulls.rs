@@ -176,6 +176,9 @@ async fn killed_at_any_moment_of_cold_pulls_it_comes_back_with_the_right_bytes_a
             }
         }
         origin.clear_faults();
+        for _ in 0..rng.below(3) {
+            Process::start_in_vain(dir.path(), &origin, "", &mut rng).await;
+        }
         let process = Process::start(dir.path(), &origin, "", &http).await;
         round.verify(&process, &http).await;
         // Clients that hang up must not leave a file open, either.
