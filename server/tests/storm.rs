@@ -1,9 +1,15 @@
-//! The storm driver against a real server: many nodes, whole and lazily, every byte verified by the nodes.
+//! Many clients at once: what they cost the upstream.
+//!
+//! In: a scripted origin, the storm driver (whose nodes verify every byte), plain clients. Out: bytes and calls at the origin.
+//! Not here: crowds that mean harm (`hostile/`), real clients (`loadtest/tests/clients/crowd.rs`).
 
 mod support;
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use headstart_loadtest::corpus::SyntheticImage;
-use headstart_loadtest::origin::{Auth, Origin};
+use headstart_loadtest::origin::{Auth, Call, Fault, Origin, Target};
 use headstart_loadtest::storm::{self, StormConfig};
 use support::{REPOSITORY, Server, UPSTREAM};
 
@@ -39,4 +45,39 @@ async fn a_cold_storm_costs_the_upstream_one_pull() {
         assert_eq!(origin.bytes_sent(&layer.digest), layer.blob.len() as u64);
     }
     server.stop().await;
+}
+
+/// A token is good for all that is read of a repository, and who comes while it is on its way waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_costs_one_token_for_each_repository() {
+    let (origin, dir) = (Origin::start(Auth::bearer()), tempfile::tempdir().unwrap());
+    let image = SyntheticImage::seeded(22);
+    let server = Server::start(&origin, dir.path()).await;
+    for (number, repository) in [REPOSITORY, "team/other"].into_iter().enumerate() {
+        image.push(&origin, repository, "v1");
+        origin.always(Target::Token, Fault::DelayHeaders(Duration::from_millis(300)));
+        let mut paths = vec![
+            "manifests/v1".to_owned(),
+            format!("manifests/{}", image.manifest_digest),
+        ];
+        paths.extend(image.layers.iter().map(|layer| format!("blobs/{}", layer.digest)));
+        paths.push("tags/list".into());
+        let asked = (0..100).map(|n| {
+            let url = server.url(&format!("{repository}/{}", paths[n % paths.len()]));
+            let server = &server;
+            async move { (server.fetch(&url).await.0, url) }
+        });
+        for (status, url) in join_all(asked).await {
+            assert_eq!(status, 200, "{url}");
+        }
+        let calls = origin.calls();
+        let tokens = calls.iter().filter(|call| call.is_token());
+        let scopes: Vec<_> = tokens.filter_map(|call| call.query.clone()).collect();
+        assert_eq!(scopes.len(), 1 + number, "{scopes:?}");
+        let shown = |call: &Call| call.authorization.is_some();
+        assert!(
+            calls.iter().filter(|call| shown(call)).count() > paths.len(),
+            "they use it"
+        );
+    }
 }

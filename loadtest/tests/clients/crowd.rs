@@ -14,7 +14,8 @@ const NODES: usize = 100;
 #[test]
 fn a_hundred_cold_pulls_at_once_cost_the_upstream_each_byte_once() {
     with_bench(|bench| async move {
-        let multi = MultiArch::new(2000);
+        // One is many fetch units, and not a whole number of them.
+        let multi = MultiArch::of(2000, &[900_000, 5 << 20, 60_000]);
         let origin = Origin::with_image("team/app", "arm64", &multi.arm64);
         multi.amd64.push(&origin, "team/app", "amd64");
         origin.add_manifest("team/app", Some("v1"), OCI_INDEX, multi.index.clone());

@@ -54,7 +54,12 @@ pub struct MultiArch {
 
 impl MultiArch {
     pub fn new(seed: u64) -> MultiArch {
-        let amd64 = image(seed, &[900_000, 60_000, 400_000]);
+        MultiArch::of(seed, &[900_000, 60_000, 400_000])
+    }
+
+    /// With layers of these sizes for amd64.
+    pub fn of(seed: u64, layers: &[usize]) -> MultiArch {
+        let amd64 = image(seed, layers);
         let arm64 = for_architecture(image(seed + 1, &[700_000, 50_000]), "arm64");
         let index = index_of(&[("arm64", &arm64), ("amd64", &amd64)]);
         let index_digest = BlobDigest::of(&index);
