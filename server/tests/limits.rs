@@ -145,6 +145,47 @@ async fn a_client_with_too_many_requests_waits_alone() {
     assert_eq!(setup.as_client("10.0.0.1", &url).send().await.unwrap().status(), 200);
 }
 
+/// One more than may be open waits until another is closed, and is served then.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_bound_wait() {
+    let setup = setup(|http| http.connections_max = 1).await;
+    let ping = format!("GET /v2/?ns={UPSTREAM} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut first = TcpStream::connect(setup.server.address).await.unwrap();
+    let mut second = TcpStream::connect(setup.server.address).await.unwrap();
+    let mut answer = [0; 12];
+    first.write_all(ping.as_bytes()).await.unwrap();
+    timeout(NEVER, first.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    second.write_all(ping.as_bytes()).await.unwrap();
+    let early = timeout(Duration::from_millis(500), second.read(&mut answer)).await;
+    assert!(early.is_err(), "the first is open");
+    drop(first);
+    timeout(NEVER, second.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+/// All answers to one client together are no faster than its rate, a second's worth apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_has_its_rate_over_all_its_connections() {
+    const RATE: usize = 2 << 20;
+    let setup = setup(|http| http.client_bytes_per_sec = RATE as u64).await;
+    let content = noise(3 << 20, 5);
+    let url = setup
+        .server
+        .blob_url(&setup.origin.add_blob(REPOSITORY, content.clone()));
+    let began = Instant::now();
+    let both = [(); 2].map(|()| async {
+        // A connection each.
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        http.get(&url).send().await.unwrap().bytes().await.unwrap()
+    });
+    for got in timeout(NEVER, futures_util::future::join_all(both)).await.unwrap() {
+        assert!(got == content);
+    }
+    // Two seconds, less what a socket's buffer takes of the end.
+    assert!(began.elapsed() > Duration::from_millis(1_500), "{:?}", began.elapsed());
+}
+
 /// What the server answers to these bytes, until it closes the connection.
 async fn answer_to(server: &Server, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(server.address).await.unwrap();

@@ -13,6 +13,7 @@ use headstart_server::{
     metrics::Metrics,
     upstream::{BlobAnswer, BlobBody, Caller, ClientCredentials, Health, RangeAnswer, Upstream, UpstreamError},
 };
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const REPOSITORY: &str = "team/app";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -408,6 +409,37 @@ async fn an_upstream_may_have_time_outs_of_its_own() {
     let impatient = upstream(&config);
     let answer = tokio::time::timeout(Duration::from_secs(15), blob(&impatient, &digest, 0));
     assert_eq!(answer.await, Ok(Err(UpstreamError::Timeout)), "below the general 30 s");
+}
+
+/// An address that takes no connection: its queue is full, and nobody empties it.
+async fn silent_listener() -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(address)).await {
+        queued.push(stream.unwrap());
+        assert!(queued.len() < 100, "the queue has no end");
+    }
+    (listener, queued)
+}
+
+#[tokio::test]
+async fn an_upstream_may_have_a_time_to_connect_of_its_own() {
+    let (listener, _queued) = silent_listener().await;
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let mut config = UpstreamConfig::new("silent.test", url);
+    config.connect_timeout_ms = Some(200);
+    let patient = FetchConfig {
+        connect_timeout_ms: 600_000,
+        header_timeout_ms: 600_000,
+        ..FetchConfig::default()
+    };
+    let hasty = Upstream::new(&config, &config.name, &patient, Metrics::new()).unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(15), head(&hasty, &Caller::Server)).await;
+    let failed = answer.expect("below the general ten minutes").unwrap_err();
+    assert!(failed.is_failure(), "{failed}");
 }
 
 #[tokio::test]

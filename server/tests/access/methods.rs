@@ -9,7 +9,7 @@ use headstart_loadtest::{
 };
 use headstart_server::{
     app::App,
-    config::{AccessMethod, AccessRule, ChallengePing, Config},
+    config::{AccessMethod, AccessRule, ChallengePing, Config, UpstreamConfig},
 };
 use sha2::{Digest as _, Sha256};
 
@@ -113,6 +113,43 @@ async fn rules_decide_by_name_and_nobody_is_challenged_in_vain() {
         origin.calls().iter().all(|c| c.authorization.is_none()),
         "no client's secret leaves"
     );
+    server.stop().await;
+}
+
+/// A rule for one upstream says nothing of another that has a repository of the same name, with the same content.
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_tell_upstreams_apart() {
+    let (origin, other) = (four_images(), four_images());
+    let dir = tempfile::tempdir().unwrap();
+    let of = |who: &str, upstream: &str| AccessRule {
+        upstreams: vec![upstream.to_owned()],
+        ..rule(&[who], &["team/*"])
+    };
+    let rules = vec![of("alice", UPSTREAM), of("bob", "*.example"), of("node-*", "*")];
+    let mut config = secured(&origin, dir.path(), rules);
+    config.upstreams.push(UpstreamConfig::new("other.example", other.url()));
+    let server = Server::with(config).await;
+    let layer = SyntheticImage::tiny(61).layers[0].digest;
+    let clients = [
+        (server.client(basic_header("alice", "alice's")), [200, 403]),
+        (server.client(basic_header("bob", "bob's")), [403, 200]),
+        (server.client("Bearer node-token"), [200, 200]),
+        (server.anybody(), [401, 401]),
+    ];
+    // Twice: what one upstream brought is here for whoever may have it from that one.
+    for (client, wants) in clients.iter().chain(&clients) {
+        for (upstream, want) in [UPSTREAM, "other.example"].into_iter().zip(wants) {
+            for path in [
+                "manifests/latest".to_owned(),
+                "tags/list".into(),
+                format!("blobs/{layer}"),
+            ] {
+                let url = format!("http://{}/v2/team/app/{path}?ns={upstream}", server.address);
+                let shown = format!("{:?} {upstream} {path}", client.authorization);
+                assert_eq!(client.status(&url).await, *want, "{shown}");
+            }
+        }
+    }
     server.stop().await;
 }
 

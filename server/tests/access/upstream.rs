@@ -99,6 +99,38 @@ async fn questions_are_shared() {
     server.stop().await;
 }
 
+/// Where there is room for one decision, the upstream is asked again about whoever has none; nobody loses or gains a right.
+#[tokio::test(flavor = "multi_thread")]
+async fn decisions_without_room_are_asked_for_again() {
+    let (origin, image) = three_repositories(false);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = asking(&origin, dir.path());
+    config.access.decisions_max = 1;
+    let server = Server::with(config).await;
+    let url = server.url(&format!("{SHARED}/blobs/{}", image.layers[0].digest));
+    let shown = ["alice", "bob"].map(|name| basic_header(name, &format!("{name}'s")));
+    let clients = [&shown[0], &shown[1]].map(|shown| server.client(shown.as_str()));
+    let stranger = server.client(basic_header("bob", "wrong"));
+    for client in &clients {
+        assert_eq!(client.status(&url).await, 200);
+    }
+    // The blob is here: from now on the upstream is asked about rights only.
+    origin.clear_calls();
+    for _ in 0..60 {
+        for client in &clients {
+            assert_eq!(client.status(&url).await, 200);
+            assert_eq!(stranger.status(&url).await, 401);
+        }
+        let asked = |shown: &String| calls_of(&origin, SHARED, |call| call.authorization.as_ref() == Some(shown));
+        if shown.iter().all(|shown| asked(shown) > 1) {
+            return server.stop().await;
+        }
+        // What is over the bound goes now and then, and not at once.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("decisions are kept for which there is no room: {:?}", origin.calls());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_revoked_ends_with_its_time_to_live() {
     let (origin, image) = three_repositories(false);
