@@ -276,6 +276,151 @@ async fn no_secret_of_ours_is_in_any_log_or_error() {
     }
 }
 
+/// Asks for these paths with two clients' headers while the upstream works, and when it does not any more; the first statuses.
+async fn ask_in_good_and_bad_times(server: &Binary, origin: &Origin, paths: &[String]) -> (Vec<u16>, String) {
+    let shown = [basic_header("client", CLIENT_PASSWORD)];
+    let (statuses, mut bodies) = ask_with(server, &shown, paths).await;
+    origin.always(
+        Target::Everything,
+        Fault::Status {
+            code: 500,
+            retry_after_secs: None,
+        },
+    );
+    origin.expire_tokens();
+    bodies.push_str(&ask_with(server, &shown, paths).await.1);
+    (statuses, bodies)
+}
+
+/// What a credential helper says, also where it makes no sense, and when it fails and talks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_of_a_helper_is_in_any_log_or_error() {
+    use std::os::unix::fs::PermissionsExt as _;
+    const TALK: &str = "hunter9-what-a-helper-says-on-the-side";
+    let answer = format!("'{{\"Username\":\"robot\",\"Secret\":\"{PASSWORD}\"}}'");
+    for (ends, status) in [
+        (format!("echo {answer}"), 200),
+        (format!("echo {answer}; exit 3"), 502),
+        (format!("echo {PASSWORD}"), 502),
+        (
+            format!("echo '{{\"Username\":\"robot\",\"Secret\":[\"{PASSWORD}\"]}}'"),
+            502,
+        ),
+    ] {
+        let origin = Origin::start(Auth::bearer_for("robot", PASSWORD));
+        let paths = paths(&origin, REPOSITORY);
+        let dir = tempfile::tempdir().unwrap();
+        let helper = dir.path().join("docker-credential-mine");
+        std::fs::write(&helper, format!("#!/bin/sh\necho {TALK} >&2\n{ends}\n")).unwrap();
+        std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let config = format!(
+            "[[upstreams]]\nname = \"{UPSTREAM}\"\nurl = \"{}\"\n[upstreams.auth]\ncredential_helper = \"mine\"\n\
+             helper_dir = \"{}\"",
+            origin.url(),
+            dir.path().display()
+        );
+        let mut server = Binary::start(&config, "filter = \"trace\"\naccess = \"all\"", &[]);
+        let (statuses, bodies) = ask_in_good_and_bad_times(&server, &origin, &paths).await;
+        assert_eq!(statuses, [status], "{ends}");
+        server.terminate();
+        assert!(server.wait().success());
+        let mut secrets = secrets(&[], &origin);
+        secrets.push(TALK.to_owned());
+        nowhere(&secrets, &server.log(), &bodies);
+    }
+}
+
+/// A refresh token of docker's file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_refresh_token_is_in_any_log_or_error() {
+    const REFRESH: &str = "hunter10-identity-token";
+    for taken in [REFRESH, "another"] {
+        let origin = Origin::start(Auth::Identity {
+            refresh_token: taken.to_owned(),
+        });
+        let paths = paths(&origin, REPOSITORY);
+        let dir = tempfile::tempdir().unwrap();
+        let docker = dir.path().join("config.json");
+        let of_nobody = of_header(&basic_header("robot", ""));
+        let text = format!(
+            "{{\"auths\":{{\"{}\":{{\"auth\":\"{of_nobody}\",\"identitytoken\":\"{REFRESH}\"}}}}}}",
+            origin.address()
+        );
+        std::fs::write(&docker, text).unwrap();
+        let config = format!(
+            "[[upstreams]]\nname = \"{UPSTREAM}\"\nurl = \"{}\"\n[upstreams.auth]\ndocker_config_file = \"{}\"",
+            origin.url(),
+            docker.display()
+        );
+        let mut server = Binary::start(&config, "filter = \"trace\"\naccess = \"all\"", &[]);
+        let (statuses, bodies) = ask_in_good_and_bad_times(&server, &origin, &paths).await;
+        assert_eq!(statuses[0] == 200, taken == REFRESH, "{statuses:?}");
+        let calls = origin.calls();
+        assert!(calls.iter().any(|call| call.is_token() && call.method == "POST"));
+        server.terminate();
+        assert!(server.wait().success());
+        let mut secrets = secrets(&[], &origin);
+        secrets.push(REFRESH.to_owned());
+        nowhere(&secrets, &server.log(), &bodies);
+    }
+}
+
+/// A collector that refuses everything, and what it was sent.
+async fn refusing_collector() -> (String, std::sync::Arc<std::sync::Mutex<Vec<u8>>>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let seen = std::sync::Arc::<std::sync::Mutex<Vec<u8>>>::default();
+    let sees = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = vec![0; 16 << 10];
+            let len = stream.read(&mut head).await.unwrap_or(0);
+            sees.lock().unwrap().extend_from_slice(&head[..len]);
+            let _ = stream
+                .write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                .await;
+        }
+    });
+    (url, seen)
+}
+
+/// What the collector of traces and metrics is shown.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_header_for_a_collector_is_in_any_log_or_error() {
+    const KEY: &str = "hunter11-collector-key";
+    let origin = Origin::start(Auth::Anonymous);
+    let paths = paths(&origin, REPOSITORY);
+    let (url, seen) = refusing_collector().await;
+    let config = format!(
+        "[[upstreams]]\nname = \"{UPSTREAM}\"\nurl = \"{}\"\n[telemetry]\notlp_endpoint = \"{url}\"\ntrace_ratio = 1.0\n\
+         metrics_interval_ms = 100",
+        origin.url()
+    );
+    let headers = format!("authorization=Bearer {KEY},x-key={KEY}-too");
+    let environment = [("OTEL_EXPORTER_OTLP_HEADERS", headers.as_str())];
+    let mut server = Binary::start(&config, "filter = \"trace\"\naccess = \"all\"", &environment);
+    let (statuses, bodies) = ask_in_good_and_bad_times(&server, &origin, &paths).await;
+    assert_eq!(statuses, [200]);
+    let shown = || {
+        let seen = String::from_utf8_lossy(&seen.lock().unwrap()).into_owned();
+        [
+            "/v1/traces",
+            "/v1/metrics",
+            &format!("Bearer {KEY}"),
+            &format!("{KEY}-too"),
+        ]
+        .iter()
+        .all(|part| seen.contains(part))
+    };
+    crate::support::until("the collector is shown the key", shown).await;
+    server.terminate();
+    assert!(server.wait().success());
+    let mut secrets = secrets(&[], &origin);
+    secrets.push(KEY.to_owned());
+    nowhere(&secrets, &server.log(), &bodies);
+}
+
 /// A secret where none belongs is an error that names the place. The parser's own message quotes the line, and would be
 /// in the journal of every start that failed.
 #[test]
