@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use headstart_layer_format::BlobDigest;
-use headstart_loadtest::corpus::{SyntheticImage, index_of};
-use headstart_loadtest::origin::{Auth, Origin, Target};
+use headstart_loadtest::corpus::{Compression, Dialect, Flavor, LayerBuilder, Meta, SyntheticImage, index_of, noise};
+use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_headstart-server");
 const REPOSITORY: &str = "team/app";
@@ -64,6 +64,24 @@ impl Server {
             .arg("--config")
             .arg(self.dir.path().join("server.toml"));
         command.output().unwrap()
+    }
+
+    /// What a terminal shows of a subcommand.
+    fn on_a_terminal(&self, arguments: &str) -> String {
+        let config = self.dir.path().join("server.toml");
+        // A terminal of no width would show nothing.
+        let line = format!(
+            "stty cols 120 rows 30; exec {BINARY} {arguments} --config {}",
+            config.display()
+        );
+        let mut command = Command::new("script");
+        command
+            .args(["-qec", &line, "/dev/null"])
+            .env("TERM", "xterm")
+            .stdin(Stdio::null());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     fn ok(&self, arguments: &[&str]) -> String {
@@ -189,6 +207,26 @@ fn an_image_is_warmed_listed_pinned_and_removed() {
         origin.bytes_sent(&image.layers[0].digest),
         2 * image.layers[0].blob.len() as u64
     );
+}
+
+#[test]
+fn who_warms_at_a_terminal_sees_how_far_it_is() {
+    let mut layer = LayerBuilder::new(Dialect::Pax);
+    layer.file("noise", Meta::default(), noise(4 << 20, 54));
+    let image = SyntheticImage::new(Flavor::Oci, vec![layer.finish(Compression::Gzip)]);
+    let origin = Origin::with_image(REPOSITORY, "v1", &image);
+    let slow = Fault::Throttle { bytes_per_sec: 2 << 20 };
+    origin.always(Target::Blobs, slow);
+    let server = Server::start(&origin);
+    let name = format!("up.test/{REPOSITORY}:v1");
+    let shown = server.on_a_terminal(&format!("warm {name}"));
+    assert!(shown.contains(&format!("{name}: done")), "{shown}");
+    // A part of the bar, and how many bytes of how many.
+    assert!(shown.contains('\u{2588}') && shown.contains('\u{2591}'), "{shown}");
+    assert!(shown.contains(" MiB/4.") && shown.contains("MiB/s"), "{shown}");
+    // Nowhere else.
+    let told = server.ask(&["warm", &name]);
+    assert!(told.stderr.is_empty(), "{told:?}");
 }
 
 #[test]
