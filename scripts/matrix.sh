@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Prints the behaviour matrix as a table:  ./scripts/matrix.sh
-# In: the tree. Out: what containerd 1.6, containerd 2.1 and podman do when the upstream behind the server misbehaves, one
-# row a misbehaviour; exit status 0 when every cell is as it must be. About two minutes after building. Needs root.
+# In: the tree. Out: what containerd 1.6, containerd 2.1 (whole layers, and in parts) and podman (an image, and an index)
+# do when the upstream behind the server misbehaves, one row a misbehaviour; exit status 0 when every cell is as it must
+# be. About two minutes after building. Needs root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -34,6 +34,8 @@ pub struct Row {
     /// Of noise, in bytes: larger than a fetch unit, or smaller.
     pub layers: &'static [usize],
     containerd: &'static [Short],
+    /// containerd that asks for a large layer in ranges, several at a time.
+    containerd_parts: &'static [Short],
     podman: &'static [Short],
     /// podman, of an index: it has chosen its mirror before anybody knows which image it wants.
     podman_index: &'static [Short],
@@ -48,7 +50,8 @@ impl Row {
         match column {
             Column::Podman => self.podman,
             Column::PodmanIndex => self.podman_index,
-            _ => self.containerd,
+            Column::Containerd21Parts => self.containerd_parts,
+            Column::Containerd16 | Column::Containerd21 => self.containerd,
         }
     }
 
@@ -61,6 +64,7 @@ impl Row {
             expires: false,
             layers: SMALL,
             containerd: &[NextHost],
+            containerd_parts: &[NextHost],
             podman: &[NextHost],
             podman_index: &[NextHost],
         }
@@ -75,29 +79,23 @@ impl Row {
             expires: false,
             layers: SMALL,
             containerd: &[Through],
+            containerd_parts: &[Through],
             podman: &[Through],
             podman_index: &[Through],
         }
     }
 
-    /// The server waits for it no longer than a moment: an index is given, and its image is not.
-    const fn is_silent(name: &'static str, misbehave: fn(&Origin, &SyntheticImage)) -> Row {
-        Row {
-            podman_index: &[NextHost, SecondTry],
-            ..Row::refuses(name, misbehave)
-        }
-    }
-
-    /// A blob of one unit is wrong, or ends early: its image is refused. Of an index's image, only first bytes are asked for.
+    /// A blob of one unit is wrong: its image is refused. Of an index's image, only first bytes are asked for before the index
+    /// is given.
     const fn is_wrong(name: &'static str, misbehave: fn(&Origin, &SyntheticImage)) -> Row {
         Row {
-            podman_index: &[NextHost, SecondTry],
+            podman_index: &[SecondTry],
             ..Row::refuses(name, misbehave)
         }
     }
 
-    /// The manifest comes and a large blob does not: containerd changes hosts in the middle; podman cannot. But from the first
-    /// failure on (a conversion's may come before any client's) the manifest is refused, so that its second pull succeeds.
+    /// The manifest comes and a large blob does not: containerd changes hosts in the middle; podman cannot. But from then on the
+    /// manifest is refused, so that its second pull succeeds.
     const fn lacks(name: &'static str, misbehave: fn(&Origin, &SyntheticImage)) -> Row {
         Row {
             name,
@@ -105,9 +103,10 @@ impl Row {
             misbehave,
             expires: false,
             layers: LARGE,
-            containerd: &[BlobsElsewhere, NextHost],
-            podman: &[NextHost, SecondTry],
-            podman_index: &[NextHost, SecondTry],
+            containerd: &[BlobsElsewhere],
+            containerd_parts: &[BlobsElsewhere],
+            podman: &[SecondTry],
+            podman_index: &[SecondTry],
         }
     }
 }
@@ -156,12 +155,8 @@ pub fn all() -> Vec<Row> {
             ..Row::mended("down, warm cache", |o, _| o.stop())
         },
         Row {
-            // Either answer is right for containerd; podman must be refused at the manifest.
-            containerd: &[NextHost, BlobsElsewhere],
-            podman: &[NextHost],
-            podman_index: &[NextHost],
             warm: Warm::Manifest,
-            ..Row::mended("down, manifest cached, blobs not", |o, _| o.stop())
+            ..Row::refuses("down, manifest cached, blobs not", |o, _| o.stop())
         },
         Row::mended("405 on HEAD", |o, _| status(o, Target::ManifestHeads, 405)),
         Row::mended("no digest, no length", |o, _| {
@@ -203,23 +198,23 @@ pub fn all() -> Vec<Row> {
         Row::refuses("403 on blobs", |o, _| status(o, Target::Blobs, 403)),
         Row::refuses("429 on blobs", |o, _| status(o, Target::Blobs, 429)),
         Row::refuses("503 on blobs", |o, _| status(o, Target::Blobs, 503)),
-        Row::is_silent("no answer on blobs", |o, _| silent(o, Target::Blobs)),
+        Row::refuses("no answer on blobs", |o, _| silent(o, Target::Blobs)),
         Row::refuses("401 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 401)),
         Row::refuses("403 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 403)),
         Row::refuses("429 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 429)),
         Row::refuses("503 on GET of blobs", |o, _| status(o, gets(Target::Blobs), 503)),
-        Row::is_silent("no answer on GET of blobs", |o, _| silent(o, gets(Target::Blobs))),
+        Row::refuses("no answer on GET of blobs", |o, _| silent(o, gets(Target::Blobs))),
         Row::refuses("401 on one layer", |o, i| status(o, layer(i), 401)),
         Row::refuses("403 on one layer", |o, i| status(o, layer(i), 403)),
         Row::refuses("404 on one layer", |o, i| status(o, layer(i), 404)),
         Row::refuses("429 on one layer", |o, i| status(o, layer(i), 429)),
         Row::refuses("503 on one layer", |o, i| status(o, layer(i), 503)),
-        Row::is_silent("no answer on one layer", |o, i| silent(o, layer(i))),
+        Row::refuses("no answer on one layer", |o, i| silent(o, layer(i))),
         Row::refuses("403 on GET of one layer", |o, i| status(o, gets(layer(i)), 403)),
-        Row::is_silent("no answer on GET of one layer", |o, i| silent(o, gets(layer(i)))),
+        Row::refuses("no answer on GET of one layer", |o, i| silent(o, gets(layer(i)))),
         Row::refuses("403 on the config", |o, i| status(o, config(i), 403)),
         Row::refuses("503 on GET of the config", |o, i| status(o, gets(config(i)), 503)),
-        Row::is_silent("no answer on GET of the config", |o, i| silent(o, gets(config(i)))),
+        Row::refuses("no answer on GET of the config", |o, i| silent(o, gets(config(i)))),
         Row::refuses("no byte on GET of blobs", |o, _| {
             o.always(gets(Target::Blobs), Fault::Reset { after: 0 })
         }),
@@ -233,22 +228,22 @@ pub fn all() -> Vec<Row> {
         Row::is_wrong("wrong byte in a small layer", |o, i| {
             o.always(layer(i), Fault::WrongByte { at: 1000 })
         }),
+        Row::lacks("a layer stops half-way for good", |o, image| {
+            o.always(layer(image), Fault::Wall { at: 1_500_000 })
+        }),
         Row {
-            containerd: &[BlobsElsewhere, NextHost, SecondTry],
-            ..Row::lacks("a layer stops half-way for good", |o, image| {
-                o.always(layer(image), Fault::Wall { at: 1_500_000 })
-            })
-        },
-        Row {
-            // What containerd was given is wrong, and only the whole tells: no mirror that streams can mend that.
-            containerd: &[SecondTry, NextHost, BlobsElsewhere],
+            // What containerd was given is wrong, and only the whole tells: no mirror that streams can mend that. Where the
+            // conversion's fetch, which runs meanwhile, has come to the end before containerd asks, nothing was given.
+            containerd: &[SecondTry, BlobsElsewhere],
+            containerd_parts: &[SecondTry, BlobsElsewhere],
             ..Row::lacks("wrong byte early in a layer", |o, image| {
                 o.always(layer(image), Fault::WrongByte { at: 1000 })
             })
         },
-        // The tail is withheld until the digest is right, so that what was given is right and the next host has the rest.
         Row {
-            containerd: &[BlobsElsewhere, NextHost, SecondTry],
+            // The tail is withheld until the digest is right, so that what was given is right and the next host has the rest.
+            // With a part that is cut so close to its end, containerd gives the pull up.
+            containerd_parts: &[SecondTry],
             ..Row::lacks("wrong byte late in a layer", |o, image| {
                 let last = image.layers[0].blob.len() as u64 - 1;
                 o.always(layer(image), Fault::WrongByte { at: last });
