@@ -1,12 +1,10 @@
 //! Tags, lists and manifests when the upstream moves, is slow to be asked, says no, or is gone.
 //!
 //! In: an origin whose calls are counted. Out: what clients get, and what it cost the upstream.
-//! Invariant: no test waits for a time to live to be over but the one that counts them; others set it to nothing.
+//! Invariant: no test waits for a time to live; those that need one to be over set it to nothing.
 //! Not here: the specification's own checks (`conformance/`).
 
 mod support;
-
-use std::time::Duration;
 
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Call, Fault, Origin, Target};
@@ -78,10 +76,10 @@ impl Setup {
     async fn have(&self, digest: &BlobDigest) {
         assert_eq!(self.server.fetch(&self.server.blob_url(digest)).await.0, 200);
         let originals = &self.server.app.originals;
-        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         while !originals.path(digest).exists() {
             assert!(std::time::Instant::now() < deadline, "the blob is never published");
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     }
 }
@@ -95,7 +93,10 @@ async fn a_hundred_cold_requests_are_one_get_and_a_warm_one_is_one_head_by_tag_a
     let setup = setup(|_| {}).await;
     let Setup { origin, server, .. } = &setup;
     let digest = origin.add_manifest(REPOSITORY, Some("a"), OCI_INDEX, index(1));
-    origin.always(Target::Manifests, Fault::DelayHeaders(Duration::from_millis(300)));
+    origin.always(
+        Target::Manifests,
+        Fault::DelayHeaders(std::time::Duration::from_millis(300)),
+    );
     let url = server.manifest_url("a");
     let all = (0..100).map(|i| {
         let accept = if i % 2 == 0 { "*/*" } else { "application/*, text/x" };
@@ -146,45 +147,6 @@ async fn a_ttl_costs_one_call_and_a_pinned_tag_none_even_after_a_restart() {
     let got = setup.server.fetch(&setup.server.manifest_url("a")).await.1.unwrap();
     assert_eq!(got, index(3));
     assert_eq!(setup.manifest_calls(), ["GET", "HEAD", "GET"]);
-}
-
-/// However many ask when its time is over, and again after the next.
-#[tokio::test(flavor = "multi_thread")]
-async fn each_time_to_live_of_a_tag_costs_one_head() {
-    const TTL: Duration = Duration::from_secs(1);
-    let setup = setup(|config| {
-        config.upstreams[0].tags.policy = Some(TagPolicy::Ttl);
-        config.upstreams[0].tags.ttl_ms = TTL.as_millis() as u64;
-    })
-    .await;
-    let Setup { origin, server, .. } = &setup;
-    let image = headstart_loadtest::corpus::SyntheticImage::tiny(7);
-    image.push(origin, REPOSITORY, "a");
-    let url = server.manifest_url("a");
-    assert_eq!(server.fetch(&url).await.0, 200);
-    for layer in &image.layers {
-        setup.have(&layer.digest).await;
-    }
-    setup.have(&image.config_digest).await;
-    for round in 0..3 {
-        tokio::time::sleep(TTL + Duration::from_millis(50)).await;
-        origin.clear_calls();
-        origin.clear_faults();
-        let gate = origin.hold_heads(Target::ManifestHeads);
-        let asked = futures_util::future::join_all((0..50).map(|_| server.fetch(&url)));
-        let opened = async {
-            let first = |calls: &[Call]| calls.iter().any(Call::is_manifest);
-            origin.wait_for("the question", first).await;
-            // The others come meanwhile.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            gate.open();
-        };
-        let (answers, ()) = tokio::join!(asked, opened);
-        for (status, body) in answers {
-            assert_eq!((status, body.unwrap()), (200, image.manifest.clone()));
-        }
-        assert_eq!(setup.manifest_calls(), ["HEAD"], "round {round}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

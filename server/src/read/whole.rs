@@ -4,7 +4,8 @@
 //! not.
 //! Invariant: the digest is taken of the bytes as they are in the file, in order, while they come. A right one is
 //! published; a wrong one leaves nothing behind; any other failure but the disk's leaves the partial, which the next
-//! fetch resumes. With several connections, none is further ahead of the first missing byte than the window.
+//! fetch resumes. With several connections, none begins further ahead of the first missing byte than the window; where the
+//! upstream refuses some, fewer bring it, down to one, and what that one is told counts.
 //! Not here: one part ([`super::run`]).
 
 use std::{

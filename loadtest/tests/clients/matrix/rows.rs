@@ -242,8 +242,9 @@ pub fn all() -> Vec<Row> {
         },
         Row {
             // The tail is withheld until the digest is right, so that what was given is right and the next host has the rest.
-            // With a part that is cut so close to its end, containerd gives the pull up.
-            containerd_parts: &[SecondTry],
+            // Of parts that are asked for at once, the last is withheld only if the others are under way by then: containerd has
+            // all of a wrong layer, or goes on to the next host with the last.
+            containerd_parts: &[BlobsElsewhere, SecondTry],
             ..Row::lacks("wrong byte late in a layer", |o, image| {
                 let last = image.layers[0].blob.len() as u64 - 1;
                 o.always(layer(image), Fault::WrongByte { at: last });
