@@ -5,7 +5,10 @@ mod support;
 use std::{path::Path, process::Command, time::Duration};
 
 use futures_util::{StreamExt as _, future::join_all};
+use headstart_loadtest::corpus::{Compression, Dialect, Flavor, LayerBuilder, Meta, SyntheticImage};
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
+use headstart_server::store::facts::Source;
+use headstart_server::store::{LayerRecord, Store};
 use support::{REPOSITORY, Server, noise, soon};
 
 const MIB: usize = 1 << 20;
@@ -217,4 +220,84 @@ async fn past_a_full_disk_answers_take_turns_and_empty_ones_are_not_believed() {
     origin.add_blob_as(REPOSITORY, lie, "");
     assert_eq!(soon(server.fetch(&server.blob_url(&lie))).await.0, 502);
     server.stop().await;
+}
+
+fn image(seed: u64) -> SyntheticImage {
+    let mut layer = LayerBuilder::new(Dialect::Pax);
+    layer.file("f", Meta::default(), noise(200_000, seed));
+    SyntheticImage::new(Flavor::Oci, vec![layer.finish(Compression::Gzip)])
+}
+
+async fn pull(server: &Server, tag: &str, image: &SyntheticImage) {
+    let (status, body) = soon(server.fetch(&server.manifest_url(tag))).await;
+    assert_eq!(status, 200, "{tag}");
+    assert!(body.unwrap() == image.manifest);
+}
+
+/// A tag that is confirmed is a row of the index and no record, so a full disk fails the index before any pack.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_a_full_disk_broke_is_rebuilt_when_there_is_space_without_a_restart() {
+    let (first, second) = (image(11), image(12));
+    let origin = Origin::with_image(REPOSITORY, "first", &first);
+    second.push(&origin, REPOSITORY, "second");
+    let disk = SmallDisk::new(32);
+    let server = Server::start(&origin, disk.path()).await;
+    pull(&server, "first", &first).await;
+    server.anybody().ready(&first.layers[0].digest).await;
+    let source = Source {
+        upstream: support::UPSTREAM.into(),
+        repository: REPOSITORY.into(),
+    };
+    let known = server.app.store.tag(&source, "first").unwrap().unwrap();
+    let filler = disk.fill();
+    let suspect = disk.path().join("index.suspect");
+    soon(async {
+        // As so many pulls do, one after the other.
+        for n in (1..1000).cycle().take_while(|_| !suspect.exists()) {
+            let mut fact = known.clone();
+            fact.confirmed_unix_secs += n;
+            server.app.store.confirm_tag(&source, "first", &fact).unwrap();
+            if n % 50 == 0 {
+                pull(&server, "first", &first).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    })
+    .await;
+    // It waits for room, and pulls go on.
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        pull(&server, "first", &first).await;
+    }
+    assert!(suspect.exists());
+    std::fs::remove_file(filler).unwrap();
+    soon(async {
+        while suspect.exists() {
+            pull(&server, "first", &first).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    pull(&server, "second", &second).await;
+    let layer = second.layers[0].digest;
+    soon(server.anybody().ready(&layer)).await;
+    let metrics = server.app.metrics.render();
+    assert!(
+        metrics.contains("headstart_index_rebuilds_total{reason=\"error\"} 1"),
+        "{metrics}"
+    );
+    let check = |store: &Store| {
+        for (tag, image) in [("first", &first), ("second", &second)] {
+            let known = store.tag(&source, tag).unwrap().map(|fact| fact.digest);
+            assert_eq!(known, Some(image.manifest_digest));
+            assert!(store.manifest(&image.manifest_digest).unwrap().is_some());
+            let layer = store.layer(&image.layers[0].digest).unwrap();
+            assert!(matches!(layer, Some(LayerRecord::Ready { .. })), "{layer:?}");
+        }
+    };
+    check(&server.app.store);
+    server.stop().await;
+    let store = Store::open(disk.path()).unwrap();
+    assert!(!store.open_report().index_rebuilt);
+    check(&store);
 }

@@ -110,6 +110,7 @@ pub const DAMAGED: Label = closed(
         "index",
     ],
 );
+pub const REBUILD_REASON: Label = closed("reason", &["opening", "corruption", "error", "panic", "row", "audit"]);
 pub const SHED_REASON: Label = closed(
     "reason",
     &[

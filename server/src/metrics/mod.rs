@@ -150,7 +150,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.served(route::DATA, 7);
         metrics.upstream_request("docker.io", "GET", Some(206));
-        metrics.index_rebuilt();
+        metrics.index_rebuilt("opening");
         let text = metrics.render();
         assert!(
             text.contains("headstart_served_bytes_total{route=\"data\"} 7"),
@@ -160,7 +160,10 @@ mod tests {
             text.contains("headstart_upstream_requests_total{method=\"GET\",status=\"2xx\",upstream=\"docker.io\"} 1"),
             "{text}"
         );
-        assert!(text.contains("headstart_index_rebuilds_total 1"), "{text}");
+        assert!(
+            text.contains("headstart_index_rebuilds_total{reason=\"opening\"} 1"),
+            "{text}"
+        );
     }
 
     #[test]

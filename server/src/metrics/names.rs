@@ -28,7 +28,7 @@ metrics! {
     IngestBytes = "headstart_ingest_bytes_total", "bytes", [INGEST_KIND], "Bytes through conversions, by kind";
     Corruption = "headstart_corruption_total", "events", [DAMAGED], "Bytes that did not match their digest, treated as a miss";
     PassThrough = "headstart_pass_through_total", "answers", [], "Answers streamed from an upstream past a disk that takes no more";
-    IndexRebuilds = "headstart_index_rebuilds_total", "events", [], "Times the index was rebuilt from packs";
+    IndexRebuilds = "headstart_index_rebuilds_total", "events", [REBUILD_REASON], "Times the index was rebuilt from packs: while a store was opened, or for what failed while it was in use";
     Evictions = "headstart_evictions_total", "objects", [EVICTED, EVICT_REASON], "Originals and converted layers that were given up";
     ScrubbedBytes = "headstart_scrubbed_bytes_total", "bytes", [SCRUBBED], "Bytes that were read again to be verified";
     ScrubDamage = "headstart_scrub_damage_total", "events", [DAMAGED], "Damage that was found so, whether repaired or not";

@@ -70,7 +70,8 @@ impl Metrics {
         self.add(Count::PassThrough, 1, &[]);
     }
 
-    pub fn index_rebuilt(&self) {
-        self.add(Count::IndexRebuilds, 1, &[]);
+    /// `opening`, or what made it doubtful while the server ran.
+    pub fn index_rebuilt(&self, reason: &'static str) {
+        self.add(Count::IndexRebuilds, 1, &[reason]);
     }
 }

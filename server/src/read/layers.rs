@@ -93,6 +93,7 @@ impl Layers {
     /// Starts the workers. To be called on a Tokio runtime, which they use to open blobs.
     pub fn new(store: Store, blobs: Blobs, config: IngestConfig, metrics: Metrics) -> Layers {
         store.observe(metrics.clone());
+        store.heal_index();
         let (converts, time_max_ms) = (config.enabled, config.time_max_ms);
         let queue = Queue::start(store.clone(), blobs.clone(), config, metrics);
         Layers {

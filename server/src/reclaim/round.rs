@@ -169,7 +169,7 @@ impl Inner {
             now_ms: now_ms(),
             needed_bytes,
         };
-        let is_manifest = |digest: &BlobDigest| Ok(self.store.manifest(digest)?.is_some());
+        let is_manifest = |digest: &BlobDigest| Ok(self.store.sure_manifest(digest)?.is_some());
         for victim in originals::choose(&held, &self.budgets, is_manifest)? {
             if self.bell.is_stopping() {
                 break;

@@ -27,7 +27,7 @@ const LAST_ROWS_MAX: usize = 512;
 const ROUNDS_MAX: usize = 16;
 
 /// `index.N` directories by number.
-fn others(parent: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+pub(super) fn others(parent: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut out = Vec::new();
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
@@ -62,7 +62,7 @@ pub(super) fn settle(parent: &Path) -> io::Result<bool> {
     Ok(usual.is_dir())
 }
 
-fn remove(dir: &Path) -> io::Result<()> {
+pub(super) fn remove(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -73,6 +73,10 @@ impl Store {
     /// Compacts the index if it is larger than `spare_bytes` and [`ROW_BYTES_MAX`] a row; whether it was.
     pub fn compact_index_over(&self, spare_bytes: u64, go_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
         let index = &self.inner.index;
+        // One that is not believed is rebuilt, which makes it small as well.
+        let Some(_steady) = self.inner.steady().filter(|_| index.believed().is_ok()) else {
+            return Ok(false);
+        };
         let before = index.bytes()?;
         if before <= spare_bytes {
             return Ok(false);
@@ -154,21 +158,21 @@ impl Index {
             }
             if few {
                 other.flush()?;
-                return self.replace(other, |other| seal(other, name));
+                return self.replace(other, |copy| seal(copy, copy.parent(), name));
             }
         }
         Ok(None)
     }
 }
 
-/// From here on the copy counts.
-fn seal(other: &Index, name: &str) -> Result<(), IndexError> {
+/// From here on the copy, which is in `name`, counts.
+pub(super) fn seal(other: &Index, parent: &Path, name: &str) -> Result<(), IndexError> {
     other.flush()?;
     let write = || {
-        let dir = other.parent().join(name);
+        let dir = parent.join(name);
         File::create_new(dir.join(WHOLE))?.sync_all()?;
         File::open(&dir)?.sync_all()?;
-        File::open(other.parent())?.sync_all()
+        File::open(parent)?.sync_all()
     };
     write().map_err(IndexError::Compact)
 }

@@ -166,7 +166,7 @@ impl Store {
         if let Some(image) = &fact.image {
             let (mut all, mut any) = (!image.layers.is_empty(), false);
             for layer in &image.layers {
-                let is_ready = matches!(self.layer(&layer.digest)?, Some(LayerRecord::Ready { .. }));
+                let is_ready = matches!(self.sure_layer(&layer.digest)?, Some(LayerRecord::Ready { .. }));
                 (all, any) = (all && is_ready, any || is_ready);
             }
             if all {

@@ -1,16 +1,17 @@
 //! The index: sled, and nothing else knows that it is sled.
 //!
 //! In: rows. Out: rows. Invariant: every row can be rebuilt from the packs, so any doubt about the index (an error or a
-//! panic of sled, another version) ends in moving it aside and replaying; doubt at run time leaves a mark for the next
-//! opening. One tree, small values: a batch over it is atomic, and rows and progress cannot disagree.
-//! Not here: what rows say, by kind ([`rows`], [`batch`]); the copy that takes its place ([`changes`]); what is written
-//! to packs, and when ([`super::packs`]).
+//! panic of sled, another version) ends in replaying them into another: at the opening, or while everybody goes on
+//! ([`super::heal`]). One tree, small values: a batch over it is atomic, and rows and progress cannot disagree.
+//! Not here: what rows say, by kind ([`rows`], [`batch`]); the copy that takes its place ([`changes`]); whether it is
+//! believed ([`trust`]); what is written to packs, and when ([`super::packs`]).
 
 mod batch;
 mod changes;
 #[cfg(test)]
 mod doubt;
 mod rows;
+mod trust;
 
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,8 +22,11 @@ use std::time::{Duration, Instant};
 use super::keys;
 pub use batch::Batch;
 use changes::Changes;
+pub(super) use changes::Superseded;
 pub use rows::{ChainRow, TagRow};
 pub(super) use rows::{is_chain, layer_row, member_row};
+use trust::Trust;
+pub use trust::{Since, Why};
 
 /// Changes when rows change shape; another version is rebuilt, never migrated.
 const INDEX_VERSION: u32 = 4;
@@ -35,10 +39,10 @@ const LOCK_WAIT: Duration = Duration::from_secs(30);
 const LOCK_LOOK: Duration = Duration::from_millis(10);
 /// Rows that are counted before somebody else may take the index's place, or stop it.
 const COUNTED_AT_ONCE: usize = 4096;
-/// Exists when an operation failed: the next opening rebuilds.
+/// Exists from when an operation failed until another index has taken its place: an opening rebuilds.
 const SUSPECT: &str = "index.suspect";
 pub(super) const DIR: &str = "index";
-const ASIDE: &str = "index.aside";
+pub(super) const ASIDE: &str = "index.aside";
 
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
@@ -69,12 +73,13 @@ pub struct Index {
     /// Another one after a compaction ([`super::compact`]).
     live: RwLock<Live>,
     parent: PathBuf,
-    /// While a compaction runs.
+    /// While a compaction runs, or a rebuild.
     changed: Mutex<Option<Changes>>,
+    trust: Trust,
 }
 
 #[derive(Debug)]
-struct Live {
+pub(super) struct Live {
     db: sled::Db,
     dir: PathBuf,
 }
@@ -148,6 +153,7 @@ impl Index {
                 live: RwLock::new(Live { db, dir }),
                 parent: parent.to_owned(),
                 changed: Mutex::default(),
+                trust: Trust::default(),
             }),
             Ok(Err(source)) => Err(IndexError::Sled { what, source }),
             Err(_) => Err(IndexError::Panicked(what)),
@@ -165,7 +171,11 @@ impl Index {
 
     fn guard<T>(&self, what: &'static str, op: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, IndexError> {
         let live = self.live();
-        let error = match catch_unwind(AssertUnwindSafe(|| op(&live.db))) {
+        self.guard_of(what, || op(&live.db))
+    }
+
+    fn guard_of<T>(&self, what: &'static str, op: impl FnOnce() -> sled::Result<T>) -> Result<T, IndexError> {
+        let error = match catch_unwind(AssertUnwindSafe(op)) {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(source)) => IndexError::Sled { what, source },
             Err(_) => IndexError::Panicked(what),
@@ -195,6 +205,10 @@ impl Index {
 
     pub(super) fn parent(&self) -> &Path {
         &self.parent
+    }
+
+    pub(super) fn dir(&self) -> PathBuf {
+        self.live().dir.clone()
     }
 
     /// Bytes on the disk.
@@ -237,13 +251,6 @@ impl Index {
         }
     }
 
-    fn mark_suspect(&self, error: &IndexError) {
-        tracing::error!(%error, "index failed; it will be rebuilt at the next start");
-        if let Err(e) = std::fs::write(self.parent.join(SUSPECT), b"") {
-            tracing::error!(error = %e, "failed to mark the index as suspect");
-        }
-    }
-
     fn get(&self, what: &'static str, key: &[u8]) -> Result<Option<impl Deref<Target = [u8]> + use<>>, IndexError> {
         self.guard(what, |db| db.get(key))
     }
@@ -272,9 +279,10 @@ impl Index {
         })
     }
 
-    /// To disk; slow.
+    /// To disk; slow. Whoever takes the index's place does not wait for it: of sled's that has failed, it may not end.
     pub fn flush(&self) -> Result<(), IndexError> {
-        self.guard("flush the index", |db| db.flush()).map(drop)
+        let db = self.live().db.clone();
+        self.guard_of("flush the index", || db.flush()).map(drop)
     }
 
     /// Removes a row if it says this, in one step: a row that a commit has just replaced stays.
@@ -303,11 +311,6 @@ impl Index {
     /// Whether a row is still what it was.
     pub fn is_row(&self, key: &[u8], row: &[u8]) -> Result<bool, IndexError> {
         Ok(self.get("look up a row", key)?.is_some_and(|now| &now[..] == row))
-    }
-
-    /// It was found to be wrong: the next opening rebuilds it.
-    pub fn distrust(&self) {
-        self.mark_suspect(&IndexError::Suspect);
     }
 
     /// Rows with this prefix, at most `max`; a row that does not parse is an error. `parse` gets the key behind the

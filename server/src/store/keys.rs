@@ -33,6 +33,13 @@ pub const CHAIN: u8 = b'h';
 /// Of a room that keeps its truth elsewhere.
 pub const NOTE: u8 = b'f';
 
+/// First letters of rows that no pack has, and that are worth keeping when the index is rebuilt.
+pub const NOWHERE_ELSE: [u8; 3] = [USED, NOTE, FORGETTING[0]];
+
+pub fn is_nowhere_else(key: &[u8]) -> bool {
+    key.first().is_some_and(|first| NOWHERE_ELSE.contains(first))
+}
+
 fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut out = vec![kind];
     for part in parts {

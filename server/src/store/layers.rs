@@ -79,6 +79,11 @@ pub(super) const RECORD_OVERHEAD: u64 = super::record::HEADER_LEN as u64 + 32;
 impl Store {
     /// `None`: not converted (or to be converted again).
     pub fn layer(&self, layer: &BlobDigest) -> Result<Option<LayerRecord>, StoreError> {
+        self.or_miss(self.sure_layer(layer))
+    }
+
+    /// The same; an error where the index fails.
+    pub(super) fn sure_layer(&self, layer: &BlobDigest) -> Result<Option<LayerRecord>, StoreError> {
         Ok(self.inner.index.layer(layer)?.filter(|r| match r {
             LayerRecord::Ready { .. } => true,
             LayerRecord::Refused { converter, .. } => *converter == CONVERTER_VERSION,
@@ -112,6 +117,10 @@ impl Store {
 
     /// The frame, verified against its record's CRC and key. A damaged one is forgotten and is a miss.
     pub fn read_chunk(&self, digest: &ChunkDigest) -> Result<Option<Bytes>, StoreError> {
+        self.or_miss(self.sure_chunk(digest))
+    }
+
+    fn sure_chunk(&self, digest: &ChunkDigest) -> Result<Option<Bytes>, StoreError> {
         let inner = &self.inner;
         let key = digest.as_bytes();
         match inner
@@ -139,7 +148,9 @@ impl Store {
         while let Some(first) = rest.first() {
             run.clear();
             for digest in rest {
-                let Some(at) = self.chunk_location(digest)? else { break };
+                let Some(at) = self.or_miss(self.chunk_location(digest))? else {
+                    break;
+                };
                 let fits = match (run.first(), run.last()) {
                     (Some((first, _)), Some((last, _))) => {
                         at.pack == last.pack && at.offset == end(last) && end(&at) - first.offset <= RUN_BYTES_MAX
@@ -250,8 +261,16 @@ impl Store {
         self.record_layer(layer, &refused)
     }
 
-    /// A layer of which something is damaged: it will be converted again.
+    /// A layer of which something is damaged: it will be converted again. Not while the index is not believed: what it
+    /// does not find may be there.
     pub fn unconvert_layer(&self, layer: &BlobDigest, why: &str) -> Result<(), StoreError> {
+        match self.inner.index.believed() {
+            Ok(()) => self.or_miss(self.unconvert(layer, why)),
+            Err(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn unconvert(&self, layer: &BlobDigest, why: &str) -> Result<(), StoreError> {
         if !matches!(self.inner.index.layer(layer)?, Some(LayerRecord::Ready { .. })) {
             return Ok(());
         }
@@ -267,7 +286,11 @@ impl Store {
 
     /// The encoded TOC of a ready layer, verified. A damaged one makes the layer unconverted.
     pub fn toc(&self, layer: &BlobDigest) -> Result<Option<(TocSummary, Bytes)>, StoreError> {
-        let Some(LayerRecord::Ready { toc, .. }) = self.layer(layer)? else {
+        self.or_miss(self.sure_toc(layer))
+    }
+
+    pub(super) fn sure_toc(&self, layer: &BlobDigest) -> Result<Option<(TocSummary, Bytes)>, StoreError> {
+        let Some(LayerRecord::Ready { toc, .. }) = self.sure_layer(layer)? else {
             return Ok(None);
         };
         let (inner, key) = (&self.inner, toc.digest.as_bytes());
@@ -278,8 +301,9 @@ impl Store {
             Some(Ok(bytes)) if Toc::digest(&bytes) == toc.digest => Ok(Some((toc, bytes))),
             // (The caller says whether that was a use: `touch_layer`.)
             // Evicted since the look: nothing is damaged.
-            None if self.layer(layer)?.is_none() => Ok(None),
+            None if self.sure_layer(layer)?.is_none() => Ok(None),
             _ => {
+                inner.index.believed()?;
                 self.inner.index.forget_toc(&toc.digest)?;
                 self.unconvert_layer(layer, "its TOC is damaged or missing")?;
                 Ok(None)

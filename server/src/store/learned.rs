@@ -1,7 +1,8 @@
 //! What served manifests taught: tags, memberships, images, chain IDs.
 //!
 //! In: the facts of [`super::facts`]. Out: the same, by key. Invariant: a fact is appended before its rows are written,
-//! and replaying facts in order gives the same rows. A repeated fact is not appended again.
+//! and replaying facts in order gives the same rows. A repeated fact is not appended again. Whoever serves gets a miss where
+//! the index fails, and what is learnt meanwhile is not recorded: whoever decides what goes (`sure_`) gets the error.
 //! Not here: layers and chunks ([`super::layers`]).
 
 use std::sync::{Arc, atomic::Ordering};
@@ -19,7 +20,7 @@ use super::record::RecordKind;
 use super::{Store, StoreError, at_hand, keys};
 
 /// Sources kept for one blob: enough to fail over, and a base layer may be in thousands of repositories.
-const SOURCES_MAX: usize = 16;
+pub(super) const SOURCES_MAX: usize = 16;
 /// Layers that different images may claim for one chain ID; only one claim can be true.
 const CHAIN_CLAIMS_MAX: usize = 4;
 /// A tag's confirmation alone is written to a pack at most this often; losing it costs one revalidation.
@@ -194,13 +195,25 @@ impl Store {
     /// members of this source are known: a manifest in two repositories would otherwise grow the packs at every request.
     pub fn record_manifest(&self, f: &ManifestFact) -> Result<(), StoreError> {
         self.inner.asked.note(f.members.iter().chain([&f.digest]));
+        self.record(|| self.record_new_manifest(f))
+    }
+
+    /// Records nothing while the index is not believed: it could not tell what is known already, and the packs would grow.
+    fn record(&self, record: impl FnOnce() -> Result<(), StoreError>) -> Result<(), StoreError> {
+        match self.inner.index.believed() {
+            Ok(()) => self.or_miss(record()),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn record_new_manifest(&self, f: &ManifestFact) -> Result<(), StoreError> {
         let same = |known: ManifestFact| {
             ManifestFact {
                 source: f.source.clone(),
                 ..known
             } == *f
         };
-        if self.manifest(&f.digest)?.is_some_and(same) && self.are_members(f)? {
+        if self.sure_manifest(&f.digest)?.is_some_and(same) && self.are_members(f)? {
             return Ok(());
         }
         self.append_fact(&Fact::Manifest(f.clone()))
@@ -219,6 +232,11 @@ impl Store {
 
     /// The latest fact for a manifest.
     pub fn manifest(&self, d: &BlobDigest) -> Result<Option<ManifestFact>, StoreError> {
+        self.or_miss(self.sure_manifest(d))
+    }
+
+    /// The same; an error where the index fails.
+    pub fn sure_manifest(&self, d: &BlobDigest) -> Result<Option<ManifestFact>, StoreError> {
         let manifests = &self.inner.at_hand.manifests;
         let ticket = manifests.ticket();
         match self.read_fact(|| Ok(self.inner.index.manifest(d)?))? {
@@ -235,10 +253,14 @@ impl Store {
     /// manifest's layers says nothing and is dropped.
     pub fn record_config(&self, f: &ConfigFact) -> Result<(), StoreError> {
         self.inner.asked.note([&f.manifest]);
-        let Some(image) = self.manifest(&f.manifest)?.and_then(|m| m.image) else {
+        self.record(|| self.record_new_config(f))
+    }
+
+    fn record_new_config(&self, f: &ConfigFact) -> Result<(), StoreError> {
+        let Some(image) = self.sure_manifest(&f.manifest)?.and_then(|m| m.image) else {
             return Ok(());
         };
-        if image.layers.len() != f.diff_ids.len() || self.diff_ids(&f.manifest)?.as_ref() == Some(&f.diff_ids) {
+        if image.layers.len() != f.diff_ids.len() || self.sure_diff_ids(&f.manifest)?.as_ref() == Some(&f.diff_ids) {
             return Ok(());
         }
         self.append_fact(&Fact::Config {
@@ -250,6 +272,10 @@ impl Store {
 
     /// DiffIDs of an image's layers, bottom first, once its config has been read.
     pub fn diff_ids(&self, manifest: &BlobDigest) -> Result<Option<Vec<DiffId>>, StoreError> {
+        self.or_miss(self.sure_diff_ids(manifest))
+    }
+
+    fn sure_diff_ids(&self, manifest: &BlobDigest) -> Result<Option<Vec<DiffId>>, StoreError> {
         match self.read_fact(|| Ok(self.inner.index.diff_ids(manifest)?))? {
             Some(Fact::Config {
                 manifest: m, diff_ids, ..
@@ -259,6 +285,10 @@ impl Store {
     }
 
     pub fn tag(&self, s: &Source, tag: &str) -> Result<Option<TagFact>, StoreError> {
+        self.or_miss(self.sure_tag(s, tag))
+    }
+
+    pub(super) fn sure_tag(&self, s: &Source, tag: &str) -> Result<Option<TagFact>, StoreError> {
         let tags = &self.inner.at_hand.tags;
         let ticket = tags.ticket();
         let Some(row) = self.inner.index.tag(s, tag)? else {
@@ -270,12 +300,16 @@ impl Store {
 
     /// Tags of a source that were ever confirmed, at most `max`.
     pub fn tags(&self, s: &Source, max: usize) -> Result<Vec<String>, StoreError> {
-        Ok(self.inner.index.tags_of(s, max)?)
+        self.or_miss(self.inner.index.tags_of(s, max).map_err(StoreError::from))
     }
 
     /// Records where a tag points, or that it still points there.
     pub fn confirm_tag(&self, s: &Source, tag: &str, t: &TagFact) -> Result<(), StoreError> {
         self.inner.asked.note([&t.digest]);
+        self.record(|| self.record_tag(s, tag, t))
+    }
+
+    fn record_tag(&self, s: &Source, tag: &str, t: &TagFact) -> Result<(), StoreError> {
         if let Some(mut row) = self.inner.index.tag(s, tag)? {
             let same = (row.fact.digest, &row.fact.media_type, row.fact.size) == (t.digest, &t.media_type, t.size);
             if same && t.confirmed_unix_secs.abs_diff(row.packed_unix_secs) < TAG_PACKED_SECS {
@@ -307,7 +341,8 @@ impl Store {
     pub fn is_member(&self, s: &Source, d: &BlobDigest) -> Result<bool, StoreError> {
         let members = &self.inner.at_hand.members;
         let ticket = members.ticket();
-        let Some(known) = self.inner.index.member(s, d)? else {
+        let known = self.or_miss(self.inner.index.member(s, d).map_err(StoreError::from))?;
+        let Some(known) = known else {
             return Ok(false);
         };
         members.keep(ticket, keys::member(s, d), known, 1);
@@ -317,32 +352,36 @@ impl Store {
     /// Records that the upstream has the digest in this repository.
     pub fn add_member(&self, s: &Source, d: &BlobDigest) -> Result<(), StoreError> {
         self.inner.asked.note([d]);
-        if self.inner.index.confirm_member(s, d)? == Some(Membership::Served) {
-            return Ok(());
-        }
-        self.append_fact(&Fact::Member {
-            source: s.clone(),
-            digest: *d,
+        self.record(|| {
+            if self.inner.index.confirm_member(s, d)? == Some(Membership::Served) {
+                return Ok(());
+            }
+            self.append_fact(&Fact::Member {
+                source: s.clone(),
+                digest: *d,
+            })
         })
     }
 
     /// Records that a manifest of the repository names these: a claim.
     pub fn claim_members(&self, s: &Source, digests: Vec<BlobDigest>) -> Result<(), StoreError> {
         self.inner.asked.note(&digests);
-        self.append_fact(&Fact::Members {
-            source: s.clone(),
-            digests,
+        self.record(|| {
+            self.append_fact(&Fact::Members {
+                source: s.clone(),
+                digests,
+            })
         })
     }
 
     /// Where a blob may be fetched from; at most 16 sources.
     pub fn sources(&self, d: &BlobDigest) -> Result<Vec<Source>, StoreError> {
-        Ok(self.inner.index.sources(d, SOURCES_MAX)?)
+        self.or_miss(self.inner.index.sources(d, SOURCES_MAX).map_err(StoreError::from))
     }
 
     /// The layer at the top of a chain. Configs only claim DiffIDs; a claim that a conversion has disproved is skipped.
     pub fn chain(&self, c: &ChainId) -> Result<Option<ChainFact>, StoreError> {
-        for row in self.inner.index.chain(c)? {
+        for row in self.or_miss(self.inner.index.chain(c).map_err(StoreError::from))? {
             if let Some(LayerRecord::Ready { diff_id, .. }) = self.layer(&row.layer)?
                 && diff_id != row.diff_id
             {

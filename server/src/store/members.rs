@@ -11,6 +11,7 @@ use headstart_layer_format::BlobDigest;
 use super::facts::Source;
 use super::forget::AT_ONCE;
 use super::index::{RawRow, member_row};
+use super::learned::SOURCES_MAX;
 use super::{Store, StoreError, keys};
 
 /// Memberships of one digest that are kept when facts have too much of the budget, pinned or not.
@@ -46,7 +47,7 @@ impl Store {
         }
         let mut going = Vec::new();
         for (digest, mut crowd) in crowds {
-            let fetched_from: HashSet<Source> = self.sources(&digest)?.into_iter().collect();
+            let fetched_from: HashSet<Source> = self.inner.index.sources(&digest, SOURCES_MAX)?.into_iter().collect();
             crowd.sort_unstable_by_key(|of| (fetched_from.contains(&of.source), of.day));
             crowd.truncate(crowd.len().saturating_sub(REPOSITORIES_MAX));
             going.extend(crowd.into_iter().map(|of| (digest, of)));

@@ -39,7 +39,7 @@ pub enum Mended {
     Rewrite(PackId),
     /// This pack is to be set aside as a whole.
     SetAside(PackId),
-    /// The index is rebuilt at the next opening.
+    /// The index is rebuilt: by a server that runs, or at the next opening.
     Reopen,
 }
 
@@ -66,7 +66,7 @@ impl Store {
                 })?;
                 self.commit()?;
             }
-            Subject::Layer(layer) => self.unconvert_layer(layer, finding.why)?,
+            Subject::Layer(layer) => self.unconvert(layer, finding.why)?,
             Subject::Stretch { pack, .. } => return Ok(Mended::Rewrite(*pack)),
             Subject::Pack(pack) => {
                 // One that is open still is can be read all the same.
@@ -239,6 +239,7 @@ impl Store {
         }
         self.commit()?;
         // As a sweep does: an opening must not miss the file and distrust the index.
+        let _steady = self.inner.steady_since(self.inner.index.now())?;
         let mut doom = Batch::default();
         doom.doom(pack);
         self.inner.index.apply(doom)?;

@@ -19,6 +19,7 @@ pub mod facts;
 pub mod forget;
 pub(crate) mod fuzz;
 pub mod hasher;
+mod heal;
 pub mod hot;
 mod in_flight;
 mod index;
@@ -50,7 +51,7 @@ pub mod usage;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use headstart_layer_format::{ChunkDigest, TocError};
 
@@ -59,7 +60,7 @@ use bell::Bell;
 pub use compact::INDEX_SPARE_BYTES;
 use in_flight::InFlight;
 use index::Index;
-pub use index::IndexError;
+pub use index::{IndexError, Why};
 pub use layer_use::LayerHold;
 use layer_use::LayerUse;
 pub use layers::{CONVERTER_VERSION, LayerRecord};
@@ -141,6 +142,10 @@ struct Inner {
     pinning: Mutex<()>,
     /// See [`Store::doubt_manifests`].
     doubts_manifests: AtomicBool,
+    /// Held to read by who deletes packs by what the index says, or compacts it, and to write while it is rebuilt.
+    steady: RwLock<()>,
+    /// See [`Store::heal_index`].
+    heals: AtomicBool,
     /// The copy of the index, when this is only a look.
     _copy: Option<open::Copied>,
     /// Released last: fields are dropped in order.
@@ -190,7 +195,7 @@ impl Store {
             return;
         }
         if opened.index_rebuilt {
-            metrics.index_rebuilt();
+            metrics.index_rebuilt("opening");
         }
         for _ in 0..opened.damaged_records {
             metrics.corruption("record");
@@ -237,6 +242,19 @@ impl Store {
     pub fn flush(&self) -> Result<(), StoreError> {
         self.commit()?;
         Ok(self.inner.index.flush()?)
+    }
+}
+
+impl Store {
+    /// What the index cannot say is a miss: it is being rebuilt.
+    fn or_miss<T: Default>(&self, said: Result<T, StoreError>) -> Result<T, StoreError> {
+        match said {
+            Err(StoreError::Index(_)) => {
+                self.inner.count_corruption("index");
+                Ok(T::default())
+            }
+            said => said,
+        }
     }
 }
 

@@ -4,13 +4,13 @@
 //! Invariant: packs are only cut at the end of the last one; the index is never trusted over the packs.
 //! Not here: rows of records that have none yet ([`replay`]), and what they say ([`super::learned`], [`super::index`]).
 
-mod replay;
+pub(super) mod replay;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, OnceLock, Weak, atomic::AtomicBool};
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::bulk::Bulk;
 use super::disk::Disk;
+use super::heal::Healing;
 use super::in_flight::InFlight;
 use super::index::{Batch, Index, IndexError};
 use super::layer_use::LayerUse;
@@ -142,6 +143,8 @@ fn open_in(
         asked: Default::default(),
         pinning: Default::default(),
         doubts_manifests: AtomicBool::new(false),
+        steady: Default::default(),
+        heals: AtomicBool::new(false),
         _copy: copy,
         _lock: lock,
     });
@@ -336,8 +339,14 @@ fn commit_periodically(store: &Weak<Inner>, stop: &Receiver<()>) {
     if let Some(inner) = store.upgrade() {
         recall_current(&inner);
     }
+    let mut healing = Healing::default();
     while stop.recv_timeout(COMMIT_PERIOD) == Err(RecvTimeoutError::Timeout) {
         let Some(inner) = store.upgrade() else { return };
+        if inner.heals.load(Relaxed) && inner.index.doubt().is_some() {
+            // Until nobody but this thread has the store.
+            healing.look(&inner, &|| Arc::strong_count(&inner) > 1);
+            continue;
+        }
         if let Err(error) = inner.packs.commit(&inner.index) {
             tracing::error!(%error, "failed to commit the store");
         }

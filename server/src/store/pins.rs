@@ -97,7 +97,7 @@ impl Store {
     pub fn target_digest(&self, target: &PinTarget) -> Result<Option<BlobDigest>, StoreError> {
         Ok(match target {
             PinTarget::Digest(digest) => Some(*digest),
-            PinTarget::Tag { source, tag } => self.tag(source, tag)?.map(|fact| fact.digest),
+            PinTarget::Tag { source, tag } => self.sure_tag(source, tag)?.map(|fact| fact.digest),
         })
     }
 
@@ -108,7 +108,9 @@ impl Store {
         for _ in 0..DEPTH_MAX {
             let mut next = Vec::new();
             for digest in level {
-                let Some(fact) = self.manifest(&digest)? else { continue };
+                let Some(fact) = self.sure_manifest(&digest)? else {
+                    continue;
+                };
                 for member in fact.members {
                     if out.len() < DIGESTS_MAX && out.insert(member) {
                         next.push(member);

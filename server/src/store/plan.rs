@@ -157,7 +157,7 @@ impl Store {
     /// Adds what a layer refers to, if `fits` agrees with the total then. A layer that turns out to be damaged adds
     /// nothing and is unconverted by the look at it.
     fn add_live(&self, layer: &BlobDigest, live: &mut Live, fits: impl Fn(u64) -> bool) -> Result<bool, StoreError> {
-        let Some((summary, encoded)) = self.toc(layer)? else {
+        let Some((summary, encoded)) = self.sure_toc(layer)? else {
             return Ok(true);
         };
         let Ok(toc) = Toc::decode(&encoded) else {

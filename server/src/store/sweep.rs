@@ -18,7 +18,7 @@ use bytes::Bytes;
 use headstart_layer_format::{BlobDigest, ChunkDigest, TocDigest};
 
 use super::in_flight::short;
-use super::index::Batch;
+use super::index::{Batch, Since};
 use super::layers::{CONVERTER_VERSION, LayerRecord};
 use super::learned::Fact;
 use super::pack::{Location, PACK_HEADER_LEN, PackId};
@@ -126,6 +126,7 @@ impl Store {
         self.inner.in_flight.cycle_begins();
         Cycle {
             store: self.clone(),
+            began: self.inner.index.now(),
             said: Said::default(),
         }
     }
@@ -195,14 +196,20 @@ impl Store {
         step: &mut dyn FnMut(Step) -> bool,
     ) -> Result<Option<Swept>, StoreError> {
         debug_assert!(std::sync::Arc::ptr_eq(&cycle.store.inner, &self.inner));
-        match self.sweep(pack, live, &cycle.said, step) {
+        match self.sweep(pack, live, cycle, step) {
             Ok(swept) => Ok(Some(swept)),
             Err(Stop::Asked) => Ok(None),
             Err(Stop::Failed(error)) => Err(error),
         }
     }
 
-    fn sweep(&self, pack: PackId, live: &Live, said: &Said, step: &mut dyn FnMut(Step) -> bool) -> Result<Swept, Stop> {
+    fn sweep(
+        &self,
+        pack: PackId,
+        live: &Live,
+        cycle: &Cycle,
+        step: &mut dyn FnMut(Step) -> bool,
+    ) -> Result<Swept, Stop> {
         let inner = &self.inner;
         let Some((_, len)) = inner.packs.sealed().into_iter().find(|(id, _)| *id == pack) else {
             return Err(Stop::Asked);
@@ -225,7 +232,7 @@ impl Store {
             Some(file) => {
                 let mut states = HashSet::new();
                 read_sealed(&file, PACK_HEADER_LEN, len, |found| {
-                    let moved_bytes = self.carry_over(&found, live, said, &mut states, &mut given_up)?;
+                    let moved_bytes = self.carry_over(&found, live, &cycle.said, &mut states, &mut given_up)?;
                     swept.moved_bytes += moved_bytes;
                     go_on(Step::Record { moved_bytes })
                 })?
@@ -242,6 +249,8 @@ impl Store {
         go_on(Step::Moved)?;
         self.commit()?;
         go_on(Step::Committed)?;
+        // What was dropped was dropped by this index's word, and one that is rebuilt must not find the pack half gone.
+        let _steady = inner.steady_since(cycle.began)?;
         inner.packs.doom(&inner.index, pack, &given_up.layers, &given_up.pins)?;
         // A kill loses what sled has not written; it must not lose this and find the file gone.
         inner.index.flush()?;
@@ -376,6 +385,8 @@ impl Store {
 #[derive(Debug)]
 pub struct Cycle {
     store: Store,
+    /// The index that the plan was made by, and is swept by.
+    began: Since,
     said: Said,
 }
 

@@ -1,15 +1,17 @@
 //! What changes while the index is copied, and the copy that takes its place.
 //!
-//! In: keys of rows that were written. Out: those to be copied again; another index for whoever comes next. Invariant:
+//! In: keys of rows that were written. Out: those to be copied again; another index for whoever comes next, which is a copy
+//! or was rebuilt. Invariant:
 //! a key is kept after its row has changed, and nobody writes while the index changes place: so the copy lacks nothing.
 //! Not here: copying ([`crate::store::compact`]).
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
 
-use super::{Index, IndexError};
+use super::{Index, IndexError, Live};
+use crate::store::keys;
 
 /// Keys of rows that were written since they were asked for last.
 #[derive(Debug, Default)]
@@ -83,6 +85,62 @@ impl Index {
         drop(live);
         drop(old.db);
         Ok(Some(old.dir))
+    }
+
+    /// Copies rows that no pack has ([`keys::is_nowhere_else`]) into `other`, as far as they can be read.
+    pub(in crate::store) fn copy_own_rows(&self, other: &Self) -> Result<(), IndexError> {
+        const ROWS_A_STEP: usize = 512;
+        for prefix in keys::NOWHERE_ELSE {
+            let mut after = vec![prefix];
+            // The row `g` is all of its key. If nobody can tell, facts may have been forgotten.
+            match self.row(&after) {
+                Ok(Some(row)) => other.set_row(&after, Some(&row))?,
+                Err(_) if after == keys::FORGETTING => other.note_forgetting()?,
+                _ => {}
+            }
+            while let Ok(rows) = self.rows_after(&after, ROWS_A_STEP) {
+                let rows: Vec<_> = rows.into_iter().take_while(|(key, _)| key[0] == prefix).collect();
+                let Some((last, _)) = rows.last() else { break };
+                after.clone_from(last);
+                for (key, row) in &rows {
+                    other.set_row(key, Some(row))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Index::replace`], of an index that is not believed by one that was rebuilt: what changed meanwhile is in that
+    /// one already, but for rows that no pack has. What is to be closed.
+    pub(in crate::store) fn supersede(&self, other: Self) -> Result<Superseded, IndexError> {
+        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = self.changed().take().unwrap_or_default();
+        for key in changed.keys.iter().filter(|key| keys::is_nowhere_else(key)) {
+            if let Ok(Ok(row)) = catch_unwind(AssertUnwindSafe(|| live.db.get(key))) {
+                other.set_row(key, row.as_deref())?;
+            }
+        }
+        let other = other.live.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *live, other);
+        // Nobody uses the old one any more, and so nobody doubts the new one for what it did.
+        self.believe();
+        Ok(Superseded(old))
+    }
+}
+
+/// An index that is of no use any more.
+#[derive(Debug)]
+pub(in crate::store) struct Superseded(Live);
+
+impl Superseded {
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// May take long, and of a sled that has failed may not end at all.
+    pub fn close(self) {
+        // Whatever it says to that.
+        let _ = catch_unwind(AssertUnwindSafe(move || drop(self)));
     }
 }
 

@@ -32,54 +32,83 @@ pub(super) fn replay(
 ) -> Result<(), StoreError> {
     let mut told = Instant::now();
     for (at, (pack, len)) in packs.iter().enumerate() {
-        let from = progress.get(&pack.id).copied().unwrap_or(PACK_HEADER_LEN);
-        if from >= *len {
+        let stretch = Stretch {
+            pack,
+            from: progress.get(&pack.id).copied().unwrap_or(PACK_HEADER_LEN),
+            len: *len,
+            is_last: at + 1 == packs.len(),
+            of: packs.len(),
+        };
+        if stretch.from >= stretch.len {
             continue;
         }
-        let mut rows = Rows::default();
-        let mut footer_at = None;
-        let visit = |found: Found| {
-            if told.elapsed() > PROGRESS_PERIOD {
-                told = Instant::now();
-                tracing::info!(
-                    pack = pack.id.0,
-                    of = packs.len(),
-                    offset = found.location.offset,
-                    "reading packs"
-                );
-            }
-            let is_footer = found.header.kind == RecordKind::Footer;
-            footer_at = is_footer.then_some(found.location.offset);
-            rows.add(index, found, bulk.as_deref_mut())
-        };
-        let unsealed = at + 1 == packs.len();
         // A killed process may have left it to the kernel; rows are only for what is on the disk.
         if let Err(error) = pack.sync() {
             tracing::error!(pack = pack.id.0, %error, "failed to sync a pack");
         }
-        // Behind what is indexed already, a pack may be torn also if a later one was begun.
-        let mut scanned = match unsealed || from > PACK_HEADER_LEN {
-            true => scan(pack, from, *len, true, visit)?,
-            false => read_sealed(pack, from, *len, visit)?,
-        };
-        if !unsealed {
-            // What cannot be read of a sealed pack is not looked at again at each start; the scrub has it rewritten.
-            scanned.end = *len;
-        }
-        // It was being sealed, and is not: what comes next takes the footer's place.
-        if let (true, Some(footer_at)) = (unsealed, footer_at) {
-            scanned.end = footer_at;
-        }
-        rows.batch.progress(pack.id, scanned.end);
-        index.apply(rows.batch)?;
-        report.damaged_records += scanned.damaged;
-        if scanned.damaged > 0 {
-            tracing::error!(
+        replay_stretch(index, &stretch, bulk.as_deref_mut(), report, &mut told)?;
+    }
+    Ok(())
+}
+
+/// What a pack has behind what is indexed of it.
+pub(in crate::store) struct Stretch<'a> {
+    pub(in crate::store) pack: &'a Pack,
+    pub(in crate::store) from: u64,
+    pub(in crate::store) len: u64,
+    /// It is the one that is written.
+    pub(in crate::store) is_last: bool,
+    /// How many packs there are, for the log.
+    pub(in crate::store) of: usize,
+}
+
+/// Indexes it, and says that it is.
+pub(in crate::store) fn replay_stretch(
+    index: &Index,
+    stretch: &Stretch<'_>,
+    mut bulk: Option<&mut Bulk>,
+    report: &mut OpenReport,
+    told: &mut Instant,
+) -> Result<(), StoreError> {
+    let Stretch { pack, from, len, .. } = *stretch;
+    let mut rows = Rows::default();
+    let mut footer_at = None;
+    let visit = |found: Found| {
+        if told.elapsed() > PROGRESS_PERIOD {
+            *told = Instant::now();
+            tracing::info!(
                 pack = pack.id.0,
-                damaged = scanned.damaged,
-                "a pack has damaged records"
+                of = stretch.of,
+                offset = found.location.offset,
+                "reading packs"
             );
         }
+        let is_footer = found.header.kind == RecordKind::Footer;
+        footer_at = is_footer.then_some(found.location.offset);
+        rows.add(index, found, bulk.as_deref_mut())
+    };
+    // Behind what is indexed already, a pack may be torn also if a later one was begun.
+    let mut scanned = match stretch.is_last || from > PACK_HEADER_LEN {
+        true => scan(pack, from, len, true, visit)?,
+        false => read_sealed(pack, from, len, visit)?,
+    };
+    if !stretch.is_last {
+        // What cannot be read of a sealed pack is not looked at again at each start; the scrub has it rewritten.
+        scanned.end = len;
+    }
+    // It was being sealed, and is not: what comes next takes the footer's place.
+    if let (true, Some(footer_at)) = (stretch.is_last, footer_at) {
+        scanned.end = footer_at;
+    }
+    rows.batch.progress(pack.id, scanned.end);
+    index.apply(rows.batch)?;
+    report.damaged_records += scanned.damaged;
+    if scanned.damaged > 0 {
+        tracing::error!(
+            pack = pack.id.0,
+            damaged = scanned.damaged,
+            "a pack has damaged records"
+        );
     }
     Ok(())
 }

@@ -67,6 +67,15 @@ impl Packs {
         outcome
     }
 
+    /// Runs while nobody appends or commits, with where each pack ends, the one that is written being the last.
+    pub fn at_rest<T>(&self, work: impl FnOnce(&[(PackId, u64)]) -> T) -> T {
+        let _order = self.committing();
+        let w = self.writer();
+        let mut ends = self.sealed();
+        ends.push((w.pack.id, w.end));
+        work(&ends)
+    }
+
     fn commit_rows(
         &self,
         index: &Index,

@@ -72,7 +72,7 @@ impl Store {
             said().insert(hash, to);
         }
         if let (false, Some(Fact::Manifest(old))) = (moved, &fact) {
-            let latest = self.manifest(&old.digest)?;
+            let latest = self.sure_manifest(&old.digest)?;
             // Of one that was forgotten, the memberships that stay have no other record.
             if latest.is_none_or(|latest| latest.source != old.source) {
                 let mut digests = Vec::new();
