@@ -15,6 +15,7 @@ mod support;
 mod at_rest;
 mod beside;
 mod damage;
+mod rot;
 mod running;
 mod served;
 mod usage;
