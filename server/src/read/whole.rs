@@ -266,11 +266,15 @@ impl Fetch {
 fn may_do_alone(error: &ReadError) -> bool {
     match error {
         ReadError::Incomplete => true,
-        ReadError::Upstream(error) => match error {
-            UpstreamError::TooManyRequests { .. } | UpstreamError::Unavailable { .. } | UpstreamError::Timeout => true,
-            UpstreamError::Denied { .. } | UpstreamError::Status(_) | UpstreamError::Unreachable(_) => true,
-            _ => false,
-        },
+        ReadError::Upstream(error) => matches!(
+            error,
+            UpstreamError::TooManyRequests { .. }
+                | UpstreamError::Unavailable { .. }
+                | UpstreamError::Timeout
+                | UpstreamError::Denied { .. }
+                | UpstreamError::Status(_)
+                | UpstreamError::Unreachable(_)
+        ),
         _ => false,
     }
 }

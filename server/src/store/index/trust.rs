@@ -39,12 +39,10 @@ impl Why {
 
     fn of(error: &IndexError) -> Self {
         match error {
-            IndexError::Sled { source, .. } => match source {
-                sled::Error::Corruption { .. } | sled::Error::ReportableBug(_) | sled::Error::Unsupported(_) => {
-                    Self::Corruption
-                }
-                _ => Self::Error,
-            },
+            IndexError::Sled {
+                source: sled::Error::Corruption { .. } | sled::Error::ReportableBug(_) | sled::Error::Unsupported(_),
+                ..
+            } => Self::Corruption,
             IndexError::Panicked(_) => Self::Panic,
             IndexError::BadRow(_) => Self::Row,
             IndexError::Suspect => Self::Audit,
