@@ -251,7 +251,9 @@ mod tests {
         }
         let before = readers.counts();
         assert_eq!(before.failed(), 0);
-        std::fs::write(dir.path().join("lazy/small"), "tExt").unwrap();
+        // At once: a reader of a file that is being written finds it short.
+        std::fs::write(dir.path().join("other"), "tExt").unwrap();
+        std::fs::rename(dir.path().join("other"), dir.path().join("lazy/small")).unwrap();
         std::fs::remove_file(dir.path().join("lazy").join(BIG)).unwrap();
         while readers.counts().wrong == 0 || !readers.counts().errors.contains_key("ENOENT") {
             tokio::time::sleep(Duration::from_millis(1)).await;
