@@ -8,6 +8,7 @@ mod support;
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Call, Fault, Gate, Origin, Target};
 use headstart_server::config::Config;
@@ -135,37 +136,37 @@ async fn no_connection_is_further_ahead_than_the_window() {
 /// Registries and CDNs that take one connection of a client say so in many ways.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_refuses_all_but_one_connection_is_asked_over_one() {
-    let status = |code, retry_after_secs| Fault::Status { code, retry_after_secs };
-    for (seed, refusal) in [
-        status(403, None),
-        status(429, None),
-        status(500, None),
-        status(503, None),
-        Fault::ResetAtOnce,
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let what = format!("{refusal:?}");
-        // More of them end a fetch.
-        let mirror = mirror(|config| config.fetch.tries_max = 1).await;
-        let (digest, content) = mirror.blob(10 + seed as u64);
-        let (gate, response) = mirror.held(&digest, 1000, Some(refusal)).await;
-        let refused = |calls: &[Call]| calls.iter().filter(|c| !matches!(c.status, 200 | 206)).count();
-        let all = |calls: &[Call]| refused(calls) as u64 == LANES - 1;
-        mirror.origin.wait_for("the other connections", all).await;
-        // Nor is it asked again before the one that it takes has brought its part.
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        assert_eq!(refused(&mirror.origin.calls()) as u64, LANES - 1, "{what}");
-        mirror.origin.clear_faults();
-        gate.open();
-        let body = soon(response.bytes()).await;
-        assert!(body.is_ok_and(|body| body == content), "{what}");
-        let gets = mirror.origin.gets(&digest);
-        let ranges: Vec<_> = gets.iter().map(|c| span(c.range.as_deref())).collect();
-        assert_eq!(ranges, [(0, SEGMENT), (SEGMENT, SIZE as u64)], "{what}");
-        assert_eq!(mirror.origin.bytes_sent(&digest), SIZE as u64, "{what}");
-    }
+    let status = |code| Fault::Status {
+        code,
+        retry_after_secs: None,
+    };
+    let refusals = [status(403), status(429), status(500), status(503), Fault::ResetAtOnce];
+    let names = refusals.each_ref().map(|refusal| format!("{refusal:?}"));
+    let cases = refusals.into_iter().zip(10..);
+    let cases = cases.map(|(refusal, seed)| tokio::spawn(is_asked_over_one(refusal, seed)));
+    let ends = join_all(cases.collect::<Vec<_>>()).await;
+    let wrong: Vec<_> = names.into_iter().zip(ends).filter(|(_, end)| end.is_err()).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+async fn is_asked_over_one(refusal: Fault, seed: u64) {
+    // More of them end a fetch.
+    let mirror = mirror(|config| config.fetch.tries_max = 1).await;
+    let (digest, content) = mirror.blob(seed);
+    let (gate, response) = mirror.held(&digest, 1000, Some(refusal)).await;
+    let refused = |calls: &[Call]| calls.iter().filter(|c| !matches!(c.status, 200 | 206)).count() as u64;
+    let all = |calls: &[Call]| refused(calls) == LANES - 1;
+    mirror.origin.wait_for("the other connections", all).await;
+    // Nor is it asked again before the one that it takes has brought its part.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(refused(&mirror.origin.calls()), LANES - 1);
+    mirror.origin.clear_faults();
+    gate.open();
+    assert!(soon(response.bytes()).await.unwrap() == content);
+    let gets = mirror.origin.gets(&digest);
+    let ranges: Vec<_> = gets.iter().map(|c| span(c.range.as_deref())).collect();
+    assert_eq!(ranges, [(0, SEGMENT), (SEGMENT, SIZE as u64)]);
+    assert_eq!(mirror.origin.bytes_sent(&digest), SIZE as u64);
 }
 
 /// One connection is the end of it: an upstream that will not have that either is not asked for ever.
