@@ -1,7 +1,7 @@
 //! One blob over several connections, of an upstream that lies, waits, or will not have so many.
 //!
-//! In: `fetch.parallel_ranges = 3`, and what the first connection brings, which the test holds back. Out: what clients get,
-//! what is kept, and what the upstream was asked for meanwhile.
+//! In: `fetch.parallel_ranges = 3`, and what the first connection brings, which the test holds back. Out: what clients
+//! get, what is kept, and what the upstream was asked for meanwhile.
 //! Not here: an upstream that has nothing against it (`cold_range.rs`).
 
 mod support;

@@ -1,6 +1,7 @@
 //! Many clients at once: what they cost the upstream.
 //!
-//! In: a scripted origin, the storm driver (whose nodes verify every byte), plain clients. Out: bytes and calls at the origin.
+//! In: a scripted origin, the storm driver (whose nodes verify every byte), plain clients. Out: bytes and calls at the
+//! origin.
 //! Not here: crowds that mean harm (`hostile/`), real clients (`loadtest/tests/clients/crowd.rs`).
 
 mod support;

@@ -150,8 +150,8 @@ impl Origin {
             .with_content(|c| c.repository(repository).tags.insert(tag.to_owned(), digest));
     }
 
-    /// Lists these tags, in this order, whatever there is: registries list by age, or one twice. Each page begins after the
-    /// first mention of the tag before it.
+    /// Lists these tags, in this order, whatever there is: registries list by age, or one twice. Each page begins after
+    /// the first mention of the tag before it.
     pub fn list_tags(&self, repository: &str, tags: &[&str]) {
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
         self.state

@@ -25,8 +25,8 @@ const PROGRESS_MIN: u64 = 64 << 10;
 /// The first bytes of a body that are written at once: a piece can be much larger, and takes that much longer.
 const FIRST_WRITE: usize = 16 << 10;
 
-/// What a run does when the upstream does not answer a request for a part with that part. A body that breaks off or stalls is
-/// continued in any case.
+/// What a run does when the upstream does not answer a request for a part with that part. A body that breaks off or
+/// stalls is continued in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
     /// What may pass is waited out.

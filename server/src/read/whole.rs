@@ -4,8 +4,8 @@
 //! not.
 //! Invariant: the digest is taken of the bytes as they are in the file, in order, while they come. A right one is
 //! published; a wrong one leaves nothing behind; any other failure but the disk's leaves the partial, which the next
-//! fetch resumes. With several connections, none begins further ahead of the first missing byte than the window; where the
-//! upstream refuses some, fewer bring it, down to one, and what that one is told counts.
+//! fetch resumes. With several connections, none begins further ahead of the first missing byte than the window; where
+//! the upstream refuses some, fewer bring it, down to one, and what that one is told counts.
 //! Not here: one part ([`super::run`]).
 
 use std::{
@@ -182,8 +182,8 @@ impl Fetch {
                     }
                     runs.push(run(claim, Some(body), lanes));
                 }
-                // It may mean that so many connections are too many. The last of them asks again, and waits: also when others
-                // have given up since this one began.
+                // It may mean that so many connections are too many. The last of them asks again, and waits: also when
+                // others have given up since this one began.
                 Err(error) if patience == Patience::None && may_do_alone(&error) => {
                     tracing::info!(digest = %self.errand.digest, lanes, %error, "one connection less brings the blob");
                     lanes = lanes.saturating_sub(1).min(runs.len()).max(1);
@@ -261,8 +261,8 @@ impl Fetch {
     }
 }
 
-/// Whether one connection may get what one of several did not: upstreams that allow one say so in many ways. What they say of
-/// the blob itself, or of us, is no different then.
+/// Whether one connection may get what one of several did not: upstreams that allow one say so in many ways. What they
+/// say of the blob itself, or of us, is no different then.
 fn may_do_alone(error: &ReadError) -> bool {
     match error {
         ReadError::Incomplete => true,

@@ -99,7 +99,8 @@ async fn questions_are_shared() {
     server.stop().await;
 }
 
-/// Where there is room for one decision, the upstream is asked again about whoever has none; nobody loses or gains a right.
+/// Where there is room for one decision, the upstream is asked again about whoever has none; nobody loses or gains a
+/// right.
 #[tokio::test(flavor = "multi_thread")]
 async fn decisions_without_room_are_asked_for_again() {
     let (origin, image) = three_repositories(false);

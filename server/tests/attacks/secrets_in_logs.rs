@@ -276,7 +276,7 @@ async fn no_secret_of_ours_is_in_any_log_or_error() {
     }
 }
 
-/// Asks for these paths with two clients' headers while the upstream works, and when it does not any more; the first statuses.
+/// Asks for these paths while the upstream works, and when it does not any more; the first statuses.
 async fn ask_in_good_and_bad_times(server: &Binary, origin: &Origin, paths: &[String]) -> (Vec<u16>, String) {
     let shown = [basic_header("client", CLIENT_PASSWORD)];
     let (statuses, mut bodies) = ask_with(server, &shown, paths).await;
@@ -393,8 +393,8 @@ async fn no_header_for_a_collector_is_in_any_log_or_error() {
     let paths = paths(&origin, REPOSITORY);
     let (url, seen) = refusing_collector().await;
     let config = format!(
-        "[[upstreams]]\nname = \"{UPSTREAM}\"\nurl = \"{}\"\n[telemetry]\notlp_endpoint = \"{url}\"\ntrace_ratio = 1.0\n\
-         metrics_interval_ms = 100",
+        "[[upstreams]]\nname = \"{UPSTREAM}\"\nurl = \"{}\"\n[telemetry]\notlp_endpoint = \"{url}\"\n\
+         trace_ratio = 1.0\nmetrics_interval_ms = 100",
         origin.url()
     );
     let headers = format!("authorization=Bearer {KEY},x-key={KEY}-too");

@@ -1,8 +1,8 @@
 //! Ranges of what is no blob: manifests by tag and by digest, lists of tags and of referrers.
 //!
-//! In: each of them cold, warm and, where it may be, from memory. Out: what RFC 9110, sections 13.1.5 and 14, says of `Range` and
-//! `If-Range`.
-//! Not here: blobs ([`super::ranges`], `cold_range.rs`), conditions without a range ([`super::conditions`]).
+//! In: each of them cold, warm and, where it may be, from memory. Out: what RFC 9110, sections 13.1.5 and 14, says of
+//! `Range` and `If-Range`.
+//! Not here: blobs (the test of that name in `main.rs`, `cold_range.rs`), conditions without a range ([`super::conditions`]).
 
 use bytes::Bytes;
 use headstart_layer_format::BlobDigest;

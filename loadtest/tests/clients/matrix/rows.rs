@@ -85,8 +85,8 @@ impl Row {
         }
     }
 
-    /// A blob of one unit is wrong: its image is refused. Of an index's image, only first bytes are asked for before the index
-    /// is given.
+    /// A blob of one unit is wrong: its image is refused. Of an index's image, only first bytes are asked for before
+    /// the index is given.
     const fn is_wrong(name: &'static str, misbehave: fn(&Origin, &SyntheticImage)) -> Row {
         Row {
             podman_index: &[SecondTry],
@@ -94,8 +94,8 @@ impl Row {
         }
     }
 
-    /// The manifest comes and a large blob does not: containerd changes hosts in the middle; podman cannot. But from then on the
-    /// manifest is refused, so that its second pull succeeds.
+    /// The manifest comes and a large blob does not: containerd changes hosts in the middle; podman cannot. But from
+    /// then on the manifest is refused, so that its second pull succeeds.
     const fn lacks(name: &'static str, misbehave: fn(&Origin, &SyntheticImage)) -> Row {
         Row {
             name,
@@ -236,8 +236,9 @@ pub fn all() -> Vec<Row> {
             })
         },
         Row {
-            // What containerd was given is wrong, and only the whole tells: no mirror that streams can mend that. Where the
-            // conversion's fetch, which runs meanwhile, has come to the end before containerd asks, nothing was given.
+            // What containerd was given is wrong, and only the whole tells: no mirror that streams can mend that. Where
+            // the conversion's fetch, which runs meanwhile, has come to the end before containerd asks, nothing was
+            // given.
             containerd: &[SecondTry, BlobsElsewhere],
             containerd_parts: &[SecondTry, BlobsElsewhere],
             ..Row::lacks("wrong byte early in a layer", |o, image| {
@@ -245,9 +246,9 @@ pub fn all() -> Vec<Row> {
             })
         },
         Row {
-            // The tail is withheld until the digest is right, so that what was given is right and the next host has the rest.
-            // Of parts that are asked for at once, the last is withheld only if the others are under way by then: containerd has
-            // all of a wrong layer, or goes on to the next host with the last.
+            // The tail is withheld until the digest is right, so that what was given is right and the next host has the
+            // rest. Of parts that are asked for at once, the last is withheld only if the others are under way by then:
+            // containerd has all of a wrong layer, or goes on to the next host with the last.
             containerd_parts: &[BlobsElsewhere, SecondTry],
             ..Row::lacks("wrong byte late in a layer", |o, image| {
                 let last = image.layers[0].blob.len() as u64 - 1;
