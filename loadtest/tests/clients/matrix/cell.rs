@@ -51,7 +51,9 @@ pub enum Outcome {
     /// The first pull failed, and the same command a moment later got the image (from the server or the next host): what the
     /// kubelet does by itself.
     SecondTry,
-    /// Twice no image.
+    /// The second failed, too.
+    ThirdTry,
+    /// Three times no image.
     Failed(String),
 }
 
@@ -62,6 +64,7 @@ pub enum Short {
     BlobsElsewhere,
     NextHost,
     SecondTry,
+    ThirdTry,
     Failed,
 }
 
@@ -72,6 +75,7 @@ impl Outcome {
             Outcome::BlobsElsewhere => Short::BlobsElsewhere,
             Outcome::NextHost => Short::NextHost,
             Outcome::SecondTry => Short::SecondTry,
+            Outcome::ThirdTry => Short::ThirdTry,
             Outcome::Failed(_) => Short::Failed,
         }
     }
@@ -82,6 +86,7 @@ impl Outcome {
             Outcome::BlobsElsewhere => "manifest through the mirror, blobs from the next host",
             Outcome::NextHost => "refused at the manifest, next host",
             Outcome::SecondTry => "first pull fails, second succeeds",
+            Outcome::ThirdTry => "two pulls fail, third succeeds",
             Outcome::Failed(_) => "fails",
         }
     }
@@ -129,16 +134,22 @@ impl Cell {
         let (first, ()) = tokio::join!(client.pull(self, bench, "first"), expire);
         let outcome = match first {
             Ok(()) => self.outcome(),
-            Err(first) => {
-                tokio::time::sleep(AGAIN_AFTER).await;
-                match client.pull(self, bench, "second").await {
-                    Ok(()) => Outcome::SecondTry,
-                    Err(second) => Outcome::Failed(format!("{first}; then: {second}")),
-                }
-            }
+            Err(error) => self.again(error, client, bench).await,
         };
         self.assert_no_wrong_body(proxy).await;
         outcome
+    }
+
+    /// The same command once more, and once more.
+    async fn again(&self, mut errors: String, client: &Client, bench: &Bench) -> Outcome {
+        for (round, outcome) in [("second", Outcome::SecondTry), ("third", Outcome::ThirdTry)] {
+            tokio::time::sleep(AGAIN_AFTER).await;
+            match client.pull(self, bench, round).await {
+                Ok(()) => return outcome,
+                Err(error) => errors.push_str(&format!("; then: {error}")),
+            }
+        }
+        Outcome::Failed(errors)
     }
 
     /// Asks the server for what shall be in its cache.

@@ -23,7 +23,7 @@ const SHORT_WAITS: &str = "\n[fetch]\nconnect_timeout_ms = 2000\nheader_timeout_
                            tries_max = 3\n";
 
 /// Cells of one client at the same time; many of them only wait.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 4;
 
 #[test]
 fn whatever_the_upstream_does_clients_get_the_image_or_go_on_to_the_next_host() {

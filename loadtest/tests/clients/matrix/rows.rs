@@ -1,7 +1,8 @@
 //! What upstreams do.
 //!
 //! In: nothing. Out: the rows of the matrix, each with what the clients may end with.
-//! Invariant: every client ends with the right image in every row, at the latest when the same command is run again.
+//! Invariant: every client ends with the right image in every row, at the latest when the same command is run again, but for
+//! one row that may want it twice.
 //! Not here: acting it out (the scripted origin does).
 
 use std::time::Duration;
@@ -12,7 +13,7 @@ use headstart_loadtest::{
 };
 
 use super::{
-    cell::Short::{self, BlobsElsewhere, NextHost, SecondTry, Through},
+    cell::Short::{self, BlobsElsewhere, NextHost, SecondTry, ThirdTry, Through},
     columns::Column,
 };
 
@@ -229,8 +230,9 @@ pub fn all() -> Vec<Row> {
             o.always(layer(i), Fault::WrongByte { at: 1000 })
         }),
         Row {
-            // With one part it gives up the others, and may take that for the end of the pull.
-            containerd_parts: &[BlobsElsewhere, SecondTry],
+            // With one part it gives up the others, and may take that for the end of the pull, rarely twice: then it has the
+            // manifest, and asks for the layer here first.
+            containerd_parts: &[BlobsElsewhere, SecondTry, ThirdTry],
             ..Row::lacks("a layer stops half-way for good", |o, image| {
                 o.always(layer(image), Fault::Wall { at: 1_500_000 })
             })
