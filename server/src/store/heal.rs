@@ -99,6 +99,8 @@ impl Inner {
                 return Ok(None);
             }
         }
+        // What changes in these from here on is copied once more.
+        self.index.keep_changes(true);
         self.index.copy_own_rows(&other)?;
         other.seal_version()?;
         other.flush()?;
@@ -174,8 +176,12 @@ impl Healing {
         let _alone = match inner.steady.try_write() {
             Ok(held) => held,
             Err(TryLockError::Poisoned(held)) => held.into_inner(),
-            // A sweep or a compaction, which will soon meet the doubt.
-            Err(TryLockError::WouldBlock) => return,
+            // A sweep or a compaction, which will soon meet the doubt. If it waits for a sled that has failed, which forgot
+            // to tell it: whoever flushes next does.
+            Err(TryLockError::WouldBlock) => {
+                let _ = inner.index.flush();
+                return;
+            }
         };
         if !self.has_room(&inner.index) {
             return;
@@ -229,7 +235,6 @@ fn heal(inner: &Inner, go_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
     let name = format!("{DIR}.{number}");
     // What can be made durable is; rows of it may fail.
     let _ = inner.packs.commit(index);
-    index.keep_changes(true);
     let outcome = inner.rebuild(&name, go_on);
     let Ok(Some(old)) = outcome else {
         index.keep_changes(false);

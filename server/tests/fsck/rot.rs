@@ -15,6 +15,7 @@ use headstart_server::store::Store;
 use headstart_server::store::facts::{Source, TagFact};
 use tokio::time::{Duration, Instant, sleep};
 
+use crate::damage::change;
 use crate::support::{REPOSITORY, Server, UPSTREAM};
 use crate::{Patient, data, image, layers, rebuild, template};
 
@@ -234,4 +235,72 @@ async fn a_byte_of_the_index_that_is_wrong_costs_no_answer_and_is_mended_in_the_
     );
     assert!(bad.is_empty(), "{bad:#?}");
     assert!(met > 0 && rebuilt > 0, "{met} met, {rebuilt} rebuilt");
+}
+
+/// Each of sled's own files alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_file_of_the_index_is_missed_for_longer_than_a_rebuild() {
+    let image = image(9);
+    let origin = Origin::with_image(REPOSITORY, "v1", &image);
+    let healthy = template(&origin, &image).await;
+    add_others(healthy.path());
+    // Of snapshots, the latest.
+    let store = Store::open_with(healthy.path(), BYTES_MAX / 8).unwrap();
+    assert_eq!(read_others(&store, 0), 0);
+    store.flush().unwrap();
+    drop(store);
+    let index = healthy.path().join("index");
+    assert!(has_snapshot(&index));
+    let mut names: Vec<_> = fs::read_dir(&index)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert!(
+        ["blobs", "conf", "db"]
+            .iter()
+            .all(|name| names.contains(&(*name).into())),
+        "{names:?}"
+    );
+    let patient = Patient::new();
+    let mut bad = Vec::new();
+    for name in names {
+        for how in ["truncated", "cut", "flipped", "deleted"] {
+            patient.heal(&healthy);
+            let path = patient.data.join("index").join(&name);
+            let what = format!("{} {how}", name.to_string_lossy());
+            match (path.is_dir(), how) {
+                (true, "deleted") => fs::remove_dir_all(&path).unwrap(),
+                (true, _) => continue,
+                (false, "truncated") => change(&path, Vec::clear),
+                (false, "cut") => change(&path, |bytes| bytes.truncate(bytes.len() / 2)),
+                (false, "flipped") => change(&path, |bytes| {
+                    let middle = bytes.len() / 2;
+                    bytes[middle] ^= 0x10;
+                }),
+                (false, _) => fs::remove_file(&path).unwrap(),
+            }
+            let server = Server::with(config(&origin, &patient.data)).await;
+            let rebuilt = server.app.store.open_report().index_rebuilt;
+            let misses = read_others(&server.app.store, 0);
+            bad.extend(
+                serve(&server, &image, 0)
+                    .await
+                    .into_iter()
+                    .map(|it| format!("{what}: {it}")),
+            );
+            let until = Instant::now() + PATIENCE;
+            while patient.data.join("index.suspect").exists() {
+                assert!(Instant::now() < until, "{what}: the index is in doubt still");
+                sleep(Duration::from_millis(50)).await;
+            }
+            let left = read_others(&server.app.store, 0);
+            println!("{what}: rebuilt at the opening: {rebuilt}; misses: {misses}, then {left}");
+            if left > 0 {
+                bad.push(format!("{what}: {left} are missing"));
+            }
+            server.stop().await;
+        }
+    }
+    assert!(bad.is_empty(), "{bad:#?}");
 }

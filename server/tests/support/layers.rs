@@ -94,6 +94,11 @@ pub fn packs(dir: &Path) -> Vec<PathBuf> {
 
 pub fn copy_tree(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
+    copy_below(from, to);
+}
+
+/// The same into a directory that is there.
+pub fn copy_below(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());

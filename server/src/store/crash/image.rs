@@ -136,6 +136,19 @@ struct Disk {
 }
 
 impl Disk {
+    /// A file that was there before.
+    fn found(&mut self, path: &Path, bytes: &[u8]) {
+        self.files.push(File {
+            synced: bytes.to_vec(),
+            pending: Vec::new(),
+        });
+        let file = self.files.len() - 1;
+        for names in [&mut self.names, &mut self.durable] {
+            names.insert(path.to_owned(), file);
+        }
+        self.last.insert(path.to_owned(), file);
+    }
+
     fn file(&mut self, path: &Path) -> &mut File {
         let at = self.names.get(path).or_else(|| self.last.get(path));
         &mut self.files[*at.expect("a file that was created")]
@@ -209,6 +222,9 @@ impl Journal {
     /// Writes below `to` what a power cut before operation `at` leaves.
     pub fn image(&self, to: &Path, at: usize, keep: Keep, index: IndexLeft, rng: &mut Rng) {
         let mut disk = Disk::default();
+        for (path, bytes) in self.base() {
+            disk.found(path, bytes);
+        }
         self.log().done[..at].iter().for_each(|done| disk.see(done));
         let mut names = disk.durable;
         for naming in disk.naming.iter().filter(|_| keep.keeps(rng)) {

@@ -67,6 +67,8 @@ impl Fault {
 pub struct Journal {
     root: PathBuf,
     fault: Option<Fault>,
+    /// What was there before, durably.
+    base: BTreeMap<PathBuf, Vec<u8>>,
     log: Mutex<Log>,
 }
 
@@ -83,8 +85,25 @@ impl Journal {
         Self {
             root: root.to_owned(),
             fault,
+            base: BTreeMap::new(),
             log: Mutex::default(),
         }
+    }
+
+    /// Of a directory that is not empty: packs, originals and an index, as a power cut left them.
+    pub fn of(root: &Path, fault: Option<Fault>) -> Self {
+        let mut journal = Self::new(root, fault);
+        for room in ["packs", "originals"] {
+            read_below(&root.join(room), &mut journal.base);
+        }
+        if crate::store::compact::latest(root).unwrap().is_some() {
+            journal.keep_index();
+        }
+        journal
+    }
+
+    pub fn base(&self) -> &BTreeMap<PathBuf, Vec<u8>> {
+        &self.base
     }
 
     pub fn log(&self) -> MutexGuard<'_, Log> {
@@ -192,5 +211,16 @@ impl Witness for Journal {
             _ => {}
         }
         Err(error)
+    }
+}
+
+fn read_below(dir: &Path, out: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    // There may be none yet.
+    for entry in std::fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => read_below(&path, out),
+            false => drop(out.insert(path.clone(), std::fs::read(&path).unwrap())),
+        }
     }
 }

@@ -7,7 +7,8 @@
 //! sync of their directory made durable likewise, and what a failed sync was about is lost although it can be read.
 //! The power is cut right before and right after every sync, and at so many moments in between (`HEADSTART_CRASH_POINTS`,
 //! `scripts/campaign.sh`; with as many as there are operations, at each). What is left of the rest is by chance each time.
-//! Operations that fail are as many as a third of that, spread over all syncs and all operations.
+//! Operations that fail are as many as a third of that, spread over all syncs and all operations. What a power cut left is opened,
+//! and that is cut and fails, too, a quarter as many times as there are such moments.
 //! Not here: kill -9 of a real server (`tests/kill.rs`), damage at rest (`tests/fsck`).
 
 mod image;
@@ -142,4 +143,60 @@ fn an_operation_that_fails_costs_what_was_not_promised_at_most() {
             promise::check(image.path(), &promises, &format!("{fault:?}, {keep:?}, {index:?}"));
         }
     }
+}
+
+/// What a power cut left is opened, and that is cut, or fails, too: at each of its operations.
+#[test]
+fn an_opening_that_is_cut_short_or_fails_can_be_repeated() {
+    let mut rng = Rng::new(seed() + 2);
+    let (_root, journal) = run(rng.below(1 << 40), None);
+    let ops = journal.len();
+    let (mut cuts, mut failures) = (0, 0);
+    for _ in 0..points(60).div_ceil(4) {
+        // Not before anything was promised.
+        let at = ops / 4 + rng.below(ops as u64 * 3 / 4) as usize;
+        let promises = journal.promises(at);
+        let (keep, index) = (Keep::any(&mut rng), image::IndexLeft::any(&mut rng));
+        let first = dir();
+        journal.image(first.path(), at, keep, index, &mut rng);
+        let what = format!("cut at {at} of {ops}, {keep:?}, {index:?}");
+        // Each opening is of the same, of which there is one only.
+        let again = |fault| {
+            let root = dir();
+            layers::copy_below(first.path(), root.path());
+            let opening = Arc::new(Journal::of(root.path(), fault));
+            opening.arm();
+            let disk = Disk::with(opening.clone());
+            let opened = Store::open_on(disk.clone(), root.path(), PACK_SIZE_MAX)
+                .map_err(|error| error.to_string())
+                .and_then(|store| match Originals::open_on(disk, root.path(), Some("boot")) {
+                    Ok(originals) => Ok((store, originals)),
+                    Err(error) => Err(error.to_string()),
+                });
+            (root, opening, opened.map(drop))
+        };
+        let (_opened, opening, opened) = again(None);
+        opened.unwrap_or_else(|error| panic!("{what}: {error}"));
+        for cut in 0..=opening.len() {
+            let (keep, index) = (Keep::any(&mut rng), image::IndexLeft::any(&mut rng));
+            let second = dir();
+            opening.image(second.path(), cut, keep, index, &mut rng);
+            cuts += 1;
+            let what = format!("{what}; its opening at {cut} of {}, {keep:?}, {index:?}", opening.len());
+            promise::check(second.path(), &promises, &what);
+        }
+        let (failable, _) = opening.failable();
+        for failing in (0..failable).step_by(failable.div_ceil(6).max(1)) {
+            let fault = Fault::any(failing, &mut rng);
+            let (_failed, opening, opened) = again(Some(fault));
+            let (len, keep, index) = (opening.len(), Keep::any(&mut rng), image::IndexLeft::any(&mut rng));
+            let second = dir();
+            opening.image(second.path(), len, keep, index, &mut rng);
+            failures += 1;
+            let what = format!("{what}; its opening with {fault:?}, {opened:?}, {keep:?}, {index:?}");
+            promise::check(second.path(), &promises, &what);
+        }
+    }
+    println!("{cuts} cuts of openings, {failures} that failed");
+    assert!(cuts > 50 && failures > 15, "{cuts} cuts, {failures} failures");
 }

@@ -75,6 +75,13 @@ fn an_index_that_failed_is_rebuilt_while_the_store_is_in_use_and_says_what_it_sa
     assert_eq!(store.tag(&source(), "meanwhile").unwrap(), None);
     let (meanwhile, _) = publish(&store, "meanwhile", 2..7);
     assert_ready(&store, &early);
+    // What it does not find may be there all the same.
+    store.unconvert_layer(&early, "a test's").unwrap();
+    assert_ready(&store, &early);
+    assert!(
+        !store.compact_index_over(0, &|| true).unwrap(),
+        "a copy of it would be as doubtful"
+    );
 
     store.heal_index();
     let until = Instant::now() + Duration::from_secs(60);

@@ -115,6 +115,9 @@ impl Index {
     pub(in crate::store) fn supersede(&self, other: Self) -> Result<Superseded, IndexError> {
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
         let changed = self.changed().take().unwrap_or_default();
+        if changed.lost {
+            return Err(IndexError::Suspect);
+        }
         for key in changed.keys.iter().filter(|key| keys::is_nowhere_else(key)) {
             if let Ok(Ok(row)) = catch_unwind(AssertUnwindSafe(|| live.db.get(key))) {
                 other.set_row(key, row.as_deref())?;
