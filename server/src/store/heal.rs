@@ -246,7 +246,10 @@ fn heal(inner: &Inner, go_on: &dyn Fn() -> bool) -> Result<bool, StoreError> {
         // It is right, and not durable: all of it once more.
         index.distrust();
     }
-    set_aside(index.parent(), old).map_err(failed("set an index aside"))?;
+    if let Err(error) = set_aside(index.parent(), old) {
+        // The next opening removes it.
+        tracing::warn!(%error, "the index that failed is not set aside");
+    }
     settled.map(|()| true)
 }
 

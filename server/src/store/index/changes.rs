@@ -183,6 +183,14 @@ mod tests {
         }
         index.apply(batch).unwrap();
         assert_eq!(index.take_changes(), None);
+        let other = Index::open_sled(dir.path(), "index.1").unwrap();
+        let superseded = index.supersede(other).map(|old| old.dir().to_owned());
+        assert!(
+            superseded.is_err(),
+            "what nobody else has may have changed: {superseded:?}"
+        );
+        index.keep_changes(true);
+        (0..=CHANGES_MAX).for_each(|n| index.note_changes([&n.to_le_bytes()[..]]));
         index.set_row(b"y", Some(b"")).unwrap();
         assert_eq!(index.take_changes(), None, "until they are kept anew");
         index.keep_changes(true);
