@@ -233,6 +233,7 @@ mod tests {
             late_bytes: 0,
             near_chunks: 0,
             trace: Telling::Recording,
+            first_read_unix_ms: None,
         };
         let status = Status {
             version: "1".into(),

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use headstart_layer_format::LayerRange;
 use headstart_layer_format::limits::TRACE_READS_MAX;
@@ -37,6 +37,8 @@ struct Noted {
 #[derive(Debug)]
 pub struct Recording {
     began: Instant,
+    /// The same moment, for people and other programs.
+    began_at: SystemTime,
     noted: Mutex<Noted>,
 }
 
@@ -45,6 +47,7 @@ impl Recording {
     pub fn begin() -> Self {
         Self {
             began: Instant::now(),
+            began_at: SystemTime::now(),
             noted: Mutex::default(),
         }
     }
@@ -75,6 +78,13 @@ impl Recording {
         let until = (last + quiet).min(self.began + max);
         let left = until.saturating_duration_since(Instant::now());
         (!left.is_zero()).then_some(left)
+    }
+
+    /// When the first need was, in milliseconds since 1970.
+    pub fn first_unix_ms(&self) -> Option<u64> {
+        let after = self.lock().notes.first()?.ms;
+        let began = self.began_at.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_millis();
+        Some(u64::try_from(began).ok()?.saturating_add(u64::from(after)))
     }
 
     /// In the order of first need.

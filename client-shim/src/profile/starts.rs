@@ -81,9 +81,19 @@ struct Doing {
 struct Recorded {
     container: String,
     over: Arc<Notify>,
+    recording: Arc<Recording>,
 }
 
 impl Image {
+    fn now(&self) -> ImagePrefetch {
+        let mut now = self.state.now();
+        if now.first_read_unix_ms.is_none() {
+            let doing = self.doing();
+            now.first_read_unix_ms = doing.recording.as_ref().and_then(|r| r.recording.first_unix_ms());
+        }
+        now
+    }
+
     fn doing(&self) -> MutexGuard<'_, Doing> {
         self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -246,7 +256,7 @@ impl Starts {
         if !self.0.config.traces {
             return;
         }
-        let over = Arc::new(Notify::new());
+        let (over, recording) = (Arc::new(Notify::new()), Arc::new(Recording::begin()));
         {
             let mut doing = image.doing();
             let interval = self.0.config.trace_interval();
@@ -256,6 +266,7 @@ impl Starts {
             doing.recording = Some(Recorded {
                 container: container.to_owned(),
                 over: Arc::clone(&over),
+                recording: Arc::clone(&recording),
             });
             doing.told = Some(Instant::now());
         }
@@ -266,7 +277,6 @@ impl Starts {
             return self.told(&image, Telling::NothingToTell);
         }
         let before: Vec<Vec<u32>> = layers.iter().map(|l| l.recorder().touched()).collect();
-        let recording = Arc::new(Recording::begin());
         for (position, layer) in (0u32..).zip(&layers) {
             layer.recorder().listen(&recording, position);
         }
@@ -330,8 +340,11 @@ impl Starts {
             Telling::Failed => counters.traces_failed.add(1),
             _ => counters.traces_unsure.add(1),
         }
-        image.state.change(|s| s.trace = telling);
-        image.doing().recording = None;
+        let first = image.doing().recording.take().and_then(|r| r.recording.first_unix_ms());
+        image.state.change(|s| {
+            s.trace = telling;
+            s.first_read_unix_ms = s.first_read_unix_ms.or(first);
+        });
     }
 
     async fn tell(&self, image: &Image, layers: Vec<Arc<Layer>>, before: &[Vec<u32>], notes: Vec<Note>) -> Telling {
@@ -410,7 +423,7 @@ impl Starts {
 
     /// The latest first.
     pub fn status(&self) -> Vec<ImagePrefetch> {
-        self.images().iter().rev().map(|image| image.state.now()).collect()
+        self.images().iter().rev().map(|image| image.now()).collect()
     }
 
     /// The image, remembered or new.

@@ -63,6 +63,9 @@ pub struct ImagePrefetch {
     /// Taken from other layers of this node.
     pub near_chunks: u64,
     pub trace: Telling,
+    /// When the first container whose start was recorded needed something first, in milliseconds since 1970.
+    #[serde(default)]
+    pub first_read_unix_ms: Option<u64>,
 }
 
 /// Shared by whoever changes it.
@@ -84,6 +87,7 @@ impl State {
             late_bytes: 0,
             near_chunks: 0,
             trace: Telling::None,
+            first_read_unix_ms: None,
         }))
     }
 

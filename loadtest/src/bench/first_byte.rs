@@ -74,9 +74,9 @@ impl Default for FirstByteConfig {
             registry: true,
             rounds: 60,
             peers: vec!["nginx".into(), "registry-proxy".into()],
-            pause_ms: 250,
+            pause_ms: 500,
             blob_bytes: 2 << 20,
-            ingest_layers: 16,
+            ingest_layers: 24,
             ingest_layer_bytes: 32 << 20,
             json: None,
         }
@@ -94,6 +94,9 @@ pub struct Times {
 pub struct Situation {
     pub upstream: String,
     pub ingest: bool,
+    /// From the first ask to the end of the last. Conversions that were under way all that time were so much work ahead of the
+    /// first.
+    pub asks_secs: f64,
     pub direct: Vec<Times>,
     pub mirror: Vec<Times>,
     /// Of other proxies, by name. They have nothing to convert.
@@ -181,6 +184,7 @@ async fn situation(
     let mut situation = Situation {
         upstream: label,
         ingest,
+        asks_secs: 0.0,
         direct: Vec::new(),
         mirror: Vec::new(),
         peers: peers.iter().map(|peer| (peer.label.clone(), Vec::new())).collect(),
@@ -192,6 +196,7 @@ async fn situation(
         }
         origin.always(Target::Blobs, Fault::DelayHeaders(Duration::from_millis(delay_ms)));
     }
+    let begun = Instant::now();
     for round in 0..config.rounds {
         progress.step(format!(
             "upstream {}, {}: round {} of {}",
@@ -217,6 +222,7 @@ async fn situation(
         if ingest && conversions(mirror.address).await? == 0 {
             return Err(ended_early());
         }
+        situation.asks_secs = begun.elapsed().as_secs_f64();
         situation.direct.push(direct);
         situation.mirror.push(through);
         for (peer, (_, times)) in peers.iter().zip(&mut situation.peers) {
@@ -382,9 +388,10 @@ impl Report {
         for situation in self.situations.iter().filter(|s| s.ingest) {
             let _ = writeln!(
                 text,
-                "With an upstream {}, conversions were under way during all {} asks.",
+                "With an upstream {}, conversions were under way during all {} asks, which took {:.0} s.",
                 situation.upstream,
-                situation.mirror.len()
+                situation.mirror.len(),
+                situation.asks_secs
             );
         }
         text
@@ -412,6 +419,7 @@ mod tests {
         let situation = Situation {
             upstream: "20 ms away".into(),
             ingest: true,
+            asks_secs: 31.0,
             direct: times(&[10.0, 1.0, 1000.0]),
             mirror: times(&[11.0, 500.0, 9.0]),
             peers: vec![("nginx".into(), times(&[25.0]))],

@@ -269,7 +269,7 @@ impl One<'_> {
         let (clocks, load_average) = (Clocks::now(), load::average());
         let start = measure::start_from(self.lab, &node, None, (registry, link), &subject).await?;
         let cpu_busy = Clocks::now().busy_since(&clocks);
-        let timeline = watched(watch, &start);
+        let timeline = watched(watch, &start, node.shim.as_ref());
         let read_bytes = node.shim.as_ref().and_then(Shim::read_bytes);
         let second = subject.run(&node, "second").await?;
         self.report.samples.push(Sample {
@@ -318,7 +318,7 @@ impl One<'_> {
         let (clocks, load_average) = (Clocks::now(), load::average());
         let start = measure::start_of(self.lab, &node, proxy, subject).await?;
         let cpu_busy = Clocks::now().busy_since(&clocks);
-        let timeline = watched(watch, &start);
+        let timeline = watched(watch, &start, node.shim.as_ref());
         let read_bytes = read_bytes().map(|bytes| bytes.saturating_sub(read_before.unwrap_or(0)));
         let second = subject.run(&node, "second").await?;
         let full_read_ms = match self.plan.full_read && matches!(way, Way::MirrorWarm | Way::LazyFirst) {
@@ -420,10 +420,14 @@ impl One<'_> {
     }
 }
 
-fn watched(watch: Option<Watch>, start: &measure::Start) -> Option<timeline::Timeline> {
+/// `shim`: of the node, if it has one that tells when something was read first.
+fn watched(watch: Option<Watch>, start: &measure::Start, shim: Option<&Shim>) -> Option<timeline::Timeline> {
     let took = |ms: f64| Duration::from_secs_f64(ms / 1000.0);
     let (watch, begun) = watch.zip(start.begun)?;
-    Some(watch.finish(begun, took(start.pull_ms), took(start.ready_ms)))
+    // Its clock is the wall's.
+    let since_first = shim.and_then(Shim::first_read).and_then(|at| at.elapsed().ok());
+    let first_read = since_first.and_then(|since| Instant::now().checked_sub(since));
+    Some(watch.finish(begun, took(start.pull_ms), took(start.ready_ms), first_read))
 }
 
 fn read_all(dir: &Path) -> io::Result<()> {

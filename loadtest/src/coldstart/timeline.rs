@@ -1,6 +1,6 @@
 //! What happened when during one start, seen from outside.
 //!
-//! In: the relays' meters, containerd's own events. Out: a [`Timeline`]: moments, and bytes over time by source, in
+//! In: the relays' meters, containerd's own events, when the shim saw the first read. Out: a [`Timeline`]: moments, and bytes over time by source, in
 //! milliseconds from the beginning.
 //! Invariant: watching costs a thread that reads counters every few milliseconds and a process that waits for events; a
 //! series keeps only readings that changed, and no more than [`POINTS_MAX`].
@@ -88,8 +88,14 @@ impl Watch {
         })
     }
 
-    /// Times are counted from `begun`; `pulled` and `ready` are known to whoever measured.
-    pub fn finish(mut self, begun: Instant, pulled: Duration, ready: Duration) -> Timeline {
+    /// Times are counted from `begun`; the rest is known to whoever measured.
+    pub fn finish(
+        mut self,
+        begun: Instant,
+        pulled: Duration,
+        ready: Duration,
+        first_read: Option<Instant>,
+    ) -> Timeline {
         self.is_over.store(true, Ordering::SeqCst);
         let samples = self.sampler.take().and_then(|s| s.join().ok()).unwrap_or_default();
         let ms = |at: Instant| at.saturating_duration_since(begun).as_secs_f64() * 1000.0;
@@ -123,6 +129,10 @@ impl Watch {
             .min();
         moments.extend(after_pull.map(|at| Moment {
             name: "bytes after the pull",
+            ms: ms(at),
+        }));
+        moments.extend(first_read.filter(|at| *at >= begun).map(|at| Moment {
+            name: "first read",
             ms: ms(at),
         }));
         moments.push(Moment {

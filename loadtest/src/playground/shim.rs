@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use super::{PlaygroundError, Result, mounts, process::Process, workdir::WorkDir};
@@ -101,10 +101,7 @@ impl Shim {
 
     /// Compressed size of the chunks that containers have read through it, as `status` says; `None` if it says nothing.
     pub fn read_bytes(&self) -> Option<u64> {
-        let mut command = Command::new(&self.binary);
-        command.arg("--config").arg(&self.config).args(["status", "--json"]);
-        let output = command.output().ok()?;
-        let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let status = self.status()?;
         // A layer of several images is read once.
         let mut layers = BTreeMap::new();
         for layer in status["images"]
@@ -116,6 +113,20 @@ impl Shim {
             layers.insert(layer["digest"].as_str()?, layer["read_bytes"].as_u64()?);
         }
         Some(layers.values().sum())
+    }
+
+    /// When a container first read something of a lazy layer, of the image that was prepared last; `None` if none has, or the
+    /// shim could not tell.
+    pub fn first_read(&self) -> Option<SystemTime> {
+        let ms = self.status()?["prefetches"][0]["first_read_unix_ms"].as_u64()?;
+        Some(SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
+    }
+
+    fn status(&self) -> Option<serde_json::Value> {
+        let mut command = Command::new(&self.binary);
+        command.arg("--config").arg(&self.config).args(["status", "--json"]);
+        let output = command.output().ok()?;
+        serde_json::from_slice(&output.stdout).ok()
     }
 
     /// Bytes its files take on disk: cache files are sparse, so this is what was fetched, uncompressed. Mounts below are

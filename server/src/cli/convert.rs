@@ -18,7 +18,7 @@ use super::{CliError, local::LocalBlob, show, usage};
 use crate::{
     config::Config,
     ingest::{ConvertError, Failure, Ingest, Progress, Rank, Refusal},
-    store::{LayerRecord, Store},
+    store::{LayerRecord, Store, refusal::Allowance},
 };
 
 /// Converts layer blobs from files, without a server: to measure, or to prepare a store.
@@ -188,7 +188,7 @@ fn convert_all(arguments: &Arguments, config: Config, stop: &Stop) -> Result<Rep
     let budgets = config.cache.budgets(dir).map_err(error)?;
     let store = Store::open_with(dir, budgets.pack_size_max())?;
 
-    let time_max_ms = ingest.time_max_ms;
+    let allowance = ingest.allowance(&store);
     let ingest = Ingest::start(&ingest, |_| {}).map_err(|error| CliError::Threads { error })?;
     let (packs, cpu, started) = (store.pack_bytes(), usage::cpu(), Instant::now());
     let peak = AtomicU64::new(0);
@@ -204,8 +204,8 @@ fn convert_all(arguments: &Arguments, config: Config, stop: &Stop) -> Result<Rep
                         peak.fetch_max(usage::peak_rss().unwrap_or(0), Ordering::Relaxed);
                         usage::forget_peak();
                     }
-                    let progress = stop.begin(Duration::from_millis(time_max_ms));
-                    let mut layer = convert_one(blob, &store, &ingest, &progress, time_max_ms);
+                    let progress = stop.begin(Duration::from_millis(allowance.time_max_ms));
+                    let mut layer = convert_one(blob, &store, &ingest, &progress, &allowance);
                     layer.peak_rss_bytes = usage::peak_rss().filter(|_| alone);
                     let at = blobs.iter().position(|b| b.digest == blob.digest);
                     if let Some(slot) = at.and_then(|at| done.get(at)) {
@@ -232,10 +232,10 @@ fn convert_all(arguments: &Arguments, config: Config, stop: &Stop) -> Result<Rep
     Ok(Report { layers, total })
 }
 
-fn convert_one(blob: &LocalBlob, store: &Store, ingest: &Ingest, progress: &Progress, time_max_ms: u64) -> Layer {
+fn convert_one(blob: &LocalBlob, store: &Store, ingest: &Ingest, progress: &Progress, allowance: &Allowance) -> Layer {
     let started = Instant::now();
     let settled = store.layer(&blob.digest);
-    let (state, reason, made) = match settled.map(|found| found.filter(|record| record.is_settled(time_max_ms))) {
+    let (state, reason, made) = match settled.map(|found| found.filter(|record| record.is_settled(allowance))) {
         Ok(Some(LayerRecord::Ready { .. })) => (State::Already, None, None),
         Ok(Some(LayerRecord::Refused { reason, .. })) => (State::Refused, Some(reason), None),
         Ok(_) => match blob.open() {
@@ -244,11 +244,14 @@ fn convert_one(blob: &LocalBlob, store: &Store, ingest: &Ingest, progress: &Prog
                 Err(error) => {
                     let error = match error {
                         // There is no upstream that could be slow.
-                        ConvertError::Failed(Failure::TimedOut) => Refusal::OverTime { time_max_ms }.into(),
+                        ConvertError::Failed(Failure::TimedOut) => {
+                            let time_max_ms = allowance.time_max_ms;
+                            Refusal::OverTime { time_max_ms }.into()
+                        }
                         error => error,
                     };
                     match error {
-                        ConvertError::Refused(refusal) => match refusal.record(store, &blob.digest) {
+                        ConvertError::Refused(refusal) => match refusal.record(store, &blob.digest, allowance) {
                             Ok(reason) => (State::Refused, Some(reason), None),
                             Err(error) => (State::Failed, Some(error.to_string()), None),
                         },

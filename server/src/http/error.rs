@@ -1,11 +1,12 @@
 //! Errors as clients see them: the one place where an error becomes a response.
 //!
-//! In: what a room reports ([`ReadError`], [`UpstreamError`], [`StoreError`]). Out: a status and the JSON of the
-//! distribution specification, `{"errors":[{"code","message"}]}`.
+//! In: what a room reports ([`ReadError`], [`UpstreamError`], [`AccessError`], [`StoreError`], [`ProfileError`]), and what a
+//! route says of a request itself. Out: a status and the JSON of the distribution specification,
+//! `{"errors":[{"code","message"}]}`.
 //! Invariant: a client is challenged (401) only where its own credentials may help, which `access/` says: container
 //! runtimes answer with the user's secrets. Every 429 and 503 says when to come back. What an upstream refuses is 403, what it lacks is 404, and its outages are 5xx, on all of which runtimes go to their next
 //! mirror.
-//! Not here: decisions what to try next.
+//! Not here: decisions what to try next; answers that are no errors (a layer that is not ready yet).
 
 use axum::{
     body::Body,
@@ -15,7 +16,13 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 
 use super::range::TooManyRanges;
-use crate::{access::AccessError, read::ReadError, store::StoreError, upstream::UpstreamError};
+use crate::{
+    access::AccessError,
+    profile::{ProfileError, TraceError},
+    read::ReadError,
+    store::StoreError,
+    upstream::UpstreamError,
+};
 
 /// What every client can answer, and with what password files, token files and upstreams can work.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"headstart\"");
@@ -106,6 +113,11 @@ impl ApiError {
             message: message.into(),
             retry_after_secs: None,
         }
+    }
+
+    /// A request to an endpoint of ours that it cannot do anything with.
+    pub fn refused(status: StatusCode, message: impl Into<String>) -> Self {
+        Self::new(OciCode::Unsupported, message).with_status(status)
     }
 
     pub fn with_status(mut self, status: StatusCode) -> Self {
@@ -212,17 +224,35 @@ impl From<StoreError> for ApiError {
     }
 }
 
+/// What a node told of a start, or asked about one.
+impl From<ProfileError> for ApiError {
+    fn from(error: ProfileError) -> Self {
+        let message = error.to_string();
+        match error {
+            ProfileError::Trace(TraceError::Malformed(_)) => Self::refused(StatusCode::BAD_REQUEST, message),
+            ProfileError::Trace(TraceError::TooMany(_)) => Self::refused(StatusCode::PAYLOAD_TOO_LARGE, message),
+            ProfileError::Trace(TraceError::Strange(_)) | ProfileError::Pin(_) | ProfileError::Import(_) => {
+                Self::refused(StatusCode::UNPROCESSABLE_ENTITY, message)
+            }
+            ProfileError::Busy | ProfileError::NotReady => Self::busy(Asked::Manifest, 1, message),
+            ProfileError::Catalog(_) | ProfileError::Store(_) => {
+                Self::new(OciCode::Unavailable, message).with_status(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+        }
+    }
+}
+
 /// `ns` twice, or a `wait_ms` that is no number.
 impl From<QueryRejection> for ApiError {
     fn from(error: QueryRejection) -> Self {
-        Self::new(OciCode::Unsupported, error.body_text()).with_status(StatusCode::BAD_REQUEST)
+        Self::refused(StatusCode::BAD_REQUEST, error.body_text())
     }
 }
 
 /// Not 416: see there.
 impl From<TooManyRanges> for ApiError {
     fn from(error: TooManyRanges) -> Self {
-        Self::new(OciCode::Unsupported, error.to_string()).with_status(StatusCode::BAD_REQUEST)
+        Self::refused(StatusCode::BAD_REQUEST, error.to_string())
     }
 }
 

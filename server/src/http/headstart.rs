@@ -129,19 +129,18 @@ pub(super) async fn limited_body(
     size_max: usize,
     what: &'static str,
 ) -> Result<Bytes, ApiError> {
-    let bad = |status, message: String| ApiError::new(OciCode::Unsupported, message).with_status(status);
     // What says itself that it is too large need not come.
     if hyper::body::Body::size_hint(request.body()).lower() > size_max as u64 {
         let (head, body) = request.into_parts();
         drain(&head, body);
         let message = format!("read {what}: it has more than {size_max} bytes");
-        return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
+        return Err(ApiError::refused(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
     // hyper bounds the time of the head alone, and a request whose answer has not begun holds one of a few permits.
     let time_max = Duration::from_millis(app.config.http.header_timeout_ms);
     let body = tokio::time::timeout(time_max, Bytes::from_request(request, &())).await;
-    body.map_err(|_| bad(StatusCode::REQUEST_TIMEOUT, format!("read {what} in time")))?
-        .map_err(|e| bad(e.status(), format!("read {what}: {e}")))
+    body.map_err(|_| ApiError::refused(StatusCode::REQUEST_TIMEOUT, format!("read {what} in time")))?
+        .map_err(|e| ApiError::refused(e.status(), format!("read {what}: {e}")))
 }
 
 pub(super) fn busy(why: &str) -> ApiError {

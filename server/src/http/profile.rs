@@ -38,7 +38,6 @@ use crate::{
         names::{Count, Level},
         route,
     },
-    profile::{ProfileError, TraceError},
     read::{images::image_status, seekable::Wanted},
 };
 
@@ -94,33 +93,17 @@ pub async fn trace(
         None => format!("address {key}"),
     };
     let body = limited_body(&app, request, TRACE_SIZE_MAX, "the trace").await?;
-    let trace: Trace =
-        serde_json::from_slice(&body).map_err(|e| bad(StatusCode::BAD_REQUEST, format!("parse the trace: {e}")))?;
+    let trace: Trace = serde_json::from_slice(&body)
+        .map_err(|e| ApiError::refused(StatusCode::BAD_REQUEST, format!("parse the trace: {e}")))?;
     // Conversions that this sets off are what the node wants anyway.
     let status = image_status(&app.store, &app.layers, &manifest, Duration::ZERO).await;
     let status = status.map_err(|error| ApiError::from_read(Asked::Manifest, &error))?;
     let status = status.ok_or_else(|| unknown(&manifest))?;
     let profiles = app.profiles.clone();
-    blocking(move || profiles.record(&status, &trace, &node).map_err(refusal)).await?;
+    blocking(move || Ok(profiles.record(&status, &trace, &node)?)).await?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     Ok(response)
-}
-
-fn refusal(error: ProfileError) -> ApiError {
-    let message = error.to_string();
-    match error {
-        ProfileError::Trace(TraceError::Malformed(_)) => bad(StatusCode::BAD_REQUEST, message),
-        ProfileError::Trace(TraceError::TooMany(_)) => bad(StatusCode::PAYLOAD_TOO_LARGE, message),
-        ProfileError::Trace(TraceError::Strange(_)) | ProfileError::Pin(_) | ProfileError::Import(_) => {
-            bad(StatusCode::UNPROCESSABLE_ENTITY, message)
-        }
-        ProfileError::Busy | ProfileError::NotReady => busy(&message),
-        ProfileError::Catalog(_) | ProfileError::Store(_) => {
-            tracing::warn!(error = message, "failed to learn from a start");
-            ApiError::new(OciCode::Unavailable, message).with_status(StatusCode::INTERNAL_SERVER_ERROR)
-        }
-    }
 }
 
 /// `POST chunks` of a profile.
@@ -138,7 +121,7 @@ pub async fn chunks(
             "stream profile {}: it is not known any more; ask for the image",
             request.profile
         );
-        bad(StatusCode::CONFLICT, message)
+        ApiError::refused(StatusCode::CONFLICT, message)
     })?;
     let mut allowed = vec![true; answer.layers.len()];
     if app.access.allow_unknown(client).await.is_err() {
@@ -184,8 +167,4 @@ pub async fn chunks(
 fn unknown(manifest: &BlobDigest) -> ApiError {
     let message = format!("no image manifest {manifest} was served here");
     ApiError::new(OciCode::ManifestUnknown, message)
-}
-
-fn bad(status: StatusCode, message: String) -> ApiError {
-    ApiError::new(OciCode::Unsupported, message).with_status(status)
 }

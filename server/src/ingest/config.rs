@@ -8,6 +8,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::memory::MemoryPool;
+use crate::store::{
+    Store,
+    refusal::{Allowance, Bounds},
+};
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -55,6 +59,25 @@ pub struct IngestConfig {
     pub time_max_ms: u64,
     /// First pause after a failed conversion; doubles with each further failure, up to 64 times this.
     pub retry_after_ms: u64,
+}
+
+impl IngestConfig {
+    /// What a conversion into the store is given, for whoever is refused.
+    pub fn allowance(&self, store: &Store) -> Allowance {
+        Allowance {
+            time_max_ms: self.time_max_ms,
+            bounds: Bounds {
+                tar_bytes: self.tar_bytes_max,
+                ratio: self.ratio_max,
+                ratio_floor_bytes: self.ratio_floor_bytes,
+                entries: self.entries_max,
+                skeleton_bytes: self.skeleton_bytes_max,
+                memory_bytes: self.memory_bytes_max,
+                zstd_window_bytes: self.zstd_window_bytes_max,
+                chunks_bytes: store.bytes_max(),
+            },
+        }
+    }
 }
 
 impl Default for IngestConfig {

@@ -1,7 +1,8 @@
 //! Why a conversion ended without a TOC, sorted by what to do next.
 //!
 //! Invariant: [`Refusal`] is a property of the layer's (verified) bytes and is recorded for good (but that it takes too long is
-//! one of the machine, too, so that it is tried again one day); [`Failure`] says nothing about the layer, and a later request
+//! one of the machine, too, so that it is tried again one day, and that it is over a bound is one of the configuration, so that
+//! it is tried again with wider ones); [`Failure`] says nothing about the layer, and a later request
 //! tries again. On their way through decoders both travel inside an [`io::Error`].
 //! Not here: states of layers (`read/layers.rs`).
 
@@ -9,7 +10,11 @@ use std::io;
 
 use headstart_layer_format::{BlobDigest, TocError};
 
-use crate::store::{Store, StoreError};
+use crate::store::{
+    Store, StoreError,
+    refusal::{Allowance, Terms},
+    usage::now_ms,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
@@ -67,13 +72,15 @@ pub enum Failure {
 }
 
 impl Refusal {
-    /// Records it of the layer; the reason as it is told.
-    pub fn record(&self, store: &Store, layer: &BlobDigest) -> Result<String, StoreError> {
+    /// Records it of the layer, which was given so much; the reason as it is told.
+    pub fn record(&self, store: &Store, layer: &BlobDigest, allowance: &Allowance) -> Result<String, StoreError> {
         let reason = self.to_string();
-        match self {
-            Self::OverTime { time_max_ms } => store.refuse_layer_for_now(layer, &reason, *time_max_ms)?,
-            _ => store.refuse_layer(layer, &reason)?,
-        }
+        let terms = match self {
+            Self::OverTime { .. } => Terms::over_time(allowance, now_ms()),
+            Self::OverBudget { .. } => Terms::over_bound(allowance),
+            _ => Terms::default(),
+        };
+        store.refuse_layer_on(layer, &reason, terms)?;
         Ok(reason)
     }
 

@@ -11,12 +11,16 @@ use std::sync::atomic::Ordering;
 
 use headstart_layer_format::{BlobDigest, DiffId};
 use sha2::{Digest as _, Sha256};
+use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
 
 use super::config::IngestConfig;
 use super::error::{ConvertError, Failure, Refusal};
 use super::gzip::GzipMembers;
 use super::progress::Progress;
 use crate::store::hasher::BlobHasher;
+
+/// As the library counts errors: from the largest number down.
+const WINDOW_TOO_LARGE: usize = (ZSTD_ErrorCode::ZSTD_error_frameParameter_windowTooLarge as usize).wrapping_neg();
 
 /// zlib-rs does 625 MB/s with buffers of this size, and half of it with 32 KiB.
 pub const BUFFER: usize = 256 << 10;
@@ -112,11 +116,32 @@ pub fn inflate<'a, R: Read>(original: &'a mut Original<'_, R>, window_max: u64) 
             let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(ConvertError::from_io)?;
             let window_log = window_max.max(1).ilog2().clamp(10, 31);
             decoder.window_log_max(window_log).map_err(ConvertError::from_io)?;
-            let input = Box::new(decoder);
             let window = 1 << window_log;
+            let input = Box::new(Windowed { decoder, max: window });
             Ok(Inflated { input, window })
         }
         _ => Ok(plain(Box::new(input))),
+    }
+}
+
+/// A decoder that says which bound a frame is over, if it is its window's.
+struct Windowed<D> {
+    decoder: D,
+    max: u64,
+}
+
+impl<D: Read> Read for Windowed<D> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(buf).map_err(|error| {
+            // The library hands on the name of the error, and nothing else.
+            match error.to_string() == zstd::zstd_safe::get_error_name(WINDOW_TOO_LARGE) {
+                true => {
+                    let what = "bytes of a zstd frame's window (ingest.zstd_window_bytes_max)";
+                    ConvertError::from(Refusal::OverBudget { what, max: self.max }).into_io()
+                }
+                false => error,
+            }
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! In: [`Job`]s. Out: conversions run one a thread; changes of state announced. Images go in the order they came, and of one
 //! image the smallest layer first: the small ones are ready early, and the whole image not later.
-//! Invariant: a layer is in the queue at most once; a refusal is recorded for good, a failure only here, with a pause
+//! Invariant: a layer is in the queue at most once; a refusal is recorded, a failure only here, with a pause
 //! that grows; one for which others leave no memory waits until another has ended, and then comes before all that is
 //! behind it, so many times; one whose upstream is slow to answer or to send has no thread while others want it
 //! ([`aside`]); every conversion's time, CPU time and bytes are logged and counted.
@@ -419,7 +419,7 @@ impl Shared {
         let opened = self.state().opened.remove(&job.layer);
         match self.store.layer(&job.layer) {
             // Settled since it was queued.
-            Ok(Some(record)) if record.is_settled(self.config.time_max_ms) => return Outcome::Settled,
+            Ok(Some(record)) if record.is_settled(&self.config.allowance(&self.store)) => return Outcome::Settled,
             Ok(_) => {}
             Err(e) => return Outcome::Failed(e.to_string()),
         }

@@ -26,6 +26,7 @@ use crate::ingest::IngestConfig;
 use crate::metrics::Metrics;
 use crate::store::facts::{ConfigFact, ImageFact, LayerFact, ManifestFact};
 use crate::store::hot::Hot;
+use crate::store::refusal::Allowance;
 use crate::store::{LayerRecord, Store, StoreError};
 use crate::telemetry::Cause;
 use crate::upstream::Caller;
@@ -68,8 +69,7 @@ pub struct Layers {
 struct Inner {
     store: Store,
     blobs: Blobs,
-    converts: bool,
-    time_max_ms: u64,
+    config: IngestConfig,
     manifests: Arc<Semaphore>,
     config_reads: Semaphore,
     /// Served manifests that leave nothing to do, and when that was seen.
@@ -89,20 +89,24 @@ struct RootFs {
     diff_ids: Vec<DiffId>,
 }
 
+impl Inner {
+    fn allowance(&self) -> Allowance {
+        self.config.allowance(&self.store)
+    }
+}
+
 impl Layers {
     /// Starts the workers. To be called on a Tokio runtime, which they use to open blobs.
     pub fn new(store: Store, blobs: Blobs, config: IngestConfig, metrics: Metrics) -> Layers {
         store.observe(metrics.clone());
         store.heal_index();
-        let (converts, time_max_ms) = (config.enabled, config.time_max_ms);
-        let queue = Queue::start(store.clone(), blobs.clone(), config, metrics);
+        let queue = Queue::start(store.clone(), blobs.clone(), config.clone(), metrics);
         Layers {
             queue: Arc::new(queue),
             inner: Arc::new(Inner {
                 store,
                 blobs,
-                converts,
-                time_max_ms,
+                config,
                 manifests: Arc::new(Semaphore::new(MANIFESTS_MAX)),
                 config_reads: Semaphore::new(CONFIG_READS_MAX),
                 settled: Hot::new(SETTLED_MAX),
@@ -114,12 +118,12 @@ impl Layers {
 
     /// Whether layers are converted at all.
     pub fn converts(&self) -> bool {
-        self.inner.converts
+        self.inner.config.enabled
     }
 
     /// Whether a blob that a manifest names will be fetched for what is done here once the manifest is given. Blocks briefly.
     pub fn fetches(&self, fact: &ManifestFact, blob: &BlobDigest) -> Result<bool, StoreError> {
-        let Some(image) = fact.image.as_ref().filter(|_| self.inner.converts) else {
+        let Some(image) = fact.image.as_ref().filter(|_| self.inner.config.enabled) else {
             return Ok(false);
         };
         if image.config == *blob {
@@ -130,13 +134,13 @@ impl Layers {
             return Ok(false);
         }
         let record = self.inner.store.layer(blob)?;
-        Ok(record.is_none_or(|record| !record.is_settled(self.inner.time_max_ms)))
+        Ok(record.is_none_or(|record| !record.is_settled(&self.inner.allowance())))
     }
 
     /// A manifest was verified, recorded and is being given to a client: queue its layers, learn its DiffIDs. What has to be
     /// fetched for that is fetched from the manifest's source on behalf of `caller`. Does not block.
     pub fn manifest_served(&self, fact: &ManifestFact, caller: &Caller) {
-        if !self.inner.converts || fact.image.is_none() {
+        if !self.inner.config.enabled || fact.image.is_none() {
             return;
         }
         let settled = self.inner.settled.get(&fact.digest);
@@ -235,7 +239,7 @@ impl Layers {
         }
         let mut status = unknown(layer);
         let record = self.inner.store.layer(layer)?;
-        let is_settled = record.as_ref().is_some_and(|r| r.is_settled(self.inner.time_max_ms));
+        let is_settled = record.as_ref().is_some_and(|r| r.is_settled(&self.inner.allowance()));
         // A refusal that is over says less than how the latest try ended.
         if let Some(failed) = self.queue.failed(layer).filter(|_| !is_settled) {
             return Ok(Some(failed));
@@ -262,7 +266,7 @@ impl Layers {
     /// Queues a layer unless it is settled, under way, or failed a moment ago; its state afterwards.
     fn ensure(&self, job: Job) -> Result<Option<LayerStatus>, StoreError> {
         let layer = job.layer;
-        if !self.inner.converts {
+        if !self.inner.config.enabled {
             let status = self.status(&layer)?;
             return Ok(status.filter(|s| matches!(s.state, LayerState::Ready | LayerState::Refused)));
         }
@@ -295,7 +299,7 @@ impl Layers {
 
     fn is_refused_no_more(&self, layer: &BlobDigest) -> Result<bool, StoreError> {
         let record = self.inner.store.layer(layer)?;
-        Ok(record.is_some_and(|record| !record.is_settled(self.inner.time_max_ms)))
+        Ok(record.is_some_and(|record| !record.is_settled(&self.inner.allowance())))
     }
 
     /// Queues the layer when it is unconverted and a source is recorded, waits until it is ready, refused or failed or

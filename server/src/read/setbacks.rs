@@ -1,7 +1,8 @@
 //! Blobs whose fetch went wrong a moment ago.
 //!
 //! In: how fetches ended. Out: whether to refuse at the head what would only be cut again.
-//! Invariant: one failure is chance: the next request fetches anew. A second in a row refuses requests for the blob with a
+//! Invariant: wrong bytes may be chance once: the next request fetches anew. A second time in a row, or a fetch that ended
+//! after all its tries brought nothing more, refuses requests for the blob with a
 //! status, which sends containerd to its next host in the middle of a layer, where a body that breaks off would not. Any
 //! failure lets manifests that name the blob be refused, and indexes above them, because podman changes mirrors at the first
 //! manifest or never. Both for
@@ -45,7 +46,7 @@ type Key = (Source, Caller, BlobDigest);
 struct Setback {
     error: ReadError,
     until: Instant,
-    /// Times in a row that it broke off after its head.
+    /// Times in a row that it broke off after its head; more of them for one that is sure to do so again.
     broke_off: u32,
 }
 
@@ -107,7 +108,10 @@ impl Setbacks {
     pub fn ended(&self, source: &Source, caller: &Caller, digest: &BlobDigest, outcome: Result<(), &ReadError>) {
         match outcome {
             Ok(()) => self.blobs.invalidate(&key(source, caller, digest)),
-            Err(error) => self.add(key(source, caller, digest), error, 1),
+            // Once, it may have been the way here.
+            Err(error @ ReadError::DigestMismatch) => self.add(key(source, caller, digest), error, 1),
+            // A fetch that breaks off has tried on: another would break off there, too.
+            Err(error) => self.add(key(source, caller, digest), error, REFUSED_FROM),
         }
     }
 
@@ -124,7 +128,7 @@ impl Setbacks {
         self.get(&key(source, caller, digest)).map(|setback| setback.error)
     }
 
-    /// Why a request for the blob is refused before its head: what came of it broke off in the middle, repeatedly.
+    /// Why a request for the blob is refused before its head: what came of it broke off in the middle, and would again.
     pub fn refusal(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Option<ReadError> {
         if self.is_quiet() {
             return None;
@@ -202,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_failure_in_a_row_refuses_and_a_success_forgives() {
+    fn wrong_bytes_twice_in_a_row_refuse_and_a_success_forgives() {
         let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
         let (source, caller) = (at("r"), Caller::Server);
         let fails = || setbacks.ended(&source, &caller, &digest, Err(&ReadError::DigestMismatch));
@@ -216,6 +220,16 @@ mod tests {
         assert!(setbacks.refusal(&source, &Caller::Anybody, &digest).is_none());
         setbacks.ended(&source, &caller, &digest, Ok(()));
         assert!(setbacks.last(&source, &caller, &digest).is_none());
+    }
+
+    #[test]
+    fn a_fetch_whose_tries_are_over_refuses_at_once() {
+        for error in [ReadError::Incomplete, UpstreamError::Timeout.into(), ReadError::Unknown] {
+            let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
+            let (source, caller) = (at("r"), Caller::Server);
+            setbacks.ended(&source, &caller, &digest, Err(&error));
+            assert!(setbacks.refusal(&source, &caller, &digest).is_some(), "{error}");
+        }
     }
 
     #[test]

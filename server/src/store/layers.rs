@@ -5,7 +5,6 @@
 //! Not here: making chunks and TOCs (`ingest`), the queue (`read/layers.rs`).
 
 use std::thread::ScopedJoinHandle;
-use std::time::Duration;
 
 use bytes::Bytes;
 use headstart_layer_format::api::TocSummary;
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pack::Location;
 use super::record::RecordKind;
+use super::refusal::{Allowance, Terms};
 use super::usage::now_ms;
 use super::{Store, StoreError};
 
@@ -31,41 +31,20 @@ pub enum LayerRecord {
     Refused {
         reason: String,
         converter: u32,
-        /// Only for now: it took too long.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        over_time: Option<OverTime>,
+        /// How long that holds.
+        #[serde(flatten)]
+        terms: Terms,
     },
     /// Was ready; something of it is damaged, or it was evicted.
     Unconverted,
 }
 
-/// What a conversion that took too long was given, and when. That may have been for want of a machine with nothing else to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OverTime {
-    time_max_ms: u64,
-    at_unix_ms: u64,
-}
-
-/// A layer that took too long is tried again after this: by then the machine does other things, and the layer that would
-/// always take too long costs one conversion's time a day.
-const OVER_TIME_FOR: Duration = Duration::from_secs(24 * 3600);
-
-impl OverTime {
-    fn may_be_tried_again(&self, time_max_ms: u64, now_ms: u64) -> bool {
-        // A clock that went backwards is none to wait for.
-        let passed = now_ms.checked_sub(self.at_unix_ms).map(Duration::from_millis);
-        time_max_ms > self.time_max_ms || passed.is_none_or(|passed| passed >= OVER_TIME_FOR)
-    }
-}
-
 impl LayerRecord {
-    /// Whether nothing is left to do for whoever gives a conversion so much time.
-    pub fn is_settled(&self, time_max_ms: u64) -> bool {
+    /// Whether nothing is left to do for a conversion that may take so much.
+    pub fn is_settled(&self, allowance: &Allowance) -> bool {
         match self {
             Self::Ready { .. } => true,
-            Self::Refused { over_time, .. } => {
-                over_time.is_none_or(|over| !over.may_be_tried_again(time_max_ms, now_ms()))
-            }
+            Self::Refused { terms, .. } => terms.hold(allowance, now_ms()),
             Self::Unconverted => false,
         }
     }
@@ -236,27 +215,15 @@ impl Store {
 
     /// Records that a layer cannot be converted, for good.
     pub fn refuse_layer(&self, layer: &BlobDigest, reason: &str) -> Result<(), StoreError> {
-        self.refuse(layer, reason, None)
+        self.refuse_layer_on(layer, reason, Terms::default())
     }
 
-    /// Records that its conversion takes longer than it may: see [`LayerRecord::is_settled`].
-    pub fn refuse_layer_for_now(&self, layer: &BlobDigest, reason: &str, time_max_ms: u64) -> Result<(), StoreError> {
-        let at_unix_ms = now_ms();
-        self.refuse(
-            layer,
-            reason,
-            Some(OverTime {
-                time_max_ms,
-                at_unix_ms,
-            }),
-        )
-    }
-
-    fn refuse(&self, layer: &BlobDigest, reason: &str, over_time: Option<OverTime>) -> Result<(), StoreError> {
+    /// Records that it is not converted for as long as the terms hold.
+    pub fn refuse_layer_on(&self, layer: &BlobDigest, reason: &str, terms: Terms) -> Result<(), StoreError> {
         let refused = LayerRecord::Refused {
             reason: reason.to_owned(),
             converter: CONVERTER_VERSION,
-            over_time,
+            terms,
         };
         self.record_layer(layer, &refused)
     }
@@ -314,37 +281,22 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use super::super::refusal::Bounds;
     use super::*;
-
-    #[test]
-    fn what_took_too_long_is_tried_again_with_more_time_or_after_a_day() {
-        const DAY_MS: u64 = 24 * 3600 * 1000;
-        let over = OverTime {
-            time_max_ms: 7000,
-            at_unix_ms: 10 * DAY_MS,
-        };
-        for (time_max_ms, now_ms, again) in [
-            (7000, 10 * DAY_MS, false),
-            (6000, 11 * DAY_MS - 1, false),
-            (7001, 10 * DAY_MS, true),
-            (6000, 11 * DAY_MS, true),
-            // The clock was wrong then, or is now.
-            (7000, 10 * DAY_MS - 1, true),
-        ] {
-            assert_eq!(
-                over.may_be_tried_again(time_max_ms, now_ms),
-                again,
-                "{time_max_ms} {now_ms}"
-            );
-        }
-    }
 
     #[test]
     fn refusals_of_older_versions_are_for_good() {
         let text = r#"{"state": "refused", "reason": "r", "converter": 1}"#;
         let record: LayerRecord = serde_json::from_str(text).unwrap();
-        assert!(record.is_settled(u64::MAX));
+        let allowance = Allowance {
+            time_max_ms: u64::MAX,
+            bounds: Bounds {
+                tar_bytes: u64::MAX,
+                ..Bounds::default()
+            },
+        };
+        assert!(record.is_settled(&allowance));
         let again = serde_json::to_string(&record).unwrap();
-        assert!(!again.contains("over_time"), "{again}");
+        assert!(!again.contains("over_"), "{again}");
     }
 }

@@ -42,6 +42,7 @@ pub mod pins;
 pub mod plan;
 mod record;
 mod recover;
+pub mod refusal;
 mod seal;
 pub mod sweep;
 pub mod units;

@@ -12,6 +12,7 @@ mod bounds;
 mod crowd;
 mod growing;
 mod memory;
+mod raised;
 mod time;
 
 use std::time::Duration;

@@ -13,7 +13,7 @@ use headstart_loadtest::{
 };
 
 use super::{
-    cell::Short::{self, BlobsElsewhere, NextHost, SecondTry, ThirdTry, Through},
+    cell::Short::{self, BlobsElsewhere, NextHost, SecondTry, Through},
     columns::Column,
 };
 
@@ -230,9 +230,8 @@ pub fn all() -> Vec<Row> {
             o.always(layer(i), Fault::WrongByte { at: 1000 })
         }),
         Row {
-            // With one part it gives up the others, and may take that for the end of the pull, rarely twice: then it has the
-            // manifest, and asks for the layer here first.
-            containerd_parts: &[BlobsElsewhere, SecondTry, ThirdTry],
+            // With one part it gives up the others, and may take that for the end of the pull.
+            containerd_parts: &[BlobsElsewhere, SecondTry],
             ..Row::lacks("a layer stops half-way for good", |o, image| {
                 o.always(layer(image), Fault::Wall { at: 1_500_000 })
             })

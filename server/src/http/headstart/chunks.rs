@@ -27,7 +27,7 @@ use crate::{
     app::App,
     http::{
         clients::ClientKey,
-        error::{ApiError, Asked, OciCode},
+        error::{ApiError, Asked},
         parts::parts,
         profile,
         streams::Streams,
@@ -57,10 +57,9 @@ pub(super) async fn chunks(
     Extension(key): Extension<ClientKey>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let bad = |status, message: String| ApiError::new(OciCode::Unsupported, message).with_status(status);
     let body = limited_body(&app, request, CHUNKS_BODY_SIZE_MAX, "the list of chunks").await?;
     let request = serde_json::from_slice(&body)
-        .map_err(|e| bad(StatusCode::BAD_REQUEST, format!("parse the list of chunks: {e}")))?;
+        .map_err(|e| ApiError::refused(StatusCode::BAD_REQUEST, format!("parse the list of chunks: {e}")))?;
     let request = match request {
         Asking::Profile(request) => return profile::chunks(&app, &streams, &client, key, request).await,
         Asking::Chunks(request) => request,
@@ -70,14 +69,14 @@ pub(super) async fn chunks(
             "{} chunks asked for, over the limit of {CHUNK_REQUEST_MAX}",
             request.chunks.len()
         );
-        return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
+        return Err(ApiError::refused(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
     if request.layers.len() > CHUNK_LAYERS_MAX {
         let message = format!(
             "chunks of {} layers asked for, over the limit of {CHUNK_LAYERS_MAX}",
             request.layers.len()
         );
-        return Err(bad(StatusCode::PAYLOAD_TOO_LARGE, message));
+        return Err(ApiError::refused(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
     let (wanted, held) = readable(&app, &client, request).await?;
     let place = answers.enter(key)?;

@@ -42,9 +42,7 @@ pub(super) async fn image(
     let Query(details) = details?;
     let manifest: BlobDigest = digest(&manifest)?;
     let class = details.class.as_deref().unwrap_or_default().parse();
-    let class = class.map_err(|e: ProfileError| {
-        ApiError::new(OciCode::Unsupported, e.to_string()).with_status(StatusCode::BAD_REQUEST)
-    })?;
+    let class = class.map_err(|e: ProfileError| ApiError::refused(StatusCode::BAD_REQUEST, e.to_string()))?;
     let known = details.profile.as_deref().map(digest::<ProfileDigest>).transpose()?;
     details.enter(&app, &client, Named::Manifest(manifest)).await?;
     let status = readable_status(&app, &client, &details, &manifest, details.wait()).await?;

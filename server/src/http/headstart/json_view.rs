@@ -40,7 +40,7 @@ pub(super) fn json_view(encoded: &[u8]) -> Result<Vec<u8>, ApiError> {
             "the TOC is too large to be shown as JSON; ask for {}",
             routes::TOC_MEDIA_TYPE
         );
-        ApiError::new(OciCode::Unsupported, message).with_status(StatusCode::NOT_ACCEPTABLE)
+        ApiError::refused(StatusCode::NOT_ACCEPTABLE, message)
     };
     if encoded.len() > JSON_TOC_SIZE_MAX {
         return Err(too_large());

@@ -58,7 +58,7 @@ impl Shared {
     }
 
     fn refuse(&self, layer: &BlobDigest, refusal: &Refusal) -> Outcome {
-        match refusal.record(&self.store, layer) {
+        match refusal.record(&self.store, layer, &self.config.allowance(&self.store)) {
             Ok(reason) => {
                 self.metrics.ingest_refusal(refusal.label());
                 Outcome::Refused(reason)

@@ -19,6 +19,7 @@ use crate::store::facts::{ManifestFact, Source, TagFact};
 use crate::store::layers::LayerRecord;
 use crate::store::learned::Fact;
 use crate::store::pins::PinTarget;
+use crate::store::refusal::Terms;
 
 const WAIT: Duration = Duration::from_secs(60);
 const FIRST: &str = "00000001.pack";
@@ -105,7 +106,7 @@ fn refused(reason: &str) -> LayerRecord {
     LayerRecord::Refused {
         reason: reason.into(),
         converter: 1,
-        over_time: None,
+        terms: Terms::default(),
     }
 }
 
