@@ -76,3 +76,35 @@ impl Chunks for Lane {
         Ok(Lane::finish(self)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn a_chunk_that_is_stored_is_hashed_and_not_compressed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let storing = Storing {
+            store: Arc::new(store.begin_conversion()),
+            progress: Progress::new(Duration::from_secs(60)),
+        };
+        let mut tools = Tools {
+            compressor: frame::compressor(3).unwrap(),
+            out: Vec::new(),
+        };
+        let raw = b"compresses well ".repeat(1000);
+        let first = storing.piece(&raw, &mut tools).unwrap();
+        assert_eq!(tools.out.len(), first.frame_len as usize);
+
+        tools.out = b"untouched".to_vec();
+        let again = storing.piece(&raw, &mut tools).unwrap();
+        assert_eq!((again, tools.out.as_slice()), (first, &b"untouched"[..]));
+        let read = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        let counted = (read(&storing.progress.new_chunks), read(&storing.progress.reused_chunks));
+        assert_eq!(counted, (raw.len() as u64, raw.len() as u64));
+    }
+}

@@ -95,3 +95,27 @@ fn losing_the_index_leaves_toc_and_chunks_as_they_were() {
         assert!(room.rebuild(&Toc::decode(&bytes).unwrap()) == layer.tar);
     }
 }
+
+/// `ingest.zstd_level` is what chunks are compressed with; what a chunk is, and what a layer is made of, it is no part of.
+#[test]
+fn a_higher_level_stores_the_same_chunks_in_fewer_bytes() {
+    let mut b = LayerBuilder::new(Dialect::Pax);
+    b.file("text", Meta::default(), Rng::new(21).text(2 << 20));
+    let layer = b.finish(Compression::Gzip);
+    let with = |zstd_level| {
+        let (room, progress) = (room(), progress());
+        let config = IngestConfig {
+            zstd_level,
+            ..IngestConfig::default()
+        };
+        convert(&layer.blob[..], &layer.digest, &room.store, &config, &progress).unwrap();
+        let (_, bytes) = room.store.toc(&layer.digest).unwrap().unwrap();
+        let toc = Toc::decode(&bytes).unwrap();
+        assert!(room.rebuild(&toc) == layer.tar);
+        let chunks: Vec<_> = toc.chunks().entries().iter().map(|c| (c.digest, c.raw_len)).collect();
+        (chunks, progress.new_frames.load(Ordering::Relaxed))
+    };
+    let ((quick, larger), (slow, smaller)) = (with(1), with(15));
+    assert_eq!(quick, slow);
+    assert!(smaller * 10 < larger * 9, "{larger} and {smaller} bytes");
+}
