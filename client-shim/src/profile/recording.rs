@@ -1,7 +1,7 @@
 //! One start of an image, as the kernel's reads tell it.
 //!
-//! In: reads of the image's layers. Out: [`Noted`]: what was needed first, in order, with its time. Invariant: a chunk counts
-//! once for each body that needed it; at most [`NOTES_MAX`] notes are kept, the first ones.
+//! In: reads of the image's layers. Out: [`Noted`]: what was needed first, in order, with its time, and when the first of all
+//! was. Invariant: a chunk counts once for each body that needed it; at most [`NOTES_MAX`] notes are kept, the first ones.
 //! Not here: names of files, and what the server is told (`profile/trace.rs`).
 
 use std::collections::HashSet;
@@ -145,7 +145,8 @@ mod tests {
             frame_len: 100,
         };
         let table = ChunkTable::new(vec![entry(0), entry(1)]).unwrap();
-        let recording = Recording::begin();
+        let (before, recording) = (SystemTime::now(), Recording::begin());
+        assert_eq!(recording.first_unix_ms(), None);
         let bodies = [range(0, 4096), range(4096, 12288)];
         // The second body, twice; then both at once.
         recording.note(3, &table, &bodies[1..], &[range(8192, 4096)]);
@@ -158,6 +159,12 @@ mod tests {
             .collect();
         assert_eq!(notes, [(3, 1, Some(4096)), (3, 0, Some(0)), (3, 0, Some(4096))]);
         assert!(recording.notes().is_sorted_by_key(|n| n.ms));
+        let unix_ms = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64;
+        let first = recording.first_unix_ms().unwrap();
+        assert!(
+            (unix_ms(before)..=unix_ms(SystemTime::now())).contains(&first),
+            "{first}"
+        );
         let hour = Duration::from_secs(3600);
         assert!(recording.remains(hour, hour).is_some());
         assert_eq!(recording.remains(hour, Duration::ZERO), None);

@@ -340,11 +340,13 @@ impl Starts {
             Telling::Failed => counters.traces_failed.add(1),
             _ => counters.traces_unsure.add(1),
         }
-        let first = image.doing().recording.take().and_then(|r| r.recording.first_unix_ms());
+        let mut doing = image.doing();
+        let first = doing.recording.as_ref().and_then(|r| r.recording.first_unix_ms());
         image.state.change(|s| {
             s.trace = telling;
             s.first_read_unix_ms = s.first_read_unix_ms.or(first);
         });
+        doing.recording = None;
     }
 
     async fn tell(&self, image: &Image, layers: Vec<Arc<Layer>>, before: &[Vec<u32>], notes: Vec<Note>) -> Telling {

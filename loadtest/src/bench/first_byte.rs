@@ -94,8 +94,7 @@ pub struct Times {
 pub struct Situation {
     pub upstream: String,
     pub ingest: bool,
-    /// From the first ask to the end of the last. Conversions that were under way all that time were so much work ahead of the
-    /// first.
+    /// From the first ask to the end of the last: conversions that were under way all that time were so much work ahead.
     pub asks_secs: f64,
     pub direct: Vec<Times>,
     pub mirror: Vec<Times>,

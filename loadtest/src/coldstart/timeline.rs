@@ -1,6 +1,7 @@
 //! What happened when during one start, seen from outside.
 //!
-//! In: the relays' meters, containerd's own events, when the shim saw the first read. Out: a [`Timeline`]: moments, and bytes over time by source, in
+//! In: the relays' meters, containerd's own events, when the shim saw the first read.
+//! Out: a [`Timeline`]: moments, and bytes over time by source, in
 //! milliseconds from the beginning.
 //! Invariant: watching costs a thread that reads counters every few milliseconds and a process that waits for events; a
 //! series keeps only readings that changed, and no more than [`POINTS_MAX`].

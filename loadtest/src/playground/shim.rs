@@ -115,8 +115,8 @@ impl Shim {
         Some(layers.values().sum())
     }
 
-    /// When a container first read something of a lazy layer, of the image that was prepared last; `None` if none has, or the
-    /// shim could not tell.
+    /// When a container first read something of a lazy layer, of the image that was prepared last; `None` if the shim saw
+    /// none.
     pub fn first_read(&self) -> Option<SystemTime> {
         let ms = self.status()?["prefetches"][0]["first_read_unix_ms"].as_u64()?;
         Some(SystemTime::UNIX_EPOCH + Duration::from_millis(ms))

@@ -61,7 +61,7 @@ fn starts_are_compared_over_a_link_and_a_crowd_costs_the_upstream_one_pull() {
 
         let seen = lazy.timeline.as_ref().unwrap();
         let moments: Vec<&str> = seen.moments.iter().map(|m| m.name).collect();
-        for moment in ["pulled", "snapshot", "ready"] {
+        for moment in ["pulled", "snapshot", "first read", "ready"] {
             assert!(moments.contains(&moment), "{moments:?}");
         }
         assert!(seen.moments.is_sorted_by(|a, b| a.ms <= b.ms), "{seen:?}");

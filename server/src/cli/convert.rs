@@ -188,7 +188,7 @@ fn convert_all(arguments: &Arguments, config: Config, stop: &Stop) -> Result<Rep
     let budgets = config.cache.budgets(dir).map_err(error)?;
     let store = Store::open_with(dir, budgets.pack_size_max())?;
 
-    let allowance = ingest.allowance(&store);
+    let allowance = ingest.allowance(budgets.chunks_bytes_max);
     let ingest = Ingest::start(&ingest, |_| {}).map_err(|error| CliError::Threads { error })?;
     let (packs, cpu, started) = (store.pack_bytes(), usage::cpu(), Instant::now());
     let peak = AtomicU64::new(0);

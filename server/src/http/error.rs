@@ -1,11 +1,11 @@
 //! Errors as clients see them: the one place where an error becomes a response.
 //!
-//! In: what a room reports ([`ReadError`], [`UpstreamError`], [`AccessError`], [`StoreError`], [`ProfileError`]), and what a
-//! route says of a request itself. Out: a status and the JSON of the distribution specification,
+//! In: what a room reports ([`ReadError`], [`UpstreamError`], [`AccessError`], [`StoreError`], [`ProfileError`]), and what
+//! a route says of a request itself. Out: a status and the JSON of the distribution specification,
 //! `{"errors":[{"code","message"}]}`.
 //! Invariant: a client is challenged (401) only where its own credentials may help, which `access/` says: container
-//! runtimes answer with the user's secrets. Every 429 and 503 says when to come back. What an upstream refuses is 403, what it lacks is 404, and its outages are 5xx, on all of which runtimes go to their next
-//! mirror.
+//! runtimes answer with the user's secrets. Every 429 and 503 says when to come back. What an upstream refuses is 403, what
+//! it lacks is 404, and its outages are 5xx, on all of which runtimes go to their next mirror.
 //! Not here: decisions what to try next; answers that are no errors (a layer that is not ready yet).
 
 use axum::{

@@ -11,7 +11,7 @@ use headstart_layer_format::toc::{ChunkEntry, Content, Extent, Skeleton, Skeleto
 
 use super::config::IngestConfig;
 use super::cut::Cutter;
-use super::error::{ConvertError, Failure, Refusal};
+use super::error::{ConvertError, Failure, Limit, Refusal};
 use super::memory::{self, Memory};
 use super::sparse::SparseMap;
 use super::tar_scan::{Member, MemberKind, Sink};
@@ -110,7 +110,12 @@ impl<C: Chunks> Sink for Assembler<C> {
     fn literal(&mut self, bytes: &[u8]) -> Result<(), ConvertError> {
         if self.skeleton.size() + bytes.len() as u64 > self.skeleton_bytes_max {
             let (what, max) = ("bytes beside file bodies", self.skeleton_bytes_max);
-            return Err(Refusal::OverBudget { what, max }.into());
+            return Err(Refusal::OverBudget {
+                limit: Limit::SkeletonBytes,
+                what,
+                max,
+            }
+            .into());
         }
         self.skeleton.literal(bytes).map_err(Failure::Compress)?;
         let kept = self.skeleton.compressed_size();
@@ -127,11 +132,21 @@ impl<C: Chunks> Sink for Assembler<C> {
         self.members += 1;
         if self.members > self.entries_max {
             let (what, max) = ("members", self.entries_max);
-            return Err(Refusal::OverBudget { what, max }.into());
+            return Err(Refusal::OverBudget {
+                limit: Limit::Entries,
+                what,
+                max,
+            }
+            .into());
         }
         if member.body_len > DATA_SIZE_MAX - self.skeleton.data_size().min(DATA_SIZE_MAX) {
             let (what, max) = ("bytes of files", DATA_SIZE_MAX);
-            return Err(Refusal::OverBudget { what, max }.into());
+            return Err(Refusal::OverBudget {
+                limit: Limit::Format,
+                what,
+                max,
+            }
+            .into());
         }
         if member.body_len > 0 {
             self.memory.take(memory::BODY)?;
@@ -140,7 +155,12 @@ impl<C: Chunks> Sink for Assembler<C> {
             && map.size > self.file_size_max
         {
             let (what, max) = ("bytes in a sparse file", self.file_size_max);
-            return Err(Refusal::OverBudget { what, max }.into());
+            return Err(Refusal::OverBudget {
+                limit: Limit::TarBytes,
+                what,
+                max,
+            }
+            .into());
         }
         let place = self.skeleton.body(member.body_len);
         let content = match &member.kind {

@@ -8,7 +8,7 @@
 use headstart_layer_format::limits::{XATTR_NAME_LEN_MAX, XATTR_VALUE_LEN_MAX};
 use headstart_layer_format::toc::{Inode, Kind, Mtime, Xattr};
 
-use super::error::{ConvertError, Refusal};
+use super::error::{ConvertError, Limit, Refusal};
 use super::pax::{XATTRS_OF_ONE_MAX, too_many_xattrs};
 use super::tar_scan::Member;
 
@@ -56,7 +56,13 @@ pub fn owner(n: u64) -> Result<u32, Refusal> {
 }
 
 fn is_kept(name: &[u8], value: &[u8], kind: &Kind) -> Result<bool, Refusal> {
-    let over = |what, max: usize| Err(Refusal::OverBudget { what, max: max as u64 });
+    let over = |what, max: usize| {
+        Err(Refusal::OverBudget {
+            limit: Limit::Format,
+            what,
+            max: max as u64,
+        })
+    };
     if name.is_empty() || name.len() > XATTR_NAME_LEN_MAX {
         return over("bytes in the name of an attribute", XATTR_NAME_LEN_MAX);
     }

@@ -104,7 +104,10 @@ mod tests {
         let again = storing.piece(&raw, &mut tools).unwrap();
         assert_eq!((again, tools.out.as_slice()), (first, &b"untouched"[..]));
         let read = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-        let counted = (read(&storing.progress.new_chunks), read(&storing.progress.reused_chunks));
+        let counted = (
+            read(&storing.progress.new_chunks),
+            read(&storing.progress.reused_chunks),
+        );
         assert_eq!(counted, (raw.len() as u64, raw.len() as u64));
     }
 }

@@ -1,17 +1,16 @@
 //! Budgets of a conversion: the `[ingest]` table of `server.toml`.
 //!
-//! In: TOML. Out: [`IngestConfig`]. Invariant: hostile input trips one of these before it costs more than it names.
+//! In: TOML. Out: [`IngestConfig`], and what of it a refusal is measured by ([`Allowance`]).
+//! Invariant: hostile input trips one of these before it costs more than it names.
 //! Not here: bounds of the format itself (`headstart_layer_format::limits`), which no configuration can lift.
 
 use std::sync::Arc;
 
+use headstart_layer_format::limits::{ENTRIES_MAX, SKELETON_SIZE_MAX};
 use serde::Deserialize;
 
 use super::memory::MemoryPool;
-use crate::store::{
-    Store,
-    refusal::{Allowance, Bounds},
-};
+use crate::store::refusal::{Allowance, Bounds};
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -62,19 +61,20 @@ pub struct IngestConfig {
 }
 
 impl IngestConfig {
-    /// What a conversion into the store is given, for whoever is refused.
-    pub fn allowance(&self, store: &Store) -> Allowance {
+    /// What a conversion is given, for whoever is refused. `chunks_bytes_max`: the store's budget.
+    pub fn allowance(&self, chunks_bytes_max: u64) -> Allowance {
         Allowance {
             time_max_ms: self.time_max_ms,
             bounds: Bounds {
-                tar_bytes: self.tar_bytes_max,
-                ratio: self.ratio_max,
-                ratio_floor_bytes: self.ratio_floor_bytes,
-                entries: self.entries_max,
-                skeleton_bytes: self.skeleton_bytes_max,
-                memory_bytes: self.memory_bytes_max,
-                zstd_window_bytes: self.zstd_window_bytes_max,
-                chunks_bytes: store.bytes_max(),
+                tar_bytes: Some(self.tar_bytes_max),
+                ratio: Some(self.ratio_max),
+                ratio_floor_bytes: Some(self.ratio_floor_bytes),
+                entries: Some(self.entries_max.min(ENTRIES_MAX)),
+                skeleton_bytes: Some(self.skeleton_bytes_max.min(SKELETON_SIZE_MAX)),
+                // What a layer has of it: all but what a decoder's window may take.
+                memory_bytes: Some(self.memory_bytes_max.saturating_sub(self.zstd_window_bytes_max)),
+                zstd_window_bytes: Some(self.zstd_window_bytes_max),
+                chunks_bytes: Some(chunks_bytes_max),
             },
         }
     }

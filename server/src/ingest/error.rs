@@ -1,14 +1,14 @@
 //! Why a conversion ended without a TOC, sorted by what to do next.
 //!
-//! Invariant: [`Refusal`] is a property of the layer's (verified) bytes and is recorded for good (but that it takes too long is
-//! one of the machine, too, so that it is tried again one day, and that it is over a bound is one of the configuration, so that
-//! it is tried again with wider ones); [`Failure`] says nothing about the layer, and a later request
-//! tries again. On their way through decoders both travel inside an [`io::Error`].
+//! Invariant: [`Refusal`] is a property of the layer's (verified) bytes, and is recorded with what else it is due to: a
+//! limit, or time (`store/refusal.rs`); [`Failure`] says nothing about the layer, and a later request tries again. On their way through decoders both travel inside an [`io::Error`].
 //! Not here: states of layers (`read/layers.rs`).
 
 use std::io;
 
 use headstart_layer_format::{BlobDigest, TocError};
+
+pub use crate::store::refusal::Limit;
 
 use crate::store::{
     Store, StoreError,
@@ -38,7 +38,7 @@ pub enum Refusal {
     #[error("a path in the tar cannot be unpacked: {0}")]
     Path(&'static str),
     #[error("the layer has more than {max} {what}")]
-    OverBudget { what: &'static str, max: u64 },
+    OverBudget { limit: Limit, what: &'static str, max: u64 },
     /// Whoever converts says so, of a [`Failure::TimedOut`] that was not an upstream's doing.
     #[error(
         "the conversion takes more than {time_max_ms} ms (ingest.time_max_ms); it is tried again with more, or after a day"
@@ -77,7 +77,7 @@ impl Refusal {
         let reason = self.to_string();
         let terms = match self {
             Self::OverTime { .. } => Terms::over_time(allowance, now_ms()),
-            Self::OverBudget { .. } => Terms::over_bound(allowance),
+            Self::OverBudget { limit, .. } => Terms::over_bound(allowance, *limit),
             _ => Terms::default(),
         };
         store.refuse_layer_on(layer, &reason, terms)?;
@@ -87,7 +87,9 @@ impl Refusal {
     /// For metrics: a bound, time, the stream, the tar, a path in it, or what the format cannot say.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::OverBudget { what, .. } if *what == super::memory::WHAT => "memory",
+            Self::OverBudget {
+                limit: Limit::Memory, ..
+            } => "memory",
             Self::OverBudget { .. } => "bound",
             Self::OverTime { .. } => "time",
             Self::Decompress(_) => "stream",
@@ -118,6 +120,7 @@ impl From<Failure> for ConvertError {
         match failure {
             // It would drive every other layer out, at every try.
             Failure::Store(StoreError::LayerOverBudget { bytes_max }) => Self::Refused(Refusal::OverBudget {
+                limit: Limit::ChunksBytes,
                 what: "bytes of chunks, half of cache.chunks_bytes_max",
                 max: bytes_max,
             }),

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use zstd::zstd_safe::zstd_sys::ZSTD_ErrorCode;
 
 use super::config::IngestConfig;
-use super::error::{ConvertError, Failure, Refusal};
+use super::error::{ConvertError, Failure, Limit, Refusal};
 use super::gzip::GzipMembers;
 use super::progress::Progress;
 use crate::store::hasher::BlobHasher;
@@ -137,7 +137,12 @@ impl<D: Read> Read for Windowed<D> {
             match error.to_string() == zstd::zstd_safe::get_error_name(WINDOW_TOO_LARGE) {
                 true => {
                     let what = "bytes of a zstd frame's window (ingest.zstd_window_bytes_max)";
-                    ConvertError::from(Refusal::OverBudget { what, max: self.max }).into_io()
+                    let refusal = Refusal::OverBudget {
+                        limit: Limit::ZstdWindow,
+                        what,
+                        max: self.max,
+                    };
+                    ConvertError::from(refusal).into_io()
                 }
                 false => error,
             }
@@ -210,7 +215,11 @@ impl<'a> TarStream<'a> {
         } = self.budget;
         if self.size > bytes_max {
             let what = "uncompressed bytes";
-            return Err(Refusal::OverBudget { what, max: bytes_max });
+            return Err(Refusal::OverBudget {
+                limit: Limit::TarBytes,
+                what,
+                max: bytes_max,
+            });
         }
         let allowed = self
             .progress
@@ -219,7 +228,11 @@ impl<'a> TarStream<'a> {
             .saturating_mul(ratio_max);
         if self.size > ratio_floor_bytes && self.size > allowed {
             let what = "uncompressed bytes for each compressed one";
-            return Err(Refusal::OverBudget { what, max: ratio_max });
+            return Err(Refusal::OverBudget {
+                limit: Limit::Ratio,
+                what,
+                max: ratio_max,
+            });
         }
         Ok(())
     }

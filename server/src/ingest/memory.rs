@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::config::IngestConfig;
-use super::error::{ConvertError, Failure, Refusal};
+use super::error::{ConvertError, Failure, Limit, Refusal};
 
 /// A name and its inode, at their dearest: in the finished tree, beside its encoding. Measured: 196 bytes a file.
 pub const NAME: u64 = 230;
@@ -98,7 +98,12 @@ impl Memory {
     pub fn take(&mut self, bytes: u64) -> Result<(), ConvertError> {
         if self.mine.saturating_add(bytes) > self.max {
             let (what, max) = (WHAT, self.max);
-            return Err(Refusal::OverBudget { what, max }.into());
+            return Err(Refusal::OverBudget {
+                limit: Limit::Memory,
+                what,
+                max,
+            }
+            .into());
         }
         let used = self.pool.used.fetch_add(bytes, Ordering::Relaxed);
         self.mine += bytes;

@@ -7,7 +7,7 @@
 use headstart_layer_format::limits::XATTRS_LEN_MAX;
 use headstart_layer_format::toc::Mtime;
 
-use super::error::{ConvertError, Refusal, malformed};
+use super::error::{ConvertError, Limit, Refusal, malformed};
 
 /// Attributes of one file: as many as `listxattr(2)` can name, with names of a letter behind `user.`.
 pub const XATTRS_OF_ONE_MAX: usize = XATTRS_LEN_MAX / 7;
@@ -108,7 +108,12 @@ impl Pax {
 
 pub fn too_many_xattrs() -> ConvertError {
     let (what, max) = ("attributes of one file", XATTRS_OF_ONE_MAX as u64);
-    Refusal::OverBudget { what, max }.into()
+    Refusal::OverBudget {
+        limit: Limit::Format,
+        what,
+        max,
+    }
+    .into()
 }
 
 /// Key, value, and what follows the record.

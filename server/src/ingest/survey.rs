@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::config::IngestConfig;
 use super::cut::{CutSizes, Cutter};
-use super::error::{ConvertError, Refusal};
+use super::error::{ConvertError, Limit, Refusal};
 use super::gear::Gear;
 use super::inflate::{BUFFER, Original, TarBudget, TarStream, inflate};
 use super::progress::Progress;
@@ -171,7 +171,12 @@ impl Sink for Takers {
         self.members_seen += 1;
         if self.members_seen > self.entries_max {
             let (what, max) = ("members", self.entries_max);
-            return Err(Refusal::OverBudget { what, max }.into());
+            return Err(Refusal::OverBudget {
+                limit: Limit::Entries,
+                what,
+                max,
+            }
+            .into());
         }
         let len = member.body_len;
         if len == 0 {

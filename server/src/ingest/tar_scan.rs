@@ -8,7 +8,7 @@ use std::io::BufRead;
 
 use headstart_layer_format::toc::Mtime;
 
-use super::error::{ConvertError, Refusal, malformed};
+use super::error::{ConvertError, Limit, Refusal, malformed};
 use super::pax::Pax;
 use super::sparse::{InBody, OldGnu, PaxSparseForm, SparseMap, pax_form};
 use super::tar_header::{BLOCK, Block, Header, text};
@@ -239,7 +239,12 @@ impl<R: BufRead, S: Sink> Scan<'_, R, S> {
             more = map.extension(&next)?;
             let (what, max) = ("stretches of a sparse file", self.sink.stretches_max());
             if map.stretches.len() as u64 > max {
-                return Err(Refusal::OverBudget { what, max }.into());
+                return Err(Refusal::OverBudget {
+                    limit: Limit::Memory,
+                    what,
+                    max,
+                }
+                .into());
             }
         }
         SparseMap::new(size, map.stretches, stored)

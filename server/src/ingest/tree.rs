@@ -13,7 +13,7 @@ use headstart_layer_format::toc::{Content, Entry, EntryId, Inode, InodeId, Kind,
 
 use super::attributes;
 use super::dir_times::DirTimes;
-use super::error::{ConvertError, Refusal};
+use super::error::{ConvertError, Limit, Refusal};
 use super::memory::{self, Memory};
 use super::nodes::{NodeId, Nodes, ROOT};
 use super::path::{Whiteout, components, whiteout};
@@ -104,7 +104,11 @@ impl TreeBuilder {
         };
         let xattrs: usize = member.xattrs.iter().map(|(n, v)| n.len() + v.len()).sum();
         let extents = content.extents().len();
-        let over = |what, max| Refusal::OverBudget { what, max };
+        let over = |what, max| Refusal::OverBudget {
+            limit: Limit::Format,
+            what,
+            max,
+        };
         let left = self.bytes_left.checked_sub((target + xattrs) as u64);
         self.bytes_left = left.ok_or_else(|| over("bytes of names and attributes", META_SIZE_MAX))?;
         let left = self.extents_left.checked_sub(extents as u64);
@@ -225,13 +229,21 @@ impl TreeBuilder {
         memory: &mut Memory,
     ) -> Result<NodeId, ConvertError> {
         let (what, max) = ("entries", self.nodes_max);
-        let over = || Refusal::OverBudget { what, max };
+        let over = || Refusal::OverBudget {
+            limit: Limit::Entries,
+            what,
+            max,
+        };
         if self.nodes.len() >= self.nodes_max {
             return Err(over().into());
         }
         let left = self.bytes_left.checked_sub(base.len() as u64);
         let (what, max) = ("bytes of names and attributes", META_SIZE_MAX);
-        self.bytes_left = left.ok_or(Refusal::OverBudget { what, max })?;
+        self.bytes_left = left.ok_or(Refusal::OverBudget {
+            limit: Limit::Format,
+            what,
+            max,
+        })?;
         memory.take(memory::NAME + base.len() as u64 * memory::NAME_BYTE)?;
         self.remove(dir, base);
         let inode = u32::try_from(inode).map_err(|_| over())?;

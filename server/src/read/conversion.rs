@@ -419,7 +419,9 @@ impl Shared {
         let opened = self.state().opened.remove(&job.layer);
         match self.store.layer(&job.layer) {
             // Settled since it was queued.
-            Ok(Some(record)) if record.is_settled(&self.config.allowance(&self.store)) => return Outcome::Settled,
+            Ok(Some(record)) if record.is_settled(&self.config.allowance(self.store.bytes_max())) => {
+                return Outcome::Settled;
+            }
             Ok(_) => {}
             Err(e) => return Outcome::Failed(e.to_string()),
         }

@@ -20,7 +20,7 @@ pub enum ReadError {
     /// Nothing was kept; a new request starts anew.
     #[error("the upstream's bytes do not match the digest")]
     DigestMismatch,
-    /// The upstream broke off too often; what came is kept, and a new request resumes.
+    /// The upstream broke off too often; what came is kept, and a request after a while (`read/setbacks.rs`) resumes.
     #[error("the upstream broke off in the middle of the blob")]
     Incomplete,
     #[error("it has {size} bytes, over the limit of {size_max}")]

@@ -91,7 +91,7 @@ struct RootFs {
 
 impl Inner {
     fn allowance(&self) -> Allowance {
-        self.config.allowance(&self.store)
+        self.config.allowance(self.store.bytes_max())
     }
 }
 

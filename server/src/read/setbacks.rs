@@ -1,14 +1,13 @@
 //! Blobs whose fetch went wrong a moment ago.
 //!
 //! In: how fetches ended. Out: whether to refuse at the head what would only be cut again.
-//! Invariant: wrong bytes may be chance once: the next request fetches anew. A second time in a row, or a fetch that ended
-//! after all its tries brought nothing more, refuses requests for the blob with a
-//! status, which sends containerd to its next host in the middle of a layer, where a body that breaks off would not. Any
-//! failure lets manifests that name the blob be refused, and indexes above them, because podman changes mirrors at the first
-//! manifest or never. Both for
-//! [`REMEMBERED`] only ([`WRONG_REMEMBERED`] after wrong bytes), and only towards who would have been served by the same upstream in the same role. Manifests
-//! that were withheld for it are kept apart: a manifest that somebody asks for as a blob is not there, which says nothing
-//! about the manifest.
+//! Invariant: one failure may be chance: the next request fetches anew. A second in a row, or a fetch all of whose tries
+//! brought nothing more, refuses requests for the blob with a status, which sends containerd to its next host in the middle
+//! of a layer, where a body that breaks off would not. Any failure lets manifests that name the blob be refused, and indexes
+//! above them, because podman changes mirrors at the first manifest or never. Both for [`REMEMBERED`] only
+//! ([`WRONG_REMEMBERED`] after wrong bytes), and only towards who would have been served by the same upstream in the same
+//! role. Manifests that were withheld for it are kept apart: a manifest that somebody asks for as a blob is not there, which
+//! says nothing about the manifest.
 //! Not here: upstreams that are down (`upstream/breaker.rs`), and "not found" as an answer ([`super::negative`]).
 
 use std::{
@@ -21,7 +20,7 @@ use std::{
 
 use headstart_layer_format::BlobDigest;
 
-use super::error::ReadError;
+use super::{errand::may_pass, error::ReadError};
 use crate::{
     store::facts::Source,
     upstream::{Caller, UpstreamError},
@@ -108,10 +107,9 @@ impl Setbacks {
     pub fn ended(&self, source: &Source, caller: &Caller, digest: &BlobDigest, outcome: Result<(), &ReadError>) {
         match outcome {
             Ok(()) => self.blobs.invalidate(&key(source, caller, digest)),
-            // Once, it may have been the way here.
-            Err(error @ ReadError::DigestMismatch) => self.add(key(source, caller, digest), error, 1),
-            // A fetch that breaks off has tried on: another would break off there, too.
-            Err(error) => self.add(key(source, caller, digest), error, REFUSED_FROM),
+            // The fetch has tried on until nothing more came: another would break off there, too.
+            Err(error) if was_tried_again(error) => self.add(key(source, caller, digest), error, REFUSED_FROM),
+            Err(error) => self.add(key(source, caller, digest), error, 1),
         }
     }
 
@@ -183,6 +181,12 @@ fn remembered(error: &ReadError) -> Duration {
     }
 }
 
+/// Whether a fetch ends with it only after all its tries.
+fn was_tried_again(error: &ReadError) -> bool {
+    // Nobody was asked: the breaker was opened by others.
+    may_pass(error) && !matches!(error, ReadError::Upstream(UpstreamError::CircuitOpen { .. }))
+}
+
 /// Not our disk's, our limits' or our shutdown's.
 pub(super) fn is_upstreams_fault(error: &ReadError) -> bool {
     match error {
@@ -206,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_bytes_twice_in_a_row_refuse_and_a_success_forgives() {
+    fn the_second_failure_in_a_row_refuses_and_a_success_forgives() {
         let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
         let (source, caller) = (at("r"), Caller::Server);
         let fails = || setbacks.ended(&source, &caller, &digest, Err(&ReadError::DigestMismatch));
@@ -224,11 +228,23 @@ mod tests {
 
     #[test]
     fn a_fetch_whose_tries_are_over_refuses_at_once() {
-        for error in [ReadError::Incomplete, UpstreamError::Timeout.into(), ReadError::Unknown] {
+        let open = UpstreamError::CircuitOpen { retry_after_secs: 1 };
+        for (error, refuses) in [
+            (ReadError::Incomplete, true),
+            (UpstreamError::Timeout.into(), true),
+            // Nothing was tried again.
+            (open.into(), false),
+            (UpstreamError::Denied { status: 403 }.into(), false),
+            (ReadError::DigestMismatch, false),
+        ] {
             let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
             let (source, caller) = (at("r"), Caller::Server);
             setbacks.ended(&source, &caller, &digest, Err(&error));
-            assert!(setbacks.refusal(&source, &caller, &digest).is_some(), "{error}");
+            assert_eq!(
+                setbacks.refusal(&source, &caller, &digest).is_some(),
+                refuses,
+                "{error}"
+            );
         }
     }
 

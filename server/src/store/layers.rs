@@ -18,7 +18,7 @@ use super::usage::now_ms;
 use super::{Store, StoreError};
 
 /// Changes when a conversion could come out better: older refusals are then forgotten.
-pub const CONVERTER_VERSION: u32 = 1;
+pub const CONVERTER_VERSION: u32 = 2;
 
 /// What became of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -285,13 +285,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_of_older_versions_are_for_good() {
-        let text = r#"{"state": "refused", "reason": "r", "converter": 1}"#;
+    fn refusals_without_terms_are_for_good() {
+        let text = r#"{"state": "refused", "reason": "r", "converter": 2}"#;
         let record: LayerRecord = serde_json::from_str(text).unwrap();
         let allowance = Allowance {
             time_max_ms: u64::MAX,
             bounds: Bounds {
-                tar_bytes: u64::MAX,
+                tar_bytes: Some(u64::MAX),
                 ..Bounds::default()
             },
         };

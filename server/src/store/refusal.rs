@@ -1,16 +1,16 @@
 //! How long a layer's refusal holds.
 //!
 //! In: what a conversion was given when it was refused, and what one would be given now. Out: whether to try again.
-//! Invariant: a refusal that a limit had a part in does not outlive that limit: whoever raises one has the layer tried again,
-//! once. Everything is on record with the refusal, so that a restart, and an index that is rebuilt, know it too.
+//! Invariant: a refusal that a limit had a part in does not outlive that limit: whoever raises it has the layer tried
+//! again. The limit is on record with the refusal, so that a restart, and an index that is rebuilt, know it too.
 //! Not here: why layers are refused (`ingest/error.rs`), and how their states are kept ([`super::layers`]).
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// A layer that took too long is tried again after this: by then the machine does other things, and the layer that would
-/// always take too long costs one conversion's time a day.
+/// A layer that took too long is tried again after this: by then the machine does other things, and one that would always
+/// take too long costs one conversion's time a day.
 const OVER_TIME_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// What a conversion may take: all that an operator sets.
@@ -20,22 +20,82 @@ pub struct Allowance {
     pub bounds: Bounds,
 }
 
-/// Of this, what depends on the layer alone. A limit that a record does not name was 0.
+/// Of this, what depends on the layer alone; on record, the limits that it was over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Bounds {
-    pub tar_bytes: u64,
-    pub ratio: u64,
-    pub ratio_floor_bytes: u64,
-    pub entries: u64,
-    pub skeleton_bytes: u64,
-    pub memory_bytes: u64,
-    pub zstd_window_bytes: u64,
-    pub chunks_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tar_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio_floor_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skeleton_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zstd_window_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunks_bytes: Option<u64>,
+}
+
+/// Which limit a layer is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    TarBytes,
+    Ratio,
+    Entries,
+    SkeletonBytes,
+    Memory,
+    ZstdWindow,
+    ChunksBytes,
+    /// One of the format, which no configuration lifts.
+    Format,
 }
 
 impl Bounds {
-    /// Whether any is wider than it was: which one a layer tripped, and how many more are behind it, nobody knows.
+    /// Of these, those that a limit is made of; none, if nobody can raise it.
+    fn of(&self, limit: Limit) -> Option<Self> {
+        let none = Self::default();
+        let some = match limit {
+            Limit::TarBytes => Self {
+                tar_bytes: self.tar_bytes,
+                ..none
+            },
+            Limit::Ratio => Self {
+                ratio: self.ratio,
+                ratio_floor_bytes: self.ratio_floor_bytes,
+                ..none
+            },
+            Limit::Entries => Self {
+                entries: self.entries,
+                ..none
+            },
+            Limit::SkeletonBytes => Self {
+                skeleton_bytes: self.skeleton_bytes,
+                ..none
+            },
+            Limit::Memory => Self {
+                memory_bytes: self.memory_bytes,
+                ..none
+            },
+            Limit::ZstdWindow => Self {
+                zstd_window_bytes: self.zstd_window_bytes,
+                ..none
+            },
+            Limit::ChunksBytes => Self {
+                chunks_bytes: self.chunks_bytes,
+                ..none
+            },
+            Limit::Format => return None,
+        };
+        Some(some)
+    }
+
+    /// Whether any that is on record is wider now.
     fn are_wider_than(&self, then: &Self) -> bool {
         let all = |b: &Self| {
             [
@@ -49,11 +109,14 @@ impl Bounds {
                 b.chunks_bytes,
             ]
         };
-        all(self).into_iter().zip(all(then)).any(|(now, then)| now > then)
+        let pairs = all(self).into_iter().zip(all(then));
+        pairs
+            .filter_map(|(now, then)| now.zip(then))
+            .any(|(now, then)| now > then)
     }
 }
 
-/// What a conversion that took too long was given, and when. That may have been for want of a machine with nothing else to do.
+/// What a conversion that took too long was given, and when: the machine may have had too much else to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverTime {
     pub time_max_ms: u64,
@@ -69,14 +132,14 @@ impl OverTime {
 }
 
 /// What, apart from the layer, a refusal is due to. Nothing: it holds for good.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     /// It took too long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub over_time: Option<OverTime>,
-    /// It tripped one of these.
+    /// It was over these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub over_bound: Option<Bounds>,
+    pub over_bound: Option<Box<Bounds>>,
 }
 
 impl Terms {
@@ -90,10 +153,10 @@ impl Terms {
         }
     }
 
-    pub fn over_bound(allowance: &Allowance) -> Self {
+    pub fn over_bound(allowance: &Allowance, limit: Limit) -> Self {
         Self {
             over_time: None,
-            over_bound: Some(allowance.bounds),
+            over_bound: allowance.bounds.of(limit).map(Box::new),
         }
     }
 
@@ -131,57 +194,91 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_over_a_bound_is_tried_when_any_of_them_is_wider() {
+    fn a_layer_over_a_limit_is_tried_when_that_one_is_raised() {
         let then = Bounds {
-            tar_bytes: 1,
-            ratio: 2,
-            ratio_floor_bytes: 3,
-            entries: 4,
-            skeleton_bytes: 5,
-            memory_bytes: 6,
-            zstd_window_bytes: 7,
-            chunks_bytes: 8,
+            tar_bytes: Some(10),
+            ratio: Some(11),
+            ratio_floor_bytes: Some(12),
+            entries: Some(13),
+            skeleton_bytes: Some(14),
+            memory_bytes: Some(15),
+            zstd_window_bytes: Some(16),
+            chunks_bytes: Some(17),
         };
         let given = |bounds| Allowance { time_max_ms: 1, bounds };
-        let terms = Terms::over_bound(&given(then));
-        assert!(terms.hold(&given(then), 0));
-        assert!(terms.hold(&given(Bounds { ratio: 1, ..then }), u64::MAX));
-        // More time is no help, and not asked for.
-        let longer = Allowance {
-            time_max_ms: u64::MAX,
-            bounds: then,
-        };
-        assert!(terms.hold(&longer, u64::MAX));
-        for wider in [
-            Bounds { tar_bytes: 2, ..then },
-            Bounds { ratio: 3, ..then },
-            Bounds {
-                ratio_floor_bytes: 4,
-                ..then
-            },
-            Bounds {
-                entries: 5,
-                tar_bytes: 0,
-                ..then
-            },
-            Bounds {
-                skeleton_bytes: 6,
-                ..then
-            },
-            Bounds {
-                memory_bytes: 7,
-                ..then
-            },
-            Bounds {
-                zstd_window_bytes: 8,
-                ..then
-            },
-            Bounds {
-                chunks_bytes: 9,
-                ..then
-            },
-        ] {
-            assert!(!terms.hold(&given(wider), 0), "{wider:?}");
+        let raised = [
+            (
+                Limit::TarBytes,
+                Bounds {
+                    tar_bytes: Some(100),
+                    ..then
+                },
+            ),
+            (
+                Limit::Ratio,
+                Bounds {
+                    ratio: Some(100),
+                    ..then
+                },
+            ),
+            (
+                Limit::Ratio,
+                Bounds {
+                    ratio_floor_bytes: Some(100),
+                    ..then
+                },
+            ),
+            (
+                Limit::Entries,
+                Bounds {
+                    entries: Some(100),
+                    ..then
+                },
+            ),
+            (
+                Limit::SkeletonBytes,
+                Bounds {
+                    skeleton_bytes: Some(100),
+                    ..then
+                },
+            ),
+            (
+                Limit::Memory,
+                Bounds {
+                    memory_bytes: Some(100),
+                    ..then
+                },
+            ),
+            (
+                Limit::ZstdWindow,
+                Bounds {
+                    zstd_window_bytes: Some(100),
+                    ..then
+                },
+            ),
+            (
+                Limit::ChunksBytes,
+                Bounds {
+                    chunks_bytes: Some(100),
+                    ..then
+                },
+            ),
+        ];
+        for (limit, _) in &raised {
+            let terms = Terms::over_bound(&given(then), *limit);
+            assert!(terms.hold(&given(then), u64::MAX), "{limit:?}");
+            for (other, wider) in &raised {
+                assert_eq!(terms.hold(&given(*wider), 0), other != limit, "{limit:?} and {other:?}");
+            }
+            // More time is no help, and not asked for.
+            let longer = Allowance {
+                time_max_ms: u64::MAX,
+                bounds: then,
+            };
+            assert!(terms.hold(&longer, u64::MAX), "{limit:?}");
+            let narrower = Bounds::default().of(*limit).unwrap();
+            assert!(terms.hold(&given(narrower), 0), "{limit:?}");
         }
+        assert_eq!(Terms::over_bound(&given(then), Limit::Format), Terms::default());
     }
 }

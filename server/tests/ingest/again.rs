@@ -96,7 +96,7 @@ fn losing_the_index_leaves_toc_and_chunks_as_they_were() {
     }
 }
 
-/// `ingest.zstd_level` is what chunks are compressed with; what a chunk is, and what a layer is made of, it is no part of.
+/// `ingest.zstd_level` is what chunks are compressed with, and no part of what they are.
 #[test]
 fn a_higher_level_stores_the_same_chunks_in_fewer_bytes() {
     let mut b = LayerBuilder::new(Dialect::Pax);

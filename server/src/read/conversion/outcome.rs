@@ -58,7 +58,7 @@ impl Shared {
     }
 
     fn refuse(&self, layer: &BlobDigest, refusal: &Refusal) -> Outcome {
-        match refusal.record(&self.store, layer, &self.config.allowance(&self.store)) {
+        match refusal.record(&self.store, layer, &self.config.allowance(self.store.bytes_max())) {
             Ok(reason) => {
                 self.metrics.ingest_refusal(refusal.label());
                 Outcome::Refused(reason)
