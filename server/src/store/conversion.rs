@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use headstart_layer_format::api::TocSummary;
 use headstart_layer_format::{BlobDigest, ChunkDigest, Toc};
 
-use super::in_flight::short;
 use super::layers::RECORD_OVERHEAD;
 use super::{Store, StoreError};
 
-/// How long a conversion waits for the reclaimer; a sweep of one pack takes some seconds.
+/// How long a conversion waits for the reclaimer; a sweep of one pack takes some seconds. The one that has run for longest
+/// waits twice as long.
 pub(crate) const ROOM_WAIT: Duration = Duration::from_secs(30);
 /// The bell may be taken while a cycle that freed nothing has its pause.
 const RING_AGAIN: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ impl Store {
 impl Conversion {
     /// As [`Store::chunk_frame_len`]; the chunk then stays.
     pub fn chunk_frame_len(&self, digest: &ChunkDigest) -> Result<Option<u32>, StoreError> {
-        self.store.inner.in_flight.note(self.id, short(digest.as_bytes()));
+        self.store.inner.in_flight.note(self.id, digest.as_bytes());
         let known = self.store.chunk_frame_len(digest)?;
         if let Some(len) = known {
             self.count(len)?;
@@ -61,7 +61,7 @@ impl Conversion {
 
     /// As [`Store::append_chunk`].
     pub fn append_chunk(&self, digest: &ChunkDigest, raw_len: u32, frame: &[u8]) -> Result<(u32, bool), StoreError> {
-        self.store.inner.in_flight.note(self.id, short(digest.as_bytes()));
+        self.store.inner.in_flight.note(self.id, digest.as_bytes());
         self.wait_for_room()?;
         let appended = self.store.append_chunk(digest, raw_len, frame);
         if let Err(StoreError::Io { source, .. }) = &appended
@@ -78,7 +78,7 @@ impl Conversion {
     /// As [`Store::publish_layer`].
     pub fn publish_layer(&self, layer: &BlobDigest, toc: &Toc) -> Result<TocSummary, StoreError> {
         self.store.publish(layer, toc, |digest| {
-            self.store.inner.in_flight.note(self.id, short(digest.as_bytes()));
+            self.store.inner.in_flight.note(self.id, digest.as_bytes());
         })
     }
 
@@ -98,11 +98,16 @@ impl Conversion {
             return Ok(());
         }
         let _waiting = Waiting::begin(&inner.waiting_for_room);
-        let give_up = Instant::now() + ROOM_WAIT;
+        let begun = Instant::now();
+        // Several may want more than there is: they must not all give up at once, and come again at once.
+        let is_over = || {
+            let times = if inner.in_flight.is_oldest(self.id) { 2 } else { 1 };
+            begun.elapsed() > ROOM_WAIT * times
+        };
         let mut ring_at = Instant::now();
         while inner.packs.bytes() > self.store.bytes_max() {
             let Some(bell) = inner.bell.get() else { return Ok(()) };
-            if bell.is_stopping() || Instant::now() > give_up {
+            if bell.is_stopping() || is_over() {
                 return Err(StoreError::OverBudget);
             }
             if Instant::now() >= ring_at {

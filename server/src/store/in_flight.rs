@@ -1,13 +1,14 @@
 //! What running conversions count on: chunks and TOCs that no layer refers to yet.
 //!
-//! In: digests, as conversions find or store them. Out: whether the sweep must leave one alone.
+//! In: digests, as conversions find or store them. Out: whether the sweep must leave one alone; all of them, which the plan
+//! counts; who has been at it for longest.
 //! Invariant: a digest is noted *before* it is looked up, and the sweep forgets a row only under the same lock, after it
 //! has asked: so either the look-up misses (and the conversion stores the chunk anew), or the sweep sees the note. While
 //! a reclaim cycle runs, the notes of conversions that end are kept until the cycle's end, because its plan may be older
 //! than their layers.
 //! Not here: the plan ([`super::plan`]) and the sweep ([`super::sweep`]).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The first 8 bytes of a digest. Two that collide keep each other: garbage stays, nothing is lost.
@@ -19,24 +20,23 @@ pub fn short(digest: &[u8; 32]) -> Short {
     Short::from_le_bytes(first)
 }
 
-/// Notes of all running conversions: 8 bytes a chunk, of as many layers as there are workers.
+/// Notes of all running conversions: some 45 bytes a chunk, of as many layers as there are workers.
 #[derive(Debug, Default)]
 pub struct InFlight(Mutex<Notes>);
 
 #[derive(Debug, Default)]
 pub struct Notes {
     next: u64,
-    conversions: HashMap<u64, HashSet<Short>>,
+    /// By their beginning.
+    conversions: BTreeMap<u64, HashMap<Short, [u8; 32]>>,
     /// Present while a reclaim cycle runs.
     ended: Option<HashSet<Short>>,
 }
 
 impl Notes {
     pub fn contains(&self, digest: Short) -> bool {
-        self.conversions
-            .values()
-            .chain(&self.ended)
-            .any(|set| set.contains(&digest))
+        self.conversions.values().any(|noted| noted.contains_key(&digest))
+            || self.ended.as_ref().is_some_and(|set| set.contains(&digest))
     }
 }
 
@@ -51,21 +51,35 @@ impl InFlight {
         let mut notes = self.lock();
         notes.next += 1;
         let id = notes.next;
-        notes.conversions.insert(id, HashSet::new());
+        notes.conversions.insert(id, HashMap::new());
         id
     }
 
-    pub fn note(&self, conversion: u64, digest: Short) {
-        if let Some(set) = self.lock().conversions.get_mut(&conversion) {
-            set.insert(digest);
+    pub fn note(&self, conversion: u64, digest: &[u8; 32]) {
+        if let Some(noted) = self.lock().conversions.get_mut(&conversion) {
+            noted.insert(short(digest), *digest);
         }
+    }
+
+    /// Of all that run now; one may be in it more than once.
+    pub fn all(&self) -> Vec<[u8; 32]> {
+        let notes = self.lock();
+        notes.conversions.values().flat_map(HashMap::values).copied().collect()
+    }
+
+    /// Whether none that runs has begun before.
+    pub fn is_oldest(&self, conversion: u64) -> bool {
+        self.lock()
+            .conversions
+            .first_key_value()
+            .is_some_and(|(id, _)| *id == conversion)
     }
 
     pub fn end(&self, conversion: u64) {
         let mut notes = self.lock();
-        let set = notes.conversions.remove(&conversion).unwrap_or_default();
+        let noted = notes.conversions.remove(&conversion).unwrap_or_default();
         if let Some(ended) = &mut notes.ended {
-            ended.extend(set);
+            ended.extend(noted.into_keys());
         }
     }
 
@@ -87,14 +101,19 @@ mod tests {
     fn a_note_outlives_its_conversion_until_the_cycle_ends() {
         let all = InFlight::default();
         let (early, late) = (all.begin(), all.begin());
-        all.note(early, 1);
+        let [first, second] = [[1; 32], [2; 32]];
+        let has = |digest| all.lock().contains(short(digest));
+        assert!(all.is_oldest(early) && !all.is_oldest(late));
+        all.note(early, &first);
+        assert_eq!(all.all(), [first]);
         all.end(early);
-        assert!(!all.lock().contains(1), "no cycle runs");
+        assert!(!has(&first), "no cycle runs");
+        assert!(all.is_oldest(late));
         all.cycle_begins();
-        all.note(late, 2);
+        all.note(late, &second);
         all.end(late);
-        assert!(all.lock().contains(2));
+        assert!(has(&second) && all.all().is_empty());
         all.cycle_ends();
-        assert!(!all.lock().contains(2));
+        assert!(!has(&second));
     }
 }

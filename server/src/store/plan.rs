@@ -3,14 +3,14 @@
 //! In: a budget, an age, what is pinned. Out: a [`Plan`]: who goes, which chunks live, and how much of each pack does.
 //! Invariant: layers are taken most recently used first, each costs the bytes that no kept one already needs, and the
 //! first that does not fit ends the list: an exact LRU although layers share chunks. Pinned and held layers are always
-//! kept. Everything a kept layer refers to is in [`Live`]; doubt (a truncated digest that collides) keeps.
+//! kept, and what running conversions count on comes before all of them: they could wait for its room for ever. Everything a kept layer refers to is in [`Live`]; doubt (a truncated digest that collides) keeps.
 //! Memory: some 16 bytes for each distinct chunk of the kept layers (160 MB for a terabyte of packs), while it runs.
 //! Not here: the sweep ([`super::sweep`]).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 
-use headstart_layer_format::{BlobDigest, Toc};
+use headstart_layer_format::{BlobDigest, ChunkDigest, Toc};
 
 use super::in_flight::{Short, short};
 use super::index::Batch;
@@ -129,6 +129,7 @@ impl Store {
             ..Plan::default()
         };
         plan.live.refusals_over = refused.saturating_sub(wanted.refusals_max).into();
+        self.add_in_flight(&mut plan.live)?;
         let mut full = false;
         for (stays, used, layer, bytes, removed) in layers {
             if !go_on() {
@@ -152,6 +153,21 @@ impl Store {
             }
         }
         Ok(Some(plan))
+    }
+
+    /// Adds what conversions have stored or found, and no layer may refer to yet.
+    fn add_in_flight(&self, live: &mut Live) -> Result<(), StoreError> {
+        for digest in self.inner.in_flight.all() {
+            // (Or a TOC, which is published at once.)
+            if let Some(at) = self.inner.index.chunk(&ChunkDigest::from_bytes(digest))?
+                && live.digests.insert(short(&digest))
+            {
+                let bytes = u64::from(at.payload_len) + RECORD_OVERHEAD;
+                live.bytes += bytes;
+                *live.by_pack.entry(at.pack).or_default() += bytes;
+            }
+        }
+        Ok(())
     }
 
     /// Adds what a layer refers to, if `fits` agrees with the total then. A layer that turns out to be damaged adds

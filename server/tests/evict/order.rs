@@ -98,3 +98,38 @@ fn the_order_survives_a_restart_and_is_all_that_a_lost_index_costs() {
     // Nothing is known: used now, so that no age applies to it.
     assert!(store.layer_used_ms(&b).unwrap() > used[0]);
 }
+
+/// Two conversions whose chunks and all ready layers together were more than the budget: nothing was evicted, since the
+/// layers alone did fit, so both waited until they gave up, and again, for ever.
+#[test]
+fn ready_layers_go_for_what_conversions_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let [old, new] = [("old", 0), ("new", 8)].map(|(name, n)| publish(&store, name, n..n + 4).0);
+    std::thread::sleep(Duration::from_millis(3));
+    store.touch_layer(&new);
+    let plan = |bytes_max| {
+        let wanted = Wanted {
+            bytes_max,
+            ..keep_all()
+        };
+        store.plan(&wanted, &|| true).unwrap().unwrap()
+    };
+    let both = plan(u64::MAX).live.bytes;
+    assert_eq!(plan(both).victims.len(), 0);
+
+    let running = store.begin_conversion();
+    // One that is new, and one of the layer that was used last, which is not counted twice.
+    for n in [100, 8] {
+        let bytes = chunk_bytes(n);
+        running
+            .append_chunk(&ChunkDigest::of(&bytes), bytes.len() as u32, &bytes)
+            .unwrap();
+    }
+    let victims: Vec<_> = plan(both).victims.iter().map(|v| v.layer).collect();
+    assert_eq!(victims, [old]);
+    let with_it = plan(u64::MAX).live.bytes;
+    assert!(with_it > both && plan(with_it).victims.is_empty());
+    drop(running);
+    assert_eq!(plan(both).victims.len(), 0);
+}
