@@ -16,7 +16,7 @@ use headstart_layer_format::BlobDigest;
 use crate::store::Store;
 use crate::store::disk::{Disk, Op, Witness};
 use crate::store::facts::{ManifestFact, Source, TagFact};
-use crate::store::layers::LayerRecord;
+use crate::store::layers::{CONVERTER_VERSION, LayerRecord};
 use crate::store::learned::Fact;
 use crate::store::pins::PinTarget;
 use crate::store::refusal::Terms;
@@ -105,7 +105,7 @@ fn pin(n: u32) -> PinTarget {
 fn refused(reason: &str) -> LayerRecord {
     LayerRecord::Refused {
         reason: reason.into(),
-        converter: 1,
+        converter: CONVERTER_VERSION,
         terms: Terms::default(),
     }
 }
