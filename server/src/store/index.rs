@@ -336,6 +336,12 @@ fn is_locked(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
 }
 
+/// sled says that bytes are damaged, in one way or another.
+fn is_damage(error: &sled::Error) -> bool {
+    use sled::Error::{Corruption, ReportableBug, Unsupported};
+    matches!(error, Corruption { .. } | ReportableBug(_) | Unsupported(_))
+}
+
 fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::create_dir(to)?;
     for entry in std::fs::read_dir(from)? {

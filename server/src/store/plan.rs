@@ -3,7 +3,8 @@
 //! In: a budget, an age, what is pinned. Out: a [`Plan`]: who goes, which chunks live, and how much of each pack does.
 //! Invariant: layers are taken most recently used first, each costs the bytes that no kept one already needs, and the
 //! first that does not fit ends the list: an exact LRU although layers share chunks. Pinned and held layers are always
-//! kept, and what running conversions count on comes before all of them: they could wait for its room for ever. Everything a kept layer refers to is in [`Live`]; doubt (a truncated digest that collides) keeps.
+//! kept, and what running conversions count on comes before all of them: they could wait for its room for ever. Everything
+//! a kept layer refers to is in [`Live`]; doubt (a truncated digest that collides) keeps.
 //! Memory: some 16 bytes for each distinct chunk of the kept layers (160 MB for a terabyte of packs), while it runs.
 //! Not here: the sweep ([`super::sweep`]).
 

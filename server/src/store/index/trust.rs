@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Index, IndexError, SUSPECT};
+use super::{Index, IndexError, SUSPECT, is_damage};
 
 /// What made the index doubtful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +39,7 @@ impl Why {
 
     fn of(error: &IndexError) -> Self {
         match error {
-            IndexError::Sled {
-                source: sled::Error::Corruption { .. } | sled::Error::ReportableBug(_) | sled::Error::Unsupported(_),
-                ..
-            } => Self::Corruption,
+            IndexError::Sled { source, .. } if is_damage(source) => Self::Corruption,
             IndexError::Panicked(_) => Self::Panic,
             IndexError::BadRow(_) => Self::Row,
             IndexError::Suspect => Self::Audit,
