@@ -9,6 +9,7 @@ mod support;
 
 mod access;
 mod command;
+mod fairness;
 mod fleet;
 mod hostile;
 mod learning;
