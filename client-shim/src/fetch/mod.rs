@@ -26,6 +26,7 @@ pub mod verify;
 pub use config::FetchConfig;
 pub use error::FetchError;
 pub use identity::IdentityConfig;
+pub(crate) use profile_stream::ProfileStream;
 pub use servers::{Servers, TocAnswer};
 pub use single_flight::Flights;
 pub use verify::{ChunkSink, VerifiedChunk};

@@ -150,6 +150,11 @@ impl Flights {
         Some(Arrival::new(chunk, self.claim(&mut running, &[index], Why::Ahead)))
     }
 
+    /// Neither here nor on its way.
+    pub(crate) fn is_missing(&self, index: u32) -> bool {
+        !self.missing(&self.lock(), &[index]).is_empty()
+    }
+
     /// Fetches what is missing of `wanted` in the background, giving way to readers. Says whether all of it is here.
     pub async fn fill(&self, wanted: &[u32], deadline: Instant) -> bool {
         match self.claim_missing(wanted, Why::Fill) {

@@ -6,7 +6,7 @@
 //! Not here: requests (`fetch/profile_stream.rs`), caches (`cache`), when the snapshotter calls (`snapshotter`).
 //!
 //! ```text
-//! first Prepare of an image -> starts.rs -> stream.rs -> layers' caches
+//! first Prepare of an image -> starts.rs -> plan.rs, parts.rs -> stream.rs -> layers' caches
 //!   nothing known of it        -> explore.rs <- recorder.rs <- reads of the kernel
 //! Prepare of a container    -> starts.rs -> recording.rs <- recorder.rs <- reads of the kernel
 //!                                           after the start: trace.rs -> a server
@@ -14,6 +14,7 @@
 
 pub mod config;
 pub mod explore;
+mod parts;
 pub mod plan;
 pub mod recorder;
 pub mod recording;

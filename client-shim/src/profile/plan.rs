@@ -4,12 +4,12 @@
 //! for. Invariant: a profile is followed only in layers whose TOC here is the one it counts in (a layer that was converted
 //! again has another); what is asked for is within the node's own bounds, in the profile's order; whatever the profile says,
 //! it names chunks of the image or nothing.
-//! Not here: asking (`profile/stream.rs`).
+//! Not here: how much of it is asked for at a time (`profile/parts.rs`), asking (`profile/stream.rs`).
 
 use std::sync::Arc;
 
 use headstart_layer_format::TocDigest;
-use headstart_layer_format::profile::{Have, Profile};
+use headstart_layer_format::profile::Profile;
 use headstart_layer_format::toc::Chunk;
 
 use super::config::PrefetchConfig;
@@ -19,14 +19,16 @@ use crate::fetch::ChunkSink as _;
 /// A chunk to ask for.
 #[derive(Clone, Debug)]
 pub struct Wanted {
+    /// Its position in the profile.
+    pub at: usize,
     pub layer: Arc<Layer>,
     pub chunk: Chunk,
 }
 
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// What the server need not send.
-    pub have: Have,
+    /// Chunks that the profile names, whether the image has them or not.
+    pub positions: usize,
     /// In the profile's order.
     pub wanted: Vec<Wanted>,
     /// Compressed bytes of these, by this node's TOCs.
@@ -56,34 +58,32 @@ impl Plan {
         let image_bytes = layers.iter().map(|l| l.contents().chunks().blob_size()).sum();
         let allowance = config.allowance(image_bytes);
         let mut plan = Self::default();
-        let mut not_asked = Vec::new();
         for (at, (position, index)) in profile.positions().enumerate() {
+            plan.positions = at + 1;
             let is_ours = ours.get(position as usize) == Some(&true);
             let layer = layers.get(position as usize).filter(|_| is_ours);
             let found = layer.and_then(|l| Some((l, l.contents().chunks().chunk(index)?)));
             let Some((layer, chunk)) = found else {
-                not_asked.push(at);
                 continue;
             };
             plan.chunks += 1;
             let wanted = Wanted {
+                at,
                 layer: Arc::clone(layer),
                 chunk,
             };
             if layer.file().has(index) {
-                not_asked.push(at);
-            } else if layer.file().is_near(index) {
-                not_asked.push(at);
+                continue;
+            }
+            if layer.file().is_near(index) {
                 plan.near.push(wanted);
             } else if plan.bytes.saturating_add(chunk.frame.len) > allowance {
-                not_asked.push(at);
                 plan.over += 1;
             } else {
                 plan.bytes += chunk.frame.len;
                 plan.wanted.push(wanted);
             }
         }
-        plan.have = Have::of(not_asked);
         Some(plan)
     }
 }

@@ -3,7 +3,8 @@
 //! In: a profile and the layers it speaks of. Out: chunks, verified and kept, in the profile's order. Invariant: what comes
 //! is what was asked for, or the stream is at its end; never more bytes than the plan allows, over all tries; a frame or two
 //! in memory; a chunk that demand brought meanwhile is not written again; streams of several images take turns, chunk by chunk.
-//! Not here: which images, and how many at once (`profile/starts.rs`).
+//! A long stream is asked for in parts, each before the one before it has ended, so that the link is never idle for that.
+//! Not here: which images, and how many at once (`profile/starts.rs`), what a part is (`profile/parts.rs`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,18 +18,22 @@ use headstart_layer_format::{BlobDigest, ChunkDigest};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument as _, Span, info_span};
 
 use super::config::PrefetchConfig;
+use super::parts::{Part, Parts};
 use super::plan::{Plan, Wanted};
 use super::state::{Progress, State};
 use crate::cache::Layer;
 use crate::counters::Counters;
-use crate::fetch::{ChunkSink as _, FetchError, Servers};
+use crate::fetch::{ChunkSink as _, FetchError, ProfileStream, Servers};
 use crate::telemetry::{self, Cause, number};
 
 /// A stream that breaks is begun again, for what is missing then.
 const TRIES: usize = 3;
+/// The next part is asked for when so much of one is left, or what comes within a round trip, if that is more.
+const AHEAD: u64 = 1 << 20;
 /// Chunks of one stream under check at once.
 const CHECKS_MAX: usize = 2;
 /// Frames may be longer than this node's TOCs say, made by another zstd: by a quarter, and this.
@@ -83,7 +88,7 @@ async fn tries(work: &Work<'_>) -> Progress {
     let mut allowance: Option<u64> = None;
     let mut error = FetchError::Deadline;
     for _ in 0..TRIES {
-        let Some(plan) = Plan::of(work.profile, work.tocs, work.layers, work.config) else {
+        let Some(mut plan) = Plan::of(work.profile, work.tocs, work.layers, work.config) else {
             return Progress::OtherTocs;
         };
         let allowance = allowance.get_or_insert_with(|| {
@@ -97,18 +102,13 @@ async fn tries(work: &Work<'_>) -> Progress {
             }
             plan.bytes.saturating_add(plan.bytes / 4).saturating_add(SLACK)
         });
+        let mut parts = Parts::of(&mut plan);
         let near = take_near(work, plan.near);
-        let streamed = match plan.wanted.is_empty() {
-            true => Ok(Progress::Done),
-            false => {
+        let streamed = match parts.next() {
+            None => Ok(Progress::Done),
+            Some(first) => {
                 work.state.change(|s| s.progress = Progress::Streaming);
-                work.counters.prefetch_streams.add(1);
-                let request = ProfileRequest {
-                    image: work.manifest,
-                    profile: work.profile.digest,
-                    have: plan.have,
-                };
-                once(work, &request, plan.wanted, allowance).await
+                once(work, first, parts, allowance).await
             }
         };
         // What it could not copy is a reader's to fetch.
@@ -142,47 +142,94 @@ fn take_near(work: &Work<'_>, near: Vec<Wanted>) -> tokio::task::JoinHandle<()> 
     })
 }
 
-async fn once(
+/// A part that is on its way, or was refused.
+struct Asked {
+    wanted: VecDeque<Wanted>,
+    bytes: u64,
+    stream: AbortOnDropHandle<Result<ProfileStream, FetchError>>,
+}
+
+fn ask(work: &Work<'_>, part: Part) -> Asked {
+    work.counters.prefetch_streams.add(1);
+    let request = ProfileRequest {
+        image: work.manifest,
+        profile: work.profile.digest,
+        have: part.have,
+    };
+    let (servers, listed) = (work.servers.clone(), listed(&part.wanted));
+    let stream = async move { servers.profile_stream(&request, &listed).await };
+    Asked {
+        wanted: part.wanted,
+        bytes: part.bytes,
+        stream: AbortOnDropHandle::new(tokio::spawn(stream.in_current_span())),
+    }
+}
+
+/// All parts, one after the other.
+async fn once(work: &Work<'_>, first: Part, mut parts: Parts, allowance: &mut u64) -> Result<Progress, FetchError> {
+    let mut checks: JoinSet<Result<(), FetchError>> = JoinSet::new();
+    let mut asked = ask(work, first);
+    let mut outcome = loop {
+        let mut next = None;
+        match receive(work, asked, &mut parts, &mut next, &mut checks, allowance).await {
+            Ok(Progress::Done) => {}
+            ended => break ended,
+        }
+        match next.or_else(|| Some(ask(work, parts.next()?))) {
+            Some(next) => asked = next,
+            None => break Ok(Progress::Done),
+        }
+    };
+    while let Some(check) = checks.join_next().await {
+        if let Err(e) = checked(work, check) {
+            outcome = Err(e);
+        }
+    }
+    outcome
+}
+
+/// One part, and before its end the question for the next.
+async fn receive(
     work: &Work<'_>,
-    request: &ProfileRequest,
-    wanted: Vec<Wanted>,
+    asked: Asked,
+    parts: &mut Parts,
+    next_asked: &mut Option<Asked>,
+    checks: &mut JoinSet<Result<(), FetchError>>,
     allowance: &mut u64,
 ) -> Result<Progress, FetchError> {
-    let mut stream = work.servers.profile_stream(request, &listed(&wanted)).await?;
-    let mut expected: VecDeque<Wanted> = wanted.into();
-    let mut checks: JoinSet<Result<(), FetchError>> = JoinSet::new();
-    let received = loop {
+    let broken = |_| Err(FetchError::Malformed("a request broke"));
+    let mut stream = asked.stream.await.unwrap_or_else(broken)?;
+    let (mut expected, mut left) = (asked.wanted, asked.bytes);
+    loop {
         if expected.is_empty() {
-            break Ok(Progress::Done);
+            return Ok(Progress::Done);
         }
-        let header = match stream.header().await {
-            Ok(Some(header)) => header,
+        if next_asked.is_none() && left <= work.servers.pace().span().max(AHEAD) {
+            *next_asked = parts.next().map(|part| ask(work, part));
+        }
+        let Some(header) = stream.header().await? else {
             // What this node may not read is left out.
-            Ok(None) => break Ok(Progress::Done),
-            Err(e) => break Err(e),
+            return Ok(Progress::Done);
         };
-        let Some(next) = skip_to(&mut expected, &header.digest) else {
-            break Err(FetchError::Malformed("a chunk came that was not asked for"));
+        let Some(next) = skip_to(&mut expected, &mut left, &header.digest) else {
+            return Err(FetchError::Malformed("a chunk came that was not asked for"));
         };
         let ChunkStatus::Found { frame_len } = header.status else {
             continue;
         };
-        let Some(left) = allowance.checked_sub(u64::from(frame_len)) else {
-            break Err(FetchError::Malformed("a prefetch is longer than its chunks"));
+        let Some(allowed) = allowance.checked_sub(u64::from(frame_len)) else {
+            return Err(FetchError::Malformed("a prefetch is longer than its chunks"));
         };
-        *allowance = left;
+        *allowance = allowed;
         if !next.layer.file().room().may_fill(next.chunk.range.len) {
-            break Ok(Progress::NoRoom);
+            return Ok(Progress::NoRoom);
         }
         let Ok(turn) = Arc::clone(work.turns).acquire_owned().await else {
-            break Ok(Progress::Stopped);
+            return Ok(Progress::Stopped);
         };
         // From now on a reader of this chunk waits for this frame.
         let arrival = next.layer.reader().flights().arriving(next.chunk.index);
-        let frame = match stream.frame(frame_len).await {
-            Ok(frame) => frame,
-            Err(e) => break Err(e),
-        };
+        let frame = stream.frame(frame_len).await?;
         let len = u64::from(frame_len);
         work.counters.fetched_bytes.add(len);
         work.counters.prefetch_bytes.add(len);
@@ -201,18 +248,10 @@ async fn once(
         });
         if checks.len() >= CHECKS_MAX
             && let Some(check) = checks.join_next().await
-            && let Err(e) = checked(work, check)
         {
-            break Err(e);
-        }
-    };
-    let mut outcome = received;
-    while let Some(check) = checks.join_next().await {
-        if let Err(e) = checked(work, check) {
-            outcome = Err(e);
+            checked(work, check)?;
         }
     }
-    outcome
 }
 
 fn checked(work: &Work<'_>, check: Result<Result<(), FetchError>, tokio::task::JoinError>) -> Result<(), FetchError> {
@@ -223,9 +262,10 @@ fn checked(work: &Work<'_>, check: Result<Result<(), FetchError>, tokio::task::J
     outcome
 }
 
-/// The next chunk with this digest; those before it do not come any more.
-fn skip_to(expected: &mut VecDeque<Wanted>, digest: &ChunkDigest) -> Option<Wanted> {
+/// The next chunk with this digest; those before it do not come any more. `left` is what is still expected, in bytes.
+fn skip_to(expected: &mut VecDeque<Wanted>, left: &mut u64, digest: &ChunkDigest) -> Option<Wanted> {
     while let Some(next) = expected.pop_front() {
+        *left = left.saturating_sub(next.chunk.frame.len);
         if next.chunk.digest == *digest {
             return Some(next);
         }
@@ -234,7 +274,7 @@ fn skip_to(expected: &mut VecDeque<Wanted>, digest: &ChunkDigest) -> Option<Want
 }
 
 /// The same for a server that does not know the profile.
-fn listed(wanted: &[Wanted]) -> ChunksRequest {
+fn listed(wanted: &VecDeque<Wanted>) -> ChunksRequest {
     let mut layers: Vec<BlobDigest> = Vec::new();
     for wanted in wanted {
         if !layers.contains(wanted.layer.digest()) && layers.len() < CHUNK_LAYERS_MAX {

@@ -1,17 +1,11 @@
 //! What one node's start reads, the next node has before it reads it: two nodes and the real server in this process.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
-
-use headstart_layer_format::api::ImageStatus;
-use headstart_layer_format::profile::{Origin, Profile};
 use headstart_loadtest::corpus::{Compression, Dialect, Flavor, LayerBuilder, Meta, SyntheticImage};
-use headstart_shim::fetch::Servers;
-use headstart_shim::profile::state::{ImagePrefetch, Progress, Telling};
-use headstart_shim::profile::{PrefetchConfig, Starts};
+use headstart_shim::profile::PrefetchConfig;
+use headstart_shim::profile::state::{Progress, Telling};
 
-use crate::support::node::{lazy_config, patient_fetch};
-use crate::support::{Converted, Node, noise};
+use crate::support::starter::{Starter, learned, patient, status};
+use crate::support::{Converted, noise};
 
 const SMALL: usize = 20_000;
 const LARGE: usize = 3 << 20;
@@ -33,102 +27,32 @@ fn image() -> SyntheticImage {
     )
 }
 
-/// A node that has the image prepared.
-struct Starter {
-    node: Node,
-    starts: Starts,
-    status: ImageStatus,
-    dirs: Vec<PathBuf>,
-    _root: tempfile::TempDir,
+/// The start of a container.
+fn run(starter: &Starter, container: &str) {
+    starter.container(container);
+    read(starter);
 }
 
-impl Starter {
-    fn prepare(url: &str, image: &SyntheticImage, config: &PrefetchConfig) -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let urls = [url.to_owned()];
-        let node = Node::open_with(root.path(), &urls, lazy_config()).unwrap();
-        let starts = node.starts(&urls, config);
-        let status = status(&node, url, image);
-        starts.prepared(&status);
-        let dirs = status.layers.iter().map(|l| node.present(&l.digest).unwrap().lowerdir);
-        Self {
-            dirs: dirs.collect(),
-            node,
-            starts,
-            status,
-            _root: root,
-        }
+/// What a start reads: two files that share no chunk, of the large one the beginning in order and a page, and the
+/// application.
+fn read(starter: &Starter) {
+    use std::os::unix::fs::FileExt;
+    for i in [3u64, 40] {
+        let bytes = std::fs::read(starter.dirs[0].join(format!("lib/{i:02}"))).unwrap();
+        assert!(bytes == noise(SMALL, i));
     }
-
-    fn run(&self, container: &str) {
-        let layers: Vec<_> = self.status.layers.iter().map(|l| l.digest).collect();
-        self.starts.container(container, &self.status.manifest_digest, &layers);
-        self.read();
+    let large = std::fs::File::open(starter.dirs[0].join("lib/large")).unwrap();
+    // As it is read, and nothing ahead of it by the kernel.
+    rustix::fs::fadvise(&large, 0, None, rustix::fs::Advice::Random).unwrap();
+    let mut piece = vec![0; 256 << 10];
+    for at in (0..1280 << 10).step_by(piece.len()) {
+        large.read_exact_at(&mut piece, at as u64).unwrap();
+        assert!(piece == noise(LARGE, 100)[at..][..piece.len()]);
     }
-
-    /// What a start reads: two files that share no chunk, of the large one the beginning in order and a page, and the
-    /// application.
-    fn read(&self) {
-        use std::os::unix::fs::FileExt;
-        for i in [3u64, 40] {
-            let bytes = std::fs::read(self.dirs[0].join(format!("lib/{i:02}"))).unwrap();
-            assert!(bytes == noise(SMALL, i));
-        }
-        let large = std::fs::File::open(self.dirs[0].join("lib/large")).unwrap();
-        // As it is read, and nothing ahead of it by the kernel.
-        rustix::fs::fadvise(&large, 0, None, rustix::fs::Advice::Random).unwrap();
-        let mut piece = vec![0; 256 << 10];
-        for at in (0..1280 << 10).step_by(piece.len()) {
-            large.read_exact_at(&mut piece, at as u64).unwrap();
-            assert!(piece == noise(LARGE, 100)[at..][..piece.len()]);
-        }
-        let mut part = vec![0; 4096];
-        large.read_exact_at(&mut part, 2 << 20).unwrap();
-        assert!(part == noise(LARGE, 100)[2 << 20..][..4096]);
-        assert!(std::fs::read(self.dirs[1].join("app/main")).unwrap() == noise(SMALL, 200));
-    }
-
-    fn until(&self, what: &str, done: impl Fn(&ImagePrefetch) -> bool) -> ImagePrefetch {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let now = self.starts.status().into_iter().next().unwrap();
-            if done(&now) {
-                return now;
-            }
-            assert!(Instant::now() < deadline, "{what}: {now:?}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn told(&self, container: &str) -> ImagePrefetch {
-        self.starts.over(container);
-        self.until("the trace is told", |p| {
-            !matches!(p.trace, Telling::None | Telling::Recording)
-        })
-    }
-}
-
-fn status(node: &Node, url: &str, image: &SyntheticImage) -> ImageStatus {
-    let servers = Servers::new(&[url.to_owned()], &patient_fetch()).unwrap();
-    let status = node.block_on(servers.image(&image.manifest_digest, 25_000));
-    status.unwrap().unwrap()
-}
-
-/// A start is over when the test says so, however slow the machine.
-fn patient() -> PrefetchConfig {
-    PrefetchConfig {
-        trace_quiet_ms: 120_000,
-        trace_max_ms: 120_000,
-        trace_interval_ms: 0,
-        explore: false,
-        ..PrefetchConfig::default()
-    }
-}
-
-fn learned(status: ImageStatus) -> Profile {
-    let profile = status.profile.unwrap();
-    assert_eq!(profile.origin, Origin::Learned);
-    profile
+    let mut part = vec![0; 4096];
+    large.read_exact_at(&mut part, 2 << 20).unwrap();
+    assert!(part == noise(LARGE, 100)[2 << 20..][..4096]);
+    assert!(std::fs::read(starter.dirs[1].join("app/main")).unwrap() == noise(SMALL, 200));
 }
 
 #[test]
@@ -137,7 +61,7 @@ fn the_second_node_waits_for_nothing_and_fetches_no_more_than_the_profile() {
     let server = Converted::start(&image);
     let first = Starter::prepare(&server.url, &image, &patient());
     first.until("nobody knows anything", |p| p.progress == Progress::NoProfile);
-    first.run("c1");
+    run(&first, "c1");
     assert!(first.node.counters().read_misses.get() > 0);
     assert_eq!(first.told("c1").trace, Telling::Posted);
 
@@ -151,13 +75,11 @@ fn the_second_node_waits_for_nothing_and_fetches_no_more_than_the_profile() {
         .map(|l| l.toc.as_ref().unwrap().blob_size)
         .sum();
     assert!(profile.bytes < whole, "what was read, and not what was fetched with it");
-    let done = second.until("the prefetch ends", |p| {
-        !matches!(p.progress, Progress::Waiting | Progress::Streaming)
-    });
+    let done = second.ended();
     assert_eq!(done.progress, Progress::Done);
     assert_eq!(done.received_chunks, u64::from(profile.chunk_count));
     assert_eq!(done.received_bytes, profile.bytes);
-    second.run("c2");
+    run(&second, "c2");
     let counters = second.node.counters();
     assert_eq!(counters.read_misses.get(), 0, "everything was here");
     assert_eq!(
@@ -183,19 +105,19 @@ fn reads_that_the_page_cache_may_hide_are_presumed_or_nothing_is_told() {
     node.until("nobody knows anything", |p| p.progress == Progress::NoProfile);
     // Somebody read a file before: which of the start's reads that hides, nobody knows.
     assert!(std::fs::read(node.dirs[0].join("lib/03")).unwrap() == noise(SMALL, 3));
-    node.run("c1");
+    run(&node, "c1");
     assert_eq!(node.told("c1").trace, Telling::NothingToTell);
     assert!(status(&node.node, &server.url, &image).profile.is_none());
 
     let cold = Starter::prepare(&server.url, &image, &patient());
-    cold.run("c2");
+    run(&cold, "c2");
     assert_eq!(cold.told("c2").trace, Telling::Posted);
     let profile = learned(status(&cold.node, &server.url, &image));
     // With a profile, what it names and what was read before counts as needed: a second start on a node unlearns nothing.
     cold.starts.prepared(&status(&cold.node, &server.url, &image));
     cold.until("it has what it read", |p| p.progress == Progress::Done);
     for (i, container) in (0u64..).zip(["c3", "c4", "c5"]) {
-        cold.run(container);
+        run(&cold, container);
         // One read that is new, or there would be nothing to tell.
         let name = format!("lib/{}", 57 + i);
         assert!(std::fs::read(cold.dirs[0].join(name)).unwrap() == noise(SMALL, 57 + i));
@@ -221,7 +143,7 @@ fn a_start_that_nobody_ends_is_told_when_it_is_quiet_or_its_time_is_up() {
             ..patient()
         };
         let node = Starter::prepare(&server.url, &image, &config);
-        node.run("c1");
+        run(&node, "c1");
         let told = node.until("it is told", |p| !matches!(p.trace, Telling::None | Telling::Recording));
         assert_eq!(told.trace, Telling::Posted, "{trace_quiet_ms} {trace_max_ms}");
         assert_eq!(learned(status(&node.node, &server.url, &image)).starts, 1);
@@ -233,8 +155,7 @@ fn a_profile_has_the_order_in_which_a_start_read() {
     let image = image();
     let server = Converted::start(&image);
     let node = Starter::prepare(&server.url, &image, &patient());
-    let layers: Vec<_> = node.status.layers.iter().map(|l| l.digest).collect();
-    node.starts.container("c1", &node.status.manifest_digest, &layers);
+    node.container("c1");
     for (layer, name) in [(0, "lib/50"), (1, "app/main"), (0, "lib/03"), (0, "lib/30")] {
         assert!(!std::fs::read(node.dirs[layer].join(name)).unwrap().is_empty());
     }

@@ -185,6 +185,39 @@ fn demand_overtakes_a_stream_and_what_comes_late_is_not_written_again() {
 }
 
 #[test]
+fn a_long_stream_is_asked_for_in_parts_each_without_what_came_meanwhile() {
+    let server = FakeServer::start();
+    let (chunks, late) = ((9 << 20) / CHUNK, 4);
+    let layer = LayerBuilder::new()
+        .add("early", Item::file(noise((chunks - late) * CHUNK, 1)))
+        .add("late", Item::file(noise(late * CHUNK, 2)))
+        .build(CHUNK);
+    let script = Script::honest(0, &layer).shut();
+    let gate = script.gate.clone();
+    let config = PrefetchConfig::default();
+    let lab = Lab::prepare(&server, slice::from_ref(&layer), script, &config);
+    lab.begun(&server);
+    assert!(lab.read(&layer, "late") == noise(late * CHUNK, 2));
+    let first = server.streams().remove(0).have;
+    let first = (0..chunks).filter(|at| !first.has(*at)).count();
+    assert!((chunks / 4..chunks * 3 / 4).contains(&first), "{first} of {chunks}");
+    // The second is asked for while the last of the first is still to come.
+    gate.add_permits(first - 1);
+    lab.until("it comes", |p| p.received_chunks == first as u64 - 1);
+    lab.until("there are two", |_| server.streams().len() == 2);
+    gate.add_permits(chunks);
+    let done = lab.ended();
+    assert_eq!((done.progress, done.late_bytes), (Progress::Done, 0));
+    assert_eq!(lab.node.counters().fetched_bytes.get(), layer.blob.len() as u64);
+    let asked = server.streams();
+    for at in 0..chunks {
+        let times = asked.iter().filter(|s| !s.have.has(at)).count();
+        assert!(times == usize::from(at < chunks - late) || times == 0, "{at}: {times}");
+    }
+    assert!(lab.read(&layer, "early") == noise((chunks - late) * CHUNK, 1));
+}
+
+#[test]
 fn a_stream_ends_with_its_image() {
     let server = FakeServer::start();
     let layer = layer(2);

@@ -45,22 +45,35 @@ impl Converted {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stopped = stop.clone();
         let served = runtime.spawn(async move { serve(app, listener, stopped).await.is_ok() });
-        // A client's first request starts the conversion of all layers; a node waits for it.
-        let status = runtime.block_on(async {
-            let manifest = format!("{url}/v2/team/app/manifests/v1?ns=origin");
-            let answer = reqwest::get(manifest).await.unwrap();
-            assert_eq!(answer.status(), 200);
-            let servers = Servers::new(std::slice::from_ref(&url), &FetchConfig::default()).unwrap();
-            servers.image(&image.manifest_digest, 25_000).await.unwrap().unwrap()
-        });
-        assert!(status.layers.iter().all(|l| l.state == LayerState::Ready), "{status:?}");
-        Self {
+        let server = Self {
             url,
             origin,
             running: Some((runtime, served)),
             stop,
             _data: data,
-        }
+        };
+        server.convert(image, "v1");
+        server
+    }
+
+    /// Another build, which is `team/app` under this tag from now on.
+    #[allow(dead_code, reason = "tests of whole nodes use it")]
+    pub fn next(&self, image: &SyntheticImage, tag: &str) {
+        image.push(&self.origin, "team/app", tag);
+        self.convert(image, tag);
+    }
+
+    /// A client's first request starts the conversion of all layers; a node waits for it.
+    fn convert(&self, image: &SyntheticImage, tag: &str) {
+        let (runtime, _) = self.running.as_ref().unwrap();
+        let status = runtime.block_on(async {
+            let manifest = format!("{}/v2/team/app/manifests/{tag}?ns=origin", self.url);
+            let answer = reqwest::get(manifest).await.unwrap();
+            assert_eq!(answer.status(), 200);
+            let servers = Servers::new(std::slice::from_ref(&self.url), &FetchConfig::default()).unwrap();
+            servers.image(&image.manifest_digest, 25_000).await.unwrap().unwrap()
+        });
+        assert!(status.layers.iter().all(|l| l.state == LayerState::Ready), "{status:?}");
     }
 
     /// The server dies, the registry does not.

@@ -5,6 +5,7 @@ pub mod disk;
 pub mod layer;
 pub mod node;
 pub mod server;
+pub mod starter;
 
 pub use converted::Converted;
 pub use disk::Disk;
