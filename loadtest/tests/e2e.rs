@@ -25,6 +25,8 @@ mod ordinary;
 mod prefetch;
 #[path = "e2e/proxy_down.rs"]
 mod proxy_down;
+#[path = "e2e/readiness.rs"]
+mod readiness;
 #[path = "e2e/shipped_hosts.rs"]
 mod shipped_hosts;
 #[path = "e2e/survival.rs"]

@@ -53,6 +53,10 @@ impl Ready {
         }
     }
 
+    fn in_time(&self, timeout: Duration) -> String {
+        format!("{} within {timeout:?}", self.title())
+    }
+
     /// Waits. `network` is the container's, if it has one of ours.
     pub async fn wait(
         &self,
@@ -64,7 +68,7 @@ impl Ready {
             (Ready::Line(text), _) => {
                 return match tokio::time::timeout(timeout, container.until_printed(text)).await {
                     Ok(result) => result,
-                    Err(_) => Err(container.never_ready(&self.title())),
+                    Err(_) => Err(container.never_ready(&self.in_time(timeout))),
                 };
             }
             (_, Some(network)) => network,
@@ -75,8 +79,11 @@ impl Ready {
         loop {
             match tokio::time::timeout(ENDED_POLL, &mut answer).await {
                 Ok(Ok(Some(at))) => return Ok(at.saturating_duration_since(container.started())),
-                Ok(_) => return Err(container.never_ready(&self.title())),
-                Err(_) if container.has_ended() => return Err(container.never_ready(&self.title())),
+                Ok(_) => return Err(container.never_ready(&self.in_time(timeout))),
+                Err(_) if container.has_ended() => {
+                    let wanted = format!("{}, and it has ended", self.title());
+                    return Err(container.never_ready(&wanted));
+                }
                 Err(_) => {}
             }
         }

@@ -91,3 +91,33 @@ fn starts_are_compared_over_a_link_and_a_crowd_costs_the_upstream_one_pull() {
         assert!(warm.upstream_bytes < compressed / 100, "{warm:?}");
     });
 }
+
+#[test]
+fn a_crowd_gets_what_one_start_needed_and_the_upstream_pays_for_one_pull_in_all() {
+    with_lab(|turn| async move {
+        const NODES: usize = 6;
+        let rig = Rig::of_demo(turn.lab);
+        let compressed = rig.lab.image.compressed_bytes();
+        let upstream = || rig.lab.proxy_link.traffic().down_bytes;
+        let before = upstream();
+        // The proxy has nothing; a real node starts the image first. Every node's bytes are compared by it.
+        let crowd = crowd::run(&rig, NODES, &Wanted::Profile, &Progress::silent())
+            .await
+            .unwrap();
+        let [warm] = &crowd.phases[..] else {
+            panic!("{crowd:#?}")
+        };
+        assert_eq!((crowd.nodes, warm.name), (NODES, "warm"));
+        assert!(warm.chunks > 20, "{warm:?}");
+        // What a start needs is a part of the image.
+        assert!((1..compressed / 2).contains(&warm.bytes_each), "{warm:?}");
+        assert!(warm.wire_bytes >= NODES as u64 * warm.bytes_each, "{warm:?}");
+        assert!(warm.upstream_bytes < compressed / 100, "{warm:?}");
+        let all = upstream() - before;
+        assert!(
+            (compressed..compressed * 11 / 10).contains(&all),
+            "{all} of {compressed}"
+        );
+        assert!(crowd.table().contains("6 nodes start"), "{}", crowd.table());
+    });
+}
