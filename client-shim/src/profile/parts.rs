@@ -42,7 +42,7 @@ impl Parts {
     }
 
     /// `None`: nothing is missing any more.
-    pub fn next(&mut self) -> Option<Part> {
+    pub fn next_part(&mut self) -> Option<Part> {
         let (mut wanted, mut bytes) = (VecDeque::new(), 0);
         let mut asked = vec![false; self.positions];
         while let Some(next) = self.rest.pop_front() {

@@ -104,7 +104,7 @@ async fn tries(work: &Work<'_>) -> Progress {
         });
         let mut parts = Parts::of(&mut plan);
         let near = take_near(work, plan.near);
-        let streamed = match parts.next() {
+        let streamed = match parts.next_part() {
             None => Ok(Progress::Done),
             Some(first) => {
                 work.state.change(|s| s.progress = Progress::Streaming);
@@ -175,7 +175,7 @@ async fn once(work: &Work<'_>, first: Part, mut parts: Parts, allowance: &mut u6
             Ok(Progress::Done) => {}
             ended => break ended,
         }
-        match next.or_else(|| Some(ask(work, parts.next()?))) {
+        match next.or_else(|| Some(ask(work, parts.next_part()?))) {
             Some(next) => asked = next,
             None => break Ok(Progress::Done),
         }
@@ -205,7 +205,7 @@ async fn receive(
             return Ok(Progress::Done);
         }
         if next_asked.is_none() && left <= work.servers.pace().span().max(AHEAD) {
-            *next_asked = parts.next().map(|part| ask(work, part));
+            *next_asked = parts.next_part().map(|part| ask(work, part));
         }
         let Some(header) = stream.header().await? else {
             // What this node may not read is left out.

@@ -57,7 +57,6 @@ impl Converted {
     }
 
     /// Another build, which is `team/app` under this tag from now on.
-    #[allow(dead_code, reason = "tests of whole nodes use it")]
     pub fn next(&self, image: &SyntheticImage, tag: &str) {
         image.push(&self.origin, "team/app", tag);
         self.convert(image, tag);

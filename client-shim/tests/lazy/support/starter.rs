@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use headstart_layer_format::api::ImageStatus;
 use headstart_layer_format::profile::{Origin, Profile};
 use headstart_loadtest::corpus::SyntheticImage;
-use headstart_shim::fetch::Servers;
+use headstart_shim::fetch::{FetchConfig, Servers};
 use headstart_shim::layers::LazyConfig;
 use headstart_shim::profile::state::{ImagePrefetch, Progress, Telling};
 use headstart_shim::profile::{PrefetchConfig, Starts};
@@ -42,7 +42,7 @@ impl Starter {
         url: &str,
         image: &SyntheticImage,
         config: &PrefetchConfig,
-        (lazy, fetch): (LazyConfig, headstart_shim::fetch::FetchConfig),
+        (lazy, fetch): (LazyConfig, FetchConfig),
     ) -> Self {
         let root = tempfile::tempdir().unwrap();
         let urls = [url.to_owned()];
