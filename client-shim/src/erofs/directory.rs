@@ -4,7 +4,7 @@
 //! blocks, `.` and `..` among them (the kernel looks names up by halving); a name and its record are in one block.
 //! Not here: where the blocks go (`layout.rs`).
 
-use headstart_layer_format::toc::{EntryId, InodeId, Tree};
+use headstart_layer_format::toc::{Entry, EntryId, InodeId, Tree};
 
 use super::format::{BLOCK, DIRENT_LEN, dirent};
 use crate::fuse::attr::FileKind;
@@ -13,49 +13,49 @@ use crate::fuse::attr::FileKind;
 #[derive(Debug)]
 pub(super) struct Directory<'a> {
     tree: &'a Tree,
-    children: std::ops::Range<u32>,
-    dots: [(&'static [u8], InodeId); 2],
+    /// Names before `.`, between the two, and behind `..`.
+    own: [&'a [Entry]; 3],
+    dots: [Name<'a>; 2],
 }
 
 type Name<'a> = (&'a [u8], InodeId);
 
+const DOTS: [&[u8]; 2] = [b".", b".."];
+
 impl<'a> Directory<'a> {
-    pub(super) fn new(tree: &'a Tree, entry: EntryId) -> Self {
+    /// `rest`: the tree's entries from the directory's first child on, and then those behind its last.
+    pub(super) fn next(tree: &'a Tree, entry: EntryId, rest: &mut &'a [Entry]) -> Self {
         let inode = |e: EntryId| tree.entry(e).map_or(InodeId::ROOT, |e| e.inode);
         let parent = tree.entry(entry).map_or(EntryId::ROOT, |e| e.parent);
+        let count = rest.iter().take_while(|e| e.parent == entry).count();
+        let (own, behind) = rest.split_at(count);
+        *rest = behind;
+        let (first, others) = own.split_at(before(own, DOTS[0]));
+        let (second, third) = others.split_at(before(others, DOTS[1]));
         Self {
             tree,
-            children: tree.children(entry),
-            dots: [(b".", inode(entry)), (b"..", inode(parent))],
+            own: [first, second, third],
+            dots: [(DOTS[0], inode(entry)), (DOTS[1], inode(parent))],
         }
     }
 
-    fn names(&self) -> impl Iterator<Item = Name<'a>> + '_ {
-        let tree = self.tree;
-        let own = self
-            .children
-            .clone()
-            .filter_map(move |at| tree.entry(EntryId(at)))
-            .map(|e| (&*e.name, e.inode));
-        let (mut own, mut dots) = (own.peekable(), self.dots.iter().copied().peekable());
-        std::iter::from_fn(move || match (own.peek(), dots.peek()) {
-            (Some(name), Some(dot)) if dot.0 < name.0 => dots.next(),
-            (None, _) => dots.next(),
-            _ => own.next(),
-        })
+    fn names(&self) -> impl Iterator<Item = Name<'a>> + use<'a> {
+        let own = self.own.map(|entries| entries.iter().map(|e| (&*e.name, e.inode)));
+        let ([first, second, third], [dot, dots]) = (own, self.dots.map(std::iter::once));
+        first.chain(dot).chain(second).chain(dots).chain(third)
     }
 
     /// Length of all but the last block is that of a block; of the last what it holds.
     pub(super) fn size(&self) -> u64 {
         let (mut full, mut used) = (0, 0);
-        for (name, _) in self.names() {
+        self.names().for_each(|(name, _)| {
             let len = (DIRENT_LEN + name.len()) as u64;
             if used + len > BLOCK {
                 full += BLOCK;
                 used = 0;
             }
             used += len;
-        }
+        });
         full + used
     }
 
@@ -98,5 +98,13 @@ impl<'a> Directory<'a> {
             out.extend_from_slice(name);
         }
         out
+    }
+}
+
+/// How many are before `name`: mostly none.
+fn before(entries: &[Entry], name: &[u8]) -> usize {
+    match entries.first() {
+        Some(first) if *first.name < *name => entries.partition_point(|e| *e.name < *name),
+        _ => 0,
     }
 }

@@ -6,7 +6,7 @@
 //! Not here: the bytes (`writer.rs`).
 
 use headstart_layer_format::Toc;
-use headstart_layer_format::toc::{EntryId, Inode, InodeId, Kind};
+use headstart_layer_format::toc::{Entry, EntryId, Inode, InodeId, Kind};
 
 use super::chunk_map::{BodyEnds, ChunkMap};
 use super::directory::Directory;
@@ -57,10 +57,12 @@ pub(super) struct Place<'a> {
 
 /// Counters of one round.
 #[derive(Debug)]
-struct Cursor {
+struct Cursor<'a> {
     offset: u64,
     block: u64,
     indexes: u64,
+    /// Those of directories to come. Directories are in the order of their entries, which are in the order of what they are in.
+    entries: &'a [Entry],
 }
 
 impl<'a> Layout<'a> {
@@ -119,11 +121,13 @@ impl<'a> Layout<'a> {
         &self,
         of: impl Fn(&Kind) -> bool,
         mut visit: impl FnMut(Place<'a>) -> Result<(), ErofsError>,
-    ) -> Result<Cursor, ErofsError> {
+    ) -> Result<Cursor<'a>, ErofsError> {
         let mut cursor = Cursor {
             offset: BLOCK,
             block: u64::from(self.data_block),
             indexes: 0,
+            // But for the root.
+            entries: self.toc.tree().entries().get(1..).unwrap_or_default(),
         };
         let inodes = self.toc.tree().inodes().iter().enumerate();
         for (at, inode) in inodes.filter(|(_, inode)| of(&inode.kind)) {
@@ -136,10 +140,10 @@ impl<'a> Layout<'a> {
         Ok(cursor)
     }
 
-    fn place(&self, id: InodeId, inode: &'a Inode, cursor: &mut Cursor) -> Result<Place<'a>, ErofsError> {
+    fn place(&self, id: InodeId, inode: &'a Inode, cursor: &mut Cursor<'a>) -> Result<Place<'a>, ErofsError> {
         let mut xattrs = Vec::new();
         self.xattrs.body(inode, &mut xattrs)?;
-        let (size, bytes) = self.bytes(id, inode)?;
+        let (size, bytes) = self.bytes(id, inode, &mut cursor.entries)?;
         let node = Node::File { slot: 0, inode: id };
         let attr = Attr::of(node, inode, self.directories.nlink(self.toc.tree(), id));
         let form = Form::of(&attr, size, self.epoch.until(attr.mtime));
@@ -199,11 +203,11 @@ impl<'a> Layout<'a> {
         })
     }
 
-    fn bytes(&self, id: InodeId, inode: &'a Inode) -> Result<(u64, Bytes<'a>), ErofsError> {
+    fn bytes(&self, id: InodeId, inode: &'a Inode, entries: &mut &'a [Entry]) -> Result<(u64, Bytes<'a>), ErofsError> {
         Ok(match &inode.kind {
             Kind::Directory { .. } => {
                 let entry = self.directories.entry(id).unwrap_or(EntryId::ROOT);
-                let directory = Directory::new(self.toc.tree(), entry);
+                let directory = Directory::next(self.toc.tree(), entry, entries);
                 (directory.size(), Bytes::Directory(directory))
             }
             Kind::Symlink { target } => (target.len() as u64, Bytes::Target(target)),

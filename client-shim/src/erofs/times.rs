@@ -34,9 +34,11 @@ pub(super) struct Epoch {
 impl Epoch {
     pub(super) fn of(tree: &Tree, short: ShortTimes) -> Self {
         let mut counts: HashMap<(i64, u32), u32> = HashMap::new();
-        for Mtime { secs, nanos } in tree.inodes().iter().map(|inode| inode.mtime) {
+        // Neighbours are mostly alike.
+        for alike in tree.inodes().chunk_by(|a, b| a.mtime == b.mtime) {
+            let Mtime { secs, nanos } = alike[0].mtime;
             if counts.len() < COUNTED_MAX || counts.contains_key(&(secs, nanos)) {
-                *counts.entry((secs, nanos)).or_default() += 1;
+                *counts.entry((secs, nanos)).or_default() += alike.len() as u32;
             }
         }
         if short == ShortTimes::Own {
@@ -67,7 +69,7 @@ impl Epoch {
 
 #[cfg(test)]
 mod tests {
-    use headstart_layer_format::toc::{Entry, EntryId, Inode, InodeId, Kind};
+    use headstart_layer_format::toc::{Entry, EntryId, Inode, InodeId, Kind, Name};
 
     use super::*;
 
@@ -88,7 +90,7 @@ mod tests {
         let entry = |at: usize| Entry {
             parent: EntryId::ROOT,
             name: match at {
-                0 => Box::default(),
+                0 => Name::default(),
                 _ => format!("{at:04}").into_bytes().into(),
             },
             inode: InodeId(at as u32),

@@ -58,6 +58,11 @@ impl<'a> Attribute<'a> {
     }
 }
 
+/// Few have, and most have not even one that is not shown.
+fn has_any(inode: &Inode) -> bool {
+    (!inode.xattrs.is_empty() || is_opaque(inode)) && attributes(inode).next().is_some()
+}
+
 fn attributes(inode: &Inode) -> impl Iterator<Item = Attribute<'_>> {
     let plain = plain_xattrs(inode).filter_map(|x| Attribute::new(&x.name, &x.value));
     let opaque = is_opaque(inode).then(|| Attribute::new(OPAQUE_NAME, OPAQUE_VALUE));
@@ -76,7 +81,8 @@ pub(super) struct Xattrs<'a> {
 impl<'a> Xattrs<'a> {
     pub(super) fn of(tree: &'a Tree) -> Result<Self, ErofsError> {
         let mut counts: HashMap<Attribute<'a>, u32> = HashMap::new();
-        for attribute in tree.inodes().iter().flat_map(attributes) {
+        let having = || tree.inodes().iter().filter(|inode| has_any(inode));
+        for attribute in having().flat_map(attributes) {
             if attribute.value.len() > usize::from(u16::MAX) {
                 return Err(ErofsError::Unsupported("an extended attribute is too long"));
             }
@@ -91,7 +97,7 @@ impl<'a> Xattrs<'a> {
             area: Vec::new(),
             area_len: 0,
         };
-        for attribute in tree.inodes().iter().flat_map(attributes) {
+        for attribute in having().flat_map(attributes) {
             if counts.get(&attribute).is_some_and(|n| *n > 1) && !all.shared.contains_key(&attribute) {
                 let place = u32::try_from(all.area_len / XATTR_ALIGN as u64).map_err(|_| ErofsError::OverLimit {
                     what: "shared attributes",
@@ -108,7 +114,7 @@ impl<'a> Xattrs<'a> {
     /// What follows an inode: a header, references, and what is not shared. Nothing for an inode without any.
     pub(super) fn body(&self, inode: &Inode, out: &mut Vec<u8>) -> Result<(), ErofsError> {
         out.clear();
-        if attributes(inode).next().is_none() {
+        if !has_any(inode) {
             return Ok(());
         }
         let shared = |a: &Attribute<'_>| self.shared.get(a).copied();

@@ -13,7 +13,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use headstart_layer_format::toc::{
-    ChunkEntry, ChunkTable, Content, Entry, EntryId, Inode, InodeId, Kind, Mtime, SkeletonBuilder, Toc, TocError, Tree,
+    ChunkEntry, ChunkTable, Content, Entry, EntryId, Inode, InodeId, Kind, Mtime, Name, SkeletonBuilder, Toc, TocError,
+    Tree,
 };
 use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, LayerRange};
 use rustix::mount::{MountFlags, mount};
@@ -211,7 +212,7 @@ fn layer() -> Result<Toc, ProbeError> {
     ];
     let mut entries = vec![Entry {
         parent: EntryId::ROOT,
-        name: Box::default(),
+        name: Name::default(),
         inode: InodeId::ROOT,
     }];
     let mut inodes = vec![inode(directory(false))];

@@ -6,10 +6,12 @@
 
 use std::io::Read;
 
+use bytes::Bytes;
+
 use super::chunks::{ChunkEntry, ChunkTable};
 use super::skeleton::{Body, Skeleton};
 use super::tree::{Content, Entry, EntryId, Extent, Inode, InodeId, Kind, Mtime, Tree, Xattr};
-use super::{Toc, TocError, within};
+use super::{Name, Toc, TocError, within};
 use crate::digest::{BlobDigest, ChunkDigest, DiffId};
 use crate::limits::{
     BODIES_MAX, CHUNKS_MAX, ENTRIES_MAX, EXTENTS_MAX, META_SIZE_MAX, NAME_LEN_MAX, PATH_LEN_MAX, SKELETON_SIZE_MAX,
@@ -94,7 +96,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Toc, TocError> {
     if !rest.is_empty() {
         return Err(TocError::TrailingBytes("sections"));
     }
-    decode_meta(&inflate_meta(frame, meta_size)?, skeleton_size, skeleton)
+    decode_meta(&inflate_meta(frame, meta_size)?.into(), skeleton_size, skeleton)
 }
 
 /// Grows with the bytes that really come out, so a lying `size` reserves nothing.
@@ -104,7 +106,9 @@ fn inflate_meta(frame: &[u8], size: u64) -> Result<Vec<u8>, TocError> {
         .map_err(bad)?
         .single_frame();
     decoder.window_log_max(WINDOW_LOG_MAX).map_err(bad)?;
-    let mut meta = Vec::new();
+    // Not grown piece by piece where the size is likely: metadata is a third of it, compressed.
+    let likely = size.min(frame.len() as u64 * 8);
+    let mut meta = Vec::with_capacity(likely as usize);
     decoder.by_ref().take(size + 1).read_to_end(&mut meta).map_err(bad)?;
     if meta.len() as u64 != size {
         return Err(TocError::BadFrame("metadata"));
@@ -190,8 +194,9 @@ fn encode_inode(w: &mut Writer, inode: &Inode) {
     }
 }
 
-fn decode_meta(meta: &[u8], skeleton_size: u64, skeleton: &[u8]) -> Result<Toc, TocError> {
+fn decode_meta(meta: &Bytes, skeleton_size: u64, skeleton: &[u8]) -> Result<Toc, TocError> {
     let mut r = Reader {
+        whole: meta,
         rest: meta,
         extents_left: EXTENTS_MAX,
         xattrs_left: XATTRS_MAX,
@@ -236,7 +241,7 @@ fn decode_entries(r: &mut Reader<'_>) -> Result<Vec<Entry>, TocError> {
     let mut entries = Vec::with_capacity(others + 1);
     entries.push(Entry {
         parent: EntryId::ROOT,
-        name: Box::default(),
+        name: Name::default(),
         inode: InodeId::ROOT,
     });
     let mut parent = 0u32;
@@ -244,7 +249,7 @@ fn decode_entries(r: &mut Reader<'_>) -> Result<Vec<Entry>, TocError> {
         parent = parent
             .checked_add(r.u32()?)
             .ok_or(TocError::Malformed("parent overflows"))?;
-        let name = r.bytes("name length", NAME_LEN_MAX)?;
+        let name = r.name()?;
         entries.push(Entry {
             parent: EntryId(parent),
             name,
@@ -306,18 +311,23 @@ fn decode_inode(r: &mut Reader<'_>) -> Result<Inode, TocError> {
 
 fn decode_content(r: &mut Reader<'_>) -> Result<Content, TocError> {
     let size = r.varint()?;
-    let extents_left = r.extents_left;
-    let extents = r.list("extent count", extents_left, EXTENT_LEN_MIN, |r| {
-        let offset = FileOffset(r.varint()?);
-        Ok(Extent {
-            offset,
-            range: LayerRange {
-                start: LayerOffset(r.varint()?),
-                len: r.varint()?,
-            },
-        })
-    })?;
-    Content::sparse(size, extents)
+    let count = r.varint()?;
+    let count = r.count(count, "extent count", r.extents_left, EXTENT_LEN_MIN)?;
+    match count {
+        1 => Content::piece(size, decode_extent(r)?),
+        _ => Content::sparse(size, r.times(count, decode_extent)?),
+    }
+}
+
+fn decode_extent(r: &mut Reader<'_>) -> Result<Extent, TocError> {
+    let offset = FileOffset(r.varint()?);
+    Ok(Extent {
+        offset,
+        range: LayerRange {
+            start: LayerOffset(r.varint()?),
+            len: r.varint()?,
+        },
+    })
 }
 
 fn zigzag(n: i64) -> u64 {
@@ -353,13 +363,14 @@ impl Writer {
 
 /// Bytes not read yet, and how many of the things that every inode may have are still allowed.
 struct Reader<'a> {
+    whole: &'a Bytes,
     rest: &'a [u8],
     extents_left: u64,
     xattrs_left: u64,
 }
 
-impl Reader<'_> {
-    fn take(&mut self, len: usize) -> Result<&[u8], TocError> {
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], TocError> {
         let (head, tail) = self.rest.split_at_checked(len).ok_or(TocError::Truncated)?;
         self.rest = tail;
         Ok(head)
@@ -377,6 +388,13 @@ impl Reader<'_> {
 
     /// Shortest-form LEB128 only, so that a value has one encoding.
     fn varint(&mut self) -> Result<u64, TocError> {
+        // Most are small.
+        if let Some((&n, rest)) = self.rest.split_first()
+            && n < 0x80
+        {
+            self.rest = rest;
+            return Ok(n.into());
+        }
         let mut n = 0u64;
         for shift in (0..64).step_by(7) {
             let b = self.byte()?;
@@ -399,9 +417,18 @@ impl Reader<'_> {
         u32::try_from(self.varint()?).map_err(|_| TocError::Malformed("number overflows"))
     }
 
+    fn name(&mut self) -> Result<Name, TocError> {
+        let (len, whole) = (self.len("name length", NAME_LEN_MAX)?, self.whole);
+        Ok(Name::part(whole, self.take(len)?))
+    }
+
     fn bytes(&mut self, what: &'static str, max: usize) -> Result<Box<[u8]>, TocError> {
-        let len = within(what, self.varint()?, max as u64)?;
-        Ok(self.take(len as usize)?.into())
+        let len = self.len(what, max)?;
+        Ok(self.take(len)?.into())
+    }
+
+    fn len(&mut self, what: &'static str, max: usize) -> Result<usize, TocError> {
+        Ok(within(what, self.varint()?, max as u64)? as usize)
     }
 
     /// A count within its limit, of elements that take at least `least` bytes each: so a count that lies reserves no
@@ -419,10 +446,19 @@ impl Reader<'_> {
         what: &'static str,
         max: u64,
         least: usize,
-        mut one: impl FnMut(&mut Self) -> Result<T, TocError>,
+        one: impl FnMut(&mut Self) -> Result<T, TocError>,
     ) -> Result<Vec<T>, TocError> {
         let count = self.varint()?;
         let count = self.count(count, what, max, least)?;
+        self.times(count, one)
+    }
+
+    /// `count` was counted.
+    fn times<T>(
+        &mut self,
+        count: usize,
+        mut one: impl FnMut(&mut Self) -> Result<T, TocError>,
+    ) -> Result<Vec<T>, TocError> {
         let mut out = Vec::with_capacity(count);
         for _ in 0..count {
             out.push(one(self)?);

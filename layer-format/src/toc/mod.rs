@@ -8,12 +8,14 @@
 mod chunks;
 mod codec;
 mod json;
+mod name;
 mod skeleton;
 mod tree;
 
 pub use chunks::{Chunk, ChunkEntry, ChunkTable};
 pub use codec::{TOC_MAGIC, TOC_VERSION};
 pub use json::TocView;
+pub use name::Name;
 pub use skeleton::{Body, Piece, Skeleton, SkeletonBuilder};
 pub use tree::{Content, Entry, EntryId, Extent, Inode, InodeId, Kind, Mtime, Tree, Xattr};
 

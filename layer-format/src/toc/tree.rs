@@ -6,9 +6,9 @@
 //! kept as facts of this layer, not applied.
 //! Not here: paths given by a tar, and which of two equal paths wins (the server's `ingest/tree.rs`).
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
-use super::{TocError, within};
+use super::{Name, TocError, within};
 use crate::limits::{
     DATA_SIZE_MAX, DEPTH_MAX, ENTRIES_MAX, EXTENTS_MAX, NAME_LEN_MAX, PATH_LEN_MAX, PATHS_LEN_MAX, XATTR_NAME_LEN_MAX,
     XATTR_VALUE_LEN_MAX, XATTRS_LEN_MAX, XATTRS_MAX,
@@ -35,8 +35,8 @@ impl InodeId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub parent: EntryId,
-    /// Bytes, not text. Empty for the root only. For a whiteout: the name it hides, without `.wh.`.
-    pub name: Box<[u8]>,
+    /// Empty for the root only. For a whiteout: the name it hides, without `.wh.`.
+    pub name: Name,
     pub inode: InodeId,
 }
 
@@ -96,7 +96,35 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
     size: u64,
-    extents: Vec<Extent>,
+    extents: Extents,
+}
+
+/// One of them is the usual case, and takes no allocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Extents {
+    One(Extent),
+    /// Any other number.
+    Others(Vec<Extent>),
+}
+
+impl From<Vec<Extent>> for Extents {
+    fn from(extents: Vec<Extent>) -> Self {
+        match extents[..] {
+            [only] => Self::One(only),
+            _ => Self::Others(extents),
+        }
+    }
+}
+
+impl Deref for Extents {
+    type Target = [Extent];
+
+    fn deref(&self) -> &[Extent] {
+        match self {
+            Self::One(extent) => std::slice::from_ref(extent),
+            Self::Others(extents) => extents,
+        }
+    }
 }
 
 /// `range.len` bytes of a file, at `offset`.
@@ -110,7 +138,7 @@ impl Content {
     /// An empty file.
     pub const EMPTY: Self = Self {
         size: 0,
-        extents: Vec::new(),
+        extents: Extents::Others(Vec::new()),
     };
 
     /// A file that is one body, the usual case.
@@ -120,18 +148,27 @@ impl Content {
         }
         Self {
             size: range.len,
-            extents: vec![Extent {
+            extents: Extents::One(Extent {
                 offset: FileOffset(0),
                 range,
-            }],
+            }),
         }
     }
 
     /// A file with holes. Extents are ordered, disjoint, not empty, and end within `size`.
     pub fn sparse(size: u64, extents: Vec<Extent>) -> Result<Self, TocError> {
+        Self::of(size, extents.into())
+    }
+
+    /// The same, of one extent.
+    pub(super) fn piece(size: u64, extent: Extent) -> Result<Self, TocError> {
+        Self::of(size, Extents::One(extent))
+    }
+
+    fn of(size: u64, extents: Extents) -> Result<Self, TocError> {
         within("file size", size, i64::MAX as u64)?;
         let mut end = 0;
-        for e in &extents {
+        for e in extents.iter() {
             if e.range.len == 0 || e.offset.0 < end {
                 return Err(TocError::Malformed(
                     "file extents are empty, overlap or are out of order",

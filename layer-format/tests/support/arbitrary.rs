@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use headstart_layer_format::toc::{
-    ChunkEntry, ChunkTable, Content, Entry, EntryId, Extent, Inode, InodeId, Kind, Mtime, Skeleton, SkeletonBuilder,
-    Tree, Xattr,
+    ChunkEntry, ChunkTable, Content, Entry, EntryId, Extent, Inode, InodeId, Kind, Mtime, Name, Skeleton,
+    SkeletonBuilder, Tree, Xattr,
 };
 use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, FileOffset, LayerOffset, LayerRange, Toc};
 use proptest::collection::{btree_map, vec};
@@ -182,7 +182,7 @@ fn tree(raw: &[RawNode], bodies: &[LayerRange]) -> (Vec<Entry>, Vec<Inode>) {
 fn number(nodes: &[Node]) -> (Vec<Entry>, Vec<Inode>) {
     let mut entries = vec![Entry {
         parent: EntryId::ROOT,
-        name: Box::default(),
+        name: Name::default(),
         inode: InodeId::ROOT,
     }];
     let mut inodes = vec![nodes[0].inode.clone()];

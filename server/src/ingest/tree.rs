@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 
 use headstart_layer_format::limits::{ENTRIES_MAX, EXTENTS_MAX, META_SIZE_MAX, PATH_LEN_MAX};
-use headstart_layer_format::toc::{Content, Entry, EntryId, Inode, InodeId, Kind, Mtime, Tree};
+use headstart_layer_format::toc::{Content, Entry, EntryId, Inode, InodeId, Kind, Mtime, Name, Tree};
 
 use super::attributes;
 use super::dir_times::DirTimes;
@@ -331,7 +331,7 @@ impl TreeBuilder {
         const UNUSED: u32 = u32::MAX;
         let mut entries = vec![Entry {
             parent: EntryId::ROOT,
-            name: Box::default(),
+            name: Name::default(),
             inode: InodeId::ROOT,
         }];
         let mut numbers: Vec<u32> = vec![UNUSED; inodes.len()];

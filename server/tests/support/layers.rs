@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use headstart_layer_format::toc::{
-    ChunkEntry, ChunkTable, Entry, EntryId, Inode, InodeId, Kind, Mtime, SkeletonBuilder, Tree,
+    ChunkEntry, ChunkTable, Entry, EntryId, Inode, InodeId, Kind, Mtime, Name, SkeletonBuilder, Tree,
 };
 use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, Toc};
 use headstart_server::store::Store;
@@ -48,7 +48,7 @@ pub fn toc_of(layer: &BlobDigest, chunks: Vec<ChunkEntry>) -> Toc {
     };
     let entry = Entry {
         parent: EntryId::ROOT,
-        name: Box::default(),
+        name: Name::default(),
         inode: InodeId::ROOT,
     };
     let tree = Tree::new(vec![entry], vec![root]).unwrap();

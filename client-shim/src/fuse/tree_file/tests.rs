@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use headstart_layer_format::toc::{
-    ChunkEntry, ChunkTable, Content, Entry, EntryId, Extent as TocExtent, Inode, Kind, Mtime, SkeletonBuilder, Tree,
+    ChunkEntry, ChunkTable, Content, Entry, EntryId, Extent as TocExtent, Inode, Kind, Mtime, Name, SkeletonBuilder,
+    Tree,
 };
 use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, FileOffset};
 use proptest::prelude::*;
@@ -117,7 +118,7 @@ fn toc(seed: u64, size: usize) -> Toc {
     let mut inodes = vec![inode(&mut n, root, false)];
     let mut entries = vec![Entry {
         parent: EntryId::ROOT,
-        name: Box::default(),
+        name: Name::default(),
         inode: InodeId::ROOT,
     }];
     let mut at = 0;

@@ -3,7 +3,8 @@
 use std::fs;
 
 use headstart_layer_format::toc::{
-    ChunkEntry, ChunkTable, Content, Entry, EntryId, Extent, Inode, InodeId, Kind, Mtime, SkeletonBuilder, Tree, Xattr,
+    ChunkEntry, ChunkTable, Content, Entry, EntryId, Extent, Inode, InodeId, Kind, Mtime, Name, SkeletonBuilder, Tree,
+    Xattr,
 };
 use headstart_layer_format::{BlobDigest, ChunkDigest, DiffId, FileOffset, LayerOffset, LayerRange, Toc};
 
@@ -50,14 +51,14 @@ fn made_up(rng: &mut Rng) -> (Toc, Vec<u8>, Vec<Content>) {
     })];
     let mut entries = vec![Entry {
         parent: EntryId::ROOT,
-        name: Box::default(),
+        name: Name::default(),
         inode: InodeId::ROOT,
     }];
     for (at, content) in contents.iter().enumerate() {
         let mut inode = inode(Kind::Regular(content.clone()));
         inode.xattrs = attributes(rng);
         inodes.push(inode);
-        let name = Box::from([b'a' + at as u8]);
+        let name = Name::from(&[b'a' + at as u8][..]);
         entries.push(Entry {
             parent: EntryId::ROOT,
             name,
