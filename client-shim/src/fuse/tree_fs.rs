@@ -104,12 +104,16 @@ impl TreeFs {
     /// False when the slot is shown already.
     pub fn add(&self, layer: Arc<Layer>) -> bool {
         let slot = layer.slot();
-        if self.read_layers().contains_key(&slot) {
+        if self.shows(slot) {
             return false;
         }
         let shown = Arc::new(Shown::new(layer, self.shared.clone()));
         let mut layers = self.layers.write().unwrap_or_else(|p| p.into_inner());
         layers.insert(slot, shown).is_none()
+    }
+
+    pub fn shows(&self, slot: u32) -> bool {
+        self.read_layers().contains_key(&slot)
     }
 
     /// Has a layer's tree on this disk from now on. Blocks.

@@ -22,6 +22,7 @@ mod support;
 mod bad_config;
 mod campaign;
 mod frozen;
+mod holder;
 mod manager;
 mod network;
 mod node;
@@ -30,5 +31,6 @@ mod service;
 mod systemd;
 mod takeover;
 mod unopened;
+mod unshown;
 
 pub use layer::TestLayer;

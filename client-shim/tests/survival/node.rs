@@ -17,8 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Runtime;
 use tonic::Code;
 
+use crate::holder::ask_holder;
 use crate::layer::{Item, LayerBuilder, TestLayer};
-use crate::message;
 use crate::network::Network;
 use crate::server::FakeServer;
 use crate::support::{Client, code};
@@ -53,6 +53,8 @@ impl Kind {
     };
 }
 
+const RUN: &str = "export LISTEN_PID=$$; exec \"$0\" \"$@\"";
+
 pub struct Node {
     pub dir: tempfile::TempDir,
     pub server: FakeServer,
@@ -73,6 +75,8 @@ pub struct Node {
     pub descriptors: Vec<OwnedFd>,
     /// What the configuration has besides.
     pub more: &'static str,
+    /// From the next start on `/dev/fuse` is something else to it.
+    pub without_fuse: bool,
 }
 
 /// Files `<name>0` to `<name>7` of 512 KiB, in chunks of 32 KiB.
@@ -122,6 +126,7 @@ impl Node {
             environment: Vec::new(),
             descriptors: Vec::new(),
             more: "",
+            without_fuse: false,
         }
     }
 
@@ -131,6 +136,11 @@ impl Node {
 
     fn socket(&self) -> PathBuf {
         self.dir.path().join("shim.sock")
+    }
+
+    /// Where a layer is kept.
+    pub fn layer_dir(&self, at: usize) -> PathBuf {
+        self.root().join("cache").join(self.layers[at].digest.hex())
     }
 
     pub fn log(&self) -> String {
@@ -177,9 +187,16 @@ impl Node {
             .open(self.dir.path().join("log"))
             .unwrap();
         // The shell knows its own number, which is the shim's after `exec`.
-        let mut command = Command::new("sh");
+        let (mut command, script) = match self.without_fuse {
+            false => (Command::new("sh"), RUN.to_owned()),
+            true => {
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "--propagation=private", "sh"]);
+                (command, format!("mount --bind /dev/null /dev/fuse && {RUN}"))
+            }
+        };
         command
-            .args(["-c", "export LISTEN_PID=$$; exec \"$0\" \"$@\"", SHIM, "--config"])
+            .args(["-c", &script, SHIM, "--config"])
             .arg(&path)
             .stdin(Stdio::null())
             .stderr(log)
@@ -345,8 +362,8 @@ impl Node {
 
     /// Makes every chunk one that is not here, as if power had been lost before the first flush. The shim must be dead.
     pub fn lose_cache(&self) {
-        for layer in &self.layers {
-            let bitmap = self.root().join("cache").join(layer.digest.hex()).join("bitmap");
+        for at in 0..self.layers.len() {
+            let bitmap = self.layer_dir(at).join("bitmap");
             match fs::remove_file(bitmap) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => panic!("{e}"),
                 _ => {}
@@ -383,13 +400,6 @@ impl Node {
     pub fn has_holder(&self) -> bool {
         ask_holder(&self.root(), b"what?").is_some()
     }
-
-    /// The `/dev/fuse` that the holder keeps.
-    pub fn kept_device(&self) -> OwnedFd {
-        let (text, mut descriptors) = converse(&self.root(), b"take").unwrap();
-        assert_eq!(text, b"ok");
-        descriptors.remove(0)
-    }
 }
 
 impl Drop for Node {
@@ -417,20 +427,6 @@ impl Drop for Node {
 pub fn mount_overlay(at: &Path, options: &[String]) {
     let options = CString::new(options.join(",")).unwrap();
     mount("overlay", at, "overlay", MountFlags::empty(), Some(options.as_c_str())).unwrap();
-}
-
-/// As another version of the shim might: any word.
-pub fn ask_holder(root: &Path, word: &[u8]) -> Option<Vec<u8>> {
-    converse(root, word).map(|(text, _)| text)
-}
-
-fn converse(root: &Path, word: &[u8]) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
-    use rustix::net::*;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-    let address = SocketAddrUnix::new(root.join("holder.sock")).unwrap();
-    connect(&socket, &address).ok()?;
-    send(&socket, word, SendFlags::NOSIGNAL).ok()?;
-    message::receive(&socket).ok()?
 }
 
 /// Descriptors from 3 on, as a service manager gives them.
