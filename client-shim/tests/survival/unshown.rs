@@ -34,10 +34,10 @@ fn status(node: &Node) -> Status {
     serde_json::from_slice(&ask(&socket, "/status").unwrap()).unwrap()
 }
 
-/// What `headstart-shim status` prints.
-fn printed(node: &Node) -> String {
+/// What `headstart-shim status`, or another word, prints.
+fn printed(node: &Node, word: &str) -> String {
     let output = Command::new(SHIM)
-        .arg("status")
+        .arg(word)
         .arg("--config")
         .arg(node.configure())
         .output()
@@ -222,7 +222,7 @@ fn a_layer_that_cannot_be_mounted_as_an_image_is_shown_by_the_fuse_tree() {
         assert_eq!(shown_by(&node), all.into(), "{what:?} {reboot}");
         assert_eq!(node.log().contains("mount-taken-over"), !reboot);
         assert_eq!(node.log().contains("layer-shown-by-fuse"), by_fuse);
-        assert_eq!(printed(&node).contains("1 of them shown by fuse"), by_fuse);
+        assert_eq!(printed(&node, "status").contains("1 of them shown by fuse"), by_fuse);
         let shown = |by| metric(&node, &format!("headstart_shim_layers_shown{{presentation=\"{by}\"}}"));
         let split = if by_fuse { (1, 1) } else { (2, 0) };
         assert_eq!((shown("erofs"), shown("fuse")), split);
@@ -277,11 +277,13 @@ fn a_layer_that_the_disk_does_not_give_back_costs_nobody_the_others() {
         }
         assert_eq!(metric(&node, "headstart_shim_layers_unavailable"), 1);
         assert_eq!(status(&node).images[0].layers_unavailable, 1);
-        let text = printed(&node);
+        let text = printed(&node, "status");
         assert!(
             text.contains("2 lazy layers") && text.contains("1 of them NOT AVAILABLE"),
             "{text}"
         );
+
+        assert!(printed(&node, "doctor").contains("1 layers of images are not available"));
 
         // A server has it again, and the disk takes it.
         drop(read_only);
