@@ -80,7 +80,7 @@ pub struct Node {
 }
 
 /// Files `<name>0` to `<name>7` of 512 KiB, in chunks of 32 KiB.
-fn layer(name: &str, seed: u64) -> Arc<TestLayer> {
+pub fn layer(name: &str, seed: u64) -> Arc<TestLayer> {
     let files = (0..8).fold(LayerBuilder::new(), |layer, i| {
         layer.add(format!("{name}{i}"), Item::file(noise(512 << 10, seed * 100 + i)))
     });
@@ -286,28 +286,7 @@ impl Node {
 
     /// Prepares the image's layers as containerd does; the chain ID of the last.
     pub fn pull(&self) -> String {
-        let client = self.client();
-        let diffs: Vec<_> = self.layers.iter().map(|l| *l.toc.diff_id()).collect();
-        let mut parent = String::new();
-        for (layer, chain) in self.layers.iter().zip(ChainId::chain(&diffs)) {
-            let chain = chain.to_string();
-            let (manifest, digest) = (self.manifest.to_string(), layer.digest.to_string());
-            let labels = [
-                ("containerd.io/snapshot.ref", chain.as_str()),
-                ("containerd.io/snapshot/cri.manifest-digest", &manifest),
-                ("containerd.io/snapshot/cri.layer-digest", &digest),
-            ];
-            let key = format!("extract {chain}");
-            let prepared = client.prepare(&key, &parent, &labels);
-            assert_eq!(
-                code(self.runtime.block_on(prepared)),
-                Code::AlreadyExists,
-                "{}",
-                self.log()
-            );
-            parent = chain;
-        }
-        parent
+        pull(&self.runtime, &self.client(), self.manifest, &self.layers)
     }
 
     /// Pulls the image, and mounts it for a container.
@@ -373,16 +352,7 @@ impl Node {
 
     /// Path in the container, and what it must be.
     pub fn files(&self) -> Vec<(PathBuf, Arc<Vec<u8>>)> {
-        let files = self.layers.iter().flat_map(|l| l.items.iter());
-        files
-            .filter_map(|(path, item)| match &item.what {
-                crate::layer::What::File(body) => {
-                    let path = self.container.join(std::str::from_utf8(path).unwrap());
-                    Some((path, Arc::new(body.bytes())))
-                }
-                _ => None,
-            })
-            .collect()
+        files(&self.container, &self.layers)
     }
 
     pub fn mounts_below(&self) -> Vec<String> {
@@ -421,6 +391,40 @@ impl Drop for Node {
             eprintln!("--- the shim's log ends so:\n{}", log.get(from..).unwrap_or(&log));
         }
     }
+}
+
+/// Prepares an image's layers as containerd does; the chain ID of the last.
+pub fn pull(runtime: &Runtime, client: &Client, manifest: BlobDigest, layers: &[Arc<TestLayer>]) -> String {
+    let diffs: Vec<_> = layers.iter().map(|l| *l.toc.diff_id()).collect();
+    let mut parent = String::new();
+    for (layer, chain) in layers.iter().zip(ChainId::chain(&diffs)) {
+        let chain = chain.to_string();
+        let (manifest, digest) = (manifest.to_string(), layer.digest.to_string());
+        let labels = [
+            ("containerd.io/snapshot.ref", chain.as_str()),
+            ("containerd.io/snapshot/cri.manifest-digest", &manifest),
+            ("containerd.io/snapshot/cri.layer-digest", &digest),
+        ];
+        let key = format!("extract {chain}");
+        let prepared = client.prepare(&key, &parent, &labels);
+        assert_eq!(code(runtime.block_on(prepared)), Code::AlreadyExists, "{chain}");
+        parent = chain;
+    }
+    parent
+}
+
+/// Path below `root`, and what it must be.
+pub fn files(root: &Path, layers: &[Arc<TestLayer>]) -> Vec<(PathBuf, Arc<Vec<u8>>)> {
+    let files = layers.iter().flat_map(|l| l.items.iter());
+    files
+        .filter_map(|(path, item)| match &item.what {
+            crate::layer::What::File(body) => {
+                let path = root.join(std::str::from_utf8(path).unwrap());
+                Some((path, Arc::new(body.bytes())))
+            }
+            _ => None,
+        })
+        .collect()
 }
 
 /// As containerd does.

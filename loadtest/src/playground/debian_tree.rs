@@ -1,4 +1,4 @@
-//! Other Debian releases beside the one that runs: newer clients, in trees of their own.
+//! Debian releases in trees of their own: newer clients than this machine has, and a small node.
 //!
 //! In: a tree that `scripts/debian-root.sh` makes. Out: commands that run in it.
 //! Invariant: every command has its own mount namespace, in which the tree is the root and the work directory has the path
