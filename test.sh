@@ -12,6 +12,7 @@ step "packages"
 # Newer clients than Debian 12 has; half a minute the first time, kept below target/.
 ./scripts/debian-root.sh forky >/dev/null
 ./scripts/debian-root.sh trixie >/dev/null
+./scripts/debian-root.sh bookworm >/dev/null
 
 step "cargo fmt"
 cargo fmt --all --check

@@ -8,7 +8,7 @@
 #
 # In: the files beside this script (scripts/package.sh makes such a bundle). Out: programs in /usr/local, configuration in
 # /etc. Running it again changes what changed, and nothing else. A configuration file that somebody edited is left as it
-# is, and the new one put beside it as NAME.new. uninstall removes what was installed and not edited; purge the state in
+# is, and the new one put beside it as NAME.new. A config/ca.pem in the bundle becomes /etc/headstart/ca.pem. uninstall removes what was installed and not edited; purge the state in
 # /var/lib/headstart-shim too. containerd's configuration is not touched: "headstart-shim doctor" says what it needs.
 set -eu
 
@@ -133,6 +133,8 @@ do_install() {
         fi
         replaced "$from" "$placeholder" "${server:-$placeholder}" >"$work/$file"
     done
+    # Who signs the server's certificate, before anybody is told to ask for it.
+    [ ! -f "$bundle/config/ca.pem" ] || configuration "$bundle/config/ca.pem" /etc/headstart/ca.pem
     configuration "$work/shim.toml" /etc/headstart/shim.toml
     if [ -n "$server" ]; then
         echo "$server" >"$root/etc/headstart/server"
@@ -163,7 +165,7 @@ do_uninstall() {
     done
     rm -f "$root/usr/local/bin/headstart-shim" "$root/usr/local/lib/modules-load.d/headstart-shim.conf"
     systemd daemon-reload || true
-    for path in /etc/headstart/shim.toml /etc/containerd/certs.d/_default/hosts.toml; do
+    for path in /etc/headstart/shim.toml /etc/headstart/ca.pem /etc/containerd/certs.d/_default/hosts.toml; do
         [ -f "$root$path" ] || continue
         if [ "$(sum "$root$path")" = "$(recorded "$path")" ]; then
             rm -f "$root$path" "$root$path.new"

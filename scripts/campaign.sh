@@ -12,6 +12,7 @@ count=${1:-10}
 ./scripts/install-packages.sh
 ./scripts/debian-root.sh forky >/dev/null
 ./scripts/debian-root.sh trixie >/dev/null
+./scripts/debian-root.sh bookworm >/dev/null
 cargo build --workspace --bins --locked
 cargo test --workspace --locked --no-run
 

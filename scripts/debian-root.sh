@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A tree of another Debian release with its clients, for tests on Debian 12:  ./scripts/debian-root.sh SUITE [PACKAGE...]
-# In: forky or trixie, or any suite and the packages wanted; the Debian mirror of this machine's own apt configuration
+# A tree of a Debian release with what tests want of it:  ./scripts/debian-root.sh SUITE [PACKAGE...]
+# In: forky, trixie or bookworm, or any suite and the packages wanted; the Debian mirror of this machine's own apt configuration
 # ($HEADSTART_DEBIAN_MIRROR wins), and its archive keys.
 # Out: the tree's path on standard output; what was asked for and what came is in TREE/headstart-packages ("NAME VERSION",
 # "NAME missing"). The tree is below SUITE in $HEADSTART_DEBIAN_ROOTS, or in target. It is made once; delete it to have it
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 
 # Longest the whole may take; on a quick network it is under a minute.
 readonly TIMEOUT_SECS=${HEADSTART_DEBIAN_TIMEOUT_SECS:-600}
-readonly SUITE=${1:?a Debian release: forky or trixie}
+readonly SUITE=${1:?a Debian release: forky, trixie or bookworm}
 shift
 
 home=${HEADSTART_DEBIAN_ROOTS:-${CARGO_TARGET_DIR:-target}}/$SUITE
@@ -29,6 +29,8 @@ packages=("$@")
         dash coreutils mount     # a shell and cp, for people; mount, because containerd execs helpers
     ) ;;
     trixie) packages=(containerd runc dash coreutils mount) ;; # 1.7
+    # What a small image and a small node have: the second has systemd as its first process.
+    bookworm) packages=(dash coreutils util-linux mount ca-certificates systemd) ;;
     *) echo "debian-root: which packages of $SUITE?" >&2; exit 2 ;;
 esac
 

@@ -65,9 +65,9 @@ pub async fn run(
     manager: Option<Arc<ServiceManager>>,
     stop: CancellationToken,
 ) -> Result<(), AppError> {
-    let lock = lock_root(&config.root_dir)?;
-    let servers = Servers::new(&config.servers, &config.fetch)?;
     let keeper = Keeper::new(config.survival.keep_with, &config.root_dir, manager.as_ref())?;
+    let lock = lock_while_readers_wait(&config.root_dir, &keeper, &stop).await?;
+    let servers = Servers::new(&config.servers, &config.fetch)?;
     let progress = Progress::to(manager.as_ref());
     let layers = match open_lazy(&config, &servers, &keeper, &progress, &stop).await {
         Ok(layers) => Some(layers),
@@ -100,6 +100,30 @@ pub async fn run(
         }
     }
     served.map(|_| ())
+}
+
+/// Locks the root. A root that cannot be written (as a filesystem that found an error makes itself) leaves nobody waiting for an
+/// answer either: a mount that is kept is given up in the end, unless another shim is seen to have the lock.
+async fn lock_while_readers_wait(root: &Path, keeper: &Keeper, stop: &CancellationToken) -> Result<DirLock, AppError> {
+    let begun = Instant::now();
+    loop {
+        let error = match lock_root(root) {
+            Err(error @ AppError::Path { .. }) if keeper.has_left() => error,
+            done => return done,
+        };
+        if stop.is_cancelled() {
+            return Err(error);
+        }
+        if begun.elapsed() >= OPEN_MAX {
+            if !DirLock::is_held(root) {
+                tracing::error!(%error, "mount-given-up: containers get errors from it");
+                give_up(root, keeper).await;
+            }
+            return Err(error);
+        }
+        tracing::warn!(%error, "root-not-locked: readers wait, trying again");
+        stop.run_until_cancelled(tokio::time::sleep(OPEN_AGAIN)).await;
+    }
 }
 
 /// Opens the lazy half. An error leaves nobody waiting for an answer: while a predecessor's mount is kept it is tried again,

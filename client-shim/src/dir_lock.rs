@@ -52,6 +52,20 @@ impl DirLock {
         Self::sign(file).map(Some)
     }
 
+    /// Whether another process is seen to have it. Writes nothing, where nothing can be written.
+    pub(crate) fn is_held(dir: &Path) -> bool {
+        let Ok(file) = File::open(dir.join(NAME)) else {
+            return false;
+        };
+        match try_lock(&file) {
+            // Closing gives it back.
+            Ok(true) => drop(file.unlock()),
+            Ok(false) => return !matches!(owner(&file), Ok(Some(owner)) if owner.is_gone()),
+            Err(_) => {}
+        }
+        false
+    }
+
     fn replace(dir: &Path, path: &Path) -> io::Result<Self> {
         tracing::warn!(lock = %path.display(), "lock-of-a-dead-process-replaced");
         let temporary = dir.join(format!("{NAME}.new"));
@@ -146,7 +160,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = DirLock::take(dir.path()).unwrap().unwrap();
         assert!(DirLock::take(dir.path()).unwrap().is_none());
+        assert!(DirLock::is_held(dir.path()));
         drop(first);
+        assert!(!DirLock::is_held(dir.path()));
         assert!(DirLock::take(dir.path()).unwrap().is_some());
     }
 
@@ -185,6 +201,7 @@ mod tests {
         for reap in [true, false] {
             let dir = tempfile::tempdir().unwrap();
             let (file, mut child) = left_behind(dir.path(), reap);
+            assert!(!DirLock::is_held(dir.path()), "its owner is gone");
             let lock = DirLock::take(dir.path()).unwrap().expect("its owner is gone");
             assert!(DirLock::take(dir.path()).unwrap().is_none(), "it has a new owner");
             drop(file);

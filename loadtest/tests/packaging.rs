@@ -1,7 +1,7 @@
 //! The shim's tarball: installed, installed again, upgraded over edited files, removed; on this Debian and on forky's.
 //!
 //! In: scripts/package.sh, packaging/install.sh, a directory as another root. Out: what is there afterwards.
-//! Not here: systemd (its unit is tested by the shim), the kubelet.
+//! Not here: systemd and the kubelet (`client-shim/tests/survival/{service,daemonset}.rs`).
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};

@@ -137,6 +137,13 @@ fn image_line(i: &Image) -> String {
         };
         parts.push(format!("{} lazy layers, {share:.0}% fetched", i.layers_lazy));
     }
+    if i.layers_unavailable > 0 {
+        parts.push(format!("{} of them NOT AVAILABLE", i.layers_unavailable));
+    }
+    let otherwise = i.layers.iter().filter(|layer| layer.why.is_some()).count();
+    if otherwise > 0 {
+        parts.push(format!("{otherwise} of them shown by fuse"));
+    }
     if i.layers_unpacked > 0 {
         parts.push(format!("{} unpacked layers", i.layers_unpacked));
     }
@@ -189,7 +196,7 @@ pub fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::status::{Moment, Snapshots};
+    use crate::observe::status::{Layer, Moment, Snapshots};
 
     #[test]
     fn a_person_reads_what_is_here_and_why_a_pull_was_not_lazy() {
@@ -198,11 +205,20 @@ mod tests {
             chain_id: None,
             layers_lazy: 5,
             layers_unpacked: 0,
+            layers_unavailable: 1,
             chunks: 200,
             chunks_present: 24,
             disk_bytes: 3 << 20,
             containers: 2,
-            layers: Vec::new(),
+            layers: vec![Layer {
+                digest: headstart_layer_format::BlobDigest::of(b"l"),
+                shown_by: Some("fuse".into()),
+                why: Some("write it: no room".into()),
+                chunks: 1,
+                chunks_present: 1,
+                disk_bytes: 1,
+                read_bytes: 0,
+            }],
         };
         let pull = Pull {
             at: Moment(0),
@@ -260,7 +276,7 @@ mod tests {
             "headstart-shim 1, process 7, up 2 h",
             "NOT USED, but the last one that was good: failed to parse configuration: no",
             "shown by erofs; servers http://a",
-            "python:3.12: 5 lazy layers, 12% fetched, 3.0 MiB on disk, 2 containers",
+            "python:3.12: 5 lazy layers, 12% fetched, 1 of them NOT AVAILABLE, 1 of them shown by fuse, 3.0 MiB on disk, 2 containers",
             "2 of 5 layers ready, 30.0 MiB of 60.0 MiB converted, for 4 s so far",
             "python:3.12: not lazy (no_server): reach any server; 5 of 5 layers ordinary",
             "coming, 1.0 MiB of 2.0 MiB asked for, by a profile of 3 starts; its start is being recorded",

@@ -69,6 +69,15 @@ fn shim(report: &mut Report, config: &Config, running: Option<&Status>) {
     } else {
         report.ok("shim.used", format!("containerd has asked {} times", s.calls));
     }
+    let missing: u32 = s.images.iter().map(|image| image.layers_unavailable).sum();
+    if missing > 0 {
+        report.warn(
+            "shim.layers",
+            format!("{missing} layers of images are not available: no container starts on them"),
+            "they come back when a container needs them and a server has them; else remove those images and pull them again. \
+             The shim's log has what is wrong, from its start on",
+        );
+    }
     match &s.obstacle {
         Some(why) if why == "disabled" => report.warn(
             "shim.lazy",

@@ -119,9 +119,10 @@ impl Identity {
             Err(error) => {
                 // The files may come later; until then images are pulled as ever.
                 tracing::error!(error, "the node's identity does not load; servers may refuse it");
-                let client = builder().build().map_err(|e| FetchError::Config(e.to_string()))?;
+                // A machine may know no authorities at all: then none is trusted, which plain HTTP does not ask for.
+                let plain = builder().build().or_else(|_| builder().tls_certs_only([]).build());
                 Loaded {
-                    client,
+                    client: plain.map_err(|e| FetchError::Config(told(&e)))?,
                     authorization: None,
                 }
             }
@@ -190,8 +191,14 @@ fn load(config: &IdentityConfig, builder: &dyn Fn() -> ClientBuilder) -> Result<
             Ok::<_, String>(value)
         })
         .transpose()?;
-    let client = client.build().map_err(|e| e.to_string())?;
+    let client = client.build().map_err(|e| told(&e))?;
     Ok(Loaded { client, authorization })
+}
+
+/// With its causes: by itself it says that something could not be built.
+fn told(error: &reqwest::Error) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {

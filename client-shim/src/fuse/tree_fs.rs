@@ -18,7 +18,7 @@ use super::probe_file::{PROBE_NAME, PROBE_SIZE};
 use super::read_plan::{READ_SIZE_MAX, ReadPlan};
 use super::shown::{Shared, Shown};
 use super::tree_file::{Record, TreeError, TreeFile};
-use super::xattrs::{OPAQUE_NAME, OPAQUE_VALUE};
+use super::xattrs::{OPAQUE_NAME, OPAQUE_VALUE, never_shown};
 use crate::cache::Layer;
 use crate::counters::Counters;
 
@@ -104,12 +104,16 @@ impl TreeFs {
     /// False when the slot is shown already.
     pub fn add(&self, layer: Arc<Layer>) -> bool {
         let slot = layer.slot();
-        if self.read_layers().contains_key(&slot) {
+        if self.shows(slot) {
             return false;
         }
         let shown = Arc::new(Shown::new(layer, self.shared.clone()));
         let mut layers = self.layers.write().unwrap_or_else(|p| p.into_inner());
         layers.insert(slot, shown).is_none()
+    }
+
+    pub fn shows(&self, slot: u32) -> bool {
+        self.read_layers().contains_key(&slot)
     }
 
     /// Has a layer's tree on this disk from now on. Blocks.
@@ -256,6 +260,10 @@ impl TreeFs {
 
     /// Value of an extended attribute.
     pub fn xattr(&self, node: Node, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        // Overlayfs asks for one of its own with each file that it looks up: half of all requests when a tree is looked at.
+        if never_shown(name) {
+            return Err(FsError::NoAttribute);
+        }
         let (shown, inode) = self.file(node).map_err(|_| FsError::NoAttribute)?;
         shown.ask(|tree| {
             about(tree, inode, |record| {

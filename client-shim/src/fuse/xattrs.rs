@@ -16,6 +16,27 @@ pub(crate) fn plain_xattrs(inode: &Inode) -> impl Iterator<Item = &Xattr> {
     inode.xattrs.iter().filter(|x| !x.name.starts_with(HIDDEN_PREFIX))
 }
 
+/// Whatever the layer has.
+pub(crate) fn never_shown(name: &[u8]) -> bool {
+    name.starts_with(HIDDEN_PREFIX) && name != OPAQUE_NAME
+}
+
 pub(crate) fn is_opaque(inode: &Inode) -> bool {
     matches!(inode.kind, Kind::Directory { opaque: true, .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_not_refused_unseen() {
+        for hidden in ["trusted.overlay.metacopy", "trusted.overlay.redirect", "trusted."] {
+            assert!(never_shown(hidden.as_bytes()), "{hidden}");
+        }
+        for shown in ["security.capability", "user.overlay.opaque", "trusted", ""] {
+            assert!(!never_shown(shown.as_bytes()), "{shown}");
+        }
+        assert!(!never_shown(OPAQUE_NAME));
+    }
 }

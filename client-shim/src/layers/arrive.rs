@@ -153,23 +153,23 @@ impl Inner {
         let cache = self.cache.read().unwrap_or_else(|p| p.into_inner());
         let cache = cache.as_ref().ok_or(LayersError::Interrupted)?;
         let stored = cache.admit(toc, encoded)?;
-        self.show(Arc::new(Layer::new(
+        Ok(self.show(Arc::new(Layer::new(
             stored,
             &self.servers,
             &self.config,
             &self.counters,
             &self.runtime,
-        )))
+        ))))
     }
 
-    pub(super) fn show(&self, layer: Arc<Layer>) -> Result<Presented, LayersError> {
+    pub(super) fn show(&self, layer: Arc<Layer>) -> Presented {
         layer.stored().file.announce();
         // What a start will read can come while the tree is made.
         let coming = self.table.comes(&layer);
-        let lowerdir = self.presentation.present(Arc::clone(&layer))?;
+        let lowerdir = self.presentation.present(Arc::clone(&layer));
         let known = Known { layer, lowerdir };
         let presented = known.presented();
         coming.came(known);
-        Ok(presented)
+        presented
     }
 }

@@ -142,12 +142,10 @@ impl NodeLayers {
             stop: CancellationToken::new(),
         }));
         // After a boot each gets its image and its mount anew: milliseconds, times all layers of all images.
-        let shown = parallel::each(&stored, |layer| {
-            let shown = layers.0.show(Arc::clone(layer));
+        parallel::each(&stored, |layer| {
+            layers.0.show(Arc::clone(layer));
             progress.step();
-            shown
         });
-        shown.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(layers)
     }
 
@@ -239,7 +237,9 @@ impl NodeLayers {
 
     /// What is here, and what was done.
     pub fn status(&self) -> NodeStatus {
-        let mut layers: Vec<LayerProgress> = self.0.table.all().iter().map(|k| LayerProgress::of(&k.layer)).collect();
+        let how = |layer: &Layer| self.0.presentation.how(layer.slot());
+        let all = self.0.table.layers();
+        let mut layers: Vec<LayerProgress> = all.iter().map(|l| LayerProgress::of(l, how(l))).collect();
         layers.sort_by_key(|l| l.slot);
         NodeStatus {
             presentation: self.0.presentation.name(),

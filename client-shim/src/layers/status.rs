@@ -10,6 +10,7 @@ use headstart_layer_format::BlobDigest;
 
 use crate::cache::Layer;
 use crate::counters::Counters;
+use crate::presentation::How;
 use crate::profile::ImagePrefetch;
 
 /// How the lazy half stands.
@@ -30,6 +31,8 @@ pub struct NodeStatus {
 pub struct LayerProgress {
     pub digest: BlobDigest,
     pub slot: u32,
+    /// `None` while its tree is made.
+    pub how: Option<How>,
     pub chunks_present: u32,
     pub chunks: u32,
     pub disk_bytes: u64,
@@ -42,12 +45,13 @@ pub struct LayerProgress {
 }
 
 impl LayerProgress {
-    pub(super) fn of(layer: &Layer) -> LayerProgress {
+    pub(super) fn of(layer: &Layer, how: Option<How>) -> LayerProgress {
         let chunks = layer.contents().chunks();
         let read = layer.recorder().touched().into_iter().filter_map(|i| chunks.chunk(i));
         LayerProgress {
             digest: *layer.digest(),
             slot: layer.slot(),
+            how,
             chunks_present: layer.file().chunk_count(),
             chunks: chunks.len(),
             disk_bytes: layer.file().disk_bytes(),

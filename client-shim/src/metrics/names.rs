@@ -4,6 +4,8 @@
 //! unit. To add a metric, add a row and run `HEADSTART_WRITE=1 cargo test --workspace --lib metrics`.
 //! Not here: the format ([`super::text`]).
 
+use std::collections::HashSet;
+
 use super::Seen;
 use super::text::Samples;
 use crate::counters::Counters;
@@ -112,6 +114,9 @@ pub const ROWS: &[Row] = &[
     row("headstart_shim_presentation", Gauge, "", "1 for how layers are shown; none is 1 on a node that can show none", |s, out| for p in PRESENTATIONS { out.labelled("presentation", p, u64::from(s.lazy.as_ref().is_some_and(|l| l.presentation == *p))) })
         .by("presentation", PRESENTATIONS),
     row("headstart_shim_layers", Gauge, "layers", "Lazy layers shown", |s, out| out.plain(lazy(s).count() as u64)),
+    row("headstart_shim_layers_shown", Gauge, "layers", "Those, by how each is shown: on a node with EROFS the FUSE tree shows what has no image, or none that could be mounted (the log says why: layer-shown-by-fuse)", |s, out| for p in PRESENTATIONS { out.labelled("presentation", p, lazy(s).filter(|l| l.how.as_ref().is_some_and(|how| how.by == *p)).count() as u64) })
+        .by("presentation", PRESENTATIONS),
+    row("headstart_shim_layers_unavailable", Gauge, "layers", "Layers of snapshots that are not shown: this node's disk did not give them back, or it shows none. No container starts on them until a server has them again", |s, out| out.plain(unavailable(s))),
     row("headstart_shim_layers_complete", Gauge, "layers", "Those that are here whole", |s, out| out.plain(lazy(s).filter(|l| l.chunks_present >= l.chunks).count() as u64)),
     row("headstart_shim_chunks", Gauge, "chunks", "Chunks of all lazy layers", |s, out| out.plain(lazy(s).map(|l| u64::from(l.chunks)).sum::<u64>())),
     row("headstart_shim_chunks_present", Gauge, "chunks", "Those that are here, fetched and verified", |s, out| out.plain(lazy(s).map(|l| u64::from(l.chunks_present)).sum::<u64>())),
@@ -156,6 +161,13 @@ pub const ROWS: &[Row] = &[
 
 fn lazy(seen: &Seen) -> impl Iterator<Item = &crate::layers::LayerProgress> {
     seen.lazy.iter().flat_map(|l| &l.layers)
+}
+
+fn unavailable(seen: &Seen) -> u64 {
+    let shown: HashSet<_> = lazy(seen).map(|l| l.digest).collect();
+    let wanted = seen.snapshots.iter().filter_map(|r| Some(r.lazy.as_ref()?.layer));
+    let missing: HashSet<_> = wanted.filter(|layer| !shown.contains(layer)).collect();
+    missing.len() as u64
 }
 
 fn counter(seen: &Seen, of: impl Fn(&Counters) -> u64) -> u64 {

@@ -106,6 +106,9 @@ pub struct Image {
     pub chain_id: Option<String>,
     pub layers_lazy: u32,
     pub layers_unpacked: u32,
+    /// Of the lazy ones, those that are not shown: no container starts on them until a server has them again.
+    #[serde(default)]
+    pub layers_unavailable: u32,
     /// Of the lazy layers.
     pub chunks: u64,
     pub chunks_present: u64,
@@ -118,6 +121,12 @@ pub struct Image {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
     pub digest: BlobDigest,
+    /// "erofs" or "fuse"; nothing while its tree is made.
+    #[serde(default)]
+    pub shown_by: Option<String>,
+    /// Why it is not shown as the node's others are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
     pub chunks: u32,
     pub chunks_present: u32,
     pub disk_bytes: u64,
@@ -146,6 +155,7 @@ pub fn images(records: &[Arc<Record>], lazy: Option<&NodeStatus>) -> Vec<Image> 
                 chain_id: top.chain_id().map(|c| c.to_string()),
                 layers_lazy: 0,
                 layers_unpacked: 0,
+                layers_unavailable: 0,
                 chunks: 0,
                 chunks_present: 0,
                 disk_bytes: 0,
@@ -175,6 +185,7 @@ impl Image {
         };
         self.layers_lazy += 1;
         let Some(layer) = progress.get(&lazy.layer) else {
+            self.layers_unavailable += 1;
             return;
         };
         self.chunks += u64::from(layer.chunks);
@@ -182,6 +193,8 @@ impl Image {
         self.disk_bytes += layer.disk_bytes;
         self.layers.push(Layer {
             digest: layer.digest,
+            shown_by: layer.how.as_ref().map(|how| how.by.into()),
+            why: layer.how.as_ref().and_then(|how| Some(how.why.as_ref()?.to_string())),
             chunks: layer.chunks,
             chunks_present: layer.chunks_present,
             disk_bytes: layer.disk_bytes,

@@ -19,7 +19,7 @@ const PROBE: &str = "probe";
 
 /// Takes over what a predecessor left, or mounts what the presentation needs below the root. Blocks.
 pub fn open(s: &Surroundings<'_>) -> Result<Box<dyn Presentation>, PresentationError> {
-    ErofsTree::clear(&s.root.join(PROBE))?;
+    ErofsTree::clear(&s.root.join(PROBE));
     if let Some(kept) = s.keeper.take() {
         match take_over(s, kept) {
             Ok(presentation) => return Ok(presentation),
@@ -42,11 +42,12 @@ fn take_over(s: &Surroundings<'_>, kept: Kept) -> Result<Box<dyn Presentation>, 
     if erofs {
         let readahead = s.config.kernel_readahead_kib;
         let tree = ErofsTree::new(fuse, &images, readahead, whole(s), short_times(s));
-        tree.take_over(s.layers)?;
+        tree.take_over(s.layers)
+            .map_err(|source| PresentationError::TakeOver { path: images, source })?;
         return Ok(Box::new(tree));
     }
     // Another choice than the predecessor's: containers keep what they have mounted, new ones get the new.
-    ErofsTree::clear(&images)?;
+    ErofsTree::clear(&images);
     if s.config.presentation == PresentationChoice::Erofs {
         tracing::warn!("this mount cannot be the device of EROFS; a restart without containers makes one that can");
     }
@@ -56,7 +57,7 @@ fn take_over(s: &Surroundings<'_>, kept: Kept) -> Result<Box<dyn Presentation>, 
 fn mount(s: &Surroundings<'_>) -> Result<Box<dyn Presentation>, PresentationError> {
     let (images, at) = (s.root.join(IMAGES), s.root.join(MOUNT));
     // Before the FUSE mount that they read from.
-    ErofsTree::clear(&images)?;
+    ErofsTree::clear(&images);
     if s.config.presentation == PresentationChoice::Fuse {
         return Ok(Box::new(FuseTree::mount(s, &at, false)?));
     }

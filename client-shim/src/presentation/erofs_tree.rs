@@ -22,7 +22,7 @@ use super::device::Device;
 use super::readahead::raised;
 use super::replace::replace_image;
 use super::whole::Whole;
-use super::{FuseTree, Presentation, PresentationError};
+use super::{FuseTree, How, Presentation};
 use crate::cache::{Layer, Loan};
 use crate::erofs::{self, ErofsError, ShortTimes};
 use crate::fuse::mount_table::mounts;
@@ -49,14 +49,20 @@ struct Shown {
 }
 
 /// Where the bytes of a layer's files come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Data {
-    /// It has no image: the FUSE tree shows it.
-    Tree,
+    /// It has no image, or none that can be mounted, and why: the FUSE tree shows it.
+    Tree(Arc<str>),
     /// From this process.
     Asked,
     /// From a local file, or a local file was tried and refused.
     Settled,
+}
+
+impl Shown {
+    fn is_mount(&self) -> bool {
+        !matches!(self.data, Data::Tree(_))
+    }
 }
 
 impl ErofsTree {
@@ -72,35 +78,23 @@ impl ErofsTree {
     }
 
     /// Detaches every mount below `dir`, which a killed predecessor left, and removes the mount points. Asks nobody but
-    /// the kernel: what they read from is dead.
-    pub fn clear(dir: &Path) -> Result<(), PresentationError> {
-        let stale = |source| PresentationError::Stale {
-            path: dir.to_owned(),
-            source,
-        };
+    /// the kernel: what they read from is dead. What stays is in the way of what needs its place, and of nothing else.
+    pub fn clear(dir: &Path) {
         // Whatever else is there is not ours, and whoever wants a directory there will say so.
         let Some(dir) = dir.canonicalize().ok().filter(|d| d.is_dir()) else {
-            return Ok(());
+            return;
         };
-        // The latest first: they may lie on each other.
-        let all = mounts().map_err(stale)?;
-        for point in all.iter().rev().map(|m| &m.point).filter(|p| p.starts_with(&dir)) {
-            tracing::info!(path = %point.display(), "stale-mount-detached");
-            unmount(point, UnmountFlags::DETACH).map_err(|e| stale(e.into()))?;
+        if let Err(error) = try_clear(&dir) {
+            tracing::warn!(path = %dir.display(), %error, "stale-mounts-not-cleared");
         }
-        std::fs::remove_dir_all(&dir).map_err(stale)
     }
 
     /// Goes on with the mounts of a predecessor whose FUSE mount goes on. Those of layers that are no more are undone.
-    pub fn take_over(&self, layers: &[Arc<Layer>]) -> Result<(), PresentationError> {
-        let stale = |source| PresentationError::Stale {
-            path: self.mounts.clone(),
-            source,
-        };
+    pub fn take_over(&self, layers: &[Arc<Layer>]) -> io::Result<()> {
         let Some(dir) = self.mounts.canonicalize().ok() else {
             return Ok(());
         };
-        for mount in mounts().map_err(stale)?.iter().rev() {
+        for mount in mounts()?.iter().rev() {
             let Ok(name) = mount.point.strip_prefix(&dir) else {
                 continue;
             };
@@ -165,9 +159,9 @@ impl ErofsTree {
 }
 
 impl Presentation for ErofsTree {
-    fn present(&self, layer: Arc<Layer>) -> Result<PathBuf, PresentationError> {
+    fn present(&self, layer: Arc<Layer>) -> PathBuf {
         if let Some(shown) = self.lock().get(&layer.slot()) {
-            return Ok(shown.at.clone());
+            return shown.at.clone();
         }
         // The device is there from now on; and the tree, for layers that cannot be otherwise.
         let tree = self.fuse.offer(Arc::clone(&layer));
@@ -179,12 +173,27 @@ impl Presentation for ErofsTree {
             self.fuse.prepare(layer.slot());
             Shown {
                 at: tree,
-                data: Data::Tree,
+                data: Data::Tree(error.to_string().into()),
             }
         });
         let path = shown.at.clone();
         self.lock().insert(layer.slot(), shown);
-        Ok(path)
+        path
+    }
+
+    fn how(&self, slot: u32) -> Option<How> {
+        let all = self.lock();
+        let shown = all.get(&slot)?;
+        Some(match &shown.data {
+            Data::Tree(why) => How {
+                by: self.fuse.name(),
+                why: Some(Arc::clone(why)),
+            },
+            Data::Asked | Data::Settled => How {
+                by: self.name(),
+                why: None,
+            },
+        })
     }
 
     fn completed(&self, layer: &Layer) {
@@ -216,7 +225,7 @@ impl Presentation for ErofsTree {
 
     fn withdraw(&self, layer: &Layer) {
         let shown = self.lock().remove(&layer.slot());
-        if let Some(shown) = shown.filter(|s| s.data != Data::Tree) {
+        if let Some(shown) = shown.filter(Shown::is_mount) {
             undo(&shown.at);
         }
         self.fuse.withdraw(layer);
@@ -233,7 +242,7 @@ impl Presentation for ErofsTree {
 
     fn close(&self) {
         let all: Vec<Shown> = self.lock().drain().map(|(_, shown)| shown).collect();
-        for shown in all.iter().filter(|s| s.data != Data::Tree) {
+        for shown in all.iter().filter(|s| s.is_mount()) {
             undo(&shown.at);
         }
         self.fuse.close();
@@ -244,6 +253,15 @@ impl Drop for ErofsTree {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+fn try_clear(dir: &Path) -> io::Result<()> {
+    // The latest first: they may lie on each other.
+    for point in mounts()?.iter().rev().map(|m| &m.point).filter(|p| p.starts_with(dir)) {
+        tracing::info!(path = %point.display(), "stale-mount-detached");
+        unmount(point, UnmountFlags::DETACH)?;
+    }
+    std::fs::remove_dir_all(dir)
 }
 
 /// Writes an image in place of an older one, which may still be mounted somewhere. Not made durable: the next start

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Presentation, PresentationError, Surroundings};
+use super::{How, Presentation, PresentationError, Surroundings};
 use crate::cache::Layer;
 use crate::fuse::kernel::KernelFs;
 use crate::fuse::session::{Connection, FuseMount, detach_stale};
@@ -106,11 +106,18 @@ impl FuseTree {
 }
 
 impl Presentation for FuseTree {
-    fn present(&self, layer: Arc<Layer>) -> Result<PathBuf, PresentationError> {
+    fn present(&self, layer: Arc<Layer>) -> PathBuf {
         let slot = layer.slot();
         let path = self.offer(layer);
         self.prepare(slot);
-        Ok(path)
+        path
+    }
+
+    fn how(&self, slot: u32) -> Option<How> {
+        self.tree.shows(slot).then(|| How {
+            by: self.name(),
+            why: None,
+        })
     }
 
     fn settle(&self) {

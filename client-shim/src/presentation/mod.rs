@@ -63,10 +63,22 @@ pub struct Surroundings<'a> {
     pub resend: bool,
 }
 
+/// How a layer is shown: on one node not all are shown alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct How {
+    /// A [`Presentation::name`].
+    pub by: &'static str,
+    /// Why it is not shown as the node's others are.
+    pub why: Option<Arc<str>>,
+}
+
 /// A way to show layers as directories.
 pub trait Presentation: Send + Sync + std::fmt::Debug {
     /// Shows a layer; returns its lowerdir. Showing it again gives the same path.
-    fn present(&self, layer: Arc<Layer>) -> Result<PathBuf, PresentationError>;
+    /// Always: what cannot be done in one way is done in another, and who reads there is told if nothing can.
+    fn present(&self, layer: Arc<Layer>) -> PathBuf;
+    /// How a layer is shown; `None` if it is not.
+    fn how(&self, slot: u32) -> Option<How>;
     /// All of a shown layer is here and durable: whoever mounts it from now on may do without this process. May be said
     /// again and again, and is cheap then. Blocks.
     fn completed(&self, _: &Layer) {}

@@ -194,17 +194,20 @@ impl Disk {
         for dir in fs::read_dir(self.snapshots())? {
             let path = dir?.path();
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if name.starts_with(NEW_PREFIX) {
-                fs::rename(&path, self.trash_slot())?;
+            let (number, half_made) = match name.strip_prefix(NEW_PREFIX) {
+                Some(number) => (number, true),
+                None => (name, false),
+            };
+            let id = number.parse::<u64>().ok().map(SnapshotId);
+            // Also of what is half-made: it may be there to stay.
+            id_max = id_max.max(id.map_or(0, |id| id.0));
+            if half_made {
+                self.throw_away(&path);
                 continue;
             }
-            let id = name.parse::<u64>().ok().map(SnapshotId);
-            id_max = id_max.max(id.map_or(0, |id| id.0));
             match read_record(&path) {
                 // Power went before anybody was told of it.
-                Err(_) if is_unfinished(&path) => {
-                    fs::rename(&path, self.trash_slot())?;
-                }
+                Err(_) if is_unfinished(&path) => self.throw_away(&path),
                 Ok(record) if Some(record.id) == id => records.push(record),
                 Ok(_) => self.reject(&path, "the record is another snapshot's"),
                 Err(why) => self.reject(&path, &why),
@@ -215,6 +218,13 @@ impl Disk {
             records,
             next_id: SnapshotId(id_max.saturating_add(1)),
         })
+    }
+
+    /// One that stays is in the way of no other; the next start tries again.
+    fn throw_away(&self, path: &Path) {
+        if let Err(error) = fs::rename(path, self.trash_slot()) {
+            tracing::warn!(path = %path.display(), %error, "half-made snapshot not moved to the trash");
+        }
     }
 
     fn reject(&self, path: &Path, why: &str) {

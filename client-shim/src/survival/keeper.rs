@@ -95,7 +95,7 @@ impl Keeper {
         Self::by(By::Nobody, Vec::new())
     }
 
-    /// `root`: the node's directory, whose lock the caller holds.
+    /// `root`: the node's directory. Without its lock nothing may be taken, or given up that another may serve.
     pub fn new(with: KeepWith, root: &Path, manager: Option<&Arc<ServiceManager>>) -> Result<Self, KeepError> {
         let holder = By::Holder(Mutex::new(HolderClient::new(root)));
         let manager = manager.map(|m| (m.keeps_while_stopped(), By::ServiceManager(Arc::clone(m))));

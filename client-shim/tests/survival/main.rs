@@ -21,14 +21,19 @@ mod support;
 
 mod bad_config;
 mod campaign;
+mod daemonset;
 mod frozen;
+mod holder;
+mod host;
 mod manager;
 mod network;
 mod node;
+mod pod;
 mod readers;
 mod service;
 mod systemd;
 mod takeover;
 mod unopened;
+mod unshown;
 
 pub use layer::TestLayer;

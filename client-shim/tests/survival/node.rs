@@ -17,8 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Runtime;
 use tonic::Code;
 
+use crate::holder::ask_holder;
 use crate::layer::{Item, LayerBuilder, TestLayer};
-use crate::message;
 use crate::network::Network;
 use crate::server::FakeServer;
 use crate::support::{Client, code};
@@ -53,6 +53,8 @@ impl Kind {
     };
 }
 
+const RUN: &str = "export LISTEN_PID=$$; exec \"$0\" \"$@\"";
+
 pub struct Node {
     pub dir: tempfile::TempDir,
     pub server: FakeServer,
@@ -73,10 +75,12 @@ pub struct Node {
     pub descriptors: Vec<OwnedFd>,
     /// What the configuration has besides.
     pub more: &'static str,
+    /// From the next start on `/dev/fuse` is something else to it.
+    pub without_fuse: bool,
 }
 
 /// Files `<name>0` to `<name>7` of 512 KiB, in chunks of 32 KiB.
-fn layer(name: &str, seed: u64) -> Arc<TestLayer> {
+pub fn layer(name: &str, seed: u64) -> Arc<TestLayer> {
     let files = (0..8).fold(LayerBuilder::new(), |layer, i| {
         layer.add(format!("{name}{i}"), Item::file(noise(512 << 10, seed * 100 + i)))
     });
@@ -122,6 +126,7 @@ impl Node {
             environment: Vec::new(),
             descriptors: Vec::new(),
             more: "",
+            without_fuse: false,
         }
     }
 
@@ -131,6 +136,11 @@ impl Node {
 
     fn socket(&self) -> PathBuf {
         self.dir.path().join("shim.sock")
+    }
+
+    /// Where a layer is kept.
+    pub fn layer_dir(&self, at: usize) -> PathBuf {
+        self.root().join("cache").join(self.layers[at].digest.hex())
     }
 
     pub fn log(&self) -> String {
@@ -177,9 +187,16 @@ impl Node {
             .open(self.dir.path().join("log"))
             .unwrap();
         // The shell knows its own number, which is the shim's after `exec`.
-        let mut command = Command::new("sh");
+        let (mut command, script) = match self.without_fuse {
+            false => (Command::new("sh"), RUN.to_owned()),
+            true => {
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "--propagation=private", "sh"]);
+                (command, format!("mount --bind /dev/null /dev/fuse && {RUN}"))
+            }
+        };
         command
-            .args(["-c", "export LISTEN_PID=$$; exec \"$0\" \"$@\"", SHIM, "--config"])
+            .args(["-c", &script, SHIM, "--config"])
             .arg(&path)
             .stdin(Stdio::null())
             .stderr(log)
@@ -269,28 +286,7 @@ impl Node {
 
     /// Prepares the image's layers as containerd does; the chain ID of the last.
     pub fn pull(&self) -> String {
-        let client = self.client();
-        let diffs: Vec<_> = self.layers.iter().map(|l| *l.toc.diff_id()).collect();
-        let mut parent = String::new();
-        for (layer, chain) in self.layers.iter().zip(ChainId::chain(&diffs)) {
-            let chain = chain.to_string();
-            let (manifest, digest) = (self.manifest.to_string(), layer.digest.to_string());
-            let labels = [
-                ("containerd.io/snapshot.ref", chain.as_str()),
-                ("containerd.io/snapshot/cri.manifest-digest", &manifest),
-                ("containerd.io/snapshot/cri.layer-digest", &digest),
-            ];
-            let key = format!("extract {chain}");
-            let prepared = client.prepare(&key, &parent, &labels);
-            assert_eq!(
-                code(self.runtime.block_on(prepared)),
-                Code::AlreadyExists,
-                "{}",
-                self.log()
-            );
-            parent = chain;
-        }
-        parent
+        pull(&self.runtime, &self.client(), self.manifest, &self.layers)
     }
 
     /// Pulls the image, and mounts it for a container.
@@ -345,8 +341,8 @@ impl Node {
 
     /// Makes every chunk one that is not here, as if power had been lost before the first flush. The shim must be dead.
     pub fn lose_cache(&self) {
-        for layer in &self.layers {
-            let bitmap = self.root().join("cache").join(layer.digest.hex()).join("bitmap");
+        for at in 0..self.layers.len() {
+            let bitmap = self.layer_dir(at).join("bitmap");
             match fs::remove_file(bitmap) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => panic!("{e}"),
                 _ => {}
@@ -356,16 +352,7 @@ impl Node {
 
     /// Path in the container, and what it must be.
     pub fn files(&self) -> Vec<(PathBuf, Arc<Vec<u8>>)> {
-        let files = self.layers.iter().flat_map(|l| l.items.iter());
-        files
-            .filter_map(|(path, item)| match &item.what {
-                crate::layer::What::File(body) => {
-                    let path = self.container.join(std::str::from_utf8(path).unwrap());
-                    Some((path, Arc::new(body.bytes())))
-                }
-                _ => None,
-            })
-            .collect()
+        files(&self.container, &self.layers)
     }
 
     pub fn mounts_below(&self) -> Vec<String> {
@@ -382,13 +369,6 @@ impl Node {
     /// Whether a holder listens.
     pub fn has_holder(&self) -> bool {
         ask_holder(&self.root(), b"what?").is_some()
-    }
-
-    /// The `/dev/fuse` that the holder keeps.
-    pub fn kept_device(&self) -> OwnedFd {
-        let (text, mut descriptors) = converse(&self.root(), b"take").unwrap();
-        assert_eq!(text, b"ok");
-        descriptors.remove(0)
     }
 }
 
@@ -413,24 +393,44 @@ impl Drop for Node {
     }
 }
 
+/// Prepares an image's layers as containerd does; the chain ID of the last.
+pub fn pull(runtime: &Runtime, client: &Client, manifest: BlobDigest, layers: &[Arc<TestLayer>]) -> String {
+    let diffs: Vec<_> = layers.iter().map(|l| *l.toc.diff_id()).collect();
+    let mut parent = String::new();
+    for (layer, chain) in layers.iter().zip(ChainId::chain(&diffs)) {
+        let chain = chain.to_string();
+        let (manifest, digest) = (manifest.to_string(), layer.digest.to_string());
+        let labels = [
+            ("containerd.io/snapshot.ref", chain.as_str()),
+            ("containerd.io/snapshot/cri.manifest-digest", &manifest),
+            ("containerd.io/snapshot/cri.layer-digest", &digest),
+        ];
+        let key = format!("extract {chain}");
+        let prepared = client.prepare(&key, &parent, &labels);
+        assert_eq!(code(runtime.block_on(prepared)), Code::AlreadyExists, "{chain}");
+        parent = chain;
+    }
+    parent
+}
+
+/// Path below `root`, and what it must be.
+pub fn files(root: &Path, layers: &[Arc<TestLayer>]) -> Vec<(PathBuf, Arc<Vec<u8>>)> {
+    let files = layers.iter().flat_map(|l| l.items.iter());
+    files
+        .filter_map(|(path, item)| match &item.what {
+            crate::layer::What::File(body) => {
+                let path = root.join(std::str::from_utf8(path).unwrap());
+                Some((path, Arc::new(body.bytes())))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 /// As containerd does.
 pub fn mount_overlay(at: &Path, options: &[String]) {
     let options = CString::new(options.join(",")).unwrap();
     mount("overlay", at, "overlay", MountFlags::empty(), Some(options.as_c_str())).unwrap();
-}
-
-/// As another version of the shim might: any word.
-pub fn ask_holder(root: &Path, word: &[u8]) -> Option<Vec<u8>> {
-    converse(root, word).map(|(text, _)| text)
-}
-
-fn converse(root: &Path, word: &[u8]) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
-    use rustix::net::*;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-    let address = SocketAddrUnix::new(root.join("holder.sock")).unwrap();
-    connect(&socket, &address).ok()?;
-    send(&socket, word, SendFlags::NOSIGNAL).ok()?;
-    message::receive(&socket).ok()?
 }
 
 /// Descriptors from 3 on, as a service manager gives them.

@@ -152,14 +152,14 @@ impl Drop for Systemd {
 }
 
 /// Version 2, wherever this machine has it.
-fn cgroups() -> PathBuf {
+pub fn cgroups() -> PathBuf {
     let table = fs::read_to_string("/proc/self/mounts").unwrap();
     let mut mounts = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let found = mounts.find(|fields| fields[2] == "cgroup2");
     PathBuf::from(found.expect("cgroup2 is mounted nowhere")[1])
 }
 
-fn remove_groups(group: &Path) -> std::io::Result<()> {
+pub fn remove_groups(group: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(group)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
@@ -170,7 +170,7 @@ fn remove_groups(group: &Path) -> std::io::Result<()> {
 }
 
 /// The number of unshare's child, as we see it.
-fn first_child(parent: u32) -> Option<u32> {
+pub fn first_child(parent: u32) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
     text.split_whitespace().next()?.parse().ok()
 }

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::disk::Disk;
+use crate::holder::{ask_holder, kept_device};
 use crate::manager::Manager;
-use crate::node::{Kind, LONG, Node, ask_holder, mount_overlay};
+use crate::node::{Kind, LONG, Node, mount_overlay};
 use crate::readers::Readers;
 
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
@@ -80,7 +81,7 @@ fn a_stop_leaves_the_mounts_until_containerd_has_removed_the_last_container() {
             mount_overlay(&container, &options);
             fs::read(path).unwrap() == *expected
         });
-        let device = node.kept_device();
+        let device = kept_device(&node.root());
         eventually("a request that nobody reads", || has_requests(&device));
         drop(device);
         assert!(!reading.is_finished());
@@ -136,7 +137,7 @@ fn without_a_keeper_the_next_start_begins_anew() {
     for (path, expected) in files {
         assert!(fs::read(path).unwrap() == *expected);
     }
-    let hung = node.kept_device();
+    let hung = kept_device(&node.root());
     node.kill();
     ask_holder(&node.root(), b"quit");
     let reader = std::thread::spawn(move || fs::read(last));

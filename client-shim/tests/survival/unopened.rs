@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use crate::holder::kept_device;
 use crate::manager::Manager;
 use crate::node::{Kind, LONG, Node};
 use crate::takeover::{eventually, read_all};
@@ -111,7 +112,7 @@ fn given_up(kind: Kind, managed: bool, hanging: bool) {
     node.run_container();
     let hung = hanging.then(|| match &manager {
         Some(manager) => manager.stored(),
-        None => vec![node.kept_device()],
+        None => vec![kept_device(&node.root())],
     });
     node.kill();
     let hidden = HiddenCache::of(&node);

@@ -1,4 +1,4 @@
-//! Other Debian releases beside the one that runs: newer clients, in trees of their own.
+//! Debian releases in trees of their own: newer clients than this machine has, and a small node.
 //!
 //! In: a tree that `scripts/debian-root.sh` makes. Out: commands that run in it.
 //! Invariant: every command has its own mount namespace, in which the tree is the root and the work directory has the path
@@ -32,6 +32,8 @@ pub enum Suite {
     Forky,
     /// containerd 1.7.
     Trixie,
+    /// A small node, with systemd.
+    Bookworm,
 }
 
 #[derive(Clone, Debug)]
@@ -44,6 +46,15 @@ impl Suite {
         match self {
             Suite::Forky => "forky",
             Suite::Trixie => "trixie",
+            Suite::Bookworm => "bookworm",
+        }
+    }
+
+    /// Without which it would be of no use.
+    fn main_program(self) -> &'static str {
+        match self {
+            Suite::Forky | Suite::Trixie => "usr/bin/containerd",
+            Suite::Bookworm => "usr/lib/systemd/systemd",
         }
     }
 }
@@ -61,14 +72,19 @@ impl DebianTree {
         }
         let output = command::run("debian-root", make, work).await?;
         let tree = PathBuf::from(String::from_utf8_lossy(&output).trim());
-        if tree.join("usr/bin/containerd").is_file() {
+        if tree.join(suite.main_program()).is_file() {
             Ok(DebianTree { tree })
         } else {
             Err(PlaygroundError::unexpected(
-                "find containerd in Debian's tree",
+                format!("find {} in Debian's tree", suite.main_program()),
                 tree.display(),
             ))
         }
+    }
+
+    /// Where it is. It is shared: whoever wants to change something lays a directory of his own over it.
+    pub fn path(&self) -> &Path {
+        &self.tree
     }
 
     /// `program` in the tree, with nothing of our environment.

@@ -13,3 +13,4 @@ mod init;
 pub mod reply;
 pub mod request;
 pub mod serve;
+mod vigil;

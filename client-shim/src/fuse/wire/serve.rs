@@ -13,6 +13,7 @@ use super::device::Device;
 use super::init::Offer;
 use super::reply::{Errno, Line, Reply};
 use super::request::{Request, What};
+use super::vigil::Vigil;
 use crate::fuse::kernel::KernelFs;
 
 /// Answers the kernel's first request, after which the mount can be used. Returns the kernel's abilities.
@@ -49,12 +50,15 @@ pub enum Leftovers {
 /// Serves until the filesystem is gone. Blocks: this is the session's thread.
 pub fn serve(line: &Arc<Line>, fs: &KernelFs, leftovers: Leftovers) -> io::Result<()> {
     take_over(line, fs, leftovers);
+    let mut vigil = Vigil::of_this_machine();
     loop {
+        vigil.until(|| line.device.has_request());
         // SAFETY: this thread alone receives, and nothing of the last request is referred to any more.
         let buffer = unsafe { line.table.receiving() };
         let Some(len) = line.device.receive(buffer)? else {
             return Ok(());
         };
+        vigil.came();
         if handle(line, fs, &buffer[..len], None) {
             return Ok(());
         }
