@@ -38,7 +38,7 @@ pub use self::{
     tags::{TagPolicy, TagsConfig},
     telemetry::TelemetryConfig,
     tls::{ClientCertificates, TlsConfig},
-    upstream::{AuthConfig, BreakerConfig, ProxyMode, UpstreamConfig},
+    upstream::{AuthConfig, BreakerConfig, HoldMode, ProxyMode, UpstreamConfig},
 };
 use crate::ingest::IngestConfig;
 

@@ -74,6 +74,9 @@ pub struct UpstreamConfig {
     pub offline: bool,
     #[serde(default)]
     pub breaker: BreakerConfig,
+    /// Whose cold blobs are held until they were verified.
+    #[serde(default)]
+    pub hold_until_verified: HoldMode,
     /// How long tags are believed, and what happens when they cannot be confirmed.
     #[serde(default)]
     pub tags: TagsConfig,
@@ -94,6 +97,18 @@ impl UpstreamConfig {
 /// Below containerd's 30 s for a head, with time left for the request.
 fn queue_timeout_ms() -> u64 {
     10_000
+}
+
+/// When nothing of a blob that is not here goes to a client before its digest is verified.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HoldMode {
+    /// Only of a blob that was itself wrong a moment ago, and as long as an answer's head can wait.
+    Never,
+    /// While the upstream has sent wrong bytes lately.
+    #[default]
+    Suspect,
+    Always,
 }
 
 /// Whether proxies are used.

@@ -54,7 +54,7 @@ impl Asking<'_> {
         }
         // The size that the headers need is learned with the first bytes, of what is asked for and no more.
         let wants = range::wants(range_asked(self.headers, &etag(&digest)))?;
-        let opened = blobs.open_range(&route.source, &caller, &digest, &wants).await;
+        let opened = blobs.open_range(&route.source, &caller, &digest, &wants, self.by).await;
         let mut blob = opened.map_err(failed)?;
         if let Resolved::Several(parts) = wants.resolve(blob.size()) {
             blob = blob.in_parts(parts);

@@ -48,6 +48,15 @@ pub mod shed {
     pub const CLIENT_CONNECTIONS: &str = "client_connections";
 }
 
+/// What an answer that was held until its blob was verified came to.
+pub mod held {
+    pub const RIGHT: &str = "right";
+    /// Wrong, or it did not all come: a status said so.
+    pub const REFUSED: &str = "refused";
+    /// Its head could wait no longer.
+    pub const LATE: &str = "late";
+}
+
 /// Why a connection was closed on a client that had not asked for it.
 pub mod cut {
     /// No whole request head in time.
@@ -121,6 +130,8 @@ pub const SHED_REASON: Label = closed(
     ],
 );
 pub const CUT_REASON: Label = closed("reason", &[cut::HEAD, cut::IDLE, cut::STALL, cut::SLOW, cut::DRAIN]);
+
+pub const HELD_ANSWER: Label = closed("outcome", &[held::RIGHT, held::REFUSED, held::LATE]);
 
 pub const TAUGHT: Label = closed(
     "outcome",

@@ -28,6 +28,7 @@ metrics! {
     IngestBytes = "headstart_ingest_bytes_total", "bytes", [INGEST_KIND], "Bytes through conversions, by kind";
     Corruption = "headstart_corruption_total", "events", [DAMAGED], "Bytes that did not match their digest, treated as a miss";
     PassThrough = "headstart_pass_through_total", "answers", [], "Answers streamed from an upstream past a disk that takes no more";
+    HeldAnswers = "headstart_held_answers_total", "answers", [UPSTREAM, HELD_ANSWER], "Answers of which nothing went out before their blob was verified, by what was known when the head did";
     IndexRebuilds = "headstart_index_rebuilds_total", "events", [REBUILD_REASON], "Times the index was rebuilt from packs: while a store was opened, or for what failed while it was in use";
     Evictions = "headstart_evictions_total", "objects", [EVICTED, EVICT_REASON], "Originals and converted layers that were given up";
     ScrubbedBytes = "headstart_scrubbed_bytes_total", "bytes", [SCRUBBED], "Bytes that were read again to be verified";

@@ -42,10 +42,7 @@ pub async fn begin(
         first: 0,
         last: Some(UNIT - 1),
     }]);
-    let verdict = Await {
-        size_max: UNIT,
-        until: Some(until),
-    };
+    let verdict = Await::up_to(UNIT, until);
     let begun = stream::iter(digests).map(|digest| {
         let first = &first;
         async move {

@@ -23,11 +23,12 @@ use super::{
     errand::Errand,
     error::ReadError,
     fetch::Boarded,
-    flight::{Flight, HOLD_BACK},
+    flight::Flight,
     passage::Passage,
     patience::Patience,
     recheck::Verdict,
     turns::FetchTurn,
+    withheld::{HOLD_BACK, Withheld},
 };
 use crate::store::opened::Opened;
 
@@ -52,8 +53,8 @@ pub(super) enum Place {
     Disk(Arc<Opened>),
     /// An earlier process left it. The end of it is withheld until it has been compared with its digest, and all of its parts.
     Doubted { opened: Arc<Opened>, verdict: Verdict },
-    /// `withheld`: the end of every range, until the digest is verified.
-    Flight { seat: Boarded, withheld: bool },
+    /// `withheld`: so much of every range, until the digest is verified.
+    Flight { seat: Boarded, withheld: Withheld },
     /// With the upstream only.
     Upstream { size: u64, permit: Arc<FetchTurn> },
 }
@@ -96,7 +97,8 @@ impl Blob {
 
     /// The bytes of `range`, which must be inside the size, at the pace they arrive and the reader takes them.
     pub fn stream(&self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, ReadError>> + Send + use<> {
-        if let Place::Flight { seat, withheld: false } = &self.place
+        if let Place::Flight { seat, withheld } = &self.place
+            && *withheld == Withheld::Nothing
             && let Some(parts) = &self.parts
             && let Some(at) = parts.iter().position(|part| *part == range)
         {
@@ -130,8 +132,8 @@ impl Blob {
     /// Whether bytes of it have come, and of one whose end is withheld, all of them. Does not wait.
     pub(super) fn is_proven(&self) -> bool {
         match &self.place {
-            Place::Disk(_) | Place::Doubted { .. } | Place::Flight { withheld: false, .. } => true,
-            Place::Flight { withheld: true, .. } => self.is_verified(),
+            Place::Disk(_) | Place::Doubted { .. } => true,
+            Place::Flight { withheld, .. } => *withheld == Withheld::Nothing || self.is_verified(),
             Place::Upstream { .. } => false,
         }
     }

@@ -5,11 +5,14 @@
 //! nothing. A blob that is here is given to a source only if the repository is known to have it, or its upstream says
 //! so now; what that has just said it does not have is not asked for. Bytes that are not verified yet are given to clients
 //! of the upstream that sent them, and to no others.
-//! Not here: the list of fetches ([`fetches`]), whether a repository has a blob ([`membership`]), the fetch itself
-//! ([`super::fetch`]), the hold-back ([`super::flight`]), and the streams ([`super::blob`]).
+//! Not here: the list of fetches ([`fetches`]), whether a repository has a blob ([`membership`]), what waits for the verdict
+//! ([`verdict`]), what was left of a fetch ([`left`]), the fetch itself ([`super::fetch`]), the hold-back ([`super::withheld`]),
+//! and the streams ([`super::blob`]).
 
 mod fetches;
+mod left;
 mod membership;
+mod verdict;
 
 use std::{
     collections::HashMap,
@@ -20,10 +23,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use headstart_layer_format::BlobDigest;
-use tokio::{
-    sync::Semaphore,
-    time::{timeout, timeout_at},
-};
+use tokio::{sync::Semaphore, time::timeout};
 
 pub use super::blob::{Blob, BlockingReader};
 pub use super::error::ReadError;
@@ -32,13 +32,12 @@ use super::{
     blocking::blocking,
     coalesce::Coalesce,
     errand::{Errand, Yard},
-    fetch::Boarded,
-    flight::HOLD_BACK,
     negative::{Negative, What},
     opening::check_not_emptied,
     setbacks::Setbacks,
     turns::Asker,
     wants::Wants,
+    withheld::Withheld,
 };
 use crate::{
     config::FetchConfig,
@@ -54,35 +53,7 @@ use crate::{
 use fetches::{Key, Slot};
 use membership::CONFIRMATIONS_MAX;
 pub(super) use membership::Way;
-
-/// Small blobs wait this long for their verdict before the head of the answer goes out.
-const VERDICT_WAIT: Duration = Duration::from_secs(10);
-
-/// How a blob that is being fetched as a whole is waited for before it is given out.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Await {
-    /// The verdict is waited for if the blob is no larger than this,
-    pub size_max: u64,
-    /// and no longer than this, but for its first byte; if nothing is said, [`VERDICT_WAIT`] from its size on.
-    pub until: Option<Instant>,
-}
-
-impl Await {
-    /// Nothing of a smaller one would go out before the verdict: a status says more than an answer that breaks off.
-    const TO_STREAM: Self = Self {
-        size_max: HOLD_BACK,
-        until: None,
-    };
-
-    /// Nothing of what was wrong a moment ago goes out before the verdict, for as long as that can be waited for: who was cut
-    /// once asks again at once, and only a status sends it to its next host.
-    const fn of_a_liar(self) -> Self {
-        Self {
-            size_max: u64::MAX,
-            ..self
-        }
-    }
-}
+pub(super) use verdict::Await;
 
 /// An answer's head waits this long until a file that an earlier process left is compared with its digest: some hundred MiB. A
 /// larger one is streamed meanwhile.
@@ -130,19 +101,22 @@ impl Blobs {
 
     /// The blob from disk, or the fetch in progress, or a new fetch of the whole of it.
     pub async fn open(&self, source: &Source, caller: &Caller, digest: &BlobDigest) -> Result<Blob, ReadError> {
-        self.open_range(source, caller, digest, &Wants::Whole).await
+        self.open_awaiting(source, caller, digest, &Wants::Whole, Await::TO_STREAM)
+            .await
     }
 
-    /// The same, but of a blob that is not here only what is wanted is fetched. Any of the wanted ranges can be
-    /// streamed; when this returns, the upstream has begun to send the first.
+    /// The same for a client, but of a blob that is not here only what is wanted is fetched. Any of the wanted ranges can be
+    /// streamed; when this returns, the upstream has begun to send the first, or the verdict over a blob that is held has
+    /// been waited for until the answer's head had to be out.
     pub async fn open_range(
         &self,
         source: &Source,
         caller: &Caller,
         digest: &BlobDigest,
         wants: &Wants,
+        head_by: Instant,
     ) -> Result<Blob, ReadError> {
-        self.open_awaiting(source, caller, digest, wants, Await::TO_STREAM)
+        self.open_awaiting(source, caller, digest, wants, Await::to_answer(head_by))
             .await
     }
 
@@ -178,14 +152,12 @@ impl Blobs {
             if self.yard().is_disk_bad() {
                 return past_the_disk(errand).await;
             }
-            if let Some(error) = self.0.setbacks.refusal(source, caller, digest) {
+            let (wants, verdict) = self.judged(&errand, source, wants, verdict);
+            if let Some(error) = self.refusal(&errand, source)
+                && !self.has_left_all_of(source, digest, wants).await?
+            {
                 return self.or_from_disk(skips, errand, source, error).await;
             }
-            // Parts of what was wrong as a whole are not given out one by one: the end waits for the verdict.
-            let (wants, verdict) = match self.has_lied(&errand, source) {
-                true => (&Wants::Whole, verdict.of_a_liar()),
-                false => (wants, verdict),
-            };
             let slot = self.join(&errand, source, wants)?;
             let mine = slot.source == *source && slot.caller == *caller;
             let error = match slot.wait().await {
@@ -234,34 +206,6 @@ impl Blobs {
             return Ok(Blob::new(place, errand));
         }
         Err(error)
-    }
-
-    /// Sees to it that what is wanted comes. An answer that can only break off is an error instead.
-    async fn settle(&self, seat: Boarded, wants: &Wants, verdict: Await) -> Result<Place, ReadError> {
-        let fetch = seat.fetch();
-        let size = fetch.flight.size();
-        let withheld = wants.covers(size);
-        if withheld && !fetch.flight.is_whole() {
-            let permit = self.yard().whole(Asker::current()).await?;
-            fetch.promote(None, permit);
-        }
-        // A longer wait would cost the client's patience.
-        if withheld && size <= verdict.size_max {
-            // Who sends nothing at all is silent, and not slow.
-            if verdict.until.is_some() {
-                fetch.flight.begun().await;
-            }
-            let until = verdict.until.unwrap_or_else(|| Instant::now() + VERDICT_WAIT);
-            let end = size..size;
-            if let Ok(verdict) = timeout_at(until.into(), fetch.readable(&end, true)).await {
-                verdict?;
-            }
-        }
-        // Until the first byte is here, the upstream's "no" can still become a status.
-        if let (false, Some(first)) = (withheld, wants.first(size)) {
-            fetch.readable(&first, false).await?;
-        }
-        Ok(Place::Flight { seat, withheld })
     }
 
     /// The size of a blob, for HEAD: asks the upstream for no more than that when the blob is not here. One that does not say
@@ -321,7 +265,7 @@ impl Blobs {
         if let Place::Flight { seat, .. } = &blob.place {
             let fetch = seat.fetch();
             // An empty range is readable only when the outcome is known.
-            fetch.readable(&(size..size), true).await?;
+            fetch.readable(&(size..size), Withheld::End).await?;
             return read_block(fetch.flight.file().clone(), 0..size).await;
         }
         if let Place::Upstream { .. } = &blob.place {

@@ -20,6 +20,7 @@ use super::{
     flight::{State, View},
     run::{Brought, Patience},
     turns::FetchTurn,
+    withheld::Withheld,
 };
 use crate::{store::units::UNIT, upstream::BlobBody};
 
@@ -44,9 +45,9 @@ const JUDGE_AFTER: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 impl Fetch {
-    /// Waits until a reader of `range` may go on; returns up to where. `withheld`: it reads the whole, and does not get
-    /// the end of the range before the verdict.
-    pub async fn readable(self: &Arc<Self>, range: &Range<u64>, withheld: bool) -> Result<u64, ReadError> {
+    /// Waits until a reader of `range` may go on; returns up to where. `withheld`: so much of the range
+    /// is, before the verdict; from who reads the whole, its end at least.
+    pub async fn readable(self: &Arc<Self>, range: &Range<u64>, withheld: Withheld) -> Result<u64, ReadError> {
         let mut awaited = None;
         loop {
             let changed = self.flight.changed();
@@ -97,10 +98,10 @@ impl Fetch {
     /// brought after: a claim that fails at once has been seen by whoever made it. `awaited`: a claim he waited for; if
     /// it has failed, that is his answer, and it is not made again. Claims are given back under the same lock, so none fails
     /// between the two looks.
-    fn look(self: &Arc<Self>, range: &Range<u64>, withheld: bool, awaited: Option<Failed>) -> View {
+    fn look(self: &Arc<Self>, range: &Range<u64>, withheld: Withheld, awaited: Option<Failed>) -> View {
         let (claims, view) = {
             let mut state = self.flight.state();
-            if !withheld
+            if withheld == Withheld::Nothing
                 && state.whole.is_none()
                 && let Some(error) = awaited.and_then(|failed| failed.get().cloned())
             {
@@ -108,8 +109,8 @@ impl Fetch {
                 return View::Failed(state.grounded().unwrap_or(error));
             }
             let claims = match withheld {
-                true => Vec::new(),
-                false => self.reserve(&mut state, range),
+                Withheld::Nothing => self.reserve(&mut state, range),
+                Withheld::End | Withheld::All => Vec::new(),
             };
             (claims, state.view(range, withheld))
         };

@@ -18,10 +18,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     error::ReadError,
     recheck::Rechecks,
+    suspects::{SUSPECTED, Suspects},
     turns::{Asker, FetchTurn, Turns},
 };
 use crate::{
-    config::FetchConfig,
+    config::{FetchConfig, HoldMode},
     metrics::Metrics,
     store::originals::Originals,
     upstream::{BlobAnswer, Caller, RangeAnswer, Upstream, UpstreamError},
@@ -46,6 +47,7 @@ pub struct Yard {
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     pub rechecks: Rechecks,
+    pub suspects: Suspects,
     wholes: Turns,
     ranges: Turns,
     passages: Turns,
@@ -64,6 +66,7 @@ impl Yard {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             rechecks: Rechecks::default(),
+            suspects: Suspects::new(SUSPECTED),
             disk_failed: Mutex::default(),
         }
     }
@@ -129,6 +132,21 @@ impl Errand {
         self.upstream
             .blob(&self.repository, &self.caller, &self.digest, at)
             .await
+    }
+
+    /// The upstream has sent bytes that are not what the digest names. To be called before anybody is told: who asks again
+    /// must find it suspected.
+    pub fn lied(&self) {
+        self.yard.metrics.corruption("upstream_blob");
+        let upstream = self.upstream.name();
+        if self.yard.suspects.add(upstream) && self.upstream.hold_mode() == HoldMode::Suspect {
+            let for_secs = SUSPECTED.as_secs();
+            tracing::warn!(
+                upstream,
+                for_secs,
+                "upstream sends wrong bytes; nothing of its blobs goes out unverified for a while"
+            );
+        }
     }
 
     /// A part of the blob.

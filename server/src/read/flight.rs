@@ -2,7 +2,7 @@
 //!
 //! In: bytes as runs bring them, and the outcome. Out: how far a reader may go, and what nobody fetches yet.
 //! Invariant: what has landed never changes. Whoever reads *the whole* (in all but name) does not get the last
-//! [`HOLD_BACK`] bytes of a range until the digest has been verified, so no such answer is ever complete with bytes
+//! [`HOLD_BACK`](super::withheld::HOLD_BACK) bytes of a range until the digest has been verified, so no such answer is ever complete with bytes
 //! that turn out wrong: the client sees a broken answer. A failed flight fails every reader at once. Readers never slow
 //! the fetch or each other, and their leaving stops nothing that they share.
 //!
@@ -35,12 +35,9 @@ use super::{
     claims::{Claims, Failed},
     error::ReadError,
     landed::Landed,
+    withheld::Withheld,
 };
 use crate::store::{partial::Partial, units::UNIT};
-
-/// Bytes withheld from the end of a range until the digest is known to be right. One would do; a little more keeps a
-/// client from believing that only its last packet was lost.
-pub const HOLD_BACK: u64 = 64 << 10;
 
 /// What may be missing of a blob for its end to be withheld from who reads just that: what a client that fetches parts at
 /// once has under way. Readers of the end alone (of an index that lies there) would wait too long for more.
@@ -77,6 +74,8 @@ pub(super) struct State {
     pub no_ranges: bool,
     /// Readers.
     pub aboard: usize,
+    /// A client has the head of its answer, and gets no byte before the verdict.
+    kept_waiting: bool,
     size: u64,
     /// So many bytes of the blob's beginning need not be in the file to be read.
     early: u64,
@@ -264,6 +263,16 @@ impl Flight {
         state.closed || matches!(state.outcome, Some(Err(_)))
     }
 
+    /// The head of an answer could wait no longer for the verdict, and its body does.
+    pub fn keep_waiting(&self) {
+        self.state().kept_waiting = true;
+    }
+
+    /// Whether there was such an answer: a wrong verdict cuts it.
+    pub fn has_kept_waiting(&self) -> bool {
+        self.state().kept_waiting
+    }
+
     /// How it ended, when it has.
     pub fn outcome(&self) -> Option<Result<(), ReadError>> {
         self.state().outcome.clone()
@@ -297,7 +306,7 @@ impl Flight {
     pub fn readable_blocking(&self, range: &Range<u64>, until: Instant) -> Result<Option<u64>, ReadError> {
         let mut state = self.state();
         loop {
-            match state.view(range, true) {
+            match state.view(range, Withheld::End) {
                 View::Upto(end) => return Ok(Some(end)),
                 View::Failed(error) => return Err(error),
                 View::Awaited(_) | View::Missing => {}
@@ -359,8 +368,8 @@ impl Flight {
 }
 
 impl State {
-    /// What a reader of `range` finds at its start. `withheld`: not the end of the range before the verdict.
-    pub(super) fn view(&mut self, range: &Range<u64>, withheld: bool) -> View {
+    /// What a reader of `range` finds at its start. `withheld`: so much of the range is, before the verdict.
+    pub(super) fn view(&mut self, range: &Range<u64>, withheld: Withheld) -> View {
         match &self.outcome {
             Some(Ok(())) => return View::Upto(range.end),
             Some(Err(error)) => return View::Failed(error.clone()),
@@ -371,13 +380,7 @@ impl State {
             here = here.max(self.early);
         }
         let here = here.min(range.end);
-        let limit = match withheld {
-            true => here.min(range.end.saturating_sub(HOLD_BACK)),
-            false if range.end == self.size && self.is_closing() => {
-                here.min(range.end.saturating_sub(HOLD_BACK)).max(range.start)
-            }
-            false => here,
-        };
+        let limit = withheld.limit(range, here, || range.end == self.size && self.is_closing());
         if limit > range.start {
             return View::Upto(limit);
         }
@@ -416,131 +419,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::originals::Originals;
-
-    const SIZE: u64 = 3 * UNIT;
-
-    fn flight(dir: &tempfile::TempDir) -> Flight {
-        let originals = Originals::open(dir.path()).unwrap();
-        let digest = headstart_layer_format::BlobDigest::of(b"x");
-        let mut partial = originals.partial(&digest, "u").unwrap();
-        partial.set_size(SIZE).unwrap();
-        Flight::new(partial, SIZE, Bytes::new(), CancellationToken::new())
-    }
-
-    fn claim(flight: &Flight, range: Range<u64>) -> u64 {
-        flight.state().claims.add(range, true)
-    }
-
-    fn upto(flight: &Flight, range: Range<u64>, withheld: bool) -> Option<u64> {
-        match flight.state().view(&range, withheld) {
-            View::Upto(end) => Some(end),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn readers_of_the_whole_go_as_far_as_the_bytes_but_not_into_the_tail() {
-        let dir = tempfile::tempdir().unwrap();
-        let flight = flight(&dir);
-        let all = claim(&flight, 0..SIZE);
-        flight.write(all, &[1; 100]).unwrap();
-        assert_eq!(upto(&flight, 0..SIZE, true), Some(100));
-        flight.write(all, &vec![1; SIZE as usize]).unwrap();
-        assert_eq!(upto(&flight, 100..SIZE, true), Some(SIZE - HOLD_BACK));
-        assert_eq!(upto(&flight, SIZE - HOLD_BACK..SIZE, true), None);
-        assert_eq!(upto(&flight, 0..HOLD_BACK, true), None);
-        // A part is another matter.
-        assert_eq!(upto(&flight, 0..HOLD_BACK, false), Some(HOLD_BACK));
-        flight.finish(Ok(()));
-        assert_eq!(upto(&flight, SIZE - HOLD_BACK..SIZE, true), Some(SIZE));
-        assert_eq!(
-            flight.readable_blocking(&(SIZE..SIZE), Instant::now()).unwrap(),
-            Some(SIZE)
-        );
-    }
-
-    #[test]
-    fn a_failure_reaches_every_reader_even_with_bytes_left_to_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let flight = flight(&dir);
-        let all = claim(&flight, 0..SIZE);
-        flight.write(all, &vec![1; SIZE as usize]).unwrap();
-        flight.finish(Err(ReadError::DigestMismatch));
-        flight.finish(Ok(()));
-        for withheld in [true, false] {
-            let view = flight.state().view(&(0..SIZE), withheld);
-            assert!(matches!(view, View::Failed(ReadError::DigestMismatch)));
-        }
-        assert!(flight.has_failed() && !flight.board());
-    }
-
-    #[test]
-    fn first_bytes_are_given_before_they_are_in_the_file_but_nothing_of_a_tail() {
-        let dir = tempfile::tempdir().unwrap();
-        let flight = Flight {
-            early: Bytes::from_static(b"early"),
-            ..flight(&dir)
-        };
-        flight.state().early = 5;
-        assert_eq!(upto(&flight, 0..SIZE, true), Some(5));
-        assert_eq!(upto(&flight, 2..SIZE, true), Some(5));
-        assert_eq!(upto(&flight, 0..HOLD_BACK, true), None);
-        assert_eq!(upto(&flight, 5..SIZE, true), None);
-        assert_eq!(flight.early(&(0..SIZE)), "early");
-        assert_eq!(flight.early(&(1..3)), "ar");
-        assert!(flight.early(&(5..9)).is_empty() && flight.early(&(3..3)).is_empty());
-        let all = claim(&flight, 0..SIZE);
-        flight.write(all, &[1; 100]).unwrap();
-        assert_eq!(upto(&flight, 0..SIZE, true), Some(100));
-    }
-
-    #[test]
-    fn what_is_here_is_never_written_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let flight = flight(&dir);
-        let middle = claim(&flight, UNIT..2 * UNIT);
-        flight.write(middle, &vec![2; UNIT as usize]).unwrap();
-        assert!(flight.left(middle).is_none());
-        flight.release(middle, None);
-        let all = claim(&flight, 0..SIZE);
-        flight.write(all, &vec![3; 2 * UNIT as usize]).unwrap();
-        assert_eq!(flight.left(all), Some(2 * UNIT..SIZE));
-        let mut bytes = vec![0; 2 * UNIT as usize];
-        std::os::unix::fs::FileExt::read_exact_at(&**flight.file(), &mut bytes, 0).unwrap();
-        assert!(bytes[..UNIT as usize].iter().all(|&b| b == 3));
-        assert!(bytes[UNIT as usize..].iter().all(|&b| b == 2));
-    }
-
-    #[test]
-    fn units_that_two_claims_complete_are_marked() {
-        let dir = tempfile::tempdir().unwrap();
-        let flight = flight(&dir);
-        let (first, second) = (claim(&flight, 0..100), claim(&flight, 100..UNIT));
-        flight.write(second, &vec![1; UNIT as usize]).unwrap();
-        flight.write(first, &[1; 200]).unwrap();
-        drop(flight);
-        let originals = Originals::open(dir.path()).unwrap();
-        let digest = headstart_layer_format::BlobDigest::of(b"x");
-        assert_eq!(originals.partial(&digest, "u").unwrap().prefix(), UNIT);
-    }
-
-    #[test]
-    fn who_gives_up_says_why_to_those_who_wait_and_nobody_boards_a_closed_flight() {
-        let dir = tempfile::tempdir().unwrap();
-        let flight = flight(&dir);
-        assert!(matches!(flight.state().view(&(0..1), false), View::Missing));
-        let first = claim(&flight, 0..100);
-        let View::Awaited(Some(failed)) = flight.state().view(&(0..1), false) else {
-            panic!("somebody is fetching it");
-        };
-        assert!(!flight.close_if_idle());
-        flight.release(first, Some(ReadError::Incomplete));
-        assert!(matches!(failed.get(), Some(ReadError::Incomplete)));
-        assert!(flight.board() && !flight.close_if_idle());
-        flight.unboard();
-        assert!(flight.close_if_idle() && !flight.board());
-    }
-}
+mod tests;

@@ -39,10 +39,12 @@ pub mod seekable;
 mod setbacks;
 mod shelf;
 pub mod sizes;
+mod suspects;
 mod sweep;
 pub mod tags;
 pub mod turns;
 pub mod wants;
 mod whole;
+mod withheld;
 
 pub use error::ReadError;

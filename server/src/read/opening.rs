@@ -15,9 +15,10 @@ use super::{
     demand::AHEAD_RANGE,
     errand::{Errand, pause},
     error::ReadError,
-    flight::{EARLY_MAX, HOLD_BACK},
+    flight::EARLY_MAX,
     wants::Wants,
     whole::SEGMENT,
+    withheld::HOLD_BACK,
 };
 use crate::{
     store::{hasher::BlobHasher, partial::Partial},

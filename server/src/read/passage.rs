@@ -14,8 +14,8 @@ use super::{
     blocking::blocking,
     errand::{Errand, may_pass, pause},
     error::ReadError,
-    flight::HOLD_BACK,
     turns::FetchTurn,
+    withheld::HOLD_BACK,
 };
 use crate::{
     store::hasher::BlobHasher,
@@ -120,7 +120,7 @@ impl Passage {
             && hasher.finish() != self.errand.digest
         {
             self.held.clear();
-            self.errand.yard.metrics.corruption("upstream_blob");
+            self.errand.lied();
             tracing::warn!(digest = %self.errand.digest, "upstream's bytes do not match the digest");
             return Err(ReadError::DigestMismatch);
         }

@@ -143,7 +143,7 @@ impl Fetch {
     /// What is here may be of either blob.
     fn another_size(&self) -> ReadError {
         tracing::warn!(digest = %self.errand.digest, "the upstream says that the blob has another size than before");
-        self.errand.yard.metrics.corruption("upstream_blob");
+        self.errand.lied();
         ReadError::DigestMismatch
     }
 

@@ -2,8 +2,9 @@
 //!
 //! In: how fetches ended. Out: whether to refuse at the head what would only be cut again.
 //! Invariant: one failure may be chance: the next request fetches anew. A second in a row, or a fetch all of whose tries
-//! brought nothing more, refuses requests for the blob with a status, which sends containerd to its next host in the middle
-//! of a layer, where a body that breaks off would not. Any failure lets manifests that name the blob be refused, and indexes
+//! brought nothing more, or one that cut an answer that was held longer than its head could wait, refuses requests for the
+//! blob with a status, which sends containerd to its next host in the middle of a layer, where a body that breaks off would
+//! not. Any failure lets manifests that name the blob be refused, and indexes
 //! above them, because podman changes mirrors at the first manifest or never. Both for [`REMEMBERED`] only
 //! ([`WRONG_REMEMBERED`] after wrong bytes), and only towards who would have been served by the same upstream in the same
 //! role. Manifests that were withheld for it are kept apart: a manifest that somebody asks for as a blob is not there, which
@@ -103,12 +104,23 @@ impl Setbacks {
         self.last_until.is_over()
     }
 
-    /// A fetch has ended that had begun to bring bytes.
-    pub fn ended(&self, source: &Source, caller: &Caller, digest: &BlobDigest, outcome: Result<(), &ReadError>) {
+    /// A fetch has ended that had begun to bring bytes. `is_slow`: it took longer than the head of an answer could wait for its
+    /// verdict.
+    pub fn ended(
+        &self,
+        source: &Source,
+        caller: &Caller,
+        digest: &BlobDigest,
+        outcome: Result<(), &ReadError>,
+        is_slow: bool,
+    ) {
         match outcome {
             Ok(()) => self.blobs.invalidate(&key(source, caller, digest)),
-            // The fetch has tried on until nothing more came: another would break off there, too.
-            Err(error) if was_tried_again(error) => self.add(key(source, caller, digest), error, REFUSED_FROM),
+            // The fetch has tried on until nothing more came: another would break off there, too. And who was cut without a
+            // byte would be again.
+            Err(error) if is_slow || was_tried_again(error) => {
+                self.add(key(source, caller, digest), error, REFUSED_FROM)
+            }
             Err(error) => self.add(key(source, caller, digest), error, 1),
         }
     }
@@ -213,7 +225,7 @@ mod tests {
     fn the_second_failure_in_a_row_refuses_and_a_success_forgives() {
         let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
         let (source, caller) = (at("r"), Caller::Server);
-        let fails = || setbacks.ended(&source, &caller, &digest, Err(&ReadError::DigestMismatch));
+        let fails = || setbacks.ended(&source, &caller, &digest, Err(&ReadError::DigestMismatch), false);
         setbacks.refused(&source, &caller, &digest, &ReadError::Unknown);
         fails();
         assert!(setbacks.last(&source, &caller, &digest).is_some());
@@ -222,7 +234,7 @@ mod tests {
         assert!(setbacks.refusal(&source, &caller, &digest).is_some());
         assert!(setbacks.refusal(&at("other"), &caller, &digest).is_none());
         assert!(setbacks.refusal(&source, &Caller::Anybody, &digest).is_none());
-        setbacks.ended(&source, &caller, &digest, Ok(()));
+        setbacks.ended(&source, &caller, &digest, Ok(()), false);
         assert!(setbacks.last(&source, &caller, &digest).is_none());
     }
 
@@ -239,7 +251,7 @@ mod tests {
         ] {
             let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
             let (source, caller) = (at("r"), Caller::Server);
-            setbacks.ended(&source, &caller, &digest, Err(&error));
+            setbacks.ended(&source, &caller, &digest, Err(&error), false);
             assert_eq!(
                 setbacks.refusal(&source, &caller, &digest).is_some(),
                 refuses,
@@ -268,7 +280,7 @@ mod tests {
     fn it_is_quiet_until_something_goes_wrong() {
         let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
         let (source, caller) = (at("r"), Caller::Server);
-        setbacks.ended(&source, &caller, &digest, Ok(()));
+        setbacks.ended(&source, &caller, &digest, Ok(()), false);
         assert!(setbacks.is_quiet() && setbacks.withheld(&source, &caller, &digest).is_none());
         setbacks.withhold(&source, &caller, &digest, &ReadError::Unknown);
         assert!(!setbacks.is_quiet() && setbacks.withheld(&source, &caller, &digest).is_some());
@@ -293,6 +305,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_cut_without_a_byte_is_refused_at_once() {
+        for is_slow in [true, false] {
+            let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
+            let (source, caller) = (at("r"), Caller::Server);
+            let wrong = Err(&ReadError::DigestMismatch);
+            setbacks.ended(&source, &caller, &digest, wrong, is_slow);
+            assert_eq!(setbacks.refusal(&source, &caller, &digest).is_some(), is_slow);
+        }
+    }
+
+    #[test]
     fn our_own_troubles_are_not_held_against_a_blob() {
         let (setbacks, digest) = (Setbacks::default(), BlobDigest::of(b"a layer"));
         let budget = ReadError::Upstream(UpstreamError::Busy);
@@ -302,7 +325,7 @@ mod tests {
             ReadError::Disk("full".into()),
             budget,
         ] {
-            setbacks.ended(&at("r"), &Caller::Server, &digest, Err(&error));
+            setbacks.ended(&at("r"), &Caller::Server, &digest, Err(&error), false);
         }
         assert!(setbacks.last(&at("r"), &Caller::Server, &digest).is_none());
     }

@@ -114,7 +114,7 @@ impl Fetch {
             let fetch = self.clone();
             let hashed = tokio::task::spawn_blocking(move || hash(&fetch.errand.digest, &fetch.flight)).await;
             if let Ok(Err(ReadError::DigestMismatch)) = &hashed {
-                self.errand.yard.metrics.corruption("upstream_blob");
+                self.errand.lied();
                 tracing::warn!(digest = %self.errand.digest, "upstream's first bytes were others before; nothing is kept");
             }
             hashed
@@ -248,7 +248,7 @@ impl Fetch {
                 let _ = self.flight.partial().discard();
             })
         } else {
-            self.errand.yard.metrics.corruption("upstream_blob");
+            self.errand.lied();
             tracing::warn!(%digest, size = self.flight.size(), "upstream's bytes do not match the digest; nothing is kept");
             let cleaned = self.flight.partial().discard();
             self.flight.finish(Err(ReadError::DigestMismatch));

@@ -17,6 +17,7 @@ use std::{
     collections::HashSet,
     fs::{self, File},
     io,
+    ops::Range,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
@@ -33,7 +34,7 @@ use super::{
     bell::Bell,
     disk::Disk,
     leftovers::{self, directories},
-    partial::{MAP_SUFFIX, Partial},
+    partial::{self, MAP_SUFFIX, Partial},
     usage::{Usage, now_ms},
 };
 use hand::Hand;
@@ -333,6 +334,11 @@ impl Originals {
         let path = self.tagged_path(digest, &tag);
         self.partials_known().insert((*digest, tag));
         Partial::open(self.clone(), path, digest)
+    }
+
+    /// The size of a blob and what an unfinished fetch has left of it, if any; only looks, also while somebody goes on with it.
+    pub fn left(&self, digest: &BlobDigest, upstream: &str) -> io::Result<Option<(u64, Vec<Range<u64>>)>> {
+        partial::left(&self.partial_path(digest, upstream))
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     fs::{self, File},
     io,
     ops::Range,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
@@ -172,6 +172,19 @@ impl Partial {
     }
 }
 
+/// The size of the blob and what there is of it at `path`, if an unfinished fetch is.
+pub(super) fn left(path: &Path) -> io::Result<Option<(u64, Vec<Range<u64>>)>> {
+    let Some((_, marks)) = UnitMap::load(&path.with_extension(MAP_SUFFIX))? else {
+        return Ok(None);
+    };
+    // In this order: a map goes away before the bytes that it speaks of.
+    match fs::metadata(path) {
+        Ok(file) => Ok(Some((marks.size, present(&marks.present, marks.size, file.len())))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// The marked units as byte ranges. A unit that the file is too short for was never written, whatever the map says.
 fn present(marks: &[bool], size: u64, file_len: u64) -> Vec<Range<u64>> {
     let mut out: Vec<Range<u64>> = Vec::new();
@@ -217,6 +230,11 @@ mod tests {
         let partial = open(&dir);
         assert_eq!(partial.present(), [0..2 * UNIT, 3 * UNIT..size]);
         assert_eq!(partial.prefix(), 2 * UNIT);
+        // Who only looks sees the same.
+        let found = left(&partial.path).unwrap();
+        assert_eq!(found, Some((size, partial.present().to_vec())));
+        partial.discard().unwrap();
+        assert_eq!(left(&partial.path).unwrap(), None);
     }
 
     #[test]

@@ -27,7 +27,7 @@ use super::{
     site::{Ask, Site},
 };
 use crate::{
-    config::{FetchConfig, UpstreamConfig},
+    config::{FetchConfig, HoldMode, UpstreamConfig},
     metrics::Metrics,
 };
 
@@ -55,6 +55,7 @@ pub struct Upstream {
     /// Its own URL, then its mirrors.
     sites: Vec<Site>,
     offline: bool,
+    hold_mode: HoldMode,
     budget: Budget,
     health: Mutex<Health>,
     metrics: Metrics,
@@ -88,6 +89,7 @@ impl Upstream {
             name: name.to_owned(),
             sites: sites.collect::<Result<_, _>>()?,
             offline: config.offline || fetch.offline,
+            hold_mode: config.hold_until_verified,
             budget,
             health: Mutex::new(Health::Unknown),
             metrics,
@@ -97,6 +99,11 @@ impl Upstream {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether what it sends is believed before it is verified.
+    pub fn hold_mode(&self) -> HoldMode {
+        self.hold_mode
     }
 
     pub fn health(&self) -> Health {

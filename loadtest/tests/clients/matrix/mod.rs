@@ -22,6 +22,9 @@ use crate::support::with_bench;
 const SHORT_WAITS: &str = "\n[fetch]\nconnect_timeout_ms = 2000\nheader_timeout_ms = 2500\nidle_timeout_ms = 1000\n\
                            tries_max = 3\n";
 
+/// The upstream is not believed.
+const HELD: &str = "hold_until_verified = \"always\"\n";
+
 /// Cells of one client at the same time; many of them only wait.
 const AT_ONCE: usize = 4;
 
@@ -35,13 +38,12 @@ fn whatever_the_upstream_does_clients_get_the_image_or_go_on_to_the_next_host() 
             let of_column = rows.iter().enumerate().map(|(n, row)| Cell::new(column, n, row.layers));
             cells.push(of_column.map(Arc::new).collect::<Vec<_>>());
         }
-        let upstreams: Vec<(String, String)> = cells
+        let urls: Vec<_> = cells.iter().flatten().map(|c| (c, c.upstream.url())).collect();
+        let upstreams: Vec<(&str, &str, &str)> = urls
             .iter()
-            .flatten()
-            .map(|c| (c.registry.clone(), c.upstream.url()))
+            .map(|(cell, url)| (&*cell.registry, &**url, if rows[cell.row].held { HELD } else { "" }))
             .collect();
-        let upstreams: Vec<(&str, &str)> = upstreams.iter().map(|(n, u)| (n.as_str(), u.as_str())).collect();
-        let proxy: Arc<Proxy> = Arc::new(bench.proxy("proxy", &upstreams, SHORT_WAITS).await);
+        let proxy: Arc<Proxy> = Arc::new(bench.proxy_of("proxy", &upstreams, SHORT_WAITS).await);
 
         let columns = Column::ALL.into_iter().zip(cells).map(|(column, cells)| {
             let (bench, proxy, rows) = (bench.clone(), proxy.clone(), rows.clone());

@@ -32,6 +32,8 @@ pub struct Row {
     pub misbehave: fn(&Origin, &SyntheticImage),
     /// Signed URLs stop being good after the first was used.
     pub expires: bool,
+    /// Nothing of a blob goes out before it is verified (`hold_until_verified`).
+    pub held: bool,
     /// Of noise, in bytes: larger than a fetch unit, or smaller.
     pub layers: &'static [usize],
     containerd: &'static [Short],
@@ -63,6 +65,7 @@ impl Row {
             warm: Warm::Cold,
             misbehave,
             expires: false,
+            held: false,
             layers: SMALL,
             containerd: &[NextHost],
             containerd_parts: &[NextHost],
@@ -78,6 +81,7 @@ impl Row {
             warm: Warm::Cold,
             misbehave,
             expires: false,
+            held: false,
             layers: SMALL,
             containerd: &[Through],
             containerd_parts: &[Through],
@@ -103,6 +107,7 @@ impl Row {
             warm: Warm::Cold,
             misbehave,
             expires: false,
+            held: false,
             layers: LARGE,
             containerd: &[BlobsElsewhere],
             containerd_parts: &[BlobsElsewhere],
@@ -255,6 +260,37 @@ pub fn all() -> Vec<Row> {
                 let last = image.layers[0].blob.len() as u64 - 1;
                 o.always(layer(image), Fault::WrongByte { at: last });
             })
+        },
+        Row {
+            held: true,
+            layers: LARGE,
+            ..Row::mended("nothing wrong, held until verified", |_, _| {})
+        },
+        // Where the upstream is not believed, nothing wrong is ever given: a status leads containerd to its next host. podman
+        // has chosen before.
+        Row {
+            held: true,
+            ..Row::lacks("wrong byte early in a layer, held until verified", |o, image| {
+                o.always(layer(image), Fault::WrongByte { at: 1000 })
+            })
+        },
+        Row {
+            held: true,
+            ..Row::lacks("wrong byte late in a layer, held until verified", |o, image| {
+                let last = image.layers[0].blob.len() as u64 - 1;
+                o.always(layer(image), Fault::WrongByte { at: last });
+            })
+        },
+        Row {
+            // Its head goes out before the verdict, and no byte: containerd asks again, and is told.
+            held: true,
+            ..Row::lacks(
+                "wrong byte in a layer that takes half a minute, held until verified",
+                |o, image| {
+                    o.always(layer(image), Fault::WrongByte { at: 1000 });
+                    o.always(layer(image), Fault::Throttle { bytes_per_sec: 50_000 });
+                },
+            )
         },
     ]
 }

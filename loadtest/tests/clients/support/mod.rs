@@ -67,9 +67,15 @@ impl Bench {
 
     /// A server with the named upstreams, the first of which is the default one.
     pub async fn proxy(&self, name: &str, upstreams: &[(&str, &str)], more: &str) -> Proxy {
+        let plain: Vec<_> = upstreams.iter().map(|(name, url)| (*name, *url, "")).collect();
+        self.proxy_of(name, &plain, more).await
+    }
+
+    /// The same, where an upstream's table has further lines.
+    pub async fn proxy_of(&self, name: &str, upstreams: &[(&str, &str, &str)], more: &str) -> Proxy {
         let mut rest = format!("default_upstream = \"{}\"\n", upstreams[0].0);
-        for (name, url) in upstreams {
-            rest.push_str(&format!("\n[[upstreams]]\nname = \"{name}\"\nurl = \"{url}\"\n"));
+        for (name, url, lines) in upstreams {
+            rest.push_str(&format!("\n[[upstreams]]\nname = \"{name}\"\nurl = \"{url}\"\n{lines}"));
         }
         rest.push_str(more);
         match Proxy::start_configured(&self.work, name, &self.binaries.server, &rest).await {

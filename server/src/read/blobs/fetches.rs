@@ -23,6 +23,7 @@ use crate::{
         fetch::Fetch,
         negative::What,
         opening::{First, Opened},
+        setbacks::is_upstreams_fault,
         wants::Wants,
     },
     store::{facts::Source, leftovers::Remove},
@@ -125,7 +126,8 @@ impl Blobs {
                     if let Err(error) = &outcome {
                         telemetry::failed(&Span::current(), error);
                     }
-                    setbacks.ended(&source, &caller, &digest, outcome.as_ref().copied());
+                    let is_slow = fetch.flight.has_kept_waiting();
+                    setbacks.ended(&source, &caller, &digest, outcome.as_ref().copied(), is_slow);
                 }
                 self.leave(&key, &publish);
             }
@@ -155,6 +157,18 @@ impl Blobs {
             let outcome = fetches.get(&key).and_then(Slot::outcome);
             outcome.is_some_and(|outcome| outcome.as_ref().is_err_and(is_lie))
         }
+    }
+
+    /// Why a request for the blob is refused before its head. Also of who was cut by a fetch that is on its way out.
+    pub(super) fn refusal(&self, errand: &Errand, source: &Source) -> Option<ReadError> {
+        let known = self.0.setbacks.refusal(source, &errand.caller, &errand.digest);
+        known.or_else(|| {
+            let key = (errand.digest, source.upstream.clone());
+            let fetches = self.fetches();
+            let slot = fetches.get(&key)?;
+            let is_theirs = slot.source == *source && slot.caller == errand.caller;
+            slot.cut().filter(|error| is_theirs && is_upstreams_fault(error))
+        })
     }
 
     /// Takes a fetch that has ended off the list, unless another has taken its place there: a flight that has failed
@@ -244,6 +258,14 @@ impl Slot {
     fn outcome(&self) -> Option<Result<(), ReadError>> {
         match &*self.ready.borrow() {
             Some(Ok(fetch)) => fetch.flight.outcome(),
+            _ => None,
+        }
+    }
+
+    /// What cut an answer whose head was out before the verdict.
+    fn cut(&self) -> Option<ReadError> {
+        match &*self.ready.borrow() {
+            Some(Ok(fetch)) if fetch.flight.has_kept_waiting() => fetch.flight.outcome()?.err(),
             _ => None,
         }
     }

@@ -66,12 +66,6 @@ impl Blobs {
         self.ask(&errand, source, way).await.map(drop)
     }
 
-    /// Whether an earlier fetch from this upstream has left some of the blob. Blocks briefly.
-    pub(in crate::read) fn has_left(&self, source: &Source, digest: &BlobDigest) -> bool {
-        let originals = &self.yard().originals;
-        !originals.is_surely_new(digest, &source.upstream) && originals.partial_path(digest, &source.upstream).exists()
-    }
-
     /// Of a blob that is here or on its way: whether it is the repository's, too. Once for everybody who asks, and not at
     /// all if that is known. A manifest that names what is not is not served for a while.
     pub(super) async fn confirm(&self, errand: &Errand, source: &Source) -> Result<(), ReadError> {
