@@ -296,26 +296,73 @@ mod tests {
         }
     }
 
-    /// A flight with wrong bytes fails its readers before its fetch has left the list. A reader that comes at that
-    /// moment starts a new fetch; the old one, on leaving, took the *new* one off the list, so a third reader started
-    /// another beside it: two writers of one partial file, each hashing only what it wrote itself.
-    #[tokio::test]
-    async fn a_fetch_that_ends_does_not_take_its_successor_off_the_list() {
-        let dir = tempfile::tempdir().unwrap();
+    fn blobs(dir: &tempfile::TempDir) -> Blobs {
         let config = Config {
             upstreams: vec![UpstreamConfig::new("u", "http://127.0.0.1:1")],
             default_upstream: None,
             ..Config::default()
         };
         let metrics = Metrics::new();
-        let blobs = Blobs::new(
+        Blobs::new(
             Originals::open(dir.path()).unwrap(),
             Store::open(dir.path()).unwrap(),
             Upstreams::new(&config, &metrics).unwrap(),
             config.fetch.clone(),
             Negative::new(Duration::ZERO),
             metrics,
-        );
+        )
+    }
+
+    /// Its clients are cut a moment before its end is on record, and ask again at once.
+    #[tokio::test]
+    async fn who_was_cut_by_a_fetch_that_is_on_its_way_out_is_refused() {
+        let disk = || ReadError::Disk("full".into());
+        for (keeps_waiting, error, refuses) in [
+            (true, ReadError::DigestMismatch, true),
+            (false, ReadError::DigestMismatch, false),
+            (true, disk(), false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (blobs, digest) = (blobs(&dir), BlobDigest::of(b"x"));
+            let errand = blobs.errand(&source(), &Caller::Server, &digest).unwrap();
+            let mut partial = blobs.yard().originals.partial(&digest, "u").unwrap();
+            partial.set_size(1).unwrap();
+            let first = First::Nothing;
+            let opened = Opened {
+                partial,
+                size: 1,
+                first,
+            };
+            let (fetch, _) = Fetch::new(errand.clone(), opened);
+            if keeps_waiting {
+                fetch.flight.keep_waiting();
+            }
+            let (_publish, ready) = watch::channel(Some(Ok(fetch.clone())));
+            let slot = Slot {
+                source: source(),
+                caller: Caller::Server,
+                ready,
+                cause: Cause::here(),
+            };
+            blobs.fetches().insert((digest, "u".to_owned()), slot);
+            assert!(blobs.refusal(&errand, &source()).is_none(), "there is no verdict yet");
+            fetch.flight.finish(Err(error));
+            assert_eq!(blobs.refusal(&errand, &source()).is_some(), refuses);
+            let elsewhere = Source {
+                repository: "other".into(),
+                ..source()
+            };
+            assert!(blobs.refusal(&errand, &elsewhere).is_none(), "nobody was cut there");
+        }
+    }
+
+    /// A flight with wrong bytes fails its readers before its fetch has left the list. A reader that comes at that
+    /// moment starts a new fetch; the old one, on leaving, took the *new* one off the list, so a third reader started
+    /// another beside it: two writers of one partial file, each hashing only what it wrote itself.
+    #[tokio::test]
+    async fn a_fetch_that_ends_does_not_take_its_successor_off_the_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = blobs(&dir);
         let key = (BlobDigest::of(b"x"), "u".to_owned());
         let add = || {
             let (publish, ready) = watch::channel(None);
