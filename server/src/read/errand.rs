@@ -134,6 +134,15 @@ impl Errand {
             .await
     }
 
+    /// Whether clients get nothing of it before it is verified.
+    pub fn is_held(&self) -> bool {
+        match self.upstream.hold_mode() {
+            HoldMode::Never => false,
+            HoldMode::Suspect => self.yard.suspects.has(self.upstream.name()),
+            HoldMode::Always => true,
+        }
+    }
+
     /// The upstream has sent bytes that are not what the digest names. To be called before anybody is told: who asks again
     /// must find it suspected.
     pub fn lied(&self) {
