@@ -148,7 +148,7 @@ impl Errand {
     pub fn lied(&self) {
         self.yard.metrics.corruption("upstream_blob");
         let upstream = self.upstream.name();
-        if self.yard.suspects.add(upstream) && self.upstream.hold_mode() == HoldMode::Suspect {
+        if self.yard.suspects.add(upstream, &self.digest) && self.upstream.hold_mode() == HoldMode::Suspect {
             let for_secs = SUSPECTED.as_secs();
             tracing::warn!(
                 upstream,
