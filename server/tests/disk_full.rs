@@ -237,8 +237,8 @@ async fn past_a_full_disk_no_part_of_what_is_held_goes_out() {
     let content = noise(32 * MIB, 20);
     let digest = origin.add_blob(REPOSITORY, content.clone());
     let gate = origin.hold(Target::Digest(digest), MIB as u64);
-    let (late, whole) = soon(async { tokio::join!(part(&digest).send(), server.get(&server.blob_url(&digest))) }).await;
-    let late = late.unwrap();
+    let late = soon(part(&digest).send()).await.unwrap();
+    let whole = soon(server.get(&server.blob_url(&digest))).await;
     assert_eq!((late.status().as_u16(), whole.status().as_u16()), (206, 200));
     gate.open();
     let first = soon(late.bytes_stream().next()).await;

@@ -138,7 +138,10 @@ mod tests {
             assert_eq!(suspects.has_at("a", at), !is_over, "{:?}", at - begun);
             at += pull;
         }
-        assert!(suspects.add_at("a", &blob(1), at) && suspects.has_at("a", at), "a day later");
+        assert!(
+            suspects.add_at("a", &blob(1), at) && suspects.has_at("a", at),
+            "a day later"
+        );
         assert!(suspects.add_at("b", &blob(1), at), "of another it is news");
     }
 
