@@ -7,6 +7,7 @@ use std::{path::Path, process::Command, time::Duration};
 use futures_util::{StreamExt as _, future::join_all};
 use headstart_loadtest::corpus::{Compression, Dialect, Flavor, LayerBuilder, Meta, SyntheticImage};
 use headstart_loadtest::origin::{Auth, Fault, Origin, Target};
+use headstart_server::config::HoldMode;
 use headstart_server::store::facts::Source;
 use headstart_server::store::{LayerRecord, Store};
 use support::{REPOSITORY, Server, noise, soon};
@@ -219,6 +220,43 @@ async fn past_a_full_disk_answers_take_turns_and_empty_ones_are_not_believed() {
     let lie = headstart_layer_format::BlobDigest::of(b"not empty");
     origin.add_blob_as(REPOSITORY, lie, "");
     assert_eq!(soon(server.fetch(&server.blob_url(&lie))).await.0, 502);
+    server.stop().await;
+}
+
+/// Nobody can verify a part when nothing can be kept: where that is wanted before a byte goes out, there is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn past_a_full_disk_no_part_of_what_is_held_goes_out() {
+    let (origin, disk) = (Origin::start(Auth::Anonymous), SmallDisk::new(16));
+    let mut config = support::config(&origin, disk.path());
+    config.upstreams[0].hold_until_verified = HoldMode::Always;
+    config.http.answer_timeout_ms = 300;
+    let server = Server::with(config).await;
+    let part = |digest| server.http.get(server.blob_url(digest)).header("range", "bytes=5-1004");
+
+    // The disk fills up under an answer whose head is out.
+    let content = noise(32 * MIB, 20);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    let gate = origin.hold(Target::Digest(digest), MIB as u64);
+    let late = soon(part(&digest).send()).await.unwrap();
+    let whole = soon(server.get(&server.blob_url(&digest))).await;
+    assert_eq!((late.status().as_u16(), whole.status().as_u16()), (206, 200));
+    gate.open();
+    let first = soon(late.bytes_stream().next()).await;
+    assert!(first.is_some_and(|first| first.is_err()), "a part went out unverified");
+    assert!(
+        soon(whole.bytes()).await.unwrap() == content,
+        "the whole is verified at its end"
+    );
+
+    // It is full already.
+    disk.fill();
+    let content = noise(3 * MIB, 21);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    for _ in 0..2 {
+        assert_eq!(soon(part(&digest).send()).await.unwrap().status(), 500);
+        let whole = soon(server.fetch(&server.blob_url(&digest))).await;
+        assert!(whole.0 == 200 && whole.1.unwrap() == content);
+    }
     server.stop().await;
 }
 

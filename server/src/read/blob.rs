@@ -2,7 +2,8 @@
 //!
 //! In: a place, and ranges. Out: streams for clients, and a reader for a thread.
 //! Invariant: a stream gives the bytes of its range in order, each once, or ends with an error. When the disk fails
-//! under it, it goes on with the upstream's bytes from where it is, and nothing that it promised changes.
+//! under it, it goes on with the upstream's bytes from where it is, and nothing that it promised changes: a part of what
+//! is held ends with an error, because nobody could verify it.
 //! Not here: which place a blob has ([`super::blobs`]).
 
 use std::{
@@ -193,6 +194,9 @@ impl Reading {
                             return Err(ReadError::Disk(reason));
                         };
                         let flight = &seat.fetch().flight;
+                        if errand.is_held() && !(*whole && range.end == flight.size()) {
+                            return Err(ReadError::cannot_verify());
+                        }
                         // What was given out so far is in the file still, and is part of what the digest is of.
                         let begun = (*whole && range.end == flight.size())
                             .then(|| (flight.early(&(0..range.start)), flight.file().clone()));

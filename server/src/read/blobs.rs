@@ -129,6 +129,7 @@ impl Blobs {
         verdict: Await,
     ) -> Result<Blob, ReadError> {
         let errand = self.errand(source, caller, digest)?;
+        let asked = wants;
         let wants = if self.yard().config.cold_range {
             wants
         } else {
@@ -150,7 +151,7 @@ impl Blobs {
                 return self.or_from_disk(skips, errand, source, no.into()).await;
             }
             if self.yard().is_disk_bad() {
-                return past_the_disk(errand).await;
+                return past_the_disk(errand, asked, verdict).await;
             }
             let (wants, verdict) = self.judged(&errand, source, wants, verdict);
             if let Some(error) = self.refusal(&errand, source)
@@ -182,7 +183,7 @@ impl Blobs {
                 Err(error) => error,
             };
             match error {
-                ReadError::Disk(_) => return past_the_disk(errand).await,
+                ReadError::Disk(_) => return past_the_disk(errand, asked, verdict).await,
                 // These are not of the fetch that was joined: trying again would only add up the waits.
                 error if mine || matches!(error, ReadError::Busy | ReadError::Stopping) => {
                     return self.or_from_disk(skips, errand, source, error).await;
@@ -399,8 +400,8 @@ impl Blobs {
     }
 }
 
-/// Nothing can be written: the upstream's bytes pass through.
-async fn past_the_disk(errand: Errand) -> Result<Blob, ReadError> {
+/// Nothing can be written: the upstream's bytes pass through. A part of what is held does not: nobody could verify it.
+async fn past_the_disk(errand: Errand, wants: &Wants, verdict: Await) -> Result<Blob, ReadError> {
     let size = match errand.size_or_all().await? {
         Some(size) => size,
         None => match errand.from(0).await? {
@@ -409,6 +410,9 @@ async fn past_the_disk(errand: Errand) -> Result<Blob, ReadError> {
         },
     };
     check_not_emptied(&errand.digest, size)?;
+    if verdict.is_for_client() && errand.is_held() && wants.is_part(size) {
+        return Err(ReadError::cannot_verify());
+    }
     // Before the head goes out: who waits in vain is told by a status.
     let permit = Arc::new(errand.yard.passage(errand.asker).await?);
     Ok(Blob::new(Place::Upstream { size, permit }, errand))

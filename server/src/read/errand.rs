@@ -134,12 +134,21 @@ impl Errand {
             .await
     }
 
+    /// Whether clients get nothing of it before it is verified.
+    pub fn is_held(&self) -> bool {
+        match self.upstream.hold_mode() {
+            HoldMode::Never => false,
+            HoldMode::Suspect => self.yard.suspects.has(self.upstream.name()),
+            HoldMode::Always => true,
+        }
+    }
+
     /// The upstream has sent bytes that are not what the digest names. To be called before anybody is told: who asks again
     /// must find it suspected.
     pub fn lied(&self) {
         self.yard.metrics.corruption("upstream_blob");
         let upstream = self.upstream.name();
-        if self.yard.suspects.add(upstream) && self.upstream.hold_mode() == HoldMode::Suspect {
+        if self.yard.suspects.add(upstream, &self.digest) && self.upstream.hold_mode() == HoldMode::Suspect {
             let for_secs = SUSPECTED.as_secs();
             tracing::warn!(
                 upstream,

@@ -36,6 +36,13 @@ pub enum ReadError {
     Stopping,
 }
 
+impl ReadError {
+    /// Of a blob that is held a part is asked for, and the disk takes nothing: it cannot be compared with the digest.
+    pub fn cannot_verify() -> Self {
+        Self::Disk("it takes nothing, and a part of a blob of this upstream cannot be verified without it".into())
+    }
+}
+
 impl From<io::Error> for ReadError {
     fn from(error: io::Error) -> Self {
         Self::Disk(error.to_string().into())

@@ -99,6 +99,15 @@ impl Wants {
         at >= size.div_ceil(UNIT)
     }
 
+    /// Whether less than the whole of a blob of this size is sent at a time.
+    pub fn is_part(&self, size: u64) -> bool {
+        match self.resolve(size) {
+            Resolved::Whole | Resolved::Unsatisfiable => false,
+            Resolved::One(range) => range != (0..size),
+            Resolved::Several(_) => true,
+        }
+    }
+
     /// What is sent first of a blob of this size.
     pub fn first(&self, size: u64) -> Option<Range<u64>> {
         match self.resolve(size) {

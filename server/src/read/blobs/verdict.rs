@@ -2,7 +2,8 @@
 //!
 //! In: a seat in a fetch, and what is wanted. Out: a place that can be streamed; or why not, while that can still be a status.
 //! Invariant: of a blob that is held (its upstream is not believed: always, or since it has sent wrong bytes lately) no
-//! client gets a byte before the verdict, be it of the whole or of a range. The head of such an answer waits as long as
+//! client gets a byte before the verdict, be it of the whole or of a range; only past a disk that takes nothing does a whole
+//! go out but for its end, and a range not at all. The head of such an answer waits as long as
 //! heads may, because only a status sends a client to its next host; then it goes out, and the body waits, as long as the
 //! fetch goes on. Who is cut so, and asks again, is told by a status ([`Blobs::refusal`]).
 //! Not here: the verdict ([`crate::read::whole`]), and which upstreams were wrong ([`crate::read::suspects`]).
@@ -13,7 +14,6 @@ use tokio::time::timeout_at;
 
 use super::{Blobs, ReadError};
 use crate::{
-    config::HoldMode,
     metrics::{label::held, names::Count},
     read::{
         blob::Place,
@@ -67,6 +67,10 @@ impl Await {
         }
     }
 
+    pub const fn is_for_client(self) -> bool {
+        self.head_by.is_some()
+    }
+
     /// Nothing of what was wrong a moment ago goes out before the verdict, for as long as that can be waited for: who was cut
     /// once asks again at once, and only a status sends it to its next host.
     const fn of_a_liar(self) -> Self {
@@ -97,17 +101,9 @@ impl Blobs {
     ) -> (&'w Wants, Await) {
         // Parts of what is wrong as a whole, or may be, are not given out one by one: they wait for the verdict.
         match verdict.head_by {
-            Some(by) if self.is_held(errand) => (&Wants::Whole, verdict.held(by)),
+            Some(by) if errand.is_held() => (&Wants::Whole, verdict.held(by)),
             _ if self.has_lied(errand, source) => (&Wants::Whole, verdict.of_a_liar()),
             _ => (wants, verdict),
-        }
-    }
-
-    fn is_held(&self, errand: &Errand) -> bool {
-        match errand.upstream.hold_mode() {
-            HoldMode::Never => false,
-            HoldMode::Suspect => self.yard().suspects.has(errand.upstream.name()),
-            HoldMode::Always => true,
         }
     }
 
