@@ -43,4 +43,9 @@ impl FetchError {
             Self::Config(_) | Self::Rejected { .. } | Self::Malformed(_) | Self::Corrupt(_) | Self::Disk(_) => false,
         }
     }
+
+    /// Whether whoever answered has no room for this just now, and may have it in a moment.
+    pub fn is_for_want_of_room(&self) -> bool {
+        matches!(self, Self::Rejected { status: 429 | 503 })
+    }
 }

@@ -41,6 +41,14 @@ impl Parts {
         }
     }
 
+    /// A part that nobody brings.
+    pub fn put_back(&mut self, wanted: VecDeque<Wanted>) {
+        for wanted in wanted.into_iter().rev() {
+            self.rest_bytes = self.rest_bytes.saturating_add(wanted.chunk.frame.len);
+            self.rest.push_front(wanted);
+        }
+    }
+
     /// `None`: nothing is missing any more.
     pub fn next_part(&mut self) -> Option<Part> {
         let (mut wanted, mut bytes) = (VecDeque::new(), 0);

@@ -51,6 +51,7 @@ struct Inner {
     counters: Arc<Counters>,
     runtime: Handle,
     turns: Arc<Semaphore>,
+    ahead: Arc<Semaphore>,
     line: Arc<Semaphore>,
     /// The latest last.
     images: Mutex<VecDeque<Arc<Image>>>,
@@ -108,6 +109,7 @@ impl Starts {
             counters: layers.counters(),
             runtime: Handle::current(),
             turns: Arc::new(Semaphore::new(TURNS)),
+            ahead: Arc::new(Semaphore::new(1)),
             line: Arc::new(Semaphore::new(config.streams_max.max(1))),
             images: Mutex::default(),
             stop: layers.stopping(),
@@ -180,6 +182,7 @@ impl Starts {
                 servers: &inner.servers,
                 counters: &inner.counters,
                 turns: &inner.turns,
+                ahead: &inner.ahead,
                 state: &image.state,
                 stop: &image.stop,
                 cause,

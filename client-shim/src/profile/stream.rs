@@ -3,11 +3,14 @@
 //! In: a profile and the layers it speaks of. Out: chunks, verified and kept, in the profile's order. Invariant: what comes
 //! is what was asked for, or the stream is at its end; never more bytes than the plan allows, over all tries; a frame or two
 //! in memory; a chunk that demand brought meanwhile is not written again; streams of several images take turns, chunk by chunk.
-//! A long stream is asked for in parts, each before the one before it has ended, so that the link is never idle for that.
+//! A long stream is asked for in parts, each before the one before it has ended, so that the link is never idle for that; of
+//! all streams of the node one at a time does so, for what nobody reads yet takes room that readers' answers need (HTTP/2 has one
+//! window for a connection). Whose first bytes have come is not given up because a server has no room for more just now.
 //! Not here: which images, and how many at once (`profile/starts.rs`), what a part is (`profile/parts.rs`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use headstart_layer_format::TocDigest;
 use headstart_layer_format::api::ChunksRequest;
@@ -15,7 +18,7 @@ use headstart_layer_format::chunk_stream::ChunkStatus;
 use headstart_layer_format::limits::{CHUNK_LAYERS_MAX, CHUNK_REQUEST_MAX};
 use headstart_layer_format::profile::{Profile, ProfileRequest};
 use headstart_layer_format::{BlobDigest, ChunkDigest};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -34,6 +37,10 @@ use crate::telemetry::{self, Cause, number};
 const TRIES: usize = 3;
 /// The next part is asked for when so much of one is left, or what comes within a round trip, if that is more.
 const AHEAD: u64 = 1 << 20;
+/// A part for which a server has no room is asked for again so often, after this time. More than an image's time, by default,
+/// with what each of them waits for by itself.
+const ROOM_TRIES: u32 = 30;
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
 /// Chunks of one stream under check at once.
 const CHECKS_MAX: usize = 2;
 /// Frames may be longer than this node's TOCs say, made by another zstd: by a quarter, and this.
@@ -49,6 +56,8 @@ pub(super) struct Work<'a> {
     pub counters: &'a Arc<Counters>,
     /// One a chunk that is being received or checked, on the whole node. Fair.
     pub turns: &'a Arc<Semaphore>,
+    /// Whose next part is asked for before the one under way has ended: one, on the whole node.
+    pub ahead: &'a Arc<Semaphore>,
     pub state: &'a Arc<State>,
     pub stop: &'a CancellationToken,
     /// What it is for.
@@ -147,9 +156,11 @@ struct Asked {
     wanted: VecDeque<Wanted>,
     bytes: u64,
     stream: AbortOnDropHandle<Result<ProfileStream, FetchError>>,
+    /// Until it is read.
+    ahead: Option<OwnedSemaphorePermit>,
 }
 
-fn ask(work: &Work<'_>, part: Part) -> Asked {
+fn ask(work: &Work<'_>, part: Part, ahead: Option<OwnedSemaphorePermit>) -> Asked {
     work.counters.prefetch_streams.add(1);
     let request = ProfileRequest {
         image: work.manifest,
@@ -162,20 +173,61 @@ fn ask(work: &Work<'_>, part: Part) -> Asked {
         wanted: part.wanted,
         bytes: part.bytes,
         stream: AbortOnDropHandle::new(tokio::spawn(stream.in_current_span())),
+        ahead,
+    }
+}
+
+/// The next part before the one under way has ended, if nobody else on the node is so far.
+fn ask_ahead(work: &Work<'_>, parts: &mut Parts) -> Option<Asked> {
+    let ahead = Arc::clone(work.ahead).try_acquire_owned().ok()?;
+    let part = parts.next_part()?;
+    Some(ask(work, part, Some(ahead)))
+}
+
+/// The answer to a question, and what it asked for. `None`: nothing of that is missing any more.
+async fn answer(
+    work: &Work<'_>,
+    mut asked: Asked,
+    parts: &mut Parts,
+) -> Result<Option<(Asked, ProfileStream)>, FetchError> {
+    let mut tries = 0;
+    loop {
+        let broken = |_| Err(FetchError::Malformed("a request broke"));
+        let error = match (&mut asked.stream).await.unwrap_or_else(broken) {
+            Ok(stream) => {
+                asked.ahead = None;
+                return Ok(Some((asked, stream)));
+            }
+            Err(error) => error,
+        };
+        // Of an image of which nothing has come, readers fetch by themselves.
+        if !error.is_for_want_of_room() || work.state.now().received_chunks == 0 || tries >= ROOM_TRIES {
+            return Err(error);
+        }
+        // Who asked ahead had a place already, which is free by now.
+        if asked.ahead.is_none() {
+            tries += 1;
+            tokio::time::sleep(ROOM_PAUSE).await;
+        }
+        parts.put_back(asked.wanted);
+        match parts.next_part() {
+            Some(part) => asked = ask(work, part, None),
+            None => return Ok(None),
+        }
     }
 }
 
 /// All parts, one after the other.
 async fn once(work: &Work<'_>, first: Part, mut parts: Parts, allowance: &mut u64) -> Result<Progress, FetchError> {
     let mut checks: JoinSet<Result<(), FetchError>> = JoinSet::new();
-    let mut asked = ask(work, first);
+    let mut asked = ask(work, first, None);
     let mut outcome = loop {
         let mut next = None;
         match receive(work, asked, &mut parts, &mut next, &mut checks, allowance).await {
             Ok(Progress::Done) => {}
             ended => break ended,
         }
-        match next.or_else(|| Some(ask(work, parts.next_part()?))) {
+        match next.or_else(|| Some(ask(work, parts.next_part()?, None))) {
             Some(next) => asked = next,
             None => break Ok(Progress::Done),
         }
@@ -197,15 +249,16 @@ async fn receive(
     checks: &mut JoinSet<Result<(), FetchError>>,
     allowance: &mut u64,
 ) -> Result<Progress, FetchError> {
-    let broken = |_| Err(FetchError::Malformed("a request broke"));
-    let mut stream = asked.stream.await.unwrap_or_else(broken)?;
+    let Some((asked, mut stream)) = answer(work, asked, parts).await? else {
+        return Ok(Progress::Done);
+    };
     let (mut expected, mut left) = (asked.wanted, asked.bytes);
     loop {
         if expected.is_empty() {
             return Ok(Progress::Done);
         }
         if next_asked.is_none() && left <= work.servers.pace().span().max(AHEAD) {
-            *next_asked = parts.next_part().map(|part| ask(work, part));
+            *next_asked = ask_ahead(work, parts);
         }
         let Some(header) = stream.header().await? else {
             // What this node may not read is left out.

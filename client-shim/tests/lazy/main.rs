@@ -28,6 +28,7 @@ mod overtake;
 mod posix;
 mod power_loss;
 mod prefetch;
+mod prefetch_parts;
 mod presentation;
 mod real_server;
 mod restart;

@@ -16,11 +16,11 @@ use tokio::sync::Semaphore;
 use crate::support::node::{lazy_config, patient_fetch};
 use crate::support::{FakeServer, Item, LayerBuilder, Node, Script, TestLayer, noise, part};
 
-const CHUNK: usize = 16 << 10;
+pub const CHUNK: usize = 16 << 10;
 /// Headers of the stream do not count as bytes of chunks.
 const HEADER: usize = 40;
 
-fn manifest() -> BlobDigest {
+pub fn manifest() -> BlobDigest {
     BlobDigest::of(b"manifest")
 }
 
@@ -32,15 +32,15 @@ fn layer(seed: u64) -> Arc<TestLayer> {
         .build(CHUNK)
 }
 
-struct Lab {
-    node: Node,
-    starts: Starts,
+pub struct Lab {
+    pub node: Node,
+    pub starts: Starts,
     status: ImageStatus,
     _root: tempfile::TempDir,
 }
 
 impl Lab {
-    fn prepare(server: &FakeServer, layers: &[Arc<TestLayer>], script: Script, config: &PrefetchConfig) -> Self {
+    pub fn prepare(server: &FakeServer, layers: &[Arc<TestLayer>], script: Script, config: &PrefetchConfig) -> Self {
         Self::prepare_with(server, layers, script, config, lazy_config())
     }
 
@@ -70,7 +70,7 @@ impl Lab {
         }
     }
 
-    fn until(&self, what: &str, done: impl Fn(&ImagePrefetch) -> bool) -> ImagePrefetch {
+    pub fn until(&self, what: &str, done: impl Fn(&ImagePrefetch) -> bool) -> ImagePrefetch {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let now = self.starts.status().into_iter().next().unwrap();
@@ -83,7 +83,7 @@ impl Lab {
     }
 
     /// The stream was asked for.
-    fn begun(&self, server: &FakeServer) {
+    pub fn begun(&self, server: &FakeServer) {
         let deadline = Instant::now() + Duration::from_secs(60);
         while server.streams().is_empty() {
             assert!(Instant::now() < deadline, "it does not begin");
@@ -91,12 +91,12 @@ impl Lab {
         }
     }
 
-    fn ended(&self) -> ImagePrefetch {
+    pub fn ended(&self) -> ImagePrefetch {
         let goes_on = |p: &ImagePrefetch| matches!(p.progress, Progress::Waiting | Progress::Streaming);
         self.until("the prefetch ends", |p| !goes_on(p))
     }
 
-    fn read(&self, layer: &TestLayer, name: &str) -> Vec<u8> {
+    pub fn read(&self, layer: &TestLayer, name: &str) -> Vec<u8> {
         let shown = self.node.layers.present_known(&layer.digest).unwrap();
         std::fs::read(shown.lowerdir.join(name)).unwrap()
     }
@@ -182,39 +182,6 @@ fn demand_overtakes_a_stream_and_what_comes_late_is_not_written_again() {
     let own: usize = (8..12).map(|i| frame_len(&layer, i)).sum();
     assert_eq!(done.late_bytes, own as u64);
     assert!(lab.read(&layer, "a") == noise(8 * CHUNK, 1));
-}
-
-#[test]
-fn a_long_stream_is_asked_for_in_parts_each_without_what_came_meanwhile() {
-    let server = FakeServer::start();
-    let (chunks, late) = ((9 << 20) / CHUNK, 4);
-    let layer = LayerBuilder::new()
-        .add("early", Item::file(noise((chunks - late) * CHUNK, 1)))
-        .add("late", Item::file(noise(late * CHUNK, 2)))
-        .build(CHUNK);
-    let script = Script::honest(0, &layer).shut();
-    let gate = script.gate.clone();
-    let config = PrefetchConfig::default();
-    let lab = Lab::prepare(&server, slice::from_ref(&layer), script, &config);
-    lab.begun(&server);
-    assert!(lab.read(&layer, "late") == noise(late * CHUNK, 2));
-    let first = server.streams().remove(0).have;
-    let first = (0..chunks).filter(|at| !first.has(*at)).count();
-    assert!((chunks / 4..chunks * 3 / 4).contains(&first), "{first} of {chunks}");
-    // The second is asked for while the last of the first is still to come.
-    gate.add_permits(first - 1);
-    lab.until("it comes", |p| p.received_chunks == first as u64 - 1);
-    lab.until("there are two", |_| server.streams().len() == 2);
-    gate.add_permits(chunks);
-    let done = lab.ended();
-    assert_eq!((done.progress, done.late_bytes), (Progress::Done, 0));
-    assert_eq!(lab.node.counters().fetched_bytes.get(), layer.blob.len() as u64);
-    let asked = server.streams();
-    for at in 0..chunks {
-        let times = asked.iter().filter(|s| !s.have.has(at)).count();
-        assert!(times == usize::from(at < chunks - late) || times == 0, "{at}: {times}");
-    }
-    assert!(lab.read(&layer, "early") == noise((chunks - late) * CHUNK, 1));
 }
 
 #[test]

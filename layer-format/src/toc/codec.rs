@@ -32,6 +32,9 @@ const META_LEVEL: i32 = 6;
 /// A decoder reserves the window before it has seen a byte of content.
 pub(super) const WINDOW_LOG_MAX: u32 = 23;
 
+/// Reserved for metadata before any of it is there.
+const META_RESERVED_MAX: u64 = 16 << 20;
+
 const DIRECTORY: u8 = 1;
 const REGULAR: u8 = 2;
 const SYMLINK: u8 = 3;
@@ -99,7 +102,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Toc, TocError> {
     decode_meta(&inflate_meta(frame, meta_size)?.into(), skeleton_size, skeleton)
 }
 
-/// Grows with the bytes that really come out, so a lying `size` reserves nothing.
+/// Grows with the bytes that really come out: for a `size` that lies, no more than [`META_RESERVED_MAX`] is reserved.
 fn inflate_meta(frame: &[u8], size: u64) -> Result<Vec<u8>, TocError> {
     let bad = |_| TocError::BadFrame("metadata");
     let mut decoder = zstd::stream::read::Decoder::with_buffer(frame)
@@ -107,7 +110,7 @@ fn inflate_meta(frame: &[u8], size: u64) -> Result<Vec<u8>, TocError> {
         .single_frame();
     decoder.window_log_max(WINDOW_LOG_MAX).map_err(bad)?;
     // Not grown piece by piece where the size is likely: metadata is a third of it, compressed.
-    let likely = size.min(frame.len() as u64 * 8);
+    let likely = size.min(frame.len() as u64 * 8).min(META_RESERVED_MAX);
     let mut meta = Vec::with_capacity(likely as usize);
     decoder.by_ref().take(size + 1).read_to_end(&mut meta).map_err(bad)?;
     if meta.len() as u64 != size {
@@ -313,6 +316,7 @@ fn decode_content(r: &mut Reader<'_>) -> Result<Content, TocError> {
     let size = r.varint()?;
     let count = r.varint()?;
     let count = r.count(count, "extent count", r.extents_left, EXTENT_LEN_MIN)?;
+    r.extents_left -= count as u64;
     match count {
         1 => Content::piece(size, decode_extent(r)?),
         _ => Content::sparse(size, r.times(count, decode_extent)?),

@@ -1,6 +1,6 @@
 //! A Headstart server as far as a node sees it, which can be told to misbehave, be killed, and come back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -100,6 +100,8 @@ pub fn part(layer: &TestLayer, index: u32, padding: u32) -> Vec<u8> {
 struct Shared {
     profiles: Mutex<HashMap<BlobDigest, Script>>,
     streams: Mutex<Vec<ProfileRequest>>,
+    /// What the next that are asked for get instead.
+    refusals: Mutex<VecDeque<StatusCode>>,
     streamed_bytes: AtomicUsize,
     /// Method and path of every request.
     log: Mutex<Vec<String>>,
@@ -131,6 +133,7 @@ impl FakeServer {
         let shared = Arc::new(Shared {
             profiles: Mutex::default(),
             streams: Mutex::default(),
+            refusals: Mutex::default(),
             streamed_bytes: AtomicUsize::new(0),
             log: Mutex::default(),
             traced: Mutex::default(),
@@ -203,6 +206,16 @@ impl FakeServer {
     /// What the image's status says, and what its chunks are asked for with.
     pub fn profile(&self, manifest: BlobDigest, script: Script) {
         self.shared.profiles.lock().unwrap().insert(manifest, script);
+    }
+
+    /// The next so many streams are refused.
+    pub fn refuse_streams(&self, status: u16, times: usize) {
+        let status = StatusCode::from_u16(status).unwrap();
+        *self.shared.refusals.lock().unwrap() = std::iter::repeat_n(status, times).collect();
+    }
+
+    pub fn refusals_left(&self) -> usize {
+        self.shared.refusals.lock().unwrap().len()
     }
 
     /// Requests for a profile's chunks.
@@ -405,6 +418,9 @@ fn image_status(shared: &Shared, manifest_digest: BlobDigest) -> Option<ImageSta
 }
 
 async fn profile_chunks(shared: Arc<Shared>, ask: ProfileRequest) -> Response {
+    if let Some(status) = shared.refusals.lock().unwrap().pop_front() {
+        return status.into_response();
+    }
     let script = shared.profiles.lock().unwrap().get(&ask.image).cloned();
     let Some(script) = script.filter(|s| digest_of(&shared, &ask.image, s) == ask.profile) else {
         return StatusCode::CONFLICT.into_response();
