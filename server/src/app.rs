@@ -39,6 +39,9 @@ use crate::{
     upstream::{SetupError, Upstreams},
 };
 
+/// One in so many of the requests whose answer has not begun may wait for the verdict over a blob.
+const HELD_HEADS: usize = 4;
+
 /// Why the server does not start or run.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
@@ -123,6 +126,7 @@ impl App {
             fetch.clone(),
             negative.clone(),
             metrics.clone(),
+            config.http.requests_max / HELD_HEADS,
         );
         let reclaimer = Reclaimer::start(
             config.data_dir.clone(),

@@ -233,7 +233,24 @@ async fn past_a_full_disk_no_part_of_what_is_held_goes_out() {
     let server = Server::with(config).await;
     let part = |digest| server.http.get(server.blob_url(digest)).header("range", "bytes=5-1004");
 
-    // The disk fills up under an answer whose head is out.
+    // It is full already.
+    let filler = disk.fill();
+    let content = noise(3 * MIB, 21);
+    let digest = origin.add_blob(REPOSITORY, content.clone());
+    for _ in 0..2 {
+        assert_eq!(soon(part(&digest).send()).await.unwrap().status(), 500);
+        let whole = soon(server.fetch(&server.blob_url(&digest))).await;
+        assert!(whole.0 == 200 && whole.1.unwrap() == content);
+    }
+
+    // It fills up under an answer whose head is out.
+    std::fs::remove_file(filler).unwrap();
+    soon(async {
+        while !disk_is_tried(&server, &origin).await {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
     let content = noise(32 * MIB, 20);
     let digest = origin.add_blob(REPOSITORY, content.clone());
     let gate = origin.hold(Target::Digest(digest), MIB as u64);
@@ -247,16 +264,6 @@ async fn past_a_full_disk_no_part_of_what_is_held_goes_out() {
         soon(whole.bytes()).await.unwrap() == content,
         "the whole is verified at its end"
     );
-
-    // It is full already.
-    disk.fill();
-    let content = noise(3 * MIB, 21);
-    let digest = origin.add_blob(REPOSITORY, content.clone());
-    for _ in 0..2 {
-        assert_eq!(soon(part(&digest).send()).await.unwrap().status(), 500);
-        let whole = soon(server.fetch(&server.blob_url(&digest))).await;
-        assert!(whole.0 == 200 && whole.1.unwrap() == content);
-    }
     server.stop().await;
 }
 

@@ -12,8 +12,12 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::origin::{Auth, Fault, Gate, Origin, Target};
-use headstart_server::config::{Config, HoldMode, UpstreamConfig};
-use support::{REPOSITORY, Server, UPSTREAM, answer, config, noise, soon};
+use headstart_server::{
+    config::{Config, HoldMode, UpstreamConfig},
+    store::facts::Source,
+    upstream::Caller,
+};
+use support::{REPOSITORY, Server, UPSTREAM, answer, config, noise, soon, until};
 use tokio::{task::JoinHandle, time::timeout};
 
 const SIZE: usize = 3 << 20;
@@ -27,7 +31,7 @@ const ASKED: [(Option<&str>, Range<usize>); 4] = [
     (Some("bytes=0-"), 0..SIZE),
 ];
 
-/// So long nothing must come that is not to come: what is to come takes less.
+/// So long nothing must come that is not to come.
 const A_WHILE: Duration = Duration::from_millis(400);
 
 struct Mirror {
@@ -86,14 +90,16 @@ fn status(range: Option<&str>) -> u16 {
     if range.is_some() { 206 } else { 200 }
 }
 
-/// Whether bytes come while the gate is closed. `None`: not even a head.
-async fn has_bytes(asked: reqwest::RequestBuilder) -> (Option<reqwest::Response>, bool) {
-    let Ok(response) = timeout(A_WHILE, asked.send()).await else {
-        return (None, false);
-    };
-    let mut response = response.unwrap();
-    let chunk = timeout(A_WHILE, response.chunk()).await;
-    (Some(response), chunk.is_ok_and(|chunk| chunk.unwrap().is_some()))
+/// Bytes come while the gate is closed.
+async fn streams(asked: reqwest::RequestBuilder) -> reqwest::Response {
+    let mut response = soon(asked.send()).await.unwrap();
+    assert!(soon(response.chunk()).await.unwrap().is_some(), "it streams");
+    response
+}
+
+/// Not even a head does.
+async fn waits(asked: reqwest::RequestBuilder) -> bool {
+    timeout(A_WHILE, asked.send()).await.is_err()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,6 +205,64 @@ async fn who_is_cut_without_a_byte_and_asks_again_is_told_by_a_status() {
     }
 }
 
+/// Who joined it is as much cut by a fetch as who began it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_another_repository_that_was_cut_is_told_by_a_status_too() {
+    let mirror = Mirror::new(HoldMode::Always, |config| config.http.answer_timeout_ms = 200).await;
+    let (digest, content) = mirror.blob(50);
+    mirror.origin.add_blob("team/other", content);
+    mirror.origin.always(Target::Digest(digest), Fault::WrongByte { at: 7 });
+    let other = format!("team/other/blobs/{digest}");
+    let gate = but_the_last(&mirror.origin, &digest);
+    let first = soon(mirror.ask(&digest, None).send()).await.unwrap();
+    let second = soon(mirror.server.get(&mirror.server.url(&other))).await;
+    assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 200));
+    gate.open();
+    assert!(soon(first.bytes()).await.is_err() && soon(second.bytes()).await.is_err());
+    for _ in 0..2 {
+        assert_eq!(soon(mirror.server.fetch(&mirror.server.url(&other))).await.0, 502);
+    }
+    // Also when the fetch is off the list.
+    let source = Source {
+        upstream: UPSTREAM.into(),
+        repository: "team/other".into(),
+    };
+    let blobs = &mirror.server.app.blobs;
+    until("it is known", || {
+        blobs.setback(&source, &Caller::Server, &digest).is_some()
+    })
+    .await;
+    assert_eq!(soon(mirror.server.fetch(&mirror.server.url(&other))).await.0, 502);
+    let bodies = mirror.origin.bytes_sent(&digest);
+    assert!(bodies < 2 * SIZE as u64, "another would be cut, too: {bodies}");
+}
+
+/// They would keep out what has nothing to do with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_answers_only_some_heads_wait_for_the_verdict() {
+    let mirror = Mirror::new(HoldMode::Always, |config| config.http.requests_max = 4).await;
+    let (here, _) = mirror.blob(60);
+    assert_eq!(soon(answer(mirror.ask(&here, None))).await.0, 200);
+    let (digest, content) = mirror.blob(61);
+    let gate = but_the_last(&mirror.origin, &digest);
+    let first = tokio::spawn(mirror.ask(&digest, None).send());
+    all_but_the_last_came(&mirror.origin, &digest).await;
+    tokio::time::sleep(A_WHILE).await;
+    let mut late = Vec::new();
+    for (range, part) in ASKED {
+        // Sooner than its own time, which is 20 s.
+        let response = timeout(Duration::from_secs(10), mirror.ask(&digest, range).send()).await;
+        late.push((response.expect("its head does not wait").unwrap(), part));
+    }
+    assert_eq!(soon(answer(mirror.ask(&here, None))).await.0, 200);
+    assert!(!first.is_finished(), "there is a place for one");
+    gate.open();
+    assert!(soon(soon(first).await.unwrap().unwrap().bytes()).await.unwrap() == content);
+    for (response, part) in late {
+        assert!(soon(response.bytes()).await.unwrap() == content[part]);
+    }
+}
+
 /// One pull at the most teaches the server.
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_make_their_upstream_suspect_and_no_other() {
@@ -212,22 +276,18 @@ async fn wrong_bytes_make_their_upstream_suspect_and_no_other() {
         let (wrong, _) = mirror.blob(40);
         mirror.origin.always(Target::Digest(wrong), Fault::WrongByte { at: 7 });
         let gate = but_the_last(&mirror.origin, &wrong);
-        let (response, streams) = has_bytes(mirror.ask(&wrong, None)).await;
-        assert!(streams, "nobody suspects it yet");
+        // Nobody suspects it yet.
+        let response = streams(mirror.ask(&wrong, None)).await;
         gate.open();
-        assert!(soon(response.unwrap().bytes()).await.is_err());
+        assert!(soon(response.bytes()).await.is_err());
 
         for (seed, (range, part)) in (41..).zip(ASKED) {
             let (digest, content) = mirror.blob(seed);
             let gate = but_the_last(&mirror.origin, &digest);
-            let (response, streams) = has_bytes(mirror.ask(&digest, range)).await;
-            // The end of the blob is withheld in any case: it is known soon.
-            let withheld = mode == HoldMode::Suspect;
-            assert_eq!(
-                (response.is_none(), streams),
-                (withheld, !withheld),
-                "{mode:?} {range:?}"
-            );
+            match mode {
+                HoldMode::Suspect => assert!(waits(mirror.ask(&digest, range)).await, "{range:?}"),
+                _ => drop(streams(mirror.ask(&digest, range)).await),
+            }
             gate.open();
             let (is, _, body) = soon(answer(mirror.ask(&digest, range))).await;
             assert_eq!(is, status(range));
@@ -235,8 +295,8 @@ async fn wrong_bytes_make_their_upstream_suspect_and_no_other() {
 
             let digest = other.add_blob(REPOSITORY, noise(SIZE, 100 + seed));
             let gate = but_the_last(&other, &digest);
-            let (_, streams) = has_bytes(asked(&mirror.server, OTHER, &digest, range)).await;
-            assert!(streams, "{range:?}: the other is not suspected");
+            // The other is not suspected.
+            drop(streams(asked(&mirror.server, OTHER, &digest, range)).await);
             gate.open();
         }
     }

@@ -53,7 +53,7 @@ pub mod held {
     pub const RIGHT: &str = "right";
     /// Wrong, or it did not all come: a status said so.
     pub const REFUSED: &str = "refused";
-    /// Its head could wait no longer.
+    /// Its head could wait no longer, or too many did.
     pub const LATE: &str = "late";
 }
 

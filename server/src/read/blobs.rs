@@ -76,9 +76,12 @@ struct Inner {
     negative: Negative,
     confirming: Coalesce<(Source, Caller, BlobDigest), Result<(), ReadError>>,
     confirmations: Arc<Semaphore>,
+    /// Heads of answers that wait for a verdict.
+    heads: Semaphore,
 }
 
 impl Blobs {
+    /// `heads_max`: of so many answers the head may wait for the verdict over a blob that is held.
     pub fn new(
         originals: Originals,
         store: Store,
@@ -86,6 +89,7 @@ impl Blobs {
         config: FetchConfig,
         negative: Negative,
         metrics: Metrics,
+        heads_max: usize,
     ) -> Blobs {
         Blobs(Arc::new(Inner {
             store,
@@ -96,6 +100,7 @@ impl Blobs {
             negative,
             confirming: Coalesce::default(),
             confirmations: Arc::new(Semaphore::new(CONFIRMATIONS_MAX)),
+            heads: Semaphore::new(heads_max.min(Semaphore::MAX_PERMITS)),
         }))
     }
 
@@ -167,7 +172,8 @@ impl Blobs {
                         if !mine && !self.is_member(source, digest).await? {
                             self.confirm(&errand, source).await?;
                         }
-                        match self.settle(seat, wants, verdict).await {
+                        let party = (source.clone(), errand.caller.clone());
+                        match self.settle(seat, party, wants, verdict).await {
                             Ok(place) => return Ok(Blob::new(place, errand)),
                             Err(error) => error,
                         }

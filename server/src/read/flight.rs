@@ -37,7 +37,10 @@ use super::{
     landed::Landed,
     withheld::Withheld,
 };
-use crate::store::{partial::Partial, units::UNIT};
+use crate::{
+    store::{facts::Source, partial::Partial, units::UNIT},
+    upstream::Caller,
+};
 
 /// What may be missing of a blob for its end to be withheld from who reads just that: what a client that fetches parts at
 /// once has under way. Readers of the end alone (of an index that lies there) would wait too long for more.
@@ -46,6 +49,13 @@ const CLOSING: u64 = 64 << 20;
 /// The first bytes that are kept in memory, for who waits for them: a client has something to do with them while the
 /// next ones are written.
 pub const EARLY_MAX: usize = 16 << 10;
+
+/// Parties of one flight whose cut answers are remembered. Clients with credentials of their own are one each; of more of them,
+/// the others are cut once more.
+const KEPT_WAITING_MAX: usize = 1024;
+
+/// On whose behalf a blob is read, and of which repository.
+pub type Party = (Source, Caller);
 
 /// One blob in flight.
 #[derive(Debug)]
@@ -74,8 +84,8 @@ pub(super) struct State {
     pub no_ranges: bool,
     /// Readers.
     pub aboard: usize,
-    /// A client has the head of its answer, and gets no byte before the verdict.
-    kept_waiting: bool,
+    /// Whose clients have the head of their answer, and get no byte before the verdict.
+    kept_waiting: Vec<Party>,
     size: u64,
     /// So many bytes of the blob's beginning need not be in the file to be read.
     early: u64,
@@ -263,14 +273,29 @@ impl Flight {
         state.closed || matches!(state.outcome, Some(Err(_)))
     }
 
-    /// The head of an answer could wait no longer for the verdict, and its body does.
-    pub fn keep_waiting(&self) {
-        self.state().kept_waiting = true;
+    /// The head of an answer could wait no longer for the verdict, and its body does; unless the verdict has come.
+    pub fn keep_waiting(&self, party: Party) -> Option<Result<(), ReadError>> {
+        let mut state = self.state();
+        if state.outcome.is_some() {
+            return state.outcome.clone();
+        }
+        let waited = &mut state.kept_waiting;
+        if waited.len() < KEPT_WAITING_MAX && !waited.contains(&party) {
+            waited.push(party);
+        }
+        None
     }
 
-    /// Whether there was such an answer: a wrong verdict cuts it.
-    pub fn has_kept_waiting(&self) -> bool {
-        self.state().kept_waiting
+    /// Who has such an answer: a wrong verdict cuts it.
+    pub fn kept_waiting(&self) -> Vec<Party> {
+        self.state().kept_waiting.clone()
+    }
+
+    /// What has cut the answer of one of these.
+    pub fn has_cut(&self, is_theirs: impl Fn(&Party) -> bool) -> Option<ReadError> {
+        let state = self.state();
+        let was_cut = state.kept_waiting.iter().any(is_theirs);
+        state.outcome.clone()?.err().filter(|_| was_cut)
     }
 
     /// How it ended, when it has.

@@ -285,7 +285,7 @@ pub fn all() -> Vec<Row> {
             // Its head goes out before the verdict, and no byte: containerd asks again, and is told.
             held: true,
             ..Row::lacks(
-                "wrong byte in a layer that takes half a minute, held until verified",
+                "wrong byte in a layer that takes longer than a head may wait, held until verified",
                 |o, image| {
                     o.always(layer(image), Fault::WrongByte { at: 1000 });
                     o.always(layer(image), Fault::Throttle { bytes_per_sec: 50_000 });

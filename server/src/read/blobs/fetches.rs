@@ -126,8 +126,12 @@ impl Blobs {
                     if let Err(error) = &outcome {
                         telemetry::failed(&Span::current(), error);
                     }
-                    let is_slow = fetch.flight.has_kept_waiting();
-                    setbacks.ended(&source, &caller, &digest, outcome.as_ref().copied(), is_slow);
+                    let (outcome, waited) = (outcome.as_ref().copied(), fetch.flight.kept_waiting());
+                    setbacks.ended(&source, &caller, &digest, outcome, !waited.is_empty());
+                    // Those who joined it were cut by it, too.
+                    for (of, by) in waited.iter().filter(|(of, by)| (of, by) != (&source, &caller)) {
+                        setbacks.ended(of, by, &digest, outcome, true);
+                    }
                 }
                 self.leave(&key, &publish);
             }
@@ -166,8 +170,7 @@ impl Blobs {
             let key = (errand.digest, source.upstream.clone());
             let fetches = self.fetches();
             let slot = fetches.get(&key)?;
-            let is_theirs = slot.source == *source && slot.caller == errand.caller;
-            slot.cut().filter(|error| is_theirs && is_upstreams_fault(error))
+            slot.cut(source, &errand.caller).filter(is_upstreams_fault)
         })
     }
 
@@ -262,10 +265,13 @@ impl Slot {
         }
     }
 
-    /// What cut an answer whose head was out before the verdict.
-    fn cut(&self) -> Option<ReadError> {
+    /// What cut an answer of theirs whose head was out before the verdict. Who started the fetch knows of any.
+    fn cut(&self, source: &Source, caller: &Caller) -> Option<ReadError> {
+        let is_mine = self.source == *source && self.caller == *caller;
         match &*self.ready.borrow() {
-            Some(Ok(fetch)) if fetch.flight.has_kept_waiting() => fetch.flight.outcome()?.err(),
+            Some(Ok(fetch)) => fetch
+                .flight
+                .has_cut(|(of, by)| is_mine || (of == source && by == caller)),
             _ => None,
         }
     }
@@ -310,6 +316,7 @@ mod tests {
             config.fetch.clone(),
             Negative::new(Duration::ZERO),
             metrics,
+            1,
         )
     }
 
@@ -335,7 +342,7 @@ mod tests {
             };
             let (fetch, _) = Fetch::new(errand.clone(), opened);
             if keeps_waiting {
-                fetch.flight.keep_waiting();
+                fetch.flight.keep_waiting((source(), Caller::Server));
             }
             let (_publish, ready) = watch::channel(Some(Ok(fetch.clone())));
             let slot = Slot {

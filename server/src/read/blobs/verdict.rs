@@ -3,9 +3,9 @@
 //! In: a seat in a fetch, and what is wanted. Out: a place that can be streamed; or why not, while that can still be a status.
 //! Invariant: of a blob that is held (its upstream is not believed: always, or since it has sent wrong bytes lately) no
 //! client gets a byte before the verdict, be it of the whole or of a range; only past a disk that takes nothing does a whole
-//! go out but for its end, and a range not at all. The head of such an answer waits as long as
-//! heads may, because only a status sends a client to its next host; then it goes out, and the body waits, as long as the
-//! fetch goes on. Who is cut so, and asks again, is told by a status ([`Blobs::refusal`]).
+//! go out but for its end, and a range not at all. The head of such an answer waits as long as heads may, because only a
+//! status sends a client to its next host, unless too many wait so already; then it goes out, and the body waits, as long as
+//! the fetch goes on. Who is cut so, and asks again, is told by a status ([`Blobs::refusal`]).
 //! Not here: the verdict ([`crate::read::whole`]), and which upstreams were wrong ([`crate::read::suspects`]).
 
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use crate::{
         blob::Place,
         errand::Errand,
         fetch::Boarded,
+        flight::Party,
         turns::Asker,
         wants::Wants,
         withheld::{HOLD_BACK, Withheld},
@@ -108,7 +109,13 @@ impl Blobs {
     }
 
     /// Sees to it that what is wanted comes. An answer that can only break off is an error instead.
-    pub(super) async fn settle(&self, seat: Boarded, wants: &Wants, verdict: Await) -> Result<Place, ReadError> {
+    pub(super) async fn settle(
+        &self,
+        seat: Boarded,
+        party: Party,
+        wants: &Wants,
+        verdict: Await,
+    ) -> Result<Place, ReadError> {
         let fetch = seat.fetch();
         let size = fetch.flight.size();
         if !wants.covers(size) {
@@ -129,23 +136,30 @@ impl Blobs {
             if verdict.until.is_some() {
                 fetch.flight.begun().await;
             }
-            let until = verdict.until.unwrap_or_else(|| Instant::now() + VERDICT_WAIT);
+            let mut until = verdict.until.unwrap_or_else(|| Instant::now() + VERDICT_WAIT);
+            let is_held = verdict.withheld == Withheld::All;
+            // Who waits with a head takes the place of a request: beyond these, the body waits alone.
+            let place = is_held.then(|| self.0.heads.try_acquire());
+            if let Some(Err(_)) = place {
+                until = Instant::now();
+            }
             let end = size..size;
-            let told = timeout_at(until.into(), fetch.readable(&end, Withheld::End)).await;
-            if verdict.withheld == Withheld::All {
+            let told = match timeout_at(until.into(), fetch.readable(&end, Withheld::End)).await {
+                Ok(told) => Some(told.map(drop)),
+                Err(_) if is_held => fetch.flight.keep_waiting(party),
+                Err(_) => None,
+            };
+            // A disk that failed is no verdict: what follows is another answer, past it.
+            if is_held && !matches!(told, Some(Err(ReadError::Disk(_)))) {
                 let outcome = match &told {
-                    Ok(Ok(_)) => held::RIGHT,
-                    Ok(Err(_)) => held::REFUSED,
-                    Err(_) => held::LATE,
+                    Some(Ok(())) => held::RIGHT,
+                    Some(Err(_)) => held::REFUSED,
+                    None => held::LATE,
                 };
                 let upstream = fetch.errand.upstream.name();
                 self.yard().metrics.add(Count::HeldAnswers, 1, &[upstream, outcome]);
             }
-            match told {
-                Ok(told) => drop(told?),
-                Err(_) if verdict.withheld == Withheld::All => fetch.flight.keep_waiting(),
-                Err(_) => {}
-            }
+            told.transpose()?;
         }
         let withheld = verdict.withheld;
         Ok(Place::Flight { seat, withheld })
