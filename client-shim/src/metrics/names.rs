@@ -113,7 +113,7 @@ pub const ROWS: &[Row] = &[
         .by("kind", SNAPSHOTS),
     row("headstart_shim_presentation", Gauge, "", "1 for how layers are shown; none is 1 on a node that can show none", |s, out| for p in PRESENTATIONS { out.labelled("presentation", p, u64::from(s.lazy.as_ref().is_some_and(|l| l.presentation == *p))) })
         .by("presentation", PRESENTATIONS),
-    row("headstart_shim_layers", Gauge, "layers", "Lazy layers shown", |s, out| out.plain(lazy(s).count() as u64)),
+    row("headstart_shim_layers", Gauge, "layers", "Lazy layers that are here: shown, or about to be, while their trees are made", |s, out| out.plain(lazy(s).count() as u64)),
     row("headstart_shim_layers_shown", Gauge, "layers", "Those, by how each is shown: on a node with EROFS the FUSE tree shows what has no image, or none that could be mounted (the log says why: layer-shown-by-fuse)", |s, out| for p in PRESENTATIONS { out.labelled("presentation", p, lazy(s).filter(|l| l.how.as_ref().is_some_and(|how| how.by == *p)).count() as u64) })
         .by("presentation", PRESENTATIONS),
     row("headstart_shim_layers_unavailable", Gauge, "layers", "Layers of snapshots that are not shown: this node's disk did not give them back, or it shows none. No container starts on them until a server has them again", |s, out| out.plain(unavailable(s))),

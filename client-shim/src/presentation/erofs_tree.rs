@@ -256,11 +256,14 @@ impl Drop for ErofsTree {
 }
 
 fn try_clear(dir: &Path) -> io::Result<()> {
-    // The latest first: they may lie on each other.
+    let mut first = Ok(());
+    // The latest first: they may lie on each other. One that stays keeps no other.
     for point in mounts()?.iter().rev().map(|m| &m.point).filter(|p| p.starts_with(dir)) {
         tracing::info!(path = %point.display(), "stale-mount-detached");
-        unmount(point, UnmountFlags::DETACH)?;
+        first = first.and(unmount(point, UnmountFlags::DETACH).map_err(io::Error::from));
     }
+    // Not through a mount that stays.
+    first?;
     std::fs::remove_dir_all(dir)
 }
 

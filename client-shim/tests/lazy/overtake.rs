@@ -53,9 +53,9 @@ fn demand_overtakes_a_stream_that_flows_and_the_stream_does_not_bring_it_again()
     read_late(&first.dirs[0], 0, LATE);
     assert_eq!(first.told("c1").trace, Telling::Posted);
 
-    // 2 MB/s: some six seconds for all of it.
+    // 1 MB/s: some twelve seconds for all of it, so that this thread may be late by some.
     let address = server.url.strip_prefix("http://").unwrap().parse().unwrap();
-    let link = Relay::on(&Wire::new("2/16".parse().unwrap()), address).unwrap();
+    let link = Relay::on(&Wire::new("2/8".parse().unwrap()), address).unwrap();
     let second = Starter::prepare_slowly(&link.url(), &image, &patient());
     let profile = learned(second.status.clone());
     second.container("c2");

@@ -23,7 +23,7 @@ use crate::node::{Kind, LONG, Node, SHIM};
 use crate::takeover::{eventually, read_all};
 
 /// Calls that cannot be answered well are answered soon. No server is waited for, so this is for slow machines.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 fn run(program: &str, arguments: &[&str], path: &Path) {
     let status = Command::new(program).args(arguments).arg(path).status().unwrap();
