@@ -12,7 +12,8 @@ use headstart_shim::profile::state::{Progress, Telling};
 use crate::support::starter::{Starter, learned, patient};
 use crate::support::{Converted, noise};
 
-const EARLY: u64 = 36;
+/// As many as a profile takes of any image, or nearly.
+const EARLY: u64 = 48;
 const FILE: usize = 300 << 10;
 const LATE: usize = 1 << 20;
 /// Readers of the late file at once.
@@ -53,9 +54,10 @@ fn demand_overtakes_a_stream_that_flows_and_the_stream_does_not_bring_it_again()
     read_late(&first.dirs[0], 0, LATE);
     assert_eq!(first.told("c1").trace, Telling::Posted);
 
-    // 1 MB/s: some twelve seconds for all of it, so that this thread may be late by some.
+    // 2 MB/s: some eight seconds for all of it, so that this thread may be late by a few. Over a slower link the readers' own
+    // answers would be in the stream's way for longer than silence within a frame may last.
     let address = server.url.strip_prefix("http://").unwrap().parse().unwrap();
-    let link = Relay::on(&Wire::new("2/8".parse().unwrap()), address).unwrap();
+    let link = Relay::on(&Wire::new("2/16".parse().unwrap()), address).unwrap();
     let second = Starter::prepare_slowly(&link.url(), &image, &patient());
     let profile = learned(second.status.clone());
     second.container("c2");
