@@ -17,7 +17,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::dir_lock::DirLock;
+use crate::dir_lock::{DirLock, Seen};
 use crate::fetch::servers::{FetchError, Servers};
 use crate::last_good;
 use crate::layers::{LayersError, NodeLayers};
@@ -33,8 +33,8 @@ use crate::survival::{KeepError, Keeper, Progress, ServiceManager, feed_watchdog
 
 /// How long calls in progress may go on after a stop; systemd kills after 90 s.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
-/// How long readers of a predecessor's mount may wait for somebody who can open the cache. What passes by itself (a disk that
-/// is late, want of memory) has then passed, and it is half of what systemd allows a start.
+/// How long readers of a predecessor's mount may wait for somebody who can open the cache, over all that a start waits for. What
+/// passes by itself (a disk that is late, want of memory) has then passed, and it is half of what systemd allows a start.
 pub(crate) const OPEN_MAX: Duration = Duration::from_secs(30);
 pub(crate) const OPEN_AGAIN: Duration = Duration::from_secs(1);
 
@@ -59,17 +59,18 @@ pub enum AppError {
     Serve(#[from] tonic::transport::Error),
 }
 
-/// Runs until `stop`. `manager`: whoever started this process and wants to hear of it.
+/// Runs until `stop`. `manager`: whoever started this process and wants to hear of it. `begun`: when readers began to wait for it.
 pub async fn run(
     config: Config,
     manager: Option<Arc<ServiceManager>>,
     stop: CancellationToken,
+    begun: Instant,
 ) -> Result<(), AppError> {
     let keeper = Keeper::new(config.survival.keep_with, &config.root_dir, manager.as_ref())?;
-    let lock = lock_while_readers_wait(&config.root_dir, &keeper, &stop).await?;
+    let lock = lock_while_readers_wait(&config, &keeper, &stop, begun).await?;
     let servers = Servers::new(&config.servers, &config.fetch)?;
     let progress = Progress::to(manager.as_ref());
-    let layers = match open_lazy(&config, &servers, &keeper, &progress, &stop).await {
+    let layers = match open_lazy(&config, &servers, &keeper, &progress, &stop, begun).await {
         Ok(layers) => Some(layers),
         Err(error) => {
             tracing::error!(%error, "no lazy layers on this node; pulls are ordinary");
@@ -103,9 +104,15 @@ pub async fn run(
 }
 
 /// Locks the root. A root that cannot be written (as a filesystem that found an error makes itself) leaves nobody waiting for an
-/// answer either: a mount that is kept is given up in the end, unless another shim is seen to have the lock.
-async fn lock_while_readers_wait(root: &Path, keeper: &Keeper, stop: &CancellationToken) -> Result<DirLock, AppError> {
-    let begun = Instant::now();
+/// answer either: a mount that is kept is given up in the end, unless another shim is seen to have the lock, or, where that
+/// cannot be seen, to answer on the socket.
+async fn lock_while_readers_wait(
+    config: &Config,
+    keeper: &Keeper,
+    stop: &CancellationToken,
+    begun: Instant,
+) -> Result<DirLock, AppError> {
+    let root = &config.root_dir;
     loop {
         let error = match lock_root(root) {
             Err(error @ AppError::Path { .. }) if keeper.has_left() => error,
@@ -115,7 +122,13 @@ async fn lock_while_readers_wait(root: &Path, keeper: &Keeper, stop: &Cancellati
             return Err(error);
         }
         if begun.elapsed() >= OPEN_MAX {
-            if !DirLock::is_held(root) {
+            let is_held = match DirLock::look(root) {
+                Seen::Held => true,
+                Seen::Free => false,
+                // A disk that fails says nothing of a shim that lives, and has its mount.
+                Seen::Unknown => is_served(&config.socket).await,
+            };
+            if !is_held {
                 tracing::error!(%error, "mount-given-up: containers get errors from it");
                 give_up(root, keeper).await;
             }
@@ -134,9 +147,9 @@ async fn open_lazy(
     keeper: &Keeper,
     progress: &Progress,
     stop: &CancellationToken,
+    begun: Instant,
 ) -> Result<NodeLayers, LayersError> {
     let (root, lazy, resend) = (&config.root_dir, &config.lazy, config.survival.resend);
-    let begun = Instant::now();
     loop {
         let (servers, kept_by, progress) = (servers.clone(), keeper.clone(), progress.clone());
         let opened = NodeLayers::open_kept(root, lazy, servers, kept_by, resend, progress);
@@ -228,9 +241,7 @@ async fn bind(socket: &Path) -> Result<UnixListener, AppError> {
     if let Some(dir) = socket.parent() {
         make_dir(dir)?;
     }
-    if let Ok(other) = UnixStream::connect(socket).await
-        && !listener_is_gone(&other)
-    {
+    if is_served(socket).await {
         return Err(AppError::InUse(socket.to_owned()));
     }
     match fs::remove_file(socket) {
@@ -241,6 +252,12 @@ async fn bind(socket: &Path) -> Result<UnixListener, AppError> {
     // Whoever may connect may mount: root alone.
     fs::set_permissions(socket, Permissions::from_mode(0o600)).map_err(failed("protect", socket))?;
     Ok(listener)
+}
+
+/// Whether a process that lives listens on it.
+async fn is_served(socket: &Path) -> bool {
+    let connected = UnixStream::connect(socket).await;
+    connected.is_ok_and(|other| !listener_is_gone(&other))
 }
 
 /// A killed shim whose last thread waits for us listens as long as that.

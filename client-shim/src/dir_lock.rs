@@ -28,6 +28,16 @@ const TEXT_MAX: u64 = 256;
 #[derive(Debug)]
 pub(crate) struct DirLock(File);
 
+/// What can be seen of a lock without taking it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// Another process has it.
+    Held,
+    Free,
+    /// The disk does not say.
+    Unknown,
+}
+
 impl DirLock {
     /// `None`: another process has it. Blocks for some seconds at most.
     pub(crate) fn take(dir: &Path) -> io::Result<Option<Self>> {
@@ -52,18 +62,26 @@ impl DirLock {
         Self::sign(file).map(Some)
     }
 
-    /// Whether another process is seen to have it. Writes nothing, where nothing can be written.
-    pub(crate) fn is_held(dir: &Path) -> bool {
-        let Ok(file) = File::open(dir.join(NAME)) else {
-            return false;
+    /// Whether another process has it. Writes nothing, where nothing can be written.
+    pub(crate) fn look(dir: &Path) -> Seen {
+        let file = match File::open(dir.join(NAME)) {
+            Ok(file) => file,
+            // Whoever has it has made it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Seen::Free,
+            Err(_) => return Seen::Unknown,
         };
         match try_lock(&file) {
-            // Closing gives it back.
-            Ok(true) => drop(file.unlock()),
-            Ok(false) => return !matches!(owner(&file), Ok(Some(owner)) if owner.is_gone()),
-            Err(_) => {}
+            Ok(true) => {
+                // Closing gives it back.
+                drop(file.unlock());
+                Seen::Free
+            }
+            Ok(false) => match owner(&file) {
+                Ok(Some(owner)) if owner.is_gone() => Seen::Free,
+                _ => Seen::Held,
+            },
+            Err(_) => Seen::Unknown,
         }
-        false
     }
 
     fn replace(dir: &Path, path: &Path) -> io::Result<Self> {
@@ -160,10 +178,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = DirLock::take(dir.path()).unwrap().unwrap();
         assert!(DirLock::take(dir.path()).unwrap().is_none());
-        assert!(DirLock::is_held(dir.path()));
+        assert_eq!(DirLock::look(dir.path()), Seen::Held);
         drop(first);
-        assert!(!DirLock::is_held(dir.path()));
+        assert_eq!(DirLock::look(dir.path()), Seen::Free);
         assert!(DirLock::take(dir.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_that_cannot_be_looked_at_is_not_free() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(DirLock::look(dir.path()), Seen::Free, "nobody ever had it");
+        // No file that can be opened, whoever asks.
+        std::os::unix::fs::symlink(NAME, dir.path().join(NAME)).unwrap();
+        assert_eq!(DirLock::look(dir.path()), Seen::Unknown);
     }
 
     #[test]
@@ -201,7 +228,7 @@ mod tests {
         for reap in [true, false] {
             let dir = tempfile::tempdir().unwrap();
             let (file, mut child) = left_behind(dir.path(), reap);
-            assert!(!DirLock::is_held(dir.path()), "its owner is gone");
+            assert_eq!(DirLock::look(dir.path()), Seen::Free, "its owner is gone");
             let lock = DirLock::take(dir.path()).unwrap().expect("its owner is gone");
             assert!(DirLock::take(dir.path()).unwrap().is_none(), "it has a new owner");
             drop(file);

@@ -61,13 +61,14 @@ pub fn of(path: Option<&Path>, why: &str) -> Option<Config> {
 }
 
 /// What to start with although the file cannot be used, because readers wait. Where there is nothing usable, the file is tried `again`
-/// for a while, and then readers get errors. Blocks.
+/// for a while since `begun`, and then readers get errors. Blocks.
 pub fn instead(
     path: Option<&Path>,
     why: &str,
     manager: Option<&Arc<ServiceManager>>,
     is_usable: impl Fn(&Config) -> bool,
     again: impl Fn() -> Option<Config>,
+    begun: Instant,
 ) -> Option<Config> {
     let root = root_of(path);
     // Whoever has it serves the mount.
@@ -81,7 +82,6 @@ pub fn instead(
         return Some(config);
     }
     eprintln!("headstart-shim: readers wait, and no configuration is known that can be used: trying again");
-    let begun = Instant::now();
     while begun.elapsed() < OPEN_MAX {
         std::thread::sleep(OPEN_AGAIN);
         if let Some(config) = again() {

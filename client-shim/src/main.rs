@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use clap::Parser;
 use headstart_shim::app;
@@ -127,6 +128,7 @@ fn check_keeper(config: &Config, manager: Option<&Arc<ServiceManager>>) -> Resul
 
 fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainError> {
     let (path, told) = (args.config.as_deref(), manager.as_ref());
+    let begun = Instant::now();
     if args.check {
         return load(path).map(drop);
     }
@@ -136,7 +138,7 @@ fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainEr
             eprintln!("headstart-shim: failed to {error}");
             let is_usable = |config: &Config| check(config).and_then(|()| check_keeper(config, told)).is_ok();
             let again = || load_to_run(path, told).ok();
-            match last_good::instead(path, &error.to_string(), told, is_usable, again) {
+            match last_good::instead(path, &error.to_string(), told, is_usable, again, begun) {
                 Some(config) => config,
                 None => return Err(error),
             }
@@ -173,7 +175,7 @@ fn start(args: &Args, manager: Option<Arc<ServiceManager>>) -> Result<(), MainEr
                 manager.stopping();
             }
         });
-        let ran = app::run(config, manager, stop).await;
+        let ran = app::run(config, manager, stop, begun).await;
         if let Some(traces) = traces {
             traces.finish().await;
         }

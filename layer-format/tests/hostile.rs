@@ -5,6 +5,7 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use headstart_layer_format::limits::EXTENTS_MAX;
 use headstart_layer_format::toc::{Content, Extent, Kind};
 use headstart_layer_format::{FileOffset, LayerOffset, LayerRange, Toc, TocError};
 use proptest::prelude::*;
@@ -158,6 +159,39 @@ fn a_bomb_of_inodes_stops_at_the_limit() {
         "{result:?}"
     );
     assert!(largest <= 1 << 30, "{largest} bytes");
+}
+
+/// Files that each are within the limit, and together are not: known before the second one's extents take memory.
+#[test]
+fn extents_of_all_files_together_stop_at_the_limit() {
+    let file = |count: u64| {
+        let mut file = vec![2, 0xa4, 0x03, 0, 0, 0, 0, 0];
+        file.extend(varint(2 * count));
+        file.extend(varint(count));
+        for at in 0..count {
+            // A byte, and a hole.
+            for n in [2 * at, 2 * at, 1] {
+                file.extend(varint(n));
+            }
+        }
+        file
+    };
+    let first = EXTENTS_MAX - 10;
+    let mut meta = Meta::empty();
+    meta.inodes.extend([file(first), file(11)]);
+    let (result, _) = watched(&meta.toc());
+    // What is left for the second, not what all may have.
+    assert!(
+        matches!(
+            result,
+            Err(TocError::OverLimit {
+                what: "extent count",
+                max: 10,
+                ..
+            })
+        ),
+        "{result:?}"
+    );
 }
 
 #[test]
