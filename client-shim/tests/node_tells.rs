@@ -171,8 +171,10 @@ async fn status_says_what_is_here_and_why_a_pull_was_not_lazy() {
 #[tokio::test]
 async fn numbers_are_also_on_an_address_and_names_are_not() {
     let dir = tempfile::tempdir().unwrap();
-    // Below the ports that the kernel gives to whoever connects: nobody takes it between this look and the shim's.
-    let port = (20_000..30_000)
+    // Below the ports that the kernel gives to whoever connects, and another one in each run that goes on: nobody takes it between
+    // this look and the shim's.
+    let first = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
+    let port = (first..32_000)
         .find_map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).ok())
         .and_then(|listener| listener.local_addr().ok())
         .unwrap();
