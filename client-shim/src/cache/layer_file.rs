@@ -1,9 +1,9 @@
 //! One layer's bytes on this node: a sparse file in data space and the bitmap of what is in it.
 //!
-//! In: verified chunks. Out: ranges of the data space whose chunks are all here.
-//! Invariant: bytes are read only where the bitmap says so; the bitmap on disk claims only bytes that were made durable
-//! before it was written, so after kill -9 or power loss it may say too little, never too much.
-//! Not here: fetching (`cache/reader.rs` asks for what is missing), giving room back (`cache/evict.rs`), whether the layer as
+//! In: verified chunks. Out: a file, and what of it is here, now and after a restart.
+//! Invariant: the bitmap on disk claims only bytes that were made durable before it was written, so after kill -9 or power loss
+//! it may say too little, never too much.
+//! Not here: reading (`cache/reads.rs`), fetching (`cache/reader.rs` asks for what is missing), giving room back (`cache/evict.rs`), whether the layer as
 //! a whole is what it should be (`cache/diff_id.rs`).
 
 use std::fs::{File, OpenOptions};
@@ -15,9 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use headstart_layer_format::TocDigest;
 use headstart_layer_format::toc::{Chunk, ChunkTable};
-use headstart_layer_format::{LayerRange, TocDigest};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::bitmap::{self, ChunkBitmap};
 use super::config::LazyConfig;
@@ -32,17 +31,6 @@ pub(super) const DATA: &str = "data";
 pub(super) const BITMAP: &str = "bitmap";
 const IMAGE: &str = "erofs";
 const TREE: &str = "tree";
-
-/// What of a range is here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// All of it, and it was read.
-    Here,
-    /// All of it so far, but not in memory: reading it takes as long as the disk does.
-    OnDisk,
-    /// Not all of it.
-    Missing,
-}
 
 /// Tells the files of this process apart.
 static NEXT_ID: AtomicU32 = AtomicU32::new(0);
@@ -75,7 +63,7 @@ pub struct LayerFile {
     /// Where the next eviction begins.
     pub(super) hand: AtomicU32,
     /// Seconds since the epoch.
-    used: AtomicU64,
+    pub(super) used: AtomicU64,
     pub(super) room: Arc<Room>,
 }
 
@@ -175,62 +163,6 @@ impl LayerFile {
     /// Where the data space is cut.
     pub fn chunks(&self) -> &ChunkTable {
         self.contents.chunks()
-    }
-
-    /// Fills `out` from `range`, or says false when a chunk is missing.
-    pub fn read(&self, range: LayerRange, out: &mut [u8]) -> io::Result<bool> {
-        let found = self.find(range, out, |file, out, at| file.read_exact_at(out, at).map(|()| true))?;
-        Ok(found == Found::Here)
-    }
-
-    /// The same without waiting for the disk, where the filesystem can tell.
-    pub fn read_now(&self, range: LayerRange, out: &mut [u8]) -> io::Result<Found> {
-        self.find(range, out, read_in_memory)
-    }
-
-    /// `read_at`: whether it was in memory.
-    fn find(
-        &self,
-        range: LayerRange,
-        out: &mut [u8],
-        read_at: impl Fn(&File, &mut [u8], u64) -> io::Result<bool>,
-    ) -> io::Result<Found> {
-        if range.len != out.len() as u64 || range.end().0 > self.chunks().data_size() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "a range outside the data space",
-            ));
-        }
-        if self.is_quarantined() {
-            return Err(io::Error::other(
-                "the layer is quarantined: it is not what its image says",
-            ));
-        }
-        self.used.store(now(), Ordering::Relaxed);
-        // Held until the bytes were read: what is looked at now is not punched out meanwhile.
-        let _stable = self.stable.read().unwrap_or_else(|p| p.into_inner());
-        let chunks = self.chunks().covering(range);
-        let of = |in_memory| if in_memory { Found::Here } else { Found::OnDisk };
-        if chunks.clone().all(|i| self.bitmap.get(i)) {
-            return read_at(&self.data, out, range.start.0).map(of);
-        }
-        for chunk in chunks.filter_map(|i| self.chunks().chunk(i)) {
-            let from = chunk.range.start.0.max(range.start.0);
-            let to = chunk.range.end().0.min(range.end().0);
-            let part = &mut out[(from - range.start.0) as usize..(to - range.start.0) as usize];
-            if self.bitmap.get(chunk.index) {
-                if !read_at(&self.data, part, from)? {
-                    return Ok(Found::OnDisk);
-                }
-                continue;
-            }
-            let Some(bytes) = self.room.transit.get(&(self.id, chunk.index)) else {
-                return Ok(Found::Missing);
-            };
-            let at = (from - chunk.range.start.0) as usize;
-            part.copy_from_slice(&bytes[at..at + part.len()]);
-        }
-        Ok(Found::Here)
     }
 
     /// When something of it was last read here, in seconds since the epoch.
@@ -426,17 +358,6 @@ impl LayerFile {
     }
 }
 
-/// False if the page cache does not have all of it. Where nobody can tell, the disk is waited for.
-fn read_in_memory(file: &File, out: &mut [u8], at: u64) -> io::Result<bool> {
-    let len = out.len();
-    match preadv2(file, &mut [io::IoSliceMut::new(out)], at, ReadWriteFlags::NOWAIT) {
-        Ok(n) => Ok(n == len),
-        Err(Errno::AGAIN | Errno::INTR) => Ok(false),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => file.read_exact_at(out, at).map(|()| true),
-        Err(error) => Err(error.into()),
-    }
-}
-
 fn open_data(dir: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -452,6 +373,6 @@ fn durable(dir: &Path, toc: &TocDigest, len: u32) -> Option<ChunkBitmap> {
     ChunkBitmap::decode(&bytes, toc, len)
 }
 
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs())
 }

@@ -11,8 +11,9 @@ use headstart_layer_format::{LayerOffset, LayerRange};
 
 use super::config::LazyConfig;
 use super::foreseen::{Foreseen, Foresight};
-use super::layer_file::{Found, LayerFile};
+use super::layer_file::LayerFile;
 use super::pattern::Patterns;
+use super::reads::Found;
 use super::transit::Wanted;
 use crate::counters::Counters;
 use crate::fetch::{ChunkSink, FetchError, Flights};
