@@ -1,8 +1,9 @@
 //! Wires the shim together and runs it.
 //!
 //! In: a [`Config`], a token that says when to stop. Out: the gRPC service on its socket until then. Invariant: one shim
-//! per `root_dir` (a lock file), nothing is asked of any server before containerd asks something of us, and a node
-//! without FUSE still gets an ordinary snapshotter; a mount that a predecessor left is served or given up, in bounded time.
+//! per `root_dir` (a lock file), nothing is asked of any server before containerd asks something of us (but for the few bytes that
+//! keep a connection open), and a node without FUSE still gets an ordinary snapshotter; a mount that a predecessor left is served
+//! or given up, in bounded time.
 //! Not here: the process around it (`main.rs`): tests run this in-process.
 
 use std::fs::{self, Permissions};
@@ -77,6 +78,9 @@ pub async fn run(
             None
         }
     };
+    if config.snapshotter.lazy && layers.is_some() {
+        servers.keep_warm(stop.clone());
+    }
     let backend = NodeLazy::new(servers, layers.clone(), config.snapshotter.lazy, &config.prefetch);
     let mount = layers.as_ref().map(|_| config.root_dir.join(presentation::MOUNT));
     let (kept_config, stopping) = (config.clone(), stop.clone());

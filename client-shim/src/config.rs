@@ -132,6 +132,9 @@ impl Config {
         }
         self.snapshotter.check()?;
         self.metrics.check()?;
+        if let Err((key, why)) = self.fetch.check() {
+            return refuse(key, why);
+        }
         if let Err((key, why)) = self.telemetry.check() {
             return refuse(key, why);
         }
@@ -272,6 +275,7 @@ mod tests {
         assert_eq!(config.admin_socket(), Path::new("/s-admin.sock"));
         assert!("[metrics]\nlisten = '[::1]:9'".parse::<Config>().is_ok());
         assert!("[metrics]\nlisten = 'unix:/m'".parse::<Config>().is_ok());
+        assert!("[fetch]\nkeep_warm_ms = 0".parse::<Config>().is_ok());
     }
 
     #[test]
@@ -283,6 +287,8 @@ mod tests {
             "[log]\nformat = 'xml'",
             "[lazy]\nno_such_key = 1",
             "[fetch]\nno_such_key = 1",
+            "[fetch]\nkeep_warm_ms = 999",
+            "[fetch]\nkeep_warm_ms = 3600001",
             "[survival]\nno_such_key = 1",
             "[survival]\nkeep_with = 'hope'",
             "root_dir = 'relative'",

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use headstart_shim::config::Config;
+use headstart_shim::fetch::FetchConfig;
 use headstart_shim::fetch::original::OriginalConfig;
 use headstart_shim::layers::{LazyConfig, PresentationChoice};
 use headstart_shim::profile::PrefetchConfig;
@@ -24,6 +25,7 @@ fn the_shipped_file_parses_and_says_what_the_deployment_files_assume() {
         "what is shown is what is without a file"
     );
     assert_eq!(config.survival, SurvivalConfig::default());
+    assert_eq!(config.fetch, FetchConfig::default());
     assert_eq!(config.fetch.original, OriginalConfig::default());
     assert_eq!(config.prefetch, PrefetchConfig::default());
 }
@@ -62,6 +64,14 @@ fn the_shipped_file_shows_where_to_ask() {
     let table: toml::Table = std::fs::read_to_string(path).expect("read").parse().expect("TOML");
     assert!(table.contains_key("admin_socket"));
     assert!(table["metrics"].get("listen").is_some());
+}
+
+#[test]
+fn the_shipped_file_shows_that_a_connection_is_kept_warm() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/shim.toml");
+    let table: toml::Table = std::fs::read_to_string(path).expect("read").parse().expect("TOML");
+    let shown = table["fetch"]["keep_warm_ms"].as_integer().expect("a number");
+    assert_eq!(shown.cast_unsigned(), FetchConfig::default().keep_warm_ms);
 }
 
 /// Also the one that is a comment, for it has no default.

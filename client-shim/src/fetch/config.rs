@@ -26,6 +26,9 @@ pub struct FetchConfig {
     pub run_bytes_max: u64,
     /// Longest pause between two rounds over all servers while a reader waits.
     pub retry_pause_ms_max: u64,
+    /// Longest time between two small questions that keep a connection open for the first pull; 0: none is kept. Below the
+    /// idle times of our servers (120 s) and of what usually stands before them (60 s).
+    pub keep_warm_ms: u64,
     /// Who the node is to its servers; nobody in particular without.
     pub identity: IdentityConfig,
     /// The last resort when no server has what a reader waits for.
@@ -41,13 +44,38 @@ impl Default for FetchConfig {
             inflight_bytes_max: 64 << 20,
             run_bytes_max: 2 << 20,
             retry_pause_ms_max: 500,
+            keep_warm_ms: 20_000,
             identity: IdentityConfig::default(),
             original: OriginalConfig::default(),
         }
     }
 }
 
+/// What `keep_warm_ms` may be, but for 0: one question a second is plenty, and no server keeps a connection for longer.
+const KEEP_WARM_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
+/// How long a client keeps what nobody uses: what reqwest does unless it is told.
+const POOL_IDLE: Duration = Duration::from_secs(90);
+
 impl FetchConfig {
+    /// The key that is wrong, and why.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        match self.keep_warm_ms == 0 || KEEP_WARM_MS.contains(&self.keep_warm_ms) {
+            true => Ok(()),
+            false => Err(("fetch.keep_warm_ms", "must be 0, or from 1000 to 3600000")),
+        }
+    }
+
+    /// `None`: no connection is kept.
+    pub(super) fn keep_warm(&self) -> Option<Duration> {
+        (self.keep_warm_ms > 0).then(|| Duration::from_millis(self.keep_warm_ms))
+    }
+
+    /// A connection that is kept warm is not closed in between by ourselves.
+    pub(super) fn pool_idle(&self) -> Duration {
+        let warm = self.keep_warm().unwrap_or_default();
+        POOL_IDLE.max(warm.saturating_mul(2))
+    }
+
     pub(super) fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_timeout_ms)
     }
@@ -58,5 +86,21 @@ impl FetchConfig {
 
     pub(super) fn idle_timeout(&self) -> Duration {
         Duration::from_millis(self.idle_timeout_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warm_connection_outlives_the_time_between_two_questions() {
+        for (keep_warm_ms, idle) in [(0, 90), (20_000, 90), (60_000, 120), (3_600_000, 7_200)] {
+            let config = FetchConfig {
+                keep_warm_ms,
+                ..FetchConfig::default()
+            };
+            assert_eq!(config.pool_idle(), Duration::from_secs(idle), "{keep_warm_ms}");
+        }
     }
 }

@@ -22,6 +22,7 @@ mod run;
 pub mod servers;
 pub mod single_flight;
 pub mod verify;
+mod warm;
 
 pub use config::FetchConfig;
 pub use error::FetchError;

@@ -301,7 +301,7 @@ async fn from_original(claim: &Arc<Claim>, last_error: &Mutex<FetchError>, deadl
 }
 
 /// Between half of it and all of it: nodes that lost the same server at the same time do not come back together.
-fn jittered(pause: Duration) -> Duration {
+pub(super) fn jittered(pause: Duration) -> Duration {
     // A hasher's keys are random, and this is no secret.
     let random = RandomState::new().build_hasher().finish() % 512;
     pause / 2 + pause * random as u32 / 1024

@@ -77,7 +77,7 @@ impl Servers {
             return Err(FetchError::Config(format!("it must have 1 to {SERVERS_MAX} servers")));
         }
         let servers = urls.iter().map(|u| parse_base(u)).collect::<Result<Vec<_>, _>>()?;
-        let connect_timeout = config.connect_timeout();
+        let (connect_timeout, pool_idle) = (config.connect_timeout(), config.pool_idle());
         let builder = move || {
             Client::builder()
                 .user_agent(concat!("headstart-shim/", env!("CARGO_PKG_VERSION")))
@@ -86,6 +86,7 @@ impl Servers {
                 .redirect(reqwest::redirect::Policy::none())
                 .connect_timeout(connect_timeout)
                 .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+                .pool_idle_timeout(pool_idle)
                 .tcp_nodelay(true)
         };
         let is_plain = servers.iter().any(|s| s.base.starts_with("http:"));

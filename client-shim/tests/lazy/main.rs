@@ -33,6 +33,8 @@ mod presentation;
 mod real_server;
 mod restart;
 mod support;
+mod trace_time;
 mod tree;
 mod two_images;
 mod upkeep;
+mod warm;

@@ -91,3 +91,52 @@ fn a_ready_image_costs_one_question_and_its_tocs_at_once_and_a_known_one_nothing
         server.down();
     }
 }
+
+/// Below or above the layer that is here: neither its place nor its chain matters.
+#[test]
+fn an_image_with_one_layer_that_is_new_costs_one_question_and_one_toc() {
+    let mut server = FakeServer::start();
+    let all = layers(90);
+    let [known, shared, above, below] = &all[..4] else {
+        panic!("{} layers", all.len())
+    };
+    let image = |layers: [&Arc<TestLayer>; 2], name: &[u8]| {
+        let (manifest, layers) = (BlobDigest::of(name), layers.map(Arc::clone));
+        server.serve_image(manifest, &layers);
+        (manifest, layers)
+    };
+    let first = image([shared, known], b"first");
+    let next = [
+        image([shared, above], b"new above"),
+        image([below, shared], b"new below"),
+    ];
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::open_as(root.path(), &[server.url()], lazy_config(), &patient_fetch()).unwrap();
+    let servers = Servers::new(&[server.url()], &patient_fetch()).unwrap();
+    node.block_on(async {
+        let prefetch = PrefetchConfig {
+            explore: false,
+            ..PrefetchConfig::default()
+        };
+        let lazy = NodeLazy::new(servers, Some(node.layers.clone()), true, &prefetch);
+        let config = SnapshotterConfig {
+            present_timeout_ms: 60_000,
+            ..SnapshotterConfig::default()
+        };
+        let engine = Engine::open(root.path(), &config, lazy).await.unwrap();
+        pull(&engine, &first.1, Some(first.0)).await;
+        for ((manifest, layers), new) in next.iter().zip([above, below]) {
+            let before = server.log().len();
+            pull(&engine, layers, Some(*manifest)).await;
+            let asked = server.log().split_off(before);
+            assert_eq!(asked.len(), 2, "{asked:?}");
+            assert!(asked[0].starts_with(&format!("GET /images/{manifest}?")), "{asked:?}");
+            assert!(
+                asked[1].starts_with(&format!("GET /layers/{}/toc?", new.digest)),
+                "{asked:?}"
+            );
+        }
+        engine.shutdown().await;
+    });
+    server.down();
+}

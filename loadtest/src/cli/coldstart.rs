@@ -196,3 +196,147 @@ fn write_json(path: Option<&Path>, report: &impl serde::Serialize) -> Result<(),
 fn write(path: &Path, text: &str) -> Result<(), String> {
     std::fs::write(path, text).map_err(|e| format!("writing {}: {e}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use headstart_loadtest::coldstart::Report;
+    use headstart_loadtest::coldstart::report::{ImageFigures, Sample};
+    use headstart_loadtest::playground::measure::Start;
+    use headstart_loadtest::playground::report::median;
+    use headstart_loadtest::playground::sources::Sources;
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Two rounds of two ways, no two numbers of which are the same.
+    fn report() -> Report {
+        let mut report = Report {
+            rounds: 2,
+            images: vec![ImageFigures {
+                name: "app".to_owned(),
+                layers: 3,
+                compressed_bytes: 9_100_000,
+                ..ImageFigures::default()
+            }],
+            absent: vec![(Way::Soci, "it is not there".to_owned())],
+            ..Report::default()
+        };
+        for round in 1..=2 {
+            for (way, ms) in [(Way::Local, 400.0), (Way::LazySecond, 700.0)] {
+                let (pull_ms, ready_ms) = (ms * round as f64, ms * 3.0 + 110.0 * round as f64);
+                let is_lazy = way.is_lazy();
+                let start = Start {
+                    pull_ms,
+                    ready_ms,
+                    total_ms: pull_ms + ready_ms,
+                    node_bytes: ms as u64 * 10_000 * round as u64,
+                    upstream_bytes: 3_300_000,
+                    sources: is_lazy.then(|| Sources {
+                        prefetched: 5_000_000 * round as u64,
+                        on_demand: 1_200_000,
+                        ..Sources::default()
+                    }),
+                    ..Start::default()
+                };
+                report.samples.push(Sample {
+                    second_ms: Some(ms / 2.0),
+                    read_bytes: is_lazy.then_some(6_100_000),
+                    full_read_ms: is_lazy.then_some(9_900.0),
+                    ..Sample::of("app", way, round, &start)
+                });
+            }
+        }
+        report
+    }
+
+    fn keys(value: &Value) -> Vec<&str> {
+        let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    #[test]
+    fn the_file_has_every_start_and_its_medians_are_the_table() {
+        let report = report();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.json");
+        write_json(None, &report).unwrap();
+        assert!(!path.exists());
+        write_json(Some(&path), &report).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert!(text.ends_with("}\n"));
+        let top = [
+            "absent",
+            "errors",
+            "images",
+            "links",
+            "machine",
+            "page_cache_dropped",
+            "rounds",
+            "samples",
+        ];
+        assert_eq!(keys(&json), top);
+        assert_eq!(json["rounds"], 2);
+        assert_eq!(json["images"][0]["compressed_bytes"], 9_100_000);
+        assert_eq!(json["absent"][0], serde_json::json!(["soci", "it is not there"]));
+        let samples = json["samples"].as_array().unwrap();
+        assert_eq!(samples.len(), 4, "each start, not medians");
+        let fields = [
+            "cpu_busy",
+            "declined",
+            "full_read_ms",
+            "image",
+            "load_average",
+            "node_bytes",
+            "pull_ms",
+            "read_bytes",
+            "ready_ms",
+            "round",
+            "second_ms",
+            "sources",
+            "timeline",
+            "total_ms",
+            "upstream_bytes",
+            "way",
+        ];
+        samples.iter().for_each(|sample| assert_eq!(keys(sample), fields));
+
+        // From the file alone what the table says.
+        let table = table::text(&report);
+        for way in [Way::Local, Way::LazySecond] {
+            let of_way = || samples.iter().filter(|s| s["way"] == way.name());
+            let rounds: Vec<&Value> = of_way().map(|s| &s["round"]).collect();
+            assert_eq!(rounds, [1, 2]);
+            let figure = |name: &str| {
+                let values: Vec<f64> = of_way().filter_map(|s| s[name].as_f64()).collect();
+                (!values.is_empty()).then(|| median(values))
+            };
+            let row = table.lines().find(|l| l.starts_with(&format!("| {} ", way.title())));
+            let cells: Vec<&str> = row.unwrap().split('|').map(str::trim).collect();
+            let expected = [
+                (2, table::seconds(figure("pull_ms"))),
+                (3, table::seconds(figure("ready_ms"))),
+                (4, table::seconds(figure("total_ms"))),
+                (6, table::seconds(figure("second_ms"))),
+                (7, table::seconds(figure("full_read_ms"))),
+                (8, table::megabytes(figure("node_bytes"))),
+                (9, table::megabytes(figure("read_bytes"))),
+                (10, table::megabytes(figure("upstream_bytes"))),
+            ];
+            for (at, number) in expected {
+                assert_eq!(cells[at], number, "column {at} of {way:?} in\n{table}");
+            }
+            let prefetched: Vec<f64> = of_way().filter_map(|s| s["sources"]["prefetched"].as_f64()).collect();
+            let told = (!prefetched.is_empty()).then(|| table::megabytes(Some(median(prefetched))));
+            let line = table.lines().find(|l| l.starts_with(&format!("  {}: ", way.title())));
+            assert_eq!(line.is_some(), told.is_some());
+            if let (Some(line), Some(told)) = (line, told) {
+                assert!(
+                    line.contains(&format!(": prefetched {told}, on demand 1.2, ")),
+                    "{line}"
+                );
+            }
+        }
+    }
+}

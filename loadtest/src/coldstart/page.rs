@@ -12,6 +12,7 @@ use super::{
     table,
     way::Way,
 };
+use crate::playground::sources::Sources;
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--text:#1c2430;--soft:#68717f;--page:#fff;--plain:#9aa7b8;--ours:#2f7d5b;--rival:#b4713d;\
@@ -24,7 +25,8 @@ pre{white-space:pre-wrap;font-size:13px}svg{max-width:100%;height:auto;display:b
 fill:var(--text)}svg .small{font-size:11px;fill:var(--soft)}.plain{fill:var(--plain)}.ours{fill:var(--ours)}.rival{fill:var(--rival)}\
 .local{fill:var(--local)}.pull{opacity:.55}.whisker{stroke:var(--text);opacity:.6}.mark{stroke:var(--soft);stroke-dasharray:3 3}\
 .axis{stroke:var(--soft);fill:none}.line{fill:none;stroke-width:2}.s0{stroke:var(--s0)}.s1{stroke:var(--s1)}.s2{stroke:var(--s2)}\
-.s3{stroke:var(--s3)}table{border-collapse:collapse;font-size:13px}td,th{padding:.2rem .6rem;text-align:right;\
+.s3{stroke:var(--s3)}.f0{fill:var(--s0)}.f1{fill:var(--s2)}.f2{fill:var(--s1)}.f3{fill:var(--plain)}.f4{fill:var(--s3)}\
+.f5{fill:var(--local)}svg.key{display:inline-block;width:10px;height:10px;margin-left:.8em}table{border-collapse:collapse;font-size:13px}td,th{padding:.2rem .6rem;text-align:right;\
 border-bottom:1px solid var(--plain)}td:first-child,th:first-child{text-align:left}details{margin:.4rem 0}";
 
 pub fn html(report: &Report) -> String {
@@ -80,6 +82,15 @@ fn section(out: &mut String, report: &Report, image: &ImageFigures) {
         "<h3>Megabytes to the node until ready</h3>\n{}\n",
         svg::bars(&bytes, None)
     );
+    let sources: Vec<Bar> = ways.iter().filter_map(|way| source_bar(report, name, *way)).collect();
+    if !sources.is_empty() {
+        let _ = write!(
+            out,
+            "<h3>Megabytes of chunks by where they were from, until ready</h3>\n<p>{}</p>\n{}\n",
+            legend(),
+            svg::bars(&sources, None)
+        );
+    }
     for way in &ways {
         let Some(timeline) = report.of(name, *way).find_map(|s| s.timeline.as_ref()) else {
             continue;
@@ -131,6 +142,37 @@ fn byte_bar(report: &Report, image: &str, way: Way) -> Bar {
     }
 }
 
+/// Of the parts of a bar of sources, in the order of [`Sources::named`].
+const SOURCE_CLASSES: [&str; 6] = ["f0", "f1", "f2", "f3", "f4", "f5"];
+
+fn legend() -> String {
+    let names = Sources::default().named().into_iter().zip(SOURCE_CLASSES);
+    let each = names.map(|((name, _), class)| {
+        format!(
+            "<svg class=\"key\" viewBox=\"0 0 10 10\"><rect class=\"{class}\" width=\"10\" height=\"10\"/></svg> {name}"
+        )
+    });
+    each.collect::<Vec<_>>().join(" ")
+}
+
+fn source_bar(report: &Report, image: &str, way: Way) -> Option<Bar> {
+    let parts = report.sources(image, way)?;
+    let all: f64 = parts.iter().map(|(_, bytes)| bytes).sum();
+    let told = table::sources(report, image, way)?;
+    Some(Bar {
+        label: way.title().to_owned(),
+        class: "source",
+        parts: parts
+            .iter()
+            .zip(SOURCE_CLASSES)
+            .map(|((_, bytes), class)| (*bytes, class))
+            .collect(),
+        range: None,
+        value: format!("{} MB", table::megabytes(Some(all))),
+        hint: format!("{}, MB: {told}", way.title()),
+    })
+}
+
 fn singles(out: &mut String, report: &Report, image: &str, ways: &[Way]) {
     out.push_str(
         "<details><summary>Every start</summary><table><tr><th>start</th><th>round</th><th>pull s</th>\
@@ -171,6 +213,11 @@ mod tests {
             second_ms: None,
             node_bytes: 7_000_000,
             read_bytes: Some(1_000_000),
+            sources: (way == Way::LazySecond).then(|| Sources {
+                prefetched: 3_000_000,
+                on_demand: 1_000_000,
+                ..Sources::default()
+            }),
             upstream_bytes: 0,
             full_read_ms: None,
             declined: 0,
@@ -245,7 +292,11 @@ mod tests {
         ] {
             assert!(html.contains(inside), "{inside}");
         }
-        assert_eq!(html.matches("<svg").count(), 5);
+        for inside in ["f0\" x=", "MB: prefetched 3.0, on demand 1.0, copied", ">4.0 MB<"] {
+            assert!(html.contains(inside), "{inside}");
+        }
+        // Times, bytes, sources with a key for each, and three timelines.
+        assert_eq!(html.matches("<svg").count(), 3 + SOURCE_CLASSES.len() + 3);
     }
 
     #[test]

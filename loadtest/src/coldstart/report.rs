@@ -8,7 +8,7 @@
 use serde::Serialize;
 
 use super::{load::Machine, timeline::Timeline, way::Way};
-use crate::playground::{lab::Links, measure::Start, report::median};
+use crate::playground::{lab::Links, measure::Start, report::median, sources::Sources};
 
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -62,6 +62,8 @@ pub struct Sample {
     pub node_bytes: u64,
     /// Compressed size of the chunks that the container read of our shim by then.
     pub read_bytes: Option<u64>,
+    /// Where the chunks came from that our shim had by then.
+    pub sources: Option<Sources>,
     /// From the upstream, to whomever, in the end.
     pub upstream_bytes: u64,
     /// Pulling, and then reading every file, on another fresh node.
@@ -87,6 +89,7 @@ impl Sample {
             second_ms: None,
             node_bytes: start.node_bytes,
             read_bytes: None,
+            sources: start.sources,
             upstream_bytes: start.upstream_bytes,
             full_read_ms: None,
             declined: 0,
@@ -112,6 +115,16 @@ impl Report {
     pub fn median_some(&self, image: &str, way: Way, figure: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
         let values: Vec<f64> = self.of(image, way).filter_map(figure).collect();
         (!values.is_empty()).then(|| median(values))
+    }
+
+    /// Medians of each source, by its name; `None` if no start of it told.
+    pub fn sources(&self, image: &str, way: Way) -> Option<Vec<(&'static str, f64)>> {
+        let names = Sources::default().named().map(|(name, _)| name);
+        let each = names.into_iter().enumerate().map(|(at, name)| {
+            let median = self.median_some(image, way, |s| Some(s.sources?.named()[at].1 as f64))?;
+            Some((name, median))
+        });
+        each.collect()
     }
 
     /// Ways that were measured, in their order.

@@ -32,6 +32,12 @@ pub fn absent(ways: &[Way], dir: &Path) -> Vec<(Way, String)> {
     rivals.filter_map(|way| Some((*way, why_not(*way, dir)?))).collect()
 }
 
+/// All of them, of a comparison of an image that there are no forms of.
+pub fn left_out() -> Vec<(Way, String)> {
+    let why = "it needs this image in a form of its own; README.md says how images are compared with it";
+    Way::RIVALS.map(|way| (way, why.to_owned())).into()
+}
+
 fn why_not(way: Way, dir: &Path) -> Option<String> {
     let kind = kind(way)?;
     if !dir.join(STORAGE).is_dir() {

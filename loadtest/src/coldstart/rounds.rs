@@ -388,6 +388,7 @@ impl One<'_> {
             second_ms: None,
             node_bytes: 0,
             read_bytes: None,
+            sources: None,
             upstream_bytes: 0,
             full_read_ms: None,
             declined: 0,

@@ -17,7 +17,7 @@ use super::{
     site::Site,
 };
 use crate::{
-    coldstart::{self, Plan, Rig, Way, page, table},
+    coldstart::{self, Plan, Rig, Way, page, rivals, table},
     relay::LinkShape,
 };
 
@@ -91,13 +91,14 @@ async fn work(args: PlaygroundArgs) -> Result<()> {
     if !args.no_compare {
         let plan = Plan {
             rounds: args.rounds.into(),
-            // The others' binaries are not what somebody has who tries this.
+            // The others' programs, and the image in their forms, are not what somebody has who tries this.
             ways: Way::ALL.into_iter().filter(|w| !Way::RIVALS.contains(w)).collect(),
             full_read: false,
             timelines: true,
             peers: std::path::PathBuf::new(),
         };
-        let report = coldstart::run(&rig, &plan, &progress).await?;
+        let mut report = coldstart::run(&rig, &plan, &progress).await?;
+        report.absent.extend(rivals::left_out());
         progress.step("done");
         if args.json {
             let text = serde_json::to_string_pretty(&report);

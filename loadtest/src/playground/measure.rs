@@ -23,6 +23,7 @@ use super::{
     ready::Ready,
     recipe,
     registry::Registry,
+    sources::Sources,
 };
 use crate::relay::Relay;
 
@@ -91,6 +92,8 @@ pub struct Start {
     pub layer_bytes: u64,
     /// Layer bytes as they lie on the node, uncompressed; only for lazy starts.
     pub unpacked_bytes: Option<u64>,
+    /// Of the chunks that had come by the moment it was ready; only for starts with our shim.
+    pub sources: Option<Sources>,
     #[serde(skip)]
     pub begun: Option<Instant>,
 }
@@ -193,12 +196,15 @@ pub async fn start_from(
     subject: &Subject,
 ) -> Result<Start> {
     let before = wires(lab, direct_link, proxy).await?;
+    let sources = || node.shim.as_ref().and_then(|shim| shim.sources());
+    let sources_before = sources().unwrap_or_default();
     only_cold(registry, proxy, &subject.image, node.runs_anew());
     let begun = Instant::now();
     node.pull_image(&subject.image.reference()).await?;
     let pull = begun.elapsed();
     let ready = subject.run(node, "first").await?;
     let total = pull + ready;
+    let sources = sources().map(|now| now.since(&sources_before));
     let at_node = wires(lab, direct_link, proxy).await?;
     if let Some(p) = proxy {
         settle_image(p, &subject.image).await?;
@@ -220,6 +226,7 @@ pub async fn start_from(
         upstream_bytes: (after.upstream - before.upstream) + direct,
         layer_bytes: layers,
         unpacked_bytes: node.shim.as_ref().map(|s| s.disk_bytes()),
+        sources,
         begun: Some(begun),
     })
 }

@@ -37,6 +37,7 @@ pub mod report;
 pub mod runtime;
 pub mod shim;
 pub mod site;
+pub mod sources;
 pub mod tools;
 pub mod workdir;
 

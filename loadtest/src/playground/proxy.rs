@@ -229,7 +229,7 @@ impl Proxy {
 pub struct Counters(BTreeMap<String, f64>);
 
 impl Counters {
-    fn parse(text: &str) -> Counters {
+    pub fn parse(text: &str) -> Counters {
         let samples = text.lines().filter(|l| !l.starts_with('#')).filter_map(|line| {
             let (series, value) = line.rsplit_once(' ')?;
             Some((series.to_owned(), value.parse().ok()?))

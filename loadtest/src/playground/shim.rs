@@ -7,15 +7,19 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::MetadataExt,
+    io::{Read as _, Write as _},
+    os::unix::{fs::MetadataExt, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, SystemTime},
 };
 
-use super::{PlaygroundError, Result, mounts, process::Process, workdir::WorkDir};
+use super::{PlaygroundError, Result, mounts, process::Process, proxy::Counters, sources::Sources, workdir::WorkDir};
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of one read of its metrics, which take it a millisecond, and the text's length: some 20 KiB.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(5);
+const METRICS_MAX: u64 = 1 << 20;
 
 #[derive(Debug)]
 pub struct Shim {
@@ -120,6 +124,21 @@ impl Shim {
     pub fn first_read(&self) -> Option<SystemTime> {
         let ms = self.status()?["prefetches"][0]["first_read_unix_ms"].as_u64()?;
         Some(SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
+    }
+
+    /// Where its chunks came from until now; `None` if it does not say. One exchange on its admin socket.
+    pub fn sources(&self) -> Option<Sources> {
+        let stem = self.socket.file_stem()?.to_string_lossy();
+        let mut stream = UnixStream::connect(self.socket.with_file_name(format!("{stem}-admin.sock"))).ok()?;
+        stream.set_read_timeout(Some(METRICS_TIMEOUT)).ok()?;
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: shim\r\nConnection: close\r\n\r\n")
+            .ok()?;
+        let mut answer = String::new();
+        stream.take(METRICS_MAX).read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let is_there = head.starts_with("HTTP/1.1 200") && body.contains("headstart_shim_fetched_bytes_total");
+        is_there.then(|| Sources::of(&Counters::parse(body)))
     }
 
     fn status(&self) -> Option<serde_json::Value> {

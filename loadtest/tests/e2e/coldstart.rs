@@ -58,6 +58,17 @@ fn starts_are_compared_over_a_link_and_a_crowd_costs_the_upstream_one_pull() {
             "{lazy:?}"
         );
         assert_eq!(ordinary.read_bytes, None);
+        // By the shim's own count: most of it by the profile's stream, and no more than came over the link.
+        let sources = lazy.sources.unwrap();
+        let sent = sources.prefetched + sources.on_demand + sources.explored;
+        assert!(
+            sources.prefetched > 0 && (read..=lazy.node_bytes).contains(&sent),
+            "{lazy:?}"
+        );
+        assert_eq!((sources.filled, sources.original), (0, 0), "{lazy:?}");
+        let first = of(Way::LazyFirst).sources.unwrap();
+        assert!(first.prefetched == 0 && first.on_demand > 0, "{first:?}");
+        assert!(ordinary.sources.is_none() && local.sources.is_none());
 
         let seen = lazy.timeline.as_ref().unwrap();
         let moments: Vec<&str> = seen.moments.iter().map(|m| m.name).collect();

@@ -1,6 +1,6 @@
 //! The README's first command, as it runs the program: its table and its page.
 
-use headstart_loadtest::playground::site::Site;
+use headstart_loadtest::{coldstart::Way, playground::site::Site};
 
 use crate::support::with_lab;
 
@@ -34,6 +34,9 @@ fn the_demo_prints_first_and_second_starts_and_writes_a_page_with_plots() {
                 seconds.clone().count() == 3 && seconds.into_iter().all(|s| s.is_ok()),
                 "{way}: {said}"
             );
+        }
+        for rival in Way::RIVALS {
+            assert!(said.contains(&format!("Not measured: {}: ", rival.title())), "{said}");
         }
         let page = std::fs::read_to_string(&page).unwrap();
         assert!(page.matches("<svg").count() >= 2, "bars, and a timeline");

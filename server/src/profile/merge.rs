@@ -186,6 +186,34 @@ mod tests {
         assert_eq!(order(traces), honest);
     }
 
+    /// Many enough that their chunks would have the share: two of five nodes.
+    #[test]
+    fn starts_of_something_else_or_of_everything_bring_nothing_in() {
+        let honest: Vec<u32> = (1..=20).collect();
+        // Ten chunks that nobody else needed and one of twenty that all did; and all twenty, with hundreds more.
+        let else_: Vec<u32> = (500..510).chain([1]).collect();
+        let everything: Vec<u32> = honest.iter().copied().chain(600..1000).collect();
+        for outlier in [else_, everything] {
+            let mut traces: Vec<_> = (1..=3).map(|id| trace(id, &format!("n{id}"), &honest)).collect();
+            traces.extend((4..=5).map(|id| trace(id, &format!("n{id}"), &outlier)));
+            assert_eq!(order(traces), honest, "{outlier:?}");
+        }
+    }
+
+    /// What half of the ordinary starts need is a smaller part of all starts than counts.
+    #[test]
+    fn starts_of_something_else_push_nothing_out() {
+        let honest = |more: u32| (1..=20).chain([more]).collect::<Vec<u32>>();
+        let mut traces: Vec<_> = (1..=2).map(|id| trace(id, &format!("n{id}"), &honest(30))).collect();
+        traces.extend((3..=4).map(|id| trace(id, &format!("n{id}"), &honest(31))));
+        // Each of another thing, so that none of theirs has the share either.
+        traces.extend((5..=7).map(|id| trace(id, &format!("n{id}"), &[u32::from(id) * 100])));
+        let mut order = order(traces);
+        // The younger half weighs a little more.
+        order.sort_unstable();
+        assert_eq!(order, (1..=20).chain([30, 31]).collect::<Vec<_>>());
+    }
+
     #[test]
     fn one_node_with_many_starts_has_one_vote() {
         let mut traces = vec![trace(1, "a", &[1, 2]), trace(2, "b", &[1, 2])];

@@ -24,6 +24,11 @@ pub struct Converted {
 impl Converted {
     /// Every layer of `image` is ready when this returns. It is `team/app:v1` of `origin`.
     pub fn start(image: &SyntheticImage) -> Self {
+        Self::start_with(image, |_| ())
+    }
+
+    /// With another configuration.
+    pub fn start_with(image: &SyntheticImage, change: impl FnOnce(&mut Config)) -> Self {
         let origin = Arc::new(Origin::with_image("team/app", "v1", image));
         let data = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -31,12 +36,13 @@ impl Converted {
             .enable_all()
             .build()
             .unwrap();
-        let config = Config {
+        let mut config = Config {
             data_dir: data.path().to_owned(),
             default_upstream: Some("origin".into()),
             upstreams: vec![UpstreamConfig::new("origin", origin.url())],
             ..Config::default()
         };
+        change(&mut config);
         let stop = CancellationToken::new();
         let (app, listener) = runtime.block_on(async {
             let app = App::open(config).await.unwrap();

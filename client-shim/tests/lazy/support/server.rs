@@ -17,7 +17,7 @@ use axum::routing::{get, post};
 use futures_util::stream;
 use headstart_layer_format::api::{ChainStatus, ChunksRequest, ImageStatus, LayerState, LayerStatus, TocSummary};
 use headstart_layer_format::chunk_stream::{ChunkHeader, ChunkStatus};
-use headstart_layer_format::profile::{Class, Origin, Profile, ProfileRequest, Run};
+use headstart_layer_format::profile::{Class, Origin, Profile, ProfileRequest, Run, Trace};
 use headstart_layer_format::{BlobDigest, ChainId, ProfileDigest, Toc, routes};
 use tokio::runtime::Runtime;
 use tokio::sync::{Barrier, Semaphore};
@@ -103,6 +103,7 @@ struct Shared {
     /// What the next that are asked for get instead.
     refusals: Mutex<VecDeque<StatusCode>>,
     streamed_bytes: AtomicUsize,
+    traces: Mutex<Vec<Trace>>,
     /// Method and path of every request.
     log: Mutex<Vec<String>>,
     /// The same, and its `traceparent`, of those that had one.
@@ -135,6 +136,7 @@ impl FakeServer {
             streams: Mutex::default(),
             refusals: Mutex::default(),
             streamed_bytes: AtomicUsize::new(0),
+            traces: Mutex::default(),
             log: Mutex::default(),
             traced: Mutex::default(),
             toc_barrier: Mutex::default(),
@@ -173,6 +175,7 @@ impl FakeServer {
             .route(routes::CHUNKS, post(chunks))
             .route(routes::IMAGE_TEMPLATE, get(image))
             .route(routes::CHAIN_TEMPLATE, get(chain))
+            .route(routes::TRACE_TEMPLATE, post(trace))
             .layer(middleware::from_fn_with_state(Arc::clone(&self.shared), log))
             .with_state(Arc::clone(&self.shared));
         runtime.spawn(async move { axum::serve(listener, app).await });
@@ -221,6 +224,12 @@ impl FakeServer {
     /// Requests for a profile's chunks.
     pub fn streams(&self) -> Vec<ProfileRequest> {
         self.shared.streams.lock().unwrap().clone()
+    }
+
+    /// What starts were told of.
+    #[allow(dead_code, reason = "tests of starts use it")]
+    pub fn traces(&self) -> Vec<Trace> {
+        self.shared.traces.lock().unwrap().clone()
     }
 
     /// Method and path of every request so far, without our prefix.
@@ -415,6 +424,15 @@ fn image_status(shared: &Shared, manifest_digest: BlobDigest) -> Option<ImageSta
         layers: layers.collect(),
         profile,
     })
+}
+
+async fn trace(State(shared): State<Arc<Shared>>, body: Bytes) -> StatusCode {
+    shared
+        .traces
+        .lock()
+        .unwrap()
+        .push(serde_json::from_slice(&body).unwrap());
+    StatusCode::NO_CONTENT
 }
 
 async fn profile_chunks(shared: Arc<Shared>, ask: ProfileRequest) -> Response {
