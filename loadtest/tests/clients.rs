@@ -1,5 +1,5 @@
 //! Real clients pull through the built server: containerd 1.6 and 2.1, skopeo, podman, buildah, crane, oras, and Docker's
-//! contract; over TLS and with client certificates; past a full disk; and the behaviour matrix, in which the upstream misbehaves.
+//! contract; over TLS, with client certificates and with passwords; past a full disk; and the behaviour matrix, in which the upstream misbehaves.
 //!
 //! In: Debian 12's clients, those of forky (`scripts/debian-root.sh`), `target/*/headstart-server`, docker-registry, the
 //! scripted origin. Out: assertions, and `target/playground/matrix.md`.
@@ -14,6 +14,8 @@ mod support;
 mod containerd;
 #[path = "clients/crane.rs"]
 mod crane;
+#[path = "clients/credentials.rs"]
+mod credentials;
 #[path = "clients/crowd.rs"]
 mod crowd;
 #[path = "clients/docker.rs"]

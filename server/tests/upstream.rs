@@ -467,7 +467,7 @@ async fn a_signed_url_that_ended_is_asked_for_again_once() {
     let digest = origin.add_blob(REPOSITORY, content.clone());
     origin.redirect_blobs(true);
     let upstream = upstream(&of(&origin));
-    for code in [401, 403, 410] {
+    for code in [400, 401, 403, 410] {
         let expired = Fault::Status {
             code,
             retry_after_secs: None,
@@ -481,10 +481,25 @@ async fn a_signed_url_that_ended_is_asked_for_again_once() {
         // Not `Denied`: the registry refused nothing.
         assert_eq!(blob(&upstream, &digest, 0).await, Err(UpstreamError::Status(code)));
         assert_eq!(origin.calls().len(), 4);
-        // HEAD is answered by the registry's yes.
-        origin.once(Target::Cdn, expired);
-        assert_eq!(upstream.blob_head(REPOSITORY, &Caller::Server, &digest).await, Ok(None));
+        // HEAD is answered by the registry's yes, unless another link answers it.
+        origin.once(Target::Cdn, expired.clone());
+        let size = (code == 400).then_some(content.len() as u64);
+        assert_eq!(upstream.blob_head(REPOSITORY, &Caller::Server, &digest).await, Ok(size));
+        // That yes is none where no link gives a byte.
+        origin.always(Target::Cdn, expired);
+        let proof = upstream.blob_proof(REPOSITORY, &Caller::Server, &digest).await;
+        assert_eq!(proof, Err(UpstreamError::Status(code)));
+        origin.clear_faults();
     }
+    // What the registry itself says so is no link that ended.
+    origin.clear_calls();
+    let bad = Fault::Status {
+        code: 400,
+        retry_after_secs: None,
+    };
+    origin.once(Target::Blobs, bad);
+    assert_eq!(blob(&upstream, &digest, 0).await, Err(UpstreamError::Status(400)));
+    assert_eq!(origin.calls().len(), 1);
     origin.expire_signatures();
     assert_eq!(blob(&upstream, &digest, 1).await.unwrap(), content[1..]);
 }

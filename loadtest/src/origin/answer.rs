@@ -81,6 +81,7 @@ pub(super) async fn answer(
         accept: accept
             .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
             .collect(),
+        accept_encoding: text(header::ACCEPT_ENCODING),
         authorization: text(header::AUTHORIZATION),
         traceparent: request
             .headers

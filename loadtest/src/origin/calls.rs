@@ -32,6 +32,7 @@ pub struct Call {
     pub host: Option<String>,
     pub range: Option<String>,
     pub accept: Vec<String>,
+    pub accept_encoding: Option<String>,
     /// The whole header, credentials and all: the origin is a test's, and leaks are what it looks for.
     pub authorization: Option<String>,
     /// The trace that it is part of, as W3C says.

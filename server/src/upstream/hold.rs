@@ -255,6 +255,18 @@ mod tests {
         );
         assert!(!holds.learn(Counted::Nothing, 200, &of("3;w=21600")));
         assert_eq!(left(&holds, Counted::Pulls), None);
+        // Where it says when the counter begins anew, the hold is as long, and no longer than any other.
+        for (reset, secs) in [
+            ("7", 7),
+            ("600", 600),
+            ("99999999999", HOLD_MAX.as_secs()),
+            ("soon", HOLD_EMPTY.as_secs()),
+        ] {
+            let holds = Holds::default();
+            let said = headers(&[("ratelimit-remaining", "0;w=21600"), ("ratelimit-reset", reset)]);
+            assert!(holds.learn(Counted::Pulls, 200, &said));
+            assert_eq!(left(&holds, Counted::Pulls), Some(secs), "{reset}");
+        }
         // What was asked for expressly is kept.
         holds.learn(Counted::Pulls, 429, &headers(&[("retry-after", "7")]));
         holds.learn(Counted::Nothing, 200, &of("3;w=21600"));

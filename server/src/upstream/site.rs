@@ -166,8 +166,11 @@ impl Site {
         let mut response = self.exchange.ask(&self.wire, &url, ask).await?;
         if self.is_refused_elsewhere(&response) {
             match ask.method {
-                // Signatures are often good for GET only: the blob may well be there. It is no proof of a right.
-                Method::HEAD if ask.path.contains("/blobs/") => return Ok(response),
+                // Signatures are often good for GET only: the blob may well be there. It is no proof of a right. A 400 is not
+                // about the method, and who got one for a GET would believe this (`proof.rs`).
+                Method::HEAD if ask.path.contains("/blobs/") && response.status() != StatusCode::BAD_REQUEST => {
+                    return Ok(response);
+                }
                 // Signed URLs end; the registry has another.
                 _ => {
                     drop(response);
@@ -193,9 +196,10 @@ impl Site {
         self.wire.accept_status(response).await
     }
 
-    /// A no from where the registry led us, not from the registry.
+    /// A no from where the registry led us, not from the registry. 400 is what stores say when the link's time is over, or
+    /// that of the credentials it was signed with (`ExpiredToken`).
     pub(super) fn is_refused_elsewhere(&self, response: &Response) -> bool {
-        matches!(response.status().as_u16(), 401 | 403 | 405 | 410) && !self.wire.is_own(response.url())
+        matches!(response.status().as_u16(), 400 | 401 | 403 | 405 | 410) && !self.wire.is_own(response.url())
     }
 }
 

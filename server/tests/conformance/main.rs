@@ -8,6 +8,7 @@
 mod support;
 
 mod conditions;
+mod encodings;
 mod ranges;
 mod unusual;
 
@@ -151,16 +152,25 @@ async fn pull_of_what_is_not_there() {
         assert_errors(setup.ask(Method::GET, &path).await, status, code).await;
     }
     // Nothing can be written, and the answer says what can be done instead.
-    for (method, path) in [
-        (Method::POST, "blobs/uploads/".to_owned()),
-        (Method::PATCH, "blobs/uploads/x".into()),
-        (Method::PUT, "manifests/x".into()),
-        (Method::DELETE, format!("manifests/{unknown}")),
-        (Method::DELETE, format!("blobs/{unknown}")),
+    let of = |path: &str| format!("/{REPOSITORY}/{path}");
+    for path in [
+        String::new(),
+        "/".into(),
+        of("blobs/uploads/"),
+        of("blobs/uploads/x"),
+        of("manifests/x"),
+        of("tags/list"),
+        of(&format!("blobs/{unknown}")),
+        of(&format!("manifests/{unknown}")),
+        of(&format!("referrers/{unknown}")),
     ] {
-        let response = setup.ask(method, &path).await;
-        assert_eq!(response.headers()["allow"], "GET, HEAD");
-        assert_errors(response, 405, "UNSUPPORTED").await;
+        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
+            let url = format!("http://{}/v2{path}?ns={UPSTREAM}", setup.server.address);
+            let response = setup.server.http.request(method.clone(), url).send().await.unwrap();
+            let allow = response.headers().get("allow").map(|v| v.to_str().unwrap());
+            assert_eq!(allow, Some("GET, HEAD"), "{method} {path}");
+            assert_errors(response, 405, "UNSUPPORTED").await;
+        }
     }
 }
 
