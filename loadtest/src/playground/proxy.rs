@@ -167,11 +167,22 @@ impl Proxy {
 
     /// `GET` of any path, whatever the status; for tests and warming.
     pub async fn get(&self, path: &str, accept: &str) -> Result<(http::StatusCode, bytes::Bytes)> {
+        self.get_with(path, http::header::ACCEPT, accept).await
+    }
+
+    /// `GET` of a range of any path, whatever the status.
+    pub async fn get_range(&self, path: &str, range: &str) -> Result<(http::StatusCode, bytes::Bytes)> {
+        self.get_with(path, http::header::RANGE, range).await
+    }
+
+    async fn get_with(
+        &self,
+        path: &str,
+        name: http::HeaderName,
+        value: &str,
+    ) -> Result<(http::StatusCode, bytes::Bytes)> {
         let failed = |e: reqwest::Error| PlaygroundError::unexpected(format!("get {path} from the server"), e);
-        let request = self
-            .http
-            .get(format!("{}{path}", self.url()))
-            .header(http::header::ACCEPT, accept);
+        let request = self.http.get(format!("{}{path}", self.url())).header(name, value);
         let answer = request.send().await.map_err(failed)?;
         Ok((answer.status(), answer.bytes().await.map_err(failed)?))
     }

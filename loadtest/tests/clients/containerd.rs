@@ -1,6 +1,9 @@
 //! containerd 1.6 (Debian 12) and 2.1 (forky): `_default`, a directory for one registry, `ctr`, CRI, and 2.1's parts.
 
+use std::collections::BTreeSet;
+
 use headstart_loadtest::{
+    corpus::{OCI_INDEX, SyntheticImage},
     origin::{Call, Origin},
     playground::containerd::{Containerd, Release, Snapshotter},
 };
@@ -127,46 +130,64 @@ fn parts(calls: &[Call]) -> usize {
 }
 
 /// 2.1 asks for a large layer in parts at once: `bytes=0-` must get 206, later ones are open-ended and hang up early.
-/// The upstream pays for each byte once all the same.
+/// The upstream pays for each byte once all the same. `all` is what the node has then.
+async fn fetches_in_parts(bench: Bench, origin: Origin, image: SyntheticImage, all: BTreeSet<String>) {
+    let forky = bench.forky().await;
+    let release = Release::Forky {
+        forky,
+        part_bytes: PART_BYTES,
+    };
+    let proxy = bench.proxy("proxy", &[("registry.test", &origin.url())], "").await;
+    let large = image.layers[0].digest;
+
+    // That this configuration means parts shows without us in between.
+    hosts(&bench, "direct", "_default", &[&origin.url()]);
+    let direct = start(&bench, "node-direct", release.clone(), "direct").await;
+    direct.cri.pull("registry.test/team/app:v1").await.unwrap();
+    let asked = parts(&origin.gets(&large));
+    assert!(
+        asked >= 4,
+        "the layer was asked for in {asked} parts: {:#?}",
+        origin.gets(&large)
+    );
+    drop(direct);
+
+    hosts(&bench, "proxied", "_default", &[&proxy.url()]);
+    for round in ["cold", "warm"] {
+        origin.clear_calls();
+        let containerd = start(&bench, &format!("node-{round}"), release.clone(), "proxied").await;
+        containerd.cri.pull("registry.test/team/app:v1").await.unwrap();
+        let found = stored::containerd(&containerd.dir);
+        assert!(all.is_subset(&found), "{round}: {found:#?}");
+        let sent = origin.bytes_sent(&large) as f64 / image.layers[0].blob.len() as f64;
+        let wanted = if round == "cold" { 1.0..=1.05 } else { 0.0..=0.0 };
+        assert!(
+            wanted.contains(&sent),
+            "{round}: {sent} of the layer's bytes left the upstream"
+        );
+        drop(containerd);
+    }
+}
+
 #[test]
 fn containerd_2_1_fetches_in_parallel_parts_and_the_upstream_pays_once() {
     with_bench(|bench| async move {
-        let forky = bench.forky().await;
         let image = images::image(1400, &[16 << 20, 200_000]);
         let origin = Origin::with_image("team/app", "v1", &image);
-        let release = Release::Forky {
-            forky,
-            part_bytes: PART_BYTES,
-        };
-        let proxy = bench.proxy("proxy", &[("registry.test", &origin.url())], "").await;
-        let large = image.layers[0].digest;
+        let all = contents(&image);
+        fetches_in_parts(bench, origin, image, all).await;
+    });
+}
 
-        // That this configuration means parts shows without us in between.
-        hosts(&bench, "direct", "_default", &[&origin.url()]);
-        let direct = start(&bench, "node-direct", release.clone(), "direct").await;
-        direct.cri.pull("registry.test/team/app:v1").await.unwrap();
-        let asked = parts(&origin.gets(&large));
-        assert!(
-            asked >= 4,
-            "the layer was asked for in {asked} parts: {:#?}",
-            origin.gets(&large)
-        );
-        drop(direct);
-
-        hosts(&bench, "proxied", "_default", &[&proxy.url()]);
-        for round in ["cold", "warm"] {
-            origin.clear_calls();
-            let containerd = start(&bench, &format!("node-{round}"), release.clone(), "proxied").await;
-            containerd.cri.pull("registry.test/team/app:v1").await.unwrap();
-            let found = stored::containerd(&containerd.dir);
-            assert!(contents(&image).is_subset(&found), "{found:#?}");
-            let sent = origin.bytes_sent(&large) as f64 / image.layers[0].blob.len() as f64;
-            let wanted = if round == "cold" { 1.0..=1.05 } else { 0.0..=0.0 };
-            assert!(
-                wanted.contains(&sent),
-                "{round}: {sent} of the layer's bytes left the upstream"
-            );
-            drop(containerd);
-        }
+#[test]
+fn containerd_2_1_fetches_one_platform_of_an_index_in_parallel_parts() {
+    with_bench(|bench| async move {
+        let multi = MultiArch::of(1500, &[16 << 20, 200_000]);
+        let origin = Origin::with_image("team/app", "arm64", &multi.arm64);
+        multi.amd64.push(&origin, "team/app", "amd64");
+        origin.add_manifest("team/app", Some("v1"), OCI_INDEX, multi.index.clone());
+        let mut all = contents(&multi.amd64);
+        all.insert(multi.index_digest.to_string());
+        fetches_in_parts(bench, origin, multi.amd64, all).await;
     });
 }

@@ -1,5 +1,5 @@
 //! oras: artifacts with a subject, their referrers (by the fallback tag, which docker-registry 2.8 needs), and copies of
-//! whole indexes.
+//! single images and of whole indexes.
 
 use bytes::Bytes;
 use headstart_layer_format::BlobDigest;
@@ -8,7 +8,13 @@ use serde_json::json;
 
 use crate::{
     skopeo::assert_warm,
-    support::{images, images::MultiArch, stored, upstream::Upstream, with_bench},
+    support::{
+        images,
+        images::{MultiArch, contents},
+        stored,
+        upstream::Upstream,
+        with_bench,
+    },
 };
 
 const ARTIFACT: &str = "application/vnd.example.sbom.v1";
@@ -61,9 +67,12 @@ fn oras_copies_pulls_artifacts_and_discovers_referrers() {
             oras(name, &["cp", "--from-plain-http", "--to-oci-layout", &image(tag), &to]).await;
             stored::layout(&dir)
         };
+        let of_single = contents(&single);
         assert_eq!(copy("cold", "multi").await, multi.all());
+        assert_eq!(copy("cold-single", "single").await, of_single);
         let warm = upstream.traffic();
         assert_eq!(copy("warm", "multi").await, multi.all());
+        assert_eq!(copy("warm-single", "single").await, of_single);
         assert_warm(&bench, &upstream, &warm);
 
         let out = bench.dir("pulled");

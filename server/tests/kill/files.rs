@@ -1,6 +1,6 @@
 //! What a killed server may not leave behind.
 //!
-//! In: a data directory in use. Out: paths that have no business there. Invariant: a file that is no original by its name
+//! In: a data directory in use. Out: paths that have no business there; how much is kept. Invariant: a file that is no original by its name
 //! is found, and so is one whose bytes are not what its name says.
 //! Not here: what is inside packs (`fsck` looks there).
 
@@ -64,4 +64,20 @@ pub async fn leftovers(dir: &Path) -> String {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     found
+}
+
+/// Bytes of the files below `originals/`.
+pub fn originals_bytes(dir: &Path) -> u64 {
+    let (mut bytes, mut todo) = (0, vec![data(dir).join("originals")]);
+    while let Some(next) = todo.pop() {
+        for entry in std::fs::read_dir(next).unwrap().flatten() {
+            match entry.metadata() {
+                Ok(of) if of.is_dir() => todo.push(entry.path()),
+                Ok(of) => bytes += of.len(),
+                // Evicted between the look and here.
+                Err(_) => {}
+            }
+        }
+    }
+    bytes
 }

@@ -1,11 +1,12 @@
 //! kill -9 in the middle of cold pulls.
 //!
-//! In: an origin that is slow, clients that pull whole blobs and ranges of them. Out: every blob is right after it.
+//! In: an origin that is slow, clients that pull whole blobs and ranges of them; every other round a budget that is less than
+//! they pull, so that originals are evicted under the kills, too. Out: every blob is right after it.
 //! Invariant: a body that ended properly has the right bytes, also in the moment before a kill; what a client saw of a
 //! body that broke off is a prefix of the right bytes.
 //! Not here: kills in the middle of conversions ([`super::conversions`]).
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, future::join_all};
@@ -17,7 +18,7 @@ use headstart_loadtest::{
 
 use crate::{
     REPOSITORY, ROUNDS_A_DIRECTORY,
-    files::leftovers,
+    files::{leftovers, originals_bytes},
     process::{Directory, Process},
     rounds, soon,
 };
@@ -26,6 +27,12 @@ use crate::{
 const SLOW_BYTES_PER_SEC: u64 = 6 << 20;
 /// The latest moment of a kill: a little more than the slowest pull takes.
 const KILL_AFTER_MS_MAX: u64 = 900;
+
+/// Less than a round pulls, which is [`BIG_BYTES_MIN`] and two layers: its originals are evicted while it goes on.
+const ORIGINALS_BYTES_MAX: u64 = BIG_BYTES_MIN;
+
+/// Of the blob that is no layer.
+const BIG_BYTES_MIN: u64 = 2 << 20;
 
 /// What one client got: the status, the bytes, and whether the body ended properly.
 async fn read(http: &reqwest::Client, url: String, range: Option<&Range<u64>>) -> Option<(u16, Vec<u8>, bool)> {
@@ -86,7 +93,7 @@ impl Round {
         let image = SyntheticImage::new(Flavor::Oci, vec![layer(rng), layer(rng)]);
         image.push(origin, REPOSITORY, "latest");
         let mut blobs: Vec<_> = image.layers.iter().map(|l| (l.digest, l.blob.clone())).collect();
-        let len = (2 << 20) + rng.below(3 << 20) as usize;
+        let len = (BIG_BYTES_MIN + rng.below(3 << 20)) as usize;
         let big = Bytes::from(rng.bytes(len));
         blobs.push((origin.add_blob(REPOSITORY, big.clone()), big));
         Self { image, blobs }
@@ -139,6 +146,19 @@ impl Round {
     }
 }
 
+/// Of a round that pulled more than its budget.
+async fn assert_within_budget(dir: &Path) {
+    let mut kept = 0;
+    for _ in 0..300 {
+        kept = originals_bytes(dir);
+        if kept <= ORIGINALS_BYTES_MAX {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{kept} bytes of originals are kept, of {ORIGINALS_BYTES_MAX}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_of_cold_pulls_it_comes_back_with_the_right_bytes_and_nothing_else() {
     let origin = Origin::start(Auth::Anonymous);
@@ -153,6 +173,11 @@ async fn killed_at_any_moment_of_cold_pulls_it_comes_back_with_the_right_bytes_a
             dir = Directory::new();
         }
         origin.clear_faults();
+        let is_tight = n % 2 == 1;
+        let budget = match is_tight {
+            true => format!("[cache]\noriginals_bytes_max = {ORIGINALS_BYTES_MAX}\n"),
+            false => String::new(),
+        };
         let round = Arc::new(Round::new(&origin, &mut rng));
         origin.always(
             Target::Blobs,
@@ -162,7 +187,7 @@ async fn killed_at_any_moment_of_cold_pulls_it_comes_back_with_the_right_bytes_a
         );
         // Twice, so that a fetch which was resumed is killed, too.
         for _ in 0..2 {
-            let process = Arc::new(Process::start(dir.path(), &origin, "", &http).await);
+            let process = Arc::new(Process::start(dir.path(), &origin, &budget, &http).await);
             let clients = (0..4).map(|_| {
                 let pull = round.clone().pull(process.clone(), http.clone(), rng.next_u64());
                 tokio::spawn(pull)
@@ -177,9 +202,9 @@ async fn killed_at_any_moment_of_cold_pulls_it_comes_back_with_the_right_bytes_a
         }
         origin.clear_faults();
         for _ in 0..rng.below(3) {
-            Process::start_in_vain(dir.path(), &origin, "", &mut rng).await;
+            Process::start_in_vain(dir.path(), &origin, &budget, &mut rng).await;
         }
-        let process = Process::start(dir.path(), &origin, "", &http).await;
+        let process = Process::start(dir.path(), &origin, &budget, &http).await;
         round.verify(&process, &http).await;
         // Clients that hang up must not leave a file open, either.
         let before = process.open_files().len();
@@ -200,5 +225,8 @@ async fn killed_at_any_moment_of_cold_pulls_it_comes_back_with_the_right_bytes_a
         assert!(after <= before + 8, "{after} open files, {before} before");
         let left = leftovers(dir.path()).await;
         assert!(left.is_empty(), "round {n} left files:\n{left}");
+        if is_tight {
+            assert_within_budget(dir.path()).await;
+        }
     }
 }

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use headstart_layer_format::BlobDigest;
 use headstart_loadtest::{
     corpus::{OCI_INDEX, SyntheticImage, index_of},
@@ -189,18 +190,27 @@ impl Cell {
         }
     }
 
-    /// Whatever else: a complete body is right.
+    /// Whatever else: a complete body is right, asked for as a range that is all of it or as a whole.
     async fn assert_no_wrong_body(&self, proxy: &Proxy) {
-        for digest in images::blobs(&self.image) {
-            let path = format!("/v2/{}/{REPOSITORY}/blobs/{digest}", self.registry);
+        let blobs = images::blobs(&self.image);
+        join_all(blobs.iter().map(|digest| self.assert_right_if_complete(digest, proxy))).await;
+    }
+
+    async fn assert_right_if_complete(&self, digest: &BlobDigest, proxy: &Proxy) {
+        let path = format!("/v2/{}/{REPOSITORY}/blobs/{digest}", self.registry);
+        // The range comes first: of what is here then, every answer is right.
+        let range = proxy.get_range(&path, "bytes=0-").await;
+        let whole = proxy.get(&path, "*/*").await;
+        for (asked, answer, complete) in [("a range", range, 206), ("the whole", whole, 200)] {
             // An error is a body that was cut.
-            if let Ok((status, body)) = proxy.get(&path, "*/*").await
-                && status == 200
+            if let Ok((status, body)) = answer
+                && status.is_success()
             {
+                assert_eq!(status, complete, "{asked}: {}", self.registry);
                 assert_eq!(
                     BlobDigest::of(&body),
-                    digest,
-                    "a wrong body left the server complete: {}",
+                    *digest,
+                    "a wrong body left the server complete, {asked}: {}",
                     self.registry
                 );
             }
