@@ -67,7 +67,7 @@ fn the_shipped_file_shows_where_to_ask() {
 }
 
 #[test]
-fn the_shipped_file_shows_that_a_connection_is_kept_warm() {
+fn the_shipped_file_shows_that_no_connection_is_kept_warm() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/shim.toml");
     let table: toml::Table = std::fs::read_to_string(path).expect("read").parse().expect("TOML");
     let shown = table["fetch"]["keep_warm_ms"].as_integer().expect("a number");

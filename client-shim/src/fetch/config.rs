@@ -26,8 +26,8 @@ pub struct FetchConfig {
     pub run_bytes_max: u64,
     /// Longest pause between two rounds over all servers while a reader waits.
     pub retry_pause_ms_max: u64,
-    /// Longest time between two small questions that keep a connection open for the first pull; 0: none is kept. Below the
-    /// idle times of our servers (120 s) and of what usually stands before them (60 s).
+    /// Longest time between two small questions that keep a connection open for the first pull; 0: none is kept. What it is
+    /// set to should be below the idle times of our servers (120 s) and of what usually stands before them (60 s).
     pub keep_warm_ms: u64,
     /// Who the node is to its servers; nobody in particular without.
     pub identity: IdentityConfig,
@@ -44,7 +44,7 @@ impl Default for FetchConfig {
             inflight_bytes_max: 64 << 20,
             run_bytes_max: 2 << 20,
             retry_pause_ms_max: 500,
-            keep_warm_ms: 20_000,
+            keep_warm_ms: 0,
             identity: IdentityConfig::default(),
             original: OriginalConfig::default(),
         }

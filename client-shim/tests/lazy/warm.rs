@@ -144,8 +144,8 @@ impl Drop for Shim {
 }
 
 #[test]
-fn the_program_keeps_a_connection_unless_it_is_told_not_to() {
-    for (fetch, keeps) in [("", true), ("keep_warm_ms = 0", false)] {
+fn the_program_keeps_a_connection_if_it_is_told_to() {
+    for (fetch, keeps) in [("keep_warm_ms = 20000", true), ("", false)] {
         let (url, listener) = silent();
         let accepted = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&accepted);
